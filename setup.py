@@ -1,0 +1,57 @@
+"""The only declaration of the package. Tool settings live in pyproject.toml; tested pins in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="scmbert_jax",
+    version=(HERE / "scmbert_jax" / "VERSION").read_text().strip(),
+    description="Pre-training of multi-omic single-cell transformers in JAX, from a laptop to a TPU pod",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["scmbert_jax*", "data_pipelines*", "experiments*"]),
+    package_data={
+        "scmbert_jax": ["VERSION"],
+        "data_pipelines": ["tables/*", "example/*"],
+    },
+    install_requires=[
+        # the model and the training
+        "jax>=0.10.2",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "chex>=0.1.92",
+        "numpy>=2.0",
+        # the corpus and the input pipeline
+        "tensorflow-cpu>=2.21; platform_machine == 'x86_64' and sys_platform == 'linux'",
+        "tensorflow>=2.21; platform_machine != 'x86_64' or sys_platform != 'linux'",
+        "tensorflow-datasets>=4.9.10",
+        "anndata>=0.12",
+        "mudata>=0.3.8",
+        "h5py>=3.12",
+        "numba>=0.63",
+        "pandas>=2.2,<3",
+        "pyarrow>=18",
+        "scipy>=1.15",
+        "zstandard>=0.23",
+        "google-crc32c>=1.6",
+        # what people see
+        "tyro>=1.0",
+        "cattrs>=25.1",
+        "rich>=14",
+        "tensorboardX>=2.6.4",
+        "matplotlib>=3.10",
+        "scikit-learn>=1.6",
+        "threadpoolctl>=3.5",
+        "umap-learn>=0.5.9",
+    ],
+    extras_require={
+        "test": ["pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18"],
+    },
+    entry_points={"console_scripts": ["scmbert=scmbert_jax.cli:main"]},
+)
