@@ -1,0 +1,91 @@
+"""What is known of the cells: one table for all data sets, and codes for the fields that a model may be told.
+
+Vocabularies of fields that mean the same everywhere (cell type, assay, tissue, disease) are shared by all data sets. A
+technical batch or a donor is only known within its data set: batch "1" of one is not batch "1" of another, so their
+categories carry the name of the data set ("pbmc/1").
+"""
+
+import numpy as np
+import pandas as pd
+
+CODED_FIELDS = ("cell_type", "technical_batch", "donor", "assay", "tissue", "disease")
+_LOCAL_FIELDS = ("technical_batch", "donor")
+_OWN_COLUMNS = ("cell_id", "dataset", *CODED_FIELDS)
+
+
+def dataset_metadata(
+    name: str, cell_ids: np.ndarray, obs: pd.DataFrame, obs_fields: dict[str, str], rows: np.ndarray
+) -> pd.DataFrame:
+    """The table of one data set, for the cells `rows`: cell_id, dataset, standard fields, then its own columns.
+
+    Args:
+      name: of the data set.
+      cell_ids: str [n].
+      obs: n rows of metadata as the source has them.
+      obs_fields: standard field -> column of `obs` that holds it.
+      rows: int64, which cells.
+    """
+    table = pd.DataFrame({"cell_id": cell_ids[rows].astype(str), "dataset": name})
+    for field in CODED_FIELDS:
+        if field in obs_fields:
+            table[field] = _as_text(obs[obs_fields[field]].iloc[rows])
+    for column in obs.columns:
+        values = obs[column].iloc[rows]
+        # a column of the source that has the name of one of ours, and is not what ours was read from, stays beside it
+        kept_as = str(column)
+        if kept_as in _OWN_COLUMNS:
+            if obs_fields.get(kept_as) == column:
+                continue
+            kept_as = f"source_{kept_as}"
+        numeric = pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values)
+        table[kept_as] = values.to_numpy() if numeric else _as_text(values)
+    return table
+
+
+def join_metadata(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """One below the other; a column that is a number in one and text in another becomes text, absent is null."""
+    columns = list(dict.fromkeys([name for name in _OWN_COLUMNS if any(name in table for table in tables)]))
+    columns += [name for table in tables for name in table.columns if name not in columns]
+    columns = list(dict.fromkeys(columns))
+    for name in columns:
+        kinds = {pd.api.types.is_numeric_dtype(table[name]) for table in tables if name in table}
+        if kinds == {True, False}:
+            for table in tables:
+                if name in table:
+                    table[name] = _as_text(table[name])
+    return pd.concat(tables, ignore_index=True)[columns] if len(tables) > 1 else tables[0][columns]
+
+
+def code_fields(table: pd.DataFrame, dataset_names: list[str]) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
+    """Vocabularies: field -> categories, sorted (data sets: as given); codes: field -> int32 [n], -1 where unknown."""
+    vocabularies = {"dataset": list(dataset_names)}
+    codes = {"dataset": table["dataset"].map({name: i for i, name in enumerate(dataset_names)}).to_numpy(np.int32)}
+    for field in CODED_FIELDS:
+        if field not in table:
+            continue
+        values = table[field]
+        if field in _LOCAL_FIELDS:
+            values = (table["dataset"] + "/" + values).where(values.notna(), None)
+        known = sorted(values.dropna().unique().tolist())
+        if not known:
+            continue
+        vocabularies[field] = known
+        code_of = {value: code for code, value in enumerate(known)}
+        codes[field] = values.map(code_of).fillna(-1).to_numpy(np.int32)
+    return vocabularies, codes
+
+
+def _as_text(values: pd.Series) -> np.ndarray:
+    """object [n]: str, or None where unknown. Whole numbers lose their ".0"."""
+    found = values.to_numpy(object, na_value=None)
+    return np.array(
+        [
+            None
+            if value is None or value != value
+            else str(int(value))
+            if isinstance(value, (float, np.floating)) and float(value).is_integer()
+            else str(value)
+            for value in found
+        ],
+        dtype=object,
+    )

@@ -1,0 +1,404 @@
+"""Cells of any length become tokens of one shape: sample expressed features and measured zeros, pad the rest.
+
+For a cell with n expressed features of the M its dataset measured, `num_tokens` L and `zero_fraction` z:
+
+    expressed tokens   min(n, L - floor(L z))
+    zero tokens        min(round(expressed * z / (1 - z)), M - n, L - expressed)
+
+except that where L holds the whole panel (L >= M, z > 0) the cell is read whole: n expressed and M - n zeros (224
+antibodies in 224 tokens). Both kinds are drawn uniformly without replacement. A feature that was not measured is no
+zero and never a token. Tokens are ordered by feature id, so that their order says nothing.
+
+Randomness is counter-based: an expressed feature is kept if its hash of (seed, epoch, cell, modality, feature) is among
+the smallest; zeros come from the sequence of hashes of (seed, epoch, cell, modality, t), t = 0, 1, ..., skipping what
+is expressed or drawn already (hashing all M features instead would cost 50 us a cell). Thus the tokens of a cell depend
+on nothing but the cell and its place in the run: not on the other cells of the batch, nor on who makes it.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+import scipy.sparse
+
+from data_pipelines.counter_hash import fold, fold_compiled, hash_of
+from scmbert_jax.batch import MODALITIES, CellBatch, ModalityTokens
+from scmbert_jax.errors import ConfigError, InputError
+
+MAX_COUNT = 2**31 - 1  # counts travel as int32
+
+_TOKENS = 3  # what a hash is for; sampling_order has 1 and 2
+_ZERO_DRAWS = 1 << 40  # above every feature id: draws of zeros never share a hash with a feature
+_TWO_64 = 18446744073709549568.0  # the largest double below 2^64
+# log2 of a power of two: multiplied with this sequence, the highest six bits are another number for each of the 64
+_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
+_BIT_INDEX = np.zeros(64, np.int64)
+_BIT_INDEX[[((1 << bit) * 0x03F79D71B4CB0A89 % (1 << 64)) >> 58 for bit in range(64)]] = np.arange(64)
+
+
+class TokenSampling(NamedTuple):
+    """How many tokens of a modality a cell may have.
+
+    Attributes:
+      num_tokens: L; 0 leaves the modality out.
+      zero_fraction: share of a cell's tokens that are measured zeros, in [0, 1). 0: expressed features only.
+    """
+
+    num_tokens: int
+    zero_fraction: float = 0.0
+
+
+class MeasuredFeatures(NamedTuple):
+    """Which features each dataset measured, as lists: dataset d measured `ids[starts[d] : starts[d + 1]]`.
+
+    Attributes:
+      starts: int64 [num_datasets + 1].
+      ids: int32, indices within the modality, ascending for each dataset.
+      num_features: features of the modality.
+    """
+
+    starts: np.ndarray
+    ids: np.ndarray
+    num_features: int
+
+    @classmethod
+    def from_masks(cls, masks: list[np.ndarray]) -> "MeasuredFeatures":
+        """From one bool [num_features] per dataset."""
+        lists = [np.flatnonzero(mask).astype(np.int32) for mask in masks]
+        starts = np.concatenate([[0], np.cumsum([len(ids) for ids in lists])]).astype(np.int64)
+        return cls(starts, np.concatenate(lists) if lists else np.zeros(0, np.int32), len(masks[0]) if masks else 0)
+
+
+def check_sampling(sampling: dict[str, TokenSampling], modalities: list[str], where: str) -> None:
+    """Raises ConfigError: a modality `where` has not, impossible numbers, or no modality read at all."""
+    for modality, choice in sampling.items():
+        if choice.num_tokens < 0:
+            raise ConfigError(f"num_tokens of {modality} is {choice.num_tokens}; expected 0 (leave out) or more")
+        if not 0 <= choice.zero_fraction < 1:
+            raise ConfigError(f"zero_fraction of {modality} is {choice.zero_fraction}; expected 0 <= value < 1")
+        if choice.num_tokens and modality not in modalities:
+            raise ConfigError(
+                f"{choice.num_tokens} tokens of {modality!r} are asked for, but {where} has only {modalities}: "
+                "set its num_tokens to 0"
+            )
+    if not any(choice.num_tokens for choice in sampling.values()):
+        raise ConfigError(f"no modality has num_tokens above 0; {where} has {modalities}")
+
+
+def empty_tokens(num_rows: int, num_tokens: int) -> ModalityTokens:
+    """Tokens of cells that were not measured: all padding."""
+    return ModalityTokens(
+        feature_ids=np.zeros((num_rows, num_tokens), np.int32),
+        counts=np.zeros((num_rows, num_tokens), np.int32),
+        lengths=np.zeros(num_rows, np.int32),
+        library_size=np.zeros(num_rows, np.float32),
+        measured=np.zeros(num_rows, bool),
+    )
+
+
+def token_key(seed: int, epoch: int, modality: str) -> int:
+    """The hash that all token sampling of one modality in one epoch starts from."""
+    return hash_of(seed, _TOKENS, epoch, MODALITIES.index(modality))
+
+
+def fill_tokens(
+    tokens: ModalityTokens,
+    rows: slice,
+    cells: np.ndarray,
+    cell_starts: np.ndarray,
+    feature_ids: np.ndarray,
+    counts: np.ndarray,
+    cell_keys: np.ndarray,
+    datasets: np.ndarray,
+    measured_cells: np.ndarray,
+    measured: MeasuredFeatures,
+    first_feature: int,
+    zero_fraction: float,
+    key: int,
+) -> None:
+    """Sample tokens of some cells into rows of `tokens` (feature_ids, counts and lengths; which must be zero there).
+
+    Args:
+      tokens: [B, L] arrays to fill.
+      rows: which rows; as many as `cells`.
+      cells: int64 [b], which of the n cells.
+      cell_starts: int64 [n + 1], where each cell's entries begin in feature_ids, counts.
+      feature_ids: int32 [nnz], indices within the modality, ascending within a cell.
+      counts: uint32 [nnz].
+      cell_keys: uint64 [n], what makes the cell's randomness its own (its position in the corpus).
+      datasets: int32 [n], row of `measured`.
+      measured_cells: bool [n].
+      measured: what each dataset measured.
+      first_feature: row of the feature table of the modality's first feature.
+      zero_fraction: z.
+      key: from `token_key`.
+    """
+    _fill(
+        tokens.feature_ids[rows],
+        tokens.counts[rows],
+        tokens.lengths[rows],
+        cells,
+        cell_starts,
+        feature_ids,
+        counts,
+        cell_keys,
+        datasets,
+        measured_cells,
+        measured.starts,
+        measured.ids,
+        measured.num_features,
+        first_feature,
+        float(zero_fraction),
+        np.uint64(key),
+    )
+
+
+@numba.njit(nogil=True, cache=True)
+def _fill(
+    out_ids,  # int32 [b, L]
+    out_counts,  # int32 [b, L]
+    out_lengths,  # int32 [b]
+    cells,
+    cell_starts,
+    feature_ids,
+    counts,
+    cell_keys,
+    datasets,
+    measured_cells,
+    measured_starts,
+    measured_ids,
+    num_features,
+    first_feature,
+    zero_fraction,
+    key,
+):
+    num_tokens = out_ids.shape[1]
+    # one bit per feature: chosen as a token; expressed (both cleared after each cell by walking what was set)
+    chosen = np.zeros((num_features + 63) // 64, np.uint64)
+    expressed = np.zeros((num_features + 63) // 64, np.uint64)
+    count_of = np.zeros(num_features, np.uint32)  # likewise
+    keys = np.empty(1024, np.uint64)
+    sortable = np.empty(1024, np.uint64)
+    one = np.uint64(1)
+    for row in range(cells.shape[0]):
+        cell = cells[row]
+        if not measured_cells[cell]:
+            continue
+        start, stop = cell_starts[cell], cell_starts[cell + 1]
+        n = stop - start
+        panel_start = measured_starts[datasets[cell]]
+        panel_size = measured_starts[datasets[cell] + 1] - panel_start  # M
+        if num_tokens >= panel_size and zero_fraction > 0:
+            num_expressed, num_zeros = n, panel_size - n
+        else:
+            num_expressed = min(n, num_tokens - int(np.floor(num_tokens * zero_fraction)))
+            wanted = int(np.floor(num_expressed * zero_fraction / (1 - zero_fraction) + 0.5))
+            num_zeros = max(0, min(wanted, panel_size - n, num_tokens - num_expressed))
+        cell_key = fold_compiled(key, cell_keys[cell])
+
+        if n > keys.shape[0]:
+            keys = np.empty(2 * n, np.uint64)
+            sortable = np.empty(2 * n, np.uint64)
+        threshold = np.uint64(0xFFFFFFFFFFFFFFFF)
+        if num_expressed < n:
+            for i in range(n):
+                keys[i] = fold_compiled(cell_key, np.uint64(feature_ids[start + i]))
+            threshold = _kth_smallest(keys, sortable, n, num_expressed)
+
+        # conditions on random keys are added, not branched on: a mispredicted branch costs more than all the rest
+        if num_zeros == 0:
+            position = 0
+            for i in range(n):
+                if position == num_expressed:
+                    break
+                out_ids[row, position] = feature_ids[start + i] + first_feature
+                out_counts[row, position] = counts[start + i]
+                position += num_expressed == n or keys[i] <= threshold
+            out_lengths[row] = position
+            continue
+
+        for i in range(start, stop):
+            expressed[feature_ids[i] >> 6] |= one << np.uint64(feature_ids[i] & 63)
+        if num_zeros == panel_size - n:
+            for i in range(panel_start, panel_start + panel_size):
+                word, bit = measured_ids[i] >> 6, one << np.uint64(measured_ids[i] & 63)
+                if not expressed[word] & bit:
+                    chosen[word] |= bit
+        else:
+            drawn = 0
+            draw = np.uint64(_ZERO_DRAWS)
+            while drawn < num_zeros:
+                uniform = (fold_compiled(cell_key, draw) >> np.uint64(11)) * (1.0 / 9007199254740992.0)  # [0, 1)
+                draw += one
+                feature = measured_ids[panel_start + int(uniform * panel_size)]
+                word, bit = feature >> 6, one << np.uint64(feature & 63)
+                if not (expressed[word] | chosen[word]) & bit:
+                    chosen[word] |= bit
+                    drawn += 1
+        for i in range(n):
+            feature = feature_ids[start + i]
+            expressed[feature >> 6] = np.uint64(0)
+            count_of[feature] = counts[start + i]
+            kept = np.uint64(num_expressed == n or keys[i] <= threshold)
+            chosen[feature >> 6] |= kept << np.uint64(feature & 63)
+
+        position = 0
+        for word in range(chosen.shape[0]):
+            bits = chosen[word]
+            chosen[word] = np.uint64(0)
+            while bits and position < num_tokens:
+                lowest = bits & (~bits + one)
+                feature = word * 64 + _BIT_INDEX[(lowest * _DE_BRUIJN) >> np.uint64(58)]
+                bits ^= lowest
+                out_ids[row, position] = feature + first_feature
+                out_counts[row, position] = count_of[feature]
+                position += 1
+        for i in range(start, stop):
+            count_of[feature_ids[i]] = 0
+        out_lengths[row] = position
+
+
+@numba.njit(nogil=True, cache=True)
+def _kth_smallest(keys, sortable, n, k):
+    """The k-th smallest of keys[:n]; `sortable` is working space.
+
+    Keys are uniform, so the k-th lies near k / n: only keys within five standard deviations of that are looked at.
+    """
+    if k <= 0:
+        return np.uint64(0)
+    spread = 5.0 * np.sqrt(k) + 5.0
+    lower = np.uint64(max(0.0, (k - spread) / n) * _TWO_64)
+    upper = np.uint64(min(1.0, (k + spread) / n) * _TWO_64)
+    size = 0
+    below = 0
+    for i in range(n):
+        sortable[size] = keys[i]
+        below += keys[i] < lower
+        size += (keys[i] >= lower) & (keys[i] <= upper)
+    if below >= k or below + size < k:  # once in a million cells
+        for i in range(n):
+            sortable[i] = keys[i]
+        size = n
+        below = 0
+    left, right = 0, size - 1
+    target = k - 1 - below
+    while left < right:  # quickselect (Hoare); keys are random, so the middle is a fair pivot
+        pivot = sortable[(left + right) >> 1]
+        i, j = left, right
+        while i <= j:
+            while sortable[i] < pivot:
+                i += 1
+            while sortable[j] > pivot:
+                j -= 1
+            if i <= j:
+                sortable[i], sortable[j] = sortable[j], sortable[i]
+                i += 1
+                j -= 1
+        if target <= j:
+            right = j
+        elif target >= i:
+            left = i
+        else:
+            break
+    return sortable[target]
+
+
+def collate_counts(
+    counts: dict[str, scipy.sparse.csr_matrix],
+    sampling: dict[str, TokenSampling],
+    slices: dict[str, tuple[int, int]],
+    measured_features: dict[str, np.ndarray],
+    *,
+    measured_cells: dict[str, np.ndarray] | None = None,
+    library_size: dict[str, np.ndarray] | None = None,
+    covariates: dict[str, np.ndarray] | None = None,
+    cell_index: np.ndarray | None = None,
+    seed: int = 0,
+) -> CellBatch:
+    """Cells of a file as a batch, for embedding: the tokens of a cell depend on its own counts and on nothing else.
+
+    All cells share one hash key, so a cell gets the same tokens in any row, beside any neighbours, in any file.
+
+    Args:
+      counts: modality -> integer CSR [B, features of that modality in the model's feature space]. Modalities that
+        `sampling` reads and that are not here become all padding.
+      sampling: modality -> number of tokens; must be as the model was trained for the numbers to mean the same.
+      slices: modality -> rows of the feature table (`FeatureLayout.slices`).
+      measured_features: modality -> bool [features of that modality], which of them the file measured.
+      measured_cells: modality -> bool [B]; absent: measured in all.
+      library_size: modality -> float [B], total counts over all mapped features, where that is more than the features
+        of the model; absent: the row sums of `counts`.
+      covariates: name -> int32 [B] codes.
+      cell_index: int32 [B]; absent: 0 .. B - 1.
+      seed: which tokens are drawn where a cell has more features than tokens; the same seed, the same tokens.
+
+    Raises:
+      ConfigError: sampling of a modality the model has not.
+      InputError: a counts matrix of another width, counts that are negative or above 2^31 - 1, or counts of what is
+        said not to be measured.
+    """
+    check_sampling(sampling, list(slices), "the model's feature space")
+    num_cells = next(iter(counts.values())).shape[0] if counts else len(cell_index if cell_index is not None else ())
+    modalities = {}
+    for modality in MODALITIES:
+        choice = sampling.get(modality)
+        if choice is None or choice.num_tokens == 0:
+            continue
+        tokens = empty_tokens(num_cells, choice.num_tokens)
+        if modality in counts:
+            first, stop = slices[modality]
+            matrix = _canonical(counts[modality], (num_cells, stop - first), modality)
+            is_measured = np.ones(num_cells, bool)
+            if measured_cells is not None and modality in measured_cells:
+                is_measured = np.asarray(measured_cells[modality], bool)
+            panel = np.asarray(measured_features[modality], bool)
+            if not panel[matrix.indices].all():
+                outside = np.unique(matrix.indices[~panel[matrix.indices]])
+                raise InputError(
+                    f"counts of {modality}: {len(outside)} features have counts but are marked as not measured, the "
+                    f"first is number {outside[0]}; correct measured_features"
+                )
+            if np.diff(matrix.indptr)[~is_measured].any():
+                raise InputError(f"counts of {modality}: a cell that is marked as not measured has counts")
+            fill_tokens(
+                tokens,
+                slice(0, num_cells),
+                np.arange(num_cells),
+                matrix.indptr.astype(np.int64),
+                matrix.indices.astype(np.int32),
+                matrix.data.astype(np.uint32),
+                np.zeros(num_cells, np.uint64),
+                np.zeros(num_cells, np.int32),
+                is_measured,
+                MeasuredFeatures.from_masks([panel]),
+                first,
+                choice.zero_fraction,
+                fold(token_key(seed, 0, modality), 0),
+            )
+            totals = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
+            if library_size is not None and modality in library_size:
+                totals = np.asarray(library_size[modality])
+            tokens = tokens._replace(
+                library_size=np.where(is_measured, totals, 0).astype(np.float32), measured=is_measured
+            )
+        modalities[modality] = tokens
+    return CellBatch(
+        modalities=modalities,
+        covariates={name: np.asarray(codes, np.int32) for name, codes in (covariates or {}).items()},
+        cell_index=np.arange(num_cells, dtype=np.int32) if cell_index is None else np.asarray(cell_index, np.int32),
+        row=np.arange(num_cells, dtype=np.int32),
+    )
+
+
+def _canonical(matrix: scipy.sparse.csr_matrix, shape: tuple[int, int], modality: str) -> scipy.sparse.csr_matrix:
+    """Duplicates summed, ids ascending, no stored zeros; the caller's matrix stays as it is."""
+    if matrix.shape != shape:
+        raise InputError(f"counts of {modality}: shape {matrix.shape}, expected {shape} (cells, features of the model)")
+    matrix = scipy.sparse.csr_matrix(matrix, copy=True)
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    if matrix.nnz and (matrix.data.min() < 0 or matrix.data.max() > MAX_COUNT):
+        raise InputError(
+            f"counts of {modality} lie between {matrix.data.min()} and {matrix.data.max()}; expected 0 .. {MAX_COUNT}"
+        )
+    return matrix

@@ -1,0 +1,64 @@
+"""Which of the fields of an AnnData holds raw counts: decided by what is in them."""
+
+import numpy as np
+
+from data_pipelines.stored_matrix import StoredMatrix
+
+# Raw counts by custom: an explicit layer, then `raw`, then X.
+PREFERENCE = ("layers['counts']", "raw.X", "X")
+_ROWS_LOOKED_AT = 64
+_PLACES = 4
+
+
+def describe_values(values: np.ndarray) -> str | None:
+    """None for counts (finite, non-negative, integer-valued); else what is wrong, in words.
+
+    Float storage is allowed: an integer in float32 is exact up to 2^24, and a value counts as an integer within
+    1e-6 relative to itself.
+    """
+    if not len(values):
+        return None
+    if np.issubdtype(values.dtype, np.unsignedinteger) or values.dtype == bool:
+        return None
+    if not np.all(np.isfinite(values)):
+        return "NaN or infinite values"
+    if values.min() < 0:
+        return f"negative values (as low as {values.min():.4g})"
+    share = float(np.mean(~is_integer_valued(values)))
+    if share == 0:
+        return None
+    log = ": looks log-normalised" if values.max() < 20 else ": looks normalised"
+    return f"non-integers: {share:.0%} of the values, max {values.max():.4g}{log}"
+
+
+def is_integer_valued(values: np.ndarray) -> np.ndarray:
+    """bool [n]: within float rounding of an integer."""
+    if np.issubdtype(values.dtype, np.integer) or values.dtype == bool:
+        return np.ones(len(values), bool)
+    return np.abs(values - np.rint(values)) <= 1e-6 * np.maximum(1.0, np.abs(values))
+
+
+def choose_counts_field(candidates: dict[str, StoredMatrix]) -> tuple[str, dict[str, str]]:
+    """The field to read, and for each other field what was seen in it.
+
+    Looks at some rows in several places of each candidate. The first by preference that holds counts wins; if none
+    does, the first by preference is returned and the full check will say what is wrong with it.
+    """
+    if len(candidates) == 1:
+        return next(iter(candidates)), {}
+    seen = {name: _look(candidates[name]) for name in PREFERENCE if name in candidates}
+    chosen = next((name for name, problem in seen.items() if problem is None), next(iter(seen)))
+    return chosen, {name: problem or "counts" for name, problem in seen.items() if name != chosen}
+
+
+def _look(matrix: StoredMatrix) -> str | None:
+    rows = matrix.shape[0]
+    looked = 0
+    for first, part in matrix.chunks(_ROWS_LOOKED_AT):
+        problem = describe_values(part.data)
+        looked += part.nnz > 0
+        if problem or looked >= _PLACES:
+            return problem
+        if first + _ROWS_LOOKED_AT >= rows:
+            break
+    return None

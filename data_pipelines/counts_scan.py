@@ -1,0 +1,115 @@
+"""One streaming pass over a matrix: are these counts, and what does each cell hold?"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data_pipelines.counts_field import is_integer_valued
+from data_pipelines.counts_matrix import CountsMatrix
+
+# Counts are trained on as int32.
+MAX_COUNT = 2**31 - 1
+
+
+@dataclass
+class CountsScan:
+    """What a pass over all values found.
+
+    Attributes:
+      totals: float64 [cells], counts of each cell over the mapped columns.
+      detected: int32 [cells], mapped columns with a count.
+      totals_all: float64, counts of all cells over all columns.
+      num_values: stored non-zeros.
+      num_mapped_values: those in mapped columns.
+      max_value: the largest finite value.
+      storage: dtype the values are stored in.
+      faults: why these are not usable counts, for people; empty if they are.
+    """
+
+    totals: np.ndarray
+    detected: np.ndarray
+    totals_all: float = 0.0
+    num_values: int = 0
+    num_mapped_values: int = 0
+    max_value: float = 0.0
+    storage: str = ""
+    faults: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Tally:
+    """How many values are at fault in one way, and where the first of them is."""
+
+    count: int = 0
+    first: tuple[int, int, float] | None = None
+
+    def add(self, bad: np.ndarray, first_row: int, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray) -> None:
+        found = int(np.count_nonzero(bad))
+        if found and self.first is None:
+            place = int(np.argmax(bad))
+            row = int(np.searchsorted(indptr, place, side="right")) - 1
+            self.first = (first_row + row, int(indices[place]), float(data[place]))
+        self.count += found
+
+
+def scan_counts(matrix: CountsMatrix, column_to_feature: np.ndarray, rows: int = 4096) -> CountsScan:
+    """Reads every value once, chunk by chunk. Raises InputError where the file is damaged.
+
+    Args:
+      column_to_feature: int64 [columns], -1 where a column has no feature.
+    """
+    mapped = column_to_feature >= 0
+    scan = CountsScan(np.zeros(matrix.shape[0]), np.zeros(matrix.shape[0], np.int32))
+    not_finite, negative, fractional, too_large = _Tally(), _Tally(), _Tally(), _Tally()
+    for first, part in matrix.chunks(rows):
+        data, indices, indptr = part.data, part.indices, part.indptr
+        scan.storage = str(data.dtype)
+        scan.num_values += len(data)
+        finite = np.isfinite(data) if np.issubdtype(data.dtype, np.floating) else np.ones(len(data), bool)
+        values = data.astype(np.float64) if finite.all() else np.where(finite, data, 0.0).astype(np.float64)
+        not_finite.add(~finite, first, indptr, indices, data)
+        negative.add(values < 0, first, indptr, indices, data)
+        if not np.issubdtype(data.dtype, np.integer):
+            fractional.add(finite & ~is_integer_valued(values), first, indptr, indices, data)
+        too_large.add(values > MAX_COUNT, first, indptr, indices, data)
+        if len(values):
+            scan.max_value = max(scan.max_value, float(values.max()))
+        used = mapped[indices]
+        row = np.repeat(np.arange(part.shape[0]), np.diff(indptr))
+        cells = slice(first, first + part.shape[0])
+        scan.totals[cells] = np.bincount(row, weights=np.where(used, values, 0.0), minlength=part.shape[0])
+        scan.detected[cells] = np.bincount(row[used], minlength=part.shape[0])
+        scan.totals_all += float(values.sum())
+        scan.num_mapped_values += int(np.count_nonzero(used))
+    _describe_faults(scan, matrix, not_finite, negative, fractional, too_large)
+    return scan
+
+
+def _describe_faults(
+    scan: CountsScan, matrix: CountsMatrix, not_finite: _Tally, negative: _Tally, fractional: _Tally, too_large: _Tally
+) -> None:
+    remedy = "raw counts are needed: put them into layers['counts'], raw.X or X"
+    if not_finite.count:
+        scan.faults.append(f"{not_finite.count:,} NaN or infinite values, first {_place(not_finite, matrix)}; {remedy}")
+    if negative.count:
+        scan.faults.append(
+            f"{negative.count:,} negative values, first {_place(negative, matrix)}: looks scaled or corrected; {remedy}"
+        )
+    if fractional.count:
+        share = fractional.count / max(1, scan.num_values)
+        looks = "log-normalised" if scan.max_value < 20 else "normalised or corrected"
+        scan.faults.append(
+            f"non-integers: {share:.0%} of the values, max {scan.max_value:.4g}: looks {looks}; "
+            f"first {_place(fractional, matrix)}; {remedy}"
+        )
+    if too_large.count:
+        scan.faults.append(
+            f"{too_large.count:,} counts over 2^31-1, first {_place(too_large, matrix)}; no assay counts that far: "
+            "the values were probably multiplied or misread"
+        )
+
+
+def _place(tally: _Tally, matrix: CountsMatrix) -> str:
+    assert tally.first is not None
+    row, column, value = tally.first
+    return f"{value:.6g} in cell {str(matrix.cell_ids[row])!r}, feature {str(matrix.feature_names[column])!r}"

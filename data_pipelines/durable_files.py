@@ -1,0 +1,111 @@
+"""A folder that appears whole or not at all, on a disk that may be full.
+
+`GrowingFolder` builds in `OUT.building` under an exclusive lock and renames it to `OUT` when everything in it is on the
+disk. Killed at any moment, it leaves `OUT` as it was; the next build removes the leftover and starts anew.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scmbert_jax.errors import CorpusError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError while writing `path` (full disk, no permission) into a CorpusError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CorpusError(
+            f"{path}: cannot be written ({reason}). Nothing that looks like a corpus was left behind; make room or "
+            "choose another place, and run the command again"
+        ) from error
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a folder's list of files is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class GrowingFolder:
+    """Use as `with GrowingFolder(out, building, replace) as folder:`; fill `folder.path`, then `folder.publish()`.
+
+    Left without `publish` (an error, an interrupt), it removes what it made.
+
+    Args:
+      out: the final path.
+      building: where it grows, in the same parent folder.
+      replace: if True, an `out` that is there is replaced at the end, in two renames.
+
+    Raises:
+      CorpusError: `out` is there and must not be replaced, another process builds the same, or the disk refuses.
+    """
+
+    def __init__(self, out: Path, building: Path, replace: bool):
+        self.out = out
+        self.path = building
+        self.replaced = out.with_name(out.name + ".replaced")
+        self.replace = replace
+        self._lock = -1
+
+    def __enter__(self) -> "GrowingFolder":
+        with writing(self.out):
+            if self.replaced.exists() and not self.out.exists():
+                os.rename(
+                    self.replaced, self.out
+                )  # killed between the two renames of `publish`: the old one comes back
+        if os.path.lexists(self.out) and not self.replace:
+            raise CorpusError(
+                f"{self.out}: is there already; choose another name, remove it, or give --overwrite to replace it"
+            )
+        with writing(self.path):
+            self._lock = self._acquire()
+            for leftover in self.path.iterdir():
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        return self
+
+    def _acquire(self) -> int:
+        """Lock the folder itself, so that no lock file is left. A folder renamed by its owner meanwhile is not it."""
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self.path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
+                    return descriptor
+            except BlockingIOError:
+                os.close(descriptor)
+                raise CorpusError(
+                    f"{self.path}: another process is building there now; wait for it, or build under another name"
+                ) from None
+            os.close(descriptor)
+
+    def publish(self) -> None:
+        """Everything in the folder is complete: put it in its final place. Durable when this returns."""
+        with writing(self.out):
+            for path in self.path.iterdir():
+                sync(path)
+            sync(self.path)
+            if os.path.lexists(self.out):
+                if self.replaced.exists():
+                    shutil.rmtree(self.replaced)
+                os.rename(self.out, self.replaced)
+            os.rename(self.path, self.out)
+            sync(self.out.parent)
+        if self.replaced.exists():
+            shutil.rmtree(self.replaced, ignore_errors=True)
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is not None and self._lock >= 0:
+            shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)

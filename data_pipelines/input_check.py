@@ -1,0 +1,415 @@
+"""Is this data set fit to train on? Counts, known features, unique names, enough cells: a report, or a clear error."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from data_pipelines.counts_matrix import CountsMatrix, Dataset
+from data_pipelines.counts_scan import scan_counts
+from data_pipelines.feature_mapping import (
+    FeatureMapping,
+    antibody_coverage,
+    choose_gene_names,
+    gene_coverage,
+    map_genes,
+    map_proteins,
+    map_regions,
+)
+from data_pipelines.gene_tables import ASSEMBLY_OF, ORGANISMS
+from data_pipelines.genome_assembly import CHROMOSOME_LENGTHS, ORGANISM_OF_ASSEMBLY, assembly_of_genome
+from data_pipelines.input_report import InputReport, ModalityReport
+from data_pipelines.obs_fields import recognise_obs_fields
+from scmbert_jax.batch import MODALITIES
+from scmbert_jax.errors import InputError
+
+__all__ = ["InputReport", "ModalityReport", "check_dataset", "refuse_unpaired_files", "require_usable"]
+
+# Feature types of Cell Ranger that are no counts of genes, proteins or regions: named in a warning, not read.
+_NOT_READ = ("CRISPR Guide Capture", "Multiplexing Capture", "Antigen Capture", "Custom")
+_EXAMPLES = 3
+
+
+def check_dataset(
+    dataset: Dataset,
+    *,
+    organism: str | None = None,
+    assembly: str | None = None,
+    min_genes: int = 200,
+    min_coverage: float = 0.5,
+    obs_fields: Mapping[str, str | None] | None = None,
+) -> InputReport:
+    """Checks everything in one streaming pass per matrix; collects problems, never raises for bad content.
+
+    Which cells go on (`ModalityReport.keep`): a row without counts is dropped from its modality (the assay failed
+    there, which is not a zero); a cell whose RNA has fewer than `min_genes` genes is dropped from all modalities.
+
+    Args:
+      organism: "human" or "mouse"; None: taken from the gene names or the assembly.
+      assembly: of the regions, "hg38", "mm10", ...; None: the genome the file names.
+      min_genes: fewest mapped genes with a count for a cell to be kept.
+      min_coverage: smallest share of a modality's features that must be known.
+      obs_fields: standard name -> column of obs, overriding what is recognised.
+    """
+    report = InputReport(dataset.name, dataset.path, organism, assembly, min_genes, min_coverage)
+    report.warnings += dataset.notes
+    if organism is not None and organism not in ORGANISMS:
+        report.problems.append(f"organism {organism!r}: not known; state {' or '.join(ORGANISMS)}")
+        report.organism = None
+    if assembly is not None:
+        report.assembly = assembly_of_genome(assembly)
+        if report.assembly is None:
+            known = ", ".join(CHROMOSOME_LENGTHS)
+            report.problems.append(f"assembly {assembly!r}: not known; state one of {known}")
+    matrices = _readable(dataset, report)
+    gene_names = {
+        id(matrix): choose_gene_names(matrix.feature_table, matrix.feature_names, _best_coverage)
+        for matrix in matrices
+        if matrix.modality == "rna"
+    }
+    _settle_organism(report, matrices, gene_names, assembly_stated=assembly is not None)
+    for matrix in matrices:
+        report.modalities[matrix.modality] = _check_matrix(matrix, report, gene_names.get(id(matrix)))
+    _check_cells(dataset, matrices, report)
+    _check_obs(dataset, report, obs_fields)
+    return report
+
+
+def require_usable(report: InputReport) -> None:
+    """Raises InputError listing every problem of a report that has some."""
+    if not report.usable:
+        listed = "\n".join(f"  - {problem}" for problem in report.problems)
+        raise InputError(f"{report.path}: cannot be used\n{listed}")
+
+
+def refuse_unpaired_files(datasets: Sequence[Dataset]) -> None:
+    """Raises InputError where two data sets hold the same cells in different modalities: they should be paired.
+
+    As separate data sets those cells would count twice, each with a modality "not measured". A tenth of the smaller
+    set is the limit: bare 10x barcodes of unrelated experiments collide in far fewer.
+    """
+    for place, first in enumerate(datasets):
+        for second in datasets[place + 1 :]:
+            modalities = [{matrix.modality for matrix in dataset.matrices} for dataset in (first, second)]
+            if modalities[0] & modalities[1]:
+                continue
+            shared = set(first.cell_ids.tolist()) & set(second.cell_ids.tolist())
+            if len(shared) > 0.1 * min(len(first.cell_ids), len(second.cell_ids)):
+                kinds = [", ".join(sorted(kind)) or "unknown" for kind in modalities]
+                raise InputError(
+                    f"{first.path} ({kinds[0]}) and {second.path} ({kinds[1]}) share {len(shared):,} cell ids: they "
+                    f"look like one data set. Write {first.path}+{second.path} to pair them, or make the cell ids "
+                    "differ if they are different cells"
+                )
+
+
+# ---------------------------------------------------------------------------------------------- what is read
+
+
+def _readable(dataset: Dataset, report: InputReport) -> list[CountsMatrix]:
+    """The matrices of known, distinct modality, in the order of MODALITIES."""
+    known: dict[str, CountsMatrix] = {}
+    for matrix in dataset.matrices:
+        if matrix.modality in known:
+            report.problems.append(
+                f"{matrix.where}: a second matrix of {matrix.modality} beside {known[matrix.modality].field}; "
+                "keep one of them in the file"
+            )
+        elif matrix.modality in MODALITIES:
+            known[matrix.modality] = matrix
+        elif any(kind in matrix.modality_evidence for kind in _NOT_READ):
+            report.warnings.append(
+                f"{matrix.where}: {matrix.shape[1]:,} features are not read ({matrix.modality_evidence})"
+            )
+        else:
+            report.problems.append(
+                f"{matrix.where}: cannot tell the modality ({matrix.modality_evidence}; best known: {_fits(matrix)}). "
+                "Say it in var['feature_types'] (Gene Expression, Antibody Capture or Peaks), or name the MuData "
+                "modality rna, protein or atac"
+            )
+    if not known and not report.problems:
+        report.problems.append(f"{dataset.path}: no matrix of {', '.join(MODALITIES)}")
+    return [known[name] for name in MODALITIES if name in known]
+
+
+def _fits(matrix: CountsMatrix) -> str:
+    fits = {f"{organism} genes": gene_coverage(matrix.feature_names, organism) for organism in ORGANISMS}
+    fits["antibodies"] = antibody_coverage(matrix.feature_names)
+    return ", ".join(f"{share:.0%} as {kind}" for kind, share in fits.items())
+
+
+def _best_coverage(names: np.ndarray) -> float:
+    return max(gene_coverage(names, organism) for organism in ORGANISMS)
+
+
+# ---------------------------------------------------------------------------------------------- organism, assembly
+
+
+def _settle_organism(
+    report: InputReport,
+    matrices: list[CountsMatrix],
+    gene_names: dict[int, tuple[str, np.ndarray]],
+    assembly_stated: bool,
+) -> None:
+    """Fills `report.organism` and `.assembly` from what was stated, then from the file; reports contradictions."""
+    genomes = {assembly_of_genome(matrix.genome): matrix for matrix in matrices if assembly_of_genome(matrix.genome)}
+    regions = next((matrix for matrix in matrices if matrix.modality == "atac"), None)
+    if report.assembly is not None and regions is not None:
+        of_file = assembly_of_genome(regions.genome)
+        if of_file not in (None, report.assembly):
+            report.problems.append(
+                f"{regions.where}: its genome field says {regions.genome!r}, but the assembly was given as "
+                f"{report.assembly}; lift the regions over, or state --assembly {of_file}"
+            )
+    if report.assembly is None and not assembly_stated:
+        if len(genomes) == 1:
+            report.assembly = next(iter(genomes))
+        elif len(genomes) > 1:
+            named = ", ".join(f"{assembly} ({matrix.field})" for assembly, matrix in genomes.items())
+            report.problems.append(f"{report.path}: the file names several assemblies: {named}; state --assembly")
+    of_assembly = ORGANISM_OF_ASSEMBLY.get(report.assembly or "")
+    names = next(iter(gene_names.values()), None)
+    if report.organism is None:
+        if names is not None:
+            fits = {organism: gene_coverage(names[1], organism) for organism in ORGANISMS}
+            if max(fits.values()) > 0:
+                report.organism = max(fits, key=lambda organism: fits[organism])
+        else:
+            report.organism = of_assembly
+    if report.organism and of_assembly and report.organism != of_assembly:
+        report.problems.append(
+            f"{report.path}: assembly {report.assembly} is {of_assembly}, but the organism is {report.organism}; "
+            "one of the two is wrong"
+        )
+    if report.organism is None and matrices:
+        report.problems.append(
+            f"{report.path}: the organism is neither stated nor evident from the file; state --organism human or mouse"
+        )
+
+
+# ---------------------------------------------------------------------------------------------- one matrix
+
+
+def _check_matrix(
+    matrix: CountsMatrix, report: InputReport, gene_names: tuple[str, np.ndarray] | None
+) -> ModalityReport:
+    mapping = _map_features(matrix, report, gene_names)
+    num_cells, num_columns = matrix.shape
+    columns = mapping.column_to_feature if mapping is not None else np.full(num_columns, -1, np.int64)
+    part = ModalityReport(
+        modality=matrix.modality,
+        path=matrix.path,
+        counts_field=matrix.field,
+        evidence=matrix.modality_evidence,
+        considered=matrix.considered,
+        genome=matrix.genome,
+        num_cells=num_cells,
+        num_columns=num_columns,
+        column_to_feature=columns,
+        keep=np.ones(num_cells, bool),
+        mapping=mapping,
+    )
+    _check_names(matrix, mapping, report)
+    try:
+        scan = scan_counts(matrix, columns)
+    except InputError as error:
+        report.problems.append(str(error))
+        return part
+    report.problems += [f"{matrix.where}: {fault}" for fault in scan.faults]
+    part.are_counts = not scan.faults
+    part.storage, part.num_values, part.num_mapped_values = scan.storage, scan.num_values, scan.num_mapped_values
+    part.max_value, part.total_counts = scan.max_value, scan.totals
+    if scan.totals_all > 0:
+        part.mapped_count_share = float(scan.totals.sum()) / scan.totals_all
+    if mapping is None or not part.are_counts or mapping.coverage < report.min_coverage:
+        return part  # which cells to drop means nothing before these problems are solved
+    part.median_library_size = float(np.median(scan.totals))
+    part.median_detected = float(np.median(scan.detected))
+    _drop_cells(part, matrix, report, empty=scan.detected == 0, detected=scan.detected)
+    return part
+
+
+def _map_features(
+    matrix: CountsMatrix, report: InputReport, gene_names: tuple[str, np.ndarray] | None
+) -> FeatureMapping | None:
+    """The mapping, or None with a problem reported. Reports low coverage and impossible coordinates."""
+    if matrix.modality == "atac":
+        return _map_atac(matrix, report)
+    if report.organism is None:
+        return None
+    if matrix.modality == "protein":
+        columns = [column for column in ("name", "id") if column in matrix.feature_table.columns]
+        sources = {"var index": matrix.feature_names}
+        sources |= {f"var[{column!r}]": matrix.feature_table[column].to_numpy(dtype=str) for column in columns}
+        source = max(sources, key=lambda source: antibody_coverage(sources[source]))  # first of equals
+        mapping = map_proteins(sources[source], report.organism, source)
+        unlinked = mapping.examples("no coding gene known")
+        if unlinked:
+            count = mapping.status_counts["no coding gene known"]
+            report.warnings.append(
+                f"{matrix.where}: {count:,} of {len(mapping.names):,} antibodies have no coding gene in the table and "
+                f"stand without a link: {', '.join(unlinked)}"
+            )
+        if antibody_coverage(sources[source]) < report.min_coverage:
+            report.problems.append(
+                f"{matrix.where}: only {antibody_coverage(sources[source]):.0%} of the names are known antibodies "
+                f"(e.g. {', '.join(unlinked)}); at least {report.min_coverage:.0%} are asked for. Rename them after "
+                "their antigen (CD3, HLA-DR), or lower --min-coverage"
+            )
+        return mapping
+    assert gene_names is not None
+    source, names = gene_names
+    mapping = map_genes(names, report.organism, source)
+    if mapping.coverage < report.min_coverage:
+        fits = {organism: gene_coverage(names, organism) for organism in ORGANISMS}
+        listed = ", ".join(f"{organism} {share:.0%}" for organism, share in fits.items())
+        better = max(fits, key=lambda organism: fits[organism])
+        advice = (
+            f"the genes are {better}, not {report.organism}: state --organism {better}"
+            if better != report.organism and fits[better] >= report.min_coverage
+            else "give Ensembl ids or official symbols (var_names or var['gene_ids']), or lower --min-coverage"
+        )
+        report.problems.append(
+            f"{matrix.where}: only {mapping.coverage:.0%} of the genes are known ({listed}), at least "
+            f"{report.min_coverage:.0%} are asked for; not known e.g. {', '.join(mapping.examples('unknown'))}. "
+            f"{advice[0].upper()}{advice[1:]}"
+        )
+    elif mapping.examples("ambiguous"):
+        report.warnings.append(
+            f"{matrix.where}: {mapping.status_counts['ambiguous']:,} symbols mean several genes and are left out: "
+            f"{', '.join(mapping.examples('ambiguous'))}. Ensembl ids are never ambiguous"
+        )
+    return mapping
+
+
+def _map_atac(matrix: CountsMatrix, report: InputReport) -> FeatureMapping | None:
+    if report.assembly is None:
+        said = f"its genome field says {matrix.genome!r}" if matrix.genome else "the file names no genome"
+        if not any("assembl" in problem for problem in report.problems):
+            report.problems.append(
+                f"{matrix.where}: the assembly of the regions must be stated ({said}); "
+                f"state --assembly with one of {', '.join(CHROMOSOME_LENGTHS)}"
+            )
+        return None
+    mapping = map_regions(matrix.feature_names, report.assembly)
+    counts = mapping.status_counts
+    for status, why in (
+        ("no such chromosome", f"lie on a chromosome that {report.assembly} does not have"),
+        ("beyond the chromosome", f"end beyond their chromosome in {report.assembly}"),
+    ):
+        if status in counts:
+            report.problems.append(
+                f"{matrix.where}: {counts[status]:,} of {len(mapping.names):,} regions {why}, e.g. "
+                f"{', '.join(mapping.examples(status))}; the assembly is probably another one"
+            )
+    if mapping.coverage < report.min_coverage:
+        report.problems.append(
+            f"{matrix.where}: only {mapping.coverage:.0%} of the names are regions of {report.assembly}; not e.g. "
+            f"{', '.join(mapping.examples('not a region'))}. Expected chr1:100-200, chr1_100_200 or chr1-100-200"
+        )
+    elif "not a region" in counts:
+        report.warnings.append(
+            f"{matrix.where}: {counts['not a region']:,} names are no regions and are left out: "
+            f"{', '.join(mapping.examples('not a region'))}"
+        )
+    if report.assembly not in ASSEMBLY_OF.values():
+        report.warnings.append(
+            f"{matrix.where}: regions of {report.assembly} stand without links to genes; gene positions are known "
+            f"for {' and '.join(ASSEMBLY_OF.values())} only"
+        )
+    return mapping
+
+
+def _check_names(matrix: CountsMatrix, mapping: FeatureMapping | None, report: InputReport) -> None:
+    cells = pd.Index(matrix.cell_ids)
+    if not cells.is_unique:
+        repeated = cells[cells.duplicated()].unique()
+        report.problems.append(
+            f"{matrix.where}: {len(repeated):,} cell ids occur more than once: {_some(repeated)}. Make them unique, "
+            "e.g. by putting the sample's name in front"
+        )
+    features = pd.Index(mapping.names if mapping is not None else matrix.feature_names)
+    if not features.is_unique:
+        repeated = features[features.duplicated()].unique()
+        source = mapping.source if mapping is not None else "var index"
+        report.problems.append(
+            f"{matrix.where}: {len(repeated):,} feature ids occur more than once in {source}: {_some(repeated)}. Use "
+            "unique ids (Ensembl ids in var_names or var['gene_ids']), or sum the repeated columns"
+        )
+
+
+def _drop_cells(
+    part: ModalityReport, matrix: CountsMatrix, report: InputReport, *, empty: np.ndarray, detected: np.ndarray
+) -> None:
+    """Marks the rows that do not go on. Dropping more than half is a problem, not a filter."""
+    reasons = {"without counts": empty}
+    if part.modality == "rna":
+        few = ~empty & (detected < report.min_genes)
+        reasons[f"with fewer than {report.min_genes} genes"] = few
+        if np.count_nonzero(few) > len(few) / 2:
+            # What keeps nearly every cell of a targeted or down-sampled panel.
+            enough = max(1, int(np.quantile(detected[~empty], 0.05)))
+            report.problems.append(
+                f"{matrix.where}: {np.count_nonzero(few):,} of {len(few):,} cells have fewer than {report.min_genes} "
+                f"detected genes (median {np.median(detected):,.0f}; the file measures {matrix.shape[1]:,}) and would "
+                f"be dropped. If the data are meant to be so, state a lower limit, e.g. --min-genes {enough}"
+            )
+    if np.count_nonzero(empty) > len(empty) / 2:
+        report.problems.append(
+            f"{matrix.where}: {np.count_nonzero(empty):,} of {len(empty):,} cells have no counts; "
+            "write only the cells that were measured"
+        )
+    for reason, rows in reasons.items():
+        if rows.any():
+            part.dropped[reason] = int(np.count_nonzero(rows))
+            part.examples[reason] = matrix.cell_ids[rows][:_EXAMPLES].tolist()
+            part.keep &= ~rows
+            count = "1 cell" if part.dropped[reason] == 1 else f"{part.dropped[reason]:,} cells"
+            report.warnings.append(f"{matrix.where}: {count} {reason} dropped")
+
+
+# ---------------------------------------------------------------------------------------------- all cells
+
+
+def _check_cells(dataset: Dataset, matrices: list[CountsMatrix], report: InputReport) -> None:
+    """Carries the drop of a poor RNA profile over to the cell's other modalities; counts cells by modalities."""
+    report.num_cells = len(dataset.cell_ids)
+    rows = {matrix.modality: dataset.rows_of(matrix) for matrix in matrices}
+    poor = np.zeros(report.num_cells, bool)
+    rna = report.modalities.get("rna")
+    if rna is not None and len(rna.total_counts):
+        poor[rows["rna"][~rna.keep & (rna.total_counts > 0)]] = True
+    measured = np.zeros((len(matrices), report.num_cells), bool)
+    for place, matrix in enumerate(matrices):
+        part = report.modalities[matrix.modality]
+        follows = part.keep & poor[rows[matrix.modality]]
+        if follows.any():
+            reason = f"whose RNA has fewer than {report.min_genes} genes"
+            part.dropped[reason] = int(np.count_nonzero(follows))
+            part.examples[reason] = matrix.cell_ids[follows][:_EXAMPLES].tolist()
+            part.keep &= ~follows
+        measured[place, rows[matrix.modality][part.keep]] = True
+    report.num_cells_kept = int(np.count_nonzero(measured.any(axis=0))) if matrices else 0
+    code = (measured * (1 << np.arange(len(matrices)))[:, None]).sum(axis=0)
+    for value, count in zip(*np.unique(code[code > 0], return_counts=True), strict=True):
+        names = [matrix.modality for place, matrix in enumerate(matrices) if value >> place & 1]
+        report.combinations["+".join(names)] = int(count)
+    if matrices and report.num_cells_kept == 0 and report.usable:
+        report.problems.append(f"{report.path}: no cell is left; see why cells are dropped above")
+
+
+def _check_obs(dataset: Dataset, report: InputReport, chosen: Mapping[str, str | None] | None) -> None:
+    report.obs_fields, problems, notes = recognise_obs_fields(dataset.obs.columns, chosen)
+    report.problems += [f"{report.path}: {problem}" for problem in problems]
+    report.warnings += [f"{report.path}: {note}" for note in notes]
+    for name, column in report.obs_fields.items():
+        values = dataset.obs[column]
+        report.obs_categories[name] = int(values.nunique(dropna=True))
+        missing = int(values.isna().sum())
+        if missing:
+            report.warnings.append(f"{report.path}: obs[{column!r}] ({name}) is missing in {missing:,} cells")
+
+
+def _some(names: pd.Index) -> str:
+    shown = ", ".join(repr(str(name)) for name in names[:_EXAMPLES])
+    return shown + (" ..." if len(names) > _EXAMPLES else "")

@@ -1,0 +1,124 @@
+"""Opens what people have: .h5ad, .h5mu, 10x .h5, AnnData and MuData objects, the built-in example.
+
+    open_dataset("cells.h5ad")                 one file
+    open_dataset("rna.h5ad+atac.h5ad")         several files of one dataset, paired by cell id
+    open_dataset("example:pbmc_mosaic")        the data set that travels with the package
+    open_dataset(adata)                        an AnnData or MuData
+
+Opening reads names and metadata; the values are read later, chunk by chunk (`CountsMatrix.chunks`).
+"""
+
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from data_pipelines.anndata_reader import read_anndata, read_h5ad, read_h5mu, read_mudata
+from data_pipelines.counts_matrix import CountsMatrix, Dataset, join_matrices
+from data_pipelines.tenx_reader import is_tenx, read_tenx
+from scmbert_jax.errors import InputError
+
+__all__ = ["open_dataset", "CountsMatrix", "Dataset", "EXAMPLES"]
+
+# Name after "example:" -> file in data_pipelines/example.
+EXAMPLES = {"pbmc_mosaic": "pbmc_mosaic.h5mu"}
+_ACCEPTED = "expected an .h5ad, an .h5mu, a 10x .h5, or example:pbmc_mosaic"
+
+
+def open_dataset(spec: Any, name: str | None = None) -> Dataset:
+    """Opens a path, `A+B` (files of one dataset), `example:NAME`, an AnnData or a MuData.
+
+    Raises InputError when there is no such file, or it is not one of the formats, truncated, damaged or empty.
+    """
+    if not isinstance(spec, (str, os.PathLike)):
+        return _open_object(spec, name)
+    text = os.fspath(spec)
+    if text.startswith("example:"):
+        return _open_example(text, name)
+    # A file whose own name has a "+" stands before the reading as several files.
+    if "+" in text and not Path(text).exists():
+        return _open_together(text, name)
+    return _open_file(text, name or Path(text).stem)
+
+
+def _open_object(spec: Any, name: str | None) -> Dataset:
+    if hasattr(spec, "mod") and hasattr(spec, "obs"):
+        return read_mudata(spec, name or "mudata")
+    if all(hasattr(spec, part) for part in ("X", "obs", "var", "layers")):
+        return read_anndata(spec, name or "adata")
+    raise InputError(f"a {type(spec).__name__} is not a data set; expected a path, an AnnData or a MuData")
+
+
+def _open_example(text: str, name: str | None) -> Dataset:
+    example = text.partition(":")[2]
+    if example not in EXAMPLES:
+        raise InputError(f"{text}: no such example; there is {', '.join('example:' + known for known in EXAMPLES)}")
+    return _open_file(str(example_path(example)), name or example)
+
+
+def example_path(example: str) -> Path:
+    """Where a built-in example lies. Packages are installed as folders, so the path stays valid."""
+    return Path(str(resources.files("data_pipelines") / "example" / EXAMPLES[example]))
+
+
+def _open_together(text: str, name: str | None) -> Dataset:
+    parts = text.split("+")
+    if not all(parts):
+        raise InputError(f"{text}: a `+` with nothing beside it; write FILE+FILE")
+    datasets = [_open_file(part, Path(part).stem) if ":" not in part else open_dataset(part) for part in parts]
+    matrices = [matrix for dataset in datasets for matrix in dataset.matrices]
+    first_of: dict[str, CountsMatrix] = {}
+    for matrix in matrices:
+        if matrix.modality and matrix.modality in first_of:
+            raise InputError(
+                f"{text}: {first_of[matrix.modality].where} and {matrix.where} both measure {matrix.modality}; `+` "
+                "pairs different modalities of the same cells. Give two data sets as two arguments"
+            )
+        first_of[matrix.modality] = matrix
+    joined = join_matrices(name or "+".join(Path(part).stem for part in parts), matrices)
+    shared = set.intersection(*({*dataset.cell_ids.tolist()} for dataset in datasets))
+    if not shared:
+        examples = "; ".join(f"{d.path}: {d.cell_ids[0]}" for d in datasets if len(d.cell_ids))
+        raise InputError(
+            f"{text}: no cell id occurs in all of the files ({examples}); `+` pairs by obs names. "
+            "Make the names equal, or give the files as separate data sets"
+        )
+    joined.notes += [note for dataset in datasets for note in dataset.notes]
+    return joined
+
+
+def _open_file(path: str, name: str) -> Dataset:
+    place = Path(path)
+    if place.is_dir():
+        raise InputError(f"{path}: a folder; {_ACCEPTED}")
+    if not place.exists():
+        raise InputError(f"{path}: no such file; {_ACCEPTED}")
+    file = _open_hdf5(place)
+    try:
+        if "mod" in file:
+            return read_h5mu(file, path, name)
+        if "obs" in file and "var" in file:
+            return read_h5ad(file, path, name)
+        if is_tenx(file):
+            return read_tenx(file, path, name)
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: damaged, or not written by AnnData, MuData or Cell Ranger ({type(error).__name__}: {error}); "
+            "copy or download it again"
+        ) from error
+    raise InputError(f"{path}: HDF5 with {', '.join(list(file)[:6]) or 'nothing in it'}; {_ACCEPTED}")
+
+
+def _open_hdf5(place: Path) -> h5py.File:
+    with open(place, "rb") as stream:
+        start = stream.read(8)
+    if not start:
+        raise InputError(f"{place}: an empty file (0 bytes); copy or download it again")
+    if not h5py.is_hdf5(place):  # a .h5mu begins with 512 bytes of text, which HDF5 allows
+        raise InputError(f"{place}: not an HDF5 file (it begins with {start!r}); {_ACCEPTED}")
+    try:
+        return h5py.File(place, "r")
+    except OSError as error:
+        raise InputError(f"{place}: truncated or damaged HDF5 ({error}); copy or download it again") from error

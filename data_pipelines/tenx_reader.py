@@ -1,0 +1,106 @@
+"""10x Genomics .h5 (Cell Ranger 2 and later) -> `Dataset`.
+
+The stored matrix is features x barcodes compressed by barcode, so its arrays are a cells x features CSR as they are.
+"""
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from data_pipelines.counts_matrix import CountsMatrix, Dataset, join_matrices
+from data_pipelines.modality_names import modality_of_name
+from data_pipelines.stored_matrix import ColumnsOf, CsrFile, StoredMatrix
+from scmbert_jax.errors import InputError
+
+_PARTS = ("barcodes", "data", "indices", "indptr", "shape")
+
+
+def is_tenx(file: h5py.File) -> bool:
+    return "matrix" in file or bool(_genome_groups(file))
+
+
+def read_tenx(file: h5py.File, path: str, name: str) -> Dataset:
+    if "matrix" in file:
+        return _read_v3(file["matrix"], path, name)
+    groups = _genome_groups(file)
+    if len(groups) > 1:
+        raise InputError(
+            f"{path}: counts on several genomes ({', '.join(groups)}), a mixture of species; "
+            "write the cells of one species to a file of their own"
+        )
+    return _read_v2(file[groups[0]], groups[0], path, name)
+
+
+def _read_v3(group: h5py.Group, path: str, name: str) -> Dataset:
+    """Cell Ranger >= 3: one group `matrix`; `features/feature_type` tells the modalities apart."""
+    missing = [part for part in (*_PARTS, "features") if part not in group]
+    missing += [f"features/{part}" for part in ("id", "name", "feature_type") if part not in group.get("features", ())]
+    _require(not missing, path, "matrix", missing)
+    features = group["features"]
+    columns = [key for key in features if isinstance(features[key], h5py.Dataset) and key != "_all_tag_keys"]
+    table = pd.DataFrame({key: _text(features[key]) for key in columns})
+    table.index = pd.Index(table["id"], dtype=object, name=None)
+    stored, cell_ids = _stored(group, path, "matrix")
+    kinds = table["feature_type"].to_numpy(dtype=str)
+    matrices = []
+    for kind in dict.fromkeys(kinds.tolist()):
+        columns_of_kind = np.flatnonzero(kinds == kind)
+        part = table.iloc[columns_of_kind]
+        genomes = sorted(set(part["genome"]) - {""}) if "genome" in part else []
+        matrices.append(
+            CountsMatrix(
+                path=path,
+                field=f"matrix[{kind}]",
+                modality=modality_of_name(kind) or "",
+                modality_evidence=f"feature_type {kind!r}",
+                feature_names=part.index.to_numpy(dtype=str),
+                feature_table=part,
+                cell_ids=cell_ids,
+                obs=pd.DataFrame(index=pd.Index(cell_ids, dtype=object)),
+                genome="+".join(genomes) or None,
+                stored=stored if len(columns_of_kind) == len(table) else ColumnsOf(stored, columns_of_kind),
+            )
+        )
+    return join_matrices(name, matrices)
+
+
+def _read_v2(group: h5py.Group, genome: str, path: str, name: str) -> Dataset:
+    """Cell Ranger 2: one group per genome, genes only."""
+    ids = _text(group["genes"])
+    symbols = _text(group["gene_names"]) if "gene_names" in group else ids
+    table = pd.DataFrame({"id": ids, "name": symbols}, index=pd.Index(ids, dtype=object))
+    stored, cell_ids = _stored(group, path, genome)
+    matrix = CountsMatrix(
+        path=path,
+        field=genome,
+        modality="rna",
+        modality_evidence="the layout of Cell Ranger 2, which holds genes only",
+        feature_names=np.asarray(ids, dtype=str),
+        feature_table=table,
+        cell_ids=cell_ids,
+        obs=pd.DataFrame(index=pd.Index(cell_ids, dtype=object)),
+        genome=genome,
+        stored=stored,
+    )
+    return join_matrices(name, [matrix])
+
+
+def _stored(group: h5py.Group, path: str, where: str) -> tuple[StoredMatrix, np.ndarray]:
+    num_features, num_cells = (int(size) for size in group["shape"][:])
+    if 0 in (num_features, num_cells):
+        raise InputError(f"{path}: empty matrix ({num_cells} cells x {num_features} features); nothing to read")
+    return CsrFile(group, (num_cells, num_features), f"{path}, {where}"), np.asarray(_text(group["barcodes"]), str)
+
+
+def _genome_groups(file: h5py.File) -> list[str]:
+    wanted = {*_PARTS, "genes"}
+    return [key for key in file if isinstance(file[key], h5py.Group) and wanted <= set(file[key].keys())]
+
+
+def _text(dataset: h5py.Dataset) -> list[str]:
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in dataset[:].tolist()]
+
+
+def _require(sound: bool, path: str, group: str, missing: list[str]) -> None:
+    if not sound:
+        raise InputError(f"{path}: {group} lacks {', '.join(missing)}; expected a Cell Ranger feature-barcode matrix")
