@@ -1,0 +1,87 @@
+"""The arrays that cross from data to model; nothing else does.
+
+NamedTuples of arrays: JAX treats them as pytrees, and this file needs neither JAX nor TensorFlow.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# The order of modalities in a feature table and in a token sequence. Fixed: it is part of the checkpoint.
+MODALITIES = ("rna", "protein", "atac")
+
+Array = Any  # numpy on the host, jax.Array on the device
+
+
+class ModalityTokens(NamedTuple):
+    """The tokens of one modality. Real tokens come first; padding has feature id 0 and count 0.
+
+    Attributes:
+      feature_ids: int32 [B, L], rows of the feature table.
+      counts: int32 [B, L], raw counts.
+      lengths: int32 [B], number of real tokens; 0 where the modality was not measured.
+      library_size: float32 [B], total counts of the cell over all mapped features of this modality.
+      measured: bool [B], False where the modality was not measured in that cell. Not measured is not zero.
+    """
+
+    feature_ids: Array
+    counts: Array
+    lengths: Array
+    library_size: Array
+    measured: Array
+
+
+class CellBatch(NamedTuple):
+    """A minibatch of cells.
+
+    Attributes:
+      modalities: modality name -> tokens, in the order of `MODALITIES`, only those the run reads.
+      covariates: covariate name (`technical_batch`, `assay`, ...) -> int32 [B] code; -1 where unknown.
+      cell_index: int32 [B], position of the cell in its corpus (row of its obs table).
+      row: int32 [B], position of the cell in the *global* batch: masks are keyed by it.
+    """
+
+    modalities: dict[str, ModalityTokens]
+    covariates: dict[str, Array]
+    cell_index: Array
+    row: Array
+
+
+class FeatureStatistics(NamedTuple):
+    """What the tokens of each feature are like by themselves; row i is row i of the feature table.
+
+    Attributes:
+      share: float32 [F], its share of a cell's counts of its modality, where it is a token.
+      log_dispersion: float32 [F], log of the negative binomial's inverse dispersion theta.
+      detection: float32 [F], share of its tokens with a count above 0.
+      value_mean, value_std: float32 [F], of log1p(count / library_size * target_sum) over its tokens.
+    """
+
+    share: np.ndarray
+    log_dispersion: np.ndarray
+    detection: np.ndarray
+    value_mean: np.ndarray
+    value_std: np.ndarray
+
+
+@dataclass(frozen=True)
+class FeatureLayout:
+    """What the model must know of a feature space: how many rows, which rows are whose, which are linked.
+
+    Attributes:
+      slices: modality -> (first row, one past the last row) of the feature table.
+      links: modality -> (int32 [E] rows of that modality, int32 [E] linked gene rows); protein -> coding genes,
+        region -> genes near it. Only links whose two ends are in the space.
+      covariate_sizes: covariate name -> number of categories (codes 0 .. n-1).
+      statistics: where the output biases of a new model start; None: at equal shares.
+    """
+
+    slices: dict[str, tuple[int, int]]
+    links: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    covariate_sizes: dict[str, int] = field(default_factory=dict)
+    statistics: FeatureStatistics | None = None
+
+    @property
+    def num_features(self) -> int:
+        return max((stop for _, stop in self.slices.values()), default=0)

@@ -1,0 +1,302 @@
+"""The configuration of a run: frozen dataclasses, validated when made, written whole into the run folder.
+
+One experiment file (`experiments/NAME.py`) builds one `ExperimentConfig`. Every field carries its unit and reason.
+Unknown fields and impossible values are errors that name the field.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from scmbert_jax.batch import MODALITIES
+from scmbert_jax.errors import ConfigError
+
+
+def _require(condition: bool, where: str, found: Any, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{where} is {found!r}; expected {expected}.")
+
+
+@dataclass(frozen=True)
+class ModalityConfig:
+    """How one modality becomes tokens, and how its values are predicted."""
+
+    num_tokens: int = 0
+    """Tokens per cell; 0: this modality is not read."""
+    zero_fraction: float = 0.25
+    """Share of a cell's tokens that are measured features with count 0 (sampled)."""
+    embed_tokens: int = 0
+    """Tokens per cell when embedding, where more of the cell can be shown at once; 0: as in training."""
+    value_encoding: Literal["continuous", "bins"] = "continuous"
+    """`continuous`: MLP of log1p(count / library_size * target_sum). `bins`: scBERT's floor(log2(1 + that ratio))."""
+    target_sum: float = 1e4
+    """Counts per cell after normalisation by library size (CP10K: 1e4)."""
+    num_bins: int = 6
+    """Bins 0 .. num_bins-1 for `bins` (scBERT: 6, clipped at 5)."""
+    likelihood: Literal["negative_binomial", "bins", "bernoulli"] = "negative_binomial"
+    """What is predicted at a masked position: the count, its bin, or whether it is above zero."""
+    loss_weight: float = 1.0
+    """Weight of one masked token of this modality in the summed loss."""
+
+    def validate(self, where: str) -> None:
+        _require(self.num_tokens >= 0, f"{where}.num_tokens", self.num_tokens, "0 or more")
+        _require(self.embed_tokens >= 0, f"{where}.embed_tokens", self.embed_tokens, "0 or more")
+        _require(0 <= self.zero_fraction < 1, f"{where}.zero_fraction", self.zero_fraction, "0 <= value < 1")
+        _require(self.target_sum > 0, f"{where}.target_sum", self.target_sum, "a positive number")
+        _require(self.num_bins >= 2, f"{where}.num_bins", self.num_bins, "2 or more")
+        _require(self.loss_weight > 0, f"{where}.loss_weight", self.loss_weight, "a positive number")
+
+
+@dataclass(frozen=True)
+class ModalitiesConfig:
+    """One `ModalityConfig` per modality; those with `num_tokens > 0` are read."""
+
+    rna: ModalityConfig = ModalityConfig()
+    protein: ModalityConfig = ModalityConfig(zero_fraction=0.0)
+    atac: ModalityConfig = ModalityConfig(likelihood="bernoulli")
+
+    def in_use(self) -> dict[str, ModalityConfig]:
+        """The modalities that are read, in the order of `MODALITIES`."""
+        return {name: getattr(self, name) for name in MODALITIES if getattr(self, name).num_tokens > 0}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which cells make a batch. Changing any of these changes the order of the data: refused on resume."""
+
+    global_batch_size: int = 64
+    """Cells per optimizer step, over all hosts and microbatches."""
+    num_streams: int = 4
+    """Logical streams V; divides global_batch_size; every number of hosts must divide V."""
+    window_blocks: int = 8
+    """Blocks a stream shuffles together (K); more mixes better and takes more memory."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The encoder's size and numerics."""
+
+    embed_dim: int = 64
+    """Width D of the residual stream, of the feature table and of the cell embedding."""
+    num_layers: int = 2
+    num_heads: int = 4
+    head_dim: int = 16
+    """Width of one head; num_heads * head_dim need not equal embed_dim (scBERT: 10 x 64 for 200)."""
+    mlp_dim: int = 256
+    """Width of the feed-forward layer (usually 4 * embed_dim)."""
+    attention: str = "xla"
+    """Attention backend (models/attention.py); one that cannot serve the run is an error, never replaced."""
+    scan_layers: bool = True
+    """Compile one layer and scan over it; False unrolls (slower to compile, sometimes faster to run)."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass recomputes: nothing, all but matrix products, everything."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations and matrix products; parameters, softmax, norms and losses stay float32."""
+    covariates: tuple[str, ...] = ()
+    """Known cell covariates (such as technical_batch) the model is told of."""
+    covariates_at: Literal["heads", "tokens"] = "heads"
+    """`heads`: where values are predicted, so that the embedding need not carry them; `tokens`: with every token."""
+
+    def validate(self, where: str) -> None:
+        for name in ("embed_dim", "num_layers", "num_heads", "head_dim", "mlp_dim"):
+            _require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "1 or more")
+
+
+@dataclass(frozen=True)
+class MaskedModelingConfig:
+    """Masked modelling of values (objectives/masked_modeling.py)."""
+
+    weight: float = 1.0
+    """Share of steps that train this objective; 0: off."""
+    mask_fraction: float = 0.3
+    """Share of a cell's eligible tokens whose value is hidden and predicted."""
+    mask_zeros: bool = True
+    """Whether tokens of count 0 are eligible (scBERT: False)."""
+    keep_fraction: float = 0.0
+    """Share of masked tokens whose value the encoder still sees (scBERT: 0.1)."""
+    cell_weight: float = 1.0
+    """Weight of predicting the same values a second time from the cell embedding alone, which trains it."""
+    covariate_dropout: float = 0.1
+    """Share of cells whose covariates are hidden, so that an unknown covariate is a trained case."""
+
+    def validate(self, where: str) -> None:
+        _require(self.weight >= 0, f"{where}.weight", self.weight, "0 or more")
+        _require(0 < self.mask_fraction < 1, f"{where}.mask_fraction", self.mask_fraction, "0 < value < 1")
+        _require(0 <= self.keep_fraction < 1, f"{where}.keep_fraction", self.keep_fraction, "0 <= value < 1")
+        _require(self.cell_weight >= 0, f"{where}.cell_weight", self.cell_weight, "0 or more")
+        _require(
+            0 <= self.covariate_dropout < 1, f"{where}.covariate_dropout", self.covariate_dropout, "0 <= value < 1"
+        )
+
+
+@dataclass(frozen=True)
+class ObjectivesConfig:
+    """The mixture: one field per objective, each with its `weight` (share of steps)."""
+
+    masked_modeling: MaskedModelingConfig = MaskedModelingConfig()
+
+    def weights(self) -> dict[str, float]:
+        """Objective name -> weight, only those above 0, in the order of the fields."""
+        named = {f.name: getattr(self, f.name).weight for f in dataclasses.fields(self)}
+        return {name: weight for name, weight in named.items() if weight > 0}
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay."""
+
+    peak_learning_rate: float = 1e-3
+    warmup_steps: int = 50
+    final_learning_rate_fraction: float = 0.1
+    """Learning rate at train.num_steps, as a share of the peak."""
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+    """Applied to matrices only: never to norms, biases, embeddings or dispersions."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+
+    def validate(self, where: str) -> None:
+        _require(self.peak_learning_rate > 0, f"{where}.peak_learning_rate", self.peak_learning_rate, "above 0")
+        _require(self.warmup_steps >= 0, f"{where}.warmup_steps", self.warmup_steps, "0 or more")
+        _require(self.max_grad_norm > 0, f"{where}.max_grad_norm", self.max_grad_norm, "above 0")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices per mesh axis; one of them may be -1: all that remain."""
+
+    replica: int = 1
+    """Data parallel across slices (over the data-centre network)."""
+    fsdp: int = -1
+    """Data parallel with sharded parameters and optimizer state."""
+    tensor: int = 1
+    """Splits heads and mlp; stays 1 below about 1B parameters."""
+
+    def validate(self, where: str) -> None:
+        sizes = {"replica": self.replica, "fsdp": self.fsdp, "tensor": self.tensor}
+        for name, size in sizes.items():
+            _require(size == -1 or size >= 1, f"{where}.{name}", size, "-1 or 1 or more")
+        _require(list(sizes.values()).count(-1) <= 1, where, sizes, "at most one axis of -1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how often."""
+
+    num_steps: int = 1000
+    """Optimizer steps of the whole run (the learning rate schedule ends here)."""
+    num_microbatches: int = 1
+    """Gradient accumulation: the global batch is worked off in this many parts, sums divided once."""
+    log_every: int = 10
+    """Steps between rows of metrics.jsonl."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints; one is always written at the end."""
+    keep_checkpoints: int = 3
+    """The newest checkpoints that are kept."""
+
+    def validate(self, where: str) -> None:
+        for name in ("num_steps", "num_microbatches", "log_every", "checkpoint_every", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "1 or more")
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything a run needs besides its corpus and its folder."""
+
+    seed: int = 0
+    """Seeds initialisation, data order, token sampling and masks."""
+    modalities: ModalitiesConfig = field(default_factory=ModalitiesConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**31, "seed", self.seed, "0 <= value < 2**31")
+        for name in MODALITIES:
+            getattr(self.modalities, name).validate(f"modalities.{name}")
+        _require(bool(self.modalities.in_use()), "modalities.*.num_tokens", 0, "above 0 for at least one modality")
+        self.model.validate("model")
+        self.objectives.masked_modeling.validate("objectives.masked_modeling")
+        _require(bool(self.objectives.weights()), "objectives.*.weight", 0, "above 0 for at least one objective")
+        self.optimizer.validate("optimizer")
+        self.mesh.validate("mesh")
+        self.train.validate("train")
+        data = self.data
+        _require(data.global_batch_size >= 1, "data.global_batch_size", data.global_batch_size, "1 or more")
+        _require(data.num_streams >= 1, "data.num_streams", data.num_streams, "1 or more")
+        _require(data.window_blocks >= 1, "data.window_blocks", data.window_blocks, "1 or more")
+        _require(
+            data.global_batch_size % data.num_streams == 0,
+            "data.num_streams",
+            data.num_streams,
+            f"a divisor of data.global_batch_size ({data.global_batch_size})",
+        )
+        _require(
+            data.global_batch_size % self.train.num_microbatches == 0,
+            "train.num_microbatches",
+            self.train.num_microbatches,
+            f"a divisor of data.global_batch_size ({data.global_batch_size})",
+        )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain dictionaries, lists and numbers (JSON-ready)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(values: dict[str, Any], where: str = "config") -> ExperimentConfig:
+    """The inverse of `to_dict`. Raises `ConfigError` naming every unknown field and wrong type."""
+    import cattrs
+
+    def exactly(kind: type) -> Any:
+        def check(value: Any, _: type) -> Any:  # cattrs alone would turn 1.5 into 1 without a word
+            accepted = (int, float) if kind is float else kind
+            if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+                raise ValueError(f"expected {kind.__name__}, found {value!r}")
+            return kind(value)
+
+        return check
+
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    for kind in (int, float, bool, str):
+        converter.register_structure_hook(kind, exactly(kind))
+    try:
+        return converter.structure(values, ExperimentConfig)
+    except cattrs.BaseValidationError as error:
+        details = "; ".join(cattrs.transform_error(error, path=where))
+        raise ConfigError(
+            f"{details}. The fields are those of ExperimentConfig in scmbert_jax/config.py; "
+            "a file written by another version cannot be read by this one."
+        ) from error
+
+
+def load_config(path: Path) -> ExperimentConfig:
+    """Reads a config.json. Raises `ConfigError` naming the file and the field."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as a configuration: {error}.") from error
+    return from_dict(values, str(path))
+
+
+def differing_fields(old: ExperimentConfig, new: ExperimentConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted field name -> (old value, new value), for the fields in which two configurations differ."""
+
+    def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for name, value in values.items():
+            if isinstance(value, dict):
+                flat |= flatten(value, f"{prefix}{name}.")
+            else:
+                flat[prefix + name] = value
+        return flat
+
+    before, after = flatten(to_dict(old)), flatten(to_dict(new))
+    return {name: (before.get(name), value) for name, value in after.items() if before.get(name) != value}

@@ -1,0 +1,41 @@
+"""Errors that are written for the person who reads them.
+
+Every error a user can cause derives from `UserError`; the command line prints its message without a traceback and
+exits with `exit_code`. A message says where (file, field, row), what was found, what was expected and what to do.
+"""
+
+
+class UserError(Exception):
+    """Something the user can put right. `exit_code` is what `scmbert` exits with."""
+
+    exit_code = 1
+
+
+class InputError(UserError):
+    """A counts file that cannot be used: not counts, unknown features, broken file."""
+
+    exit_code = 2
+
+
+class CorpusError(UserError):
+    """A corpus folder that is missing, incomplete, damaged or of another format version."""
+
+    exit_code = 3
+
+
+class ConfigError(UserError):
+    """An experiment or a configuration field that does not exist or has an impossible value."""
+
+    exit_code = 4
+
+
+class CheckpointError(UserError):
+    """A checkpoint or a model folder that cannot be read or does not belong to this run."""
+
+    exit_code = 5
+
+
+class TrainingError(UserError):
+    """Training had to stop: a non-finite loss, a full disk while saving."""
+
+    exit_code = 6

@@ -1,0 +1,1 @@
+"""Metrics, baselines, splits, suites and the report."""

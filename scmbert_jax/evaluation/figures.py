@@ -1,0 +1,240 @@
+"""Figures of the report, each an inline SVG string that follows the page's light or dark colours.
+
+Text stays text and takes the page's colour and font; points are rasterised inside the SVG, so that thousands of cells
+stay small. Only matplotlib's object interface is used: no global state, no display.
+"""
+
+import hashlib
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from scmbert_jax.evaluation.probe_result import MEAN_OVER_BATCHES, ProbeResult
+
+Array = np.ndarray
+
+# Okabe and Ito's colours (told apart with any common colour blindness), yellow darkened and black made grey so that
+# all eight show on white and on black. Past eight categories the marker changes too.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B8A400", "#8C8C8C")
+MARKERS = ("o", "^", "s", "D")
+NUMBER_ID = "number-"  # begins the id of a category's number in a scatter; the style sheet gives it a halo
+_MARKER_SHAPES = {
+    "o": '<circle cx="6" cy="6" r="4.6"/>',
+    "^": '<path d="M6 1 11 10.5H1Z"/>',
+    "s": '<path d="M1.8 1.8H10.2V10.2H1.8Z"/>',
+    "D": '<path d="M6 .6 11.4 6 6 11.4 .6 6Z"/>',
+}
+_INK = "#0a0b0c"  # stands for the page's text colour until the SVG is written
+_RC: Any = {  # Any: the stubs list every key as a literal
+    "svg.fonttype": "none",
+    "svg.hashsalt": "scmbert",
+    "text.parse_math": False,
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.linewidth": 0.8,
+}
+
+
+class Style(NamedTuple):
+    """How one category is drawn, and the number it carries in figure and legend."""
+
+    colour: str
+    marker: str
+    number: int
+
+    def swatch(self) -> str:
+        """A small inline SVG of the marker, for a legend in HTML."""
+        shape = _MARKER_SHAPES[self.marker]
+        return f'<svg class="swatch" viewBox="0 0 12 12" aria-hidden="true" fill="{self.colour}">{shape}</svg>'
+
+
+def category_styles(labels: Sequence[Array]) -> dict[str, Style]:
+    """One style per category over all given label arrays, in sorted order, so that panels share their colours.
+
+    Colour and marker together differ for up to 32 categories; beyond, the numbers still tell them apart.
+    """
+    names = sorted({str(name) for array in labels for name in np.asarray(array)})
+    return {
+        name: Style(COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)], i + 1)
+        for i, name in enumerate(names)
+    }
+
+
+def scatter(coords: Array, labels: Array, styles: Mapping[str, Style], *, alt: str) -> str:
+    """Cells in two dimensions, coloured by category; categories that form groups carry their number.
+
+    Args:
+      coords: float [n, 2]; labels: str [n], each in `styles`; alt: the text for who cannot see it.
+    """
+    coords, labels = np.asarray(coords, float), np.asarray(labels).astype(str)
+    if coords.shape != (labels.size, 2) or not np.isfinite(coords).all():
+        raise ValueError(f"a scatter wants finite coordinates [n, 2] for {labels.size} labels; found {coords.shape}")
+    with matplotlib.rc_context(_RC):
+        figure = Figure(figsize=(5, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        size = float(np.clip(16000 / labels.size, 4, 13))
+        # Cells are drawn in random order in slices, so that no category lies wholly on top of another.
+        for part in np.array_split(np.random.default_rng(0).permutation(labels.size), 8):
+            for name in np.unique(labels[part]):
+                rows = part[labels[part] == name]
+                style = styles[name]
+                axes.scatter(
+                    coords[rows, 0],
+                    coords[rows, 1],
+                    s=size,
+                    c=style.colour,
+                    marker=style.marker,
+                    lw=0,
+                    alpha=0.85,
+                    rasterized=True,
+                )
+        for name, (x, y) in _number_positions(coords, labels).items():
+            text = axes.text(
+                x, y, str(styles[name].number), ha="center", va="center", fontsize=11, fontweight="bold", zorder=5
+            )
+            text.set_gid(f"{NUMBER_ID}{styles[name].number}")
+        axes.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
+        axes.spines[["left", "bottom"]].set_visible(False)
+        return _svg(figure, alt)
+
+
+class LossPanel(NamedTuple):
+    """A heading and the SVG below it."""
+
+    title: str
+    svg: str
+
+
+def loss_panels(loss_rows: Sequence[Mapping[str, Any]], *, log_steps: bool = False) -> list[LossPanel]:
+    """The loss against the step, then one panel per modality (`rna_nll`, `rna_cell_nll`, `rna_loss`).
+
+    A thin line holds the logged values, a thick one their running mean over a twentieth of the run. Of a step that was
+    logged twice (a run killed and continued) the last row counts.
+    """
+    rows = list({int(row["step"]): row for row in loss_rows if "loss" in row}.values())
+    rows.sort(key=lambda row: int(row["step"]))
+    keys = [k for k in dict.fromkeys(key for row in rows for key in row) if re.fullmatch(r".+_(nll|loss)", k)]
+    panels = [("Loss, all objectives", {"loss": "loss"})] if rows else []
+    names = {"cell_nll": "decoded from the cell embedding alone", "nll": "read at the masked token", "loss": "loss"}
+    for modality in dict.fromkeys(re.sub(r"(_cell)?_(nll|loss)$", "", key) for key in keys):
+        lines = {f"{modality}_{kind}": name for kind, name in names.items() if f"{modality}_{kind}" in keys}
+        panels.append((f"{modality}: negative log-likelihood of masked values", lines))
+    return [LossPanel(title, _loss_panel(title, lines, rows, log_steps)) for title, lines in panels]
+
+
+def score_figure(result: ProbeResult) -> str:
+    """Methods against scores: a filled mark is the mean over held-out batches with its 95% interval over seeds, the
+    faint ones are the held-out batches."""
+    methods = list(dict.fromkeys(row.method for row in result.rows))
+    probes = list(dict.fromkeys(row.probe for row in result.rows))
+    names = {"accuracy": "accuracy", "macro_f1": "macro-F1", "linear": "linear probe", "knn": "kNN"}
+    with matplotlib.rc_context(_RC):
+        figure = Figure(figsize=(8.4, 0.55 * len(methods) + 1.2), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, metric in zip(panels, ("accuracy", "macro_f1"), strict=True):
+            for p, probe in enumerate(probes):
+                colour, marker = COLOURS[p], MARKERS[2 * p % 4]
+                heights = np.arange(len(methods)) + 0.26 * (p - (len(probes) - 1) / 2)
+                for height, method in zip(heights, methods, strict=True):
+                    for fold in result.folds:
+                        each = result.row(method, probe, metric, fold.held_out).mean
+                        axes.plot(each, height, marker, color=colour, ms=4, alpha=0.3, mew=0)
+                    row = result.row(method, probe, metric, MEAN_OVER_BATCHES)
+                    half = 0.0 if math.isnan(row.half_width) else row.half_width
+                    axes.errorbar(row.mean, height, xerr=half, fmt=marker, color=colour, ms=7, capsize=3, lw=1.5)
+                axes.plot([], [], marker, color=colour, label=names.get(probe, probe))
+            axes.set(xlabel=names[metric], xlim=(0, 1.02), yticks=range(len(methods)), yticklabels=methods)
+            axes.grid(axis="x", alpha=0.2, color=_INK, lw=0.6)
+            axes.tick_params(length=0)
+        panels[0].invert_yaxis()
+        figure.legend(
+            *panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=len(probes), frameon=False
+        )
+        best = ", ".join(f"{m} {result.row(m, probes[0], 'accuracy').mean:.3f}" for m in methods)
+        return _svg(figure, f"{result.modality}: accuracy of the {names.get(probes[0], probes[0])} by method: {best}")
+
+
+def _loss_panel(title: str, lines: Mapping[str, str], rows: Sequence[Mapping[str, Any]], log_steps: bool) -> str:
+    with matplotlib.rc_context(_RC):
+        figure = Figure(figsize=(5, 3.1), layout="constrained")
+        axes = figure.add_subplot()
+        spoken = []
+        for i, (key, name) in enumerate(lines.items()):
+            points = [(int(r["step"]), float(r[key])) for r in rows if r.get(key) is not None]
+            steps, values = np.array([p[0] for p in points]), np.array([p[1] for p in points])
+            finite = np.isfinite(values)
+            steps, values = steps[finite], values[finite]
+            if not values.size:
+                spoken.append(f"{name}: no finite value")
+                continue
+            lost = "" if finite.all() else f" ({int((~finite).sum())} not finite, left out)"
+            axes.plot(steps, values, color=COLOURS[i], lw=0.8, alpha=0.4)
+            axes.plot(steps, _running_mean(values), color=COLOURS[i], lw=2, label=name + lost)
+            spoken.append(f"{name}: {values[0]:.3g} at step {steps[0]}, {values[-1]:.3g} at step {steps[-1]}{lost}")
+        axes.set(xlabel="step", xscale="log" if log_steps else "linear")
+        axes.grid(axis="y", alpha=0.2, color=_INK, lw=0.6)
+        if len(lines) > 1 or any("not finite" in s for s in spoken):
+            axes.legend(frameon=False, fontsize=9)
+        return _svg(figure, f"{title} against step. " + "; ".join(spoken))
+
+
+def _running_mean(values: Array) -> Array:
+    """Centred mean over n / 20 values, over fewer at the ends. float [n] -> float [n]."""
+    reach = values.size // 40
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    low = np.maximum(np.arange(values.size) - reach, 0)
+    high = np.minimum(np.arange(values.size) + reach + 1, values.size)
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def _number_positions(coords: Array, labels: Array) -> dict[str, Array]:
+    """Where each category's number stands: its median cell, pushed apart; {} where categories do not form groups."""
+    names = np.unique(labels)
+    centres = np.stack([np.median(coords[labels == name], axis=0) for name in names])
+    spread = np.stack([np.linalg.norm(coords - centre, axis=1) for centre in centres])  # [names, n]
+    within = np.median([np.median(far[labels == name]) for far, name in zip(spread, names, strict=True)])
+    between = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
+    # Technical batches that mix have medians on one spot: numbers there would name the spot, not the batch.
+    if len(names) < 2 or np.median(between[~np.eye(len(names), dtype=bool)]) < within:
+        return {}
+    least = 0.07 * np.ptp(coords, axis=0).max()
+    for _ in range(60):
+        apart = centres[:, None] - centres[None]
+        distance = np.linalg.norm(apart, axis=-1) + np.eye(len(names)) * 1e9
+        push = np.clip(least - distance, 0, None)[..., None] / 2 * apart / np.maximum(distance, 1e-9)[..., None]
+        centres = centres + push.sum(1)
+    return dict(zip(names.tolist(), centres, strict=True))
+
+
+def _svg(figure: Figure, alt: str) -> str:
+    """The figure as an inline SVG element: no XML prologue, no namespace addresses, unique ids, `currentColor`."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, dpi=220, metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
+    text = text.replace(_INK, "currentColor").replace(_INK.upper(), "currentColor")
+    prefix = f"f{hashlib.sha256((alt + text).encode()).hexdigest()[:10]}-"  # the same page from the same figures
+    text = re.sub(r'\bid="', f'id="{prefix}', text)
+    text = re.sub(r"url\(#", f"url(#{prefix}", text)
+    text = re.sub(r'href="#', f'href="#{prefix}', text)
+    text = re.sub(r'(<svg\b[^>]*?)\swidth="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg\b[^>]*?)\sheight="[^"]*"', r"\1", text, count=1)
+    head, rest = text.split(">", 1)
+    spoken = escape(alt, quote=True)
+    return f'{head} class="plot" role="img" aria-label="{spoken}"><title>{spoken}</title>{rest}'

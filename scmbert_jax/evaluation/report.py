@@ -1,0 +1,234 @@
+"""One HTML file that shows a run: scores, pictures of the embedding, the loss, and where it all came from.
+
+Self-contained: figures and style are inside, there is no script, and a content security policy forbids the page to
+fetch anything. All text that comes from data (cell types, batches, paths) is escaped.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scmbert_jax.evaluation.figures import NUMBER_ID, Style, category_styles, loss_panels, scatter, score_figure
+from scmbert_jax.evaluation.probe_result import ProbeResult
+from scmbert_jax.evaluation.probe_table import modality_name
+from scmbert_jax.evaluation.report_style import STYLE
+
+Umap = tuple[str, np.ndarray, Mapping[str, Sequence[str]]]
+Table = tuple[str, str | Sequence[Mapping[str, Any]] | Sequence[Sequence[Any]]]
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    run_info: Mapping[str, Any],
+    loss_rows: Sequence[Mapping[str, Any]] = (),
+    tables: Sequence[Table] = (),
+    umaps: Sequence[Umap] = (),
+    notes: Sequence[str] = (),
+    summary: Sequence[str] = (),
+    probe_results: Sequence[ProbeResult] = (),
+    log_steps: bool = False,
+) -> Path:
+    """Writes the report; an older one at `path` is replaced only when the new one is whole.
+
+    Args:
+      path: the .html file; its folder exists.
+      title: heading of the page.
+      run_info: provenance, name -> value (versions, commit, corpus fingerprint, command). A dict or a list as value
+        becomes a fold-out block of JSON.
+      loss_rows: rows of metrics.jsonl (`step`, `loss`, `rna_nll`, ...); rows without a loss are passed over.
+      tables: (heading, table): a markdown table as text, other text (kept as it is), a list of dicts, or a list of
+        rows of which the first is the header.
+      umaps: (title, float [n, 2], {colour name: str [n]}). Give the model and its baseline one after the other: they
+        stand side by side and share the legend of each colour name.
+      notes: sentences on what to keep in mind.
+      summary: sentences on top of the page.
+      probe_results: drawn as one figure of scores each.
+      log_steps: logarithmic step axis.
+
+    Returns:
+      The path of the file.
+    """
+    path = Path(path)
+    sections = [
+        _list_section("What was found", summary),
+        _scores_section(tables, probe_results),
+        _umap_section(umaps),
+        _loss_section(loss_rows, log_steps),
+        _list_section("How to read this", notes),
+        _provenance_section(run_info),
+    ]
+    page = _PAGE.format(title=escape(title), style=STYLE, body="\n".join(s for s in sections if s))
+    building = path.with_name(path.name + ".building")
+    building.write_text(page, encoding="utf-8")
+    os.replace(building, path)
+    return path
+
+
+_LONGEST_OPEN_TABLE = 20  # rows; a longer table is folded
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+<header><h1>{title}</h1></header>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def _section(heading: str, body: str) -> str:
+    return f"<section>\n<h2>{escape(heading)}</h2>\n{body}\n</section>"
+
+
+def _list_section(heading: str, sentences: Sequence[str]) -> str:
+    if not sentences:
+        return ""
+    items = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return _section(heading, f"<ul>\n{items}\n</ul>")
+
+
+def _scores_section(tables: Sequence[Table], probe_results: Sequence[ProbeResult]) -> str:
+    parts = []
+    for result in probe_results:
+        heading = f"Scores by method, {modality_name(result.modality)} cells"
+        caption = (
+            "Large marks: mean over held-out technical batches with the 95% interval over seeds. "
+            "Small faint marks: each held-out batch."
+        )
+        parts.append(f"<h3>{escape(heading)}</h3>\n{_figure(score_figure(result), caption)}")
+    parts += [f"<h3>{escape(heading)}</h3>\n{_table(content)}" for heading, content in tables]
+    return _section("Scores", "\n".join(parts)) if parts else ""
+
+
+def _umap_section(umaps: Sequence[Umap]) -> str:
+    colour_names = list(dict.fromkeys(name for _, _, colourings in umaps for name in colourings))
+    parts = []
+    for colour_name in colour_names:
+        shown = [(title, coords, c[colour_name]) for title, coords, c in umaps if colour_name in c]
+        styles = category_styles([np.asarray(labels) for _, _, labels in shown])
+        cards = "\n".join(
+            _figure(
+                scatter(
+                    coords,
+                    np.asarray(labels),
+                    styles,
+                    alt=f"UMAP of {len(labels)} cells, {title}, coloured by {colour_name} ({len(set(labels))} values)",
+                ),
+                title,
+            )
+            for title, coords, labels in shown
+        )
+        numbered = NUMBER_ID in cards
+        legend = _legend(styles, [labels for _, _, labels in shown], numbered)
+        body = f'{legend}\n<div class="pair">\n{cards}\n</div>'
+        parts.append(f"<h3>Coloured by {escape(colour_name)}</h3>\n{body}")
+    if not parts:
+        return ""
+    lead = "<p>Each point is a cell; cells with similar embeddings lie close. Axes and far distances mean nothing.</p>"
+    return _section("The embedding, seen with UMAP", lead + "\n" + "\n".join(parts))
+
+
+def _legend(styles: Mapping[str, Style], shown: Sequence[Sequence[str]], numbered: bool) -> str:
+    """Swatch, number (where the panels show numbers) and name of each category, with its cells in the fullest panel."""
+    most = {name: max(sum(str(v) == name for v in labels) for labels in shown) for name in styles}
+    items = "\n".join(
+        f"<li>{style.swatch()}{f'<b>{style.number}</b> ' if numbered else ''}{escape(name)} "
+        f'<span class="count">{most[name]:,}</span></li>'
+        for name, style in styles.items()
+    )
+    return f'<ul class="legend" aria-label="legend: name and number of cells">\n{items}\n</ul>'
+
+
+def _loss_section(loss_rows: Sequence[Mapping[str, Any]], log_steps: bool) -> str:
+    panels = loss_panels(loss_rows, log_steps=log_steps)
+    if not panels:
+        return ""
+    cards = "\n".join(_figure(panel.svg, panel.title) for panel in panels)
+    lead = "<p>Thin: as logged. Thick: running mean. Lower is better; modalities have scales of their own.</p>"
+    return _section("Pre-training loss", f'{lead}\n<div class="pair">\n{cards}\n</div>')
+
+
+def _provenance_section(run_info: Mapping[str, Any]) -> str:
+    if not run_info:
+        return ""
+    items = []
+    for name, value in run_info.items():
+        if isinstance(value, Mapping | list | tuple):
+            block = escape(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+            shown = f"<details><summary>show</summary><pre>{block}</pre></details>"
+        else:
+            shown = f"<code>{escape(str(value))}</code>"
+        items.append(f"<dt>{escape(str(name))}</dt><dd>{shown}</dd>")
+    return _section("Provenance", "<dl>\n" + "\n".join(items) + "\n</dl>")
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _rows(content: Sequence[Any]) -> list[list[str]]:
+    """A list of dicts or of rows as text, header first."""
+    if not all(isinstance(row, Mapping) for row in content):
+        return [[_cell(value) for value in row] for row in content]
+    header = list(dict.fromkeys(key for row in content for key in row))
+    return [header, *([_cell(row.get(key, "")) for key in header] for row in content)]
+
+
+def _table(content: str | Sequence[Any]) -> str:
+    rows = _markdown_rows(content) if isinstance(content, str) else _rows(content)
+    if rows is None:
+        return f"<pre>{escape(str(content))}</pre>"
+    if len(rows) < 2:
+        return "<p>No rows.</p>"
+    header, body = rows[0], rows[1:]
+    numeric = [all(_is_number(row[i]) for row in body) for i in range(len(header))]
+    # A line where the first column changes keeps the groups apart.
+    groups = [row[0] != before[0] for before, row in zip([body[0], *body], body, strict=False)]
+    lines = [_table_row("td", row, numeric, starts) for row, starts in zip(body, groups, strict=True)]
+    head = _table_row("th", header, numeric)
+    inner = f"<thead>{head}</thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>"
+    table = f'<div class="scroll" tabindex="0"><table>\n{inner}\n</table></div>'
+    if len(body) > _LONGEST_OPEN_TABLE:
+        return f"<details><summary>show {len(body)} rows</summary>{table}</details>"
+    return table
+
+
+def _table_row(tag: str, cells: Sequence[Any], numeric: Sequence[bool], starts_group: bool = False) -> str:
+    marks = [' class="number"' if is_number else "" for is_number in numeric]
+    inside = "".join(f"<{tag}{m}>{escape(str(c))}</{tag}>" for c, m in zip(cells, marks, strict=True))
+    return f'<tr class="group">{inside}</tr>' if starts_group else f"<tr>{inside}</tr>"
+
+
+def _markdown_rows(text: str) -> list[list[str]] | None:
+    """Cells of a markdown table, header first; None when the text is something else."""
+    lines = [line.strip() for line in text.strip().splitlines()]
+    if len(lines) < 2 or not re.fullmatch(r"\|[\s:|-]+\|", lines[1]) or not all(x.startswith("|") for x in lines):
+        return None
+    cells = [[c.strip().replace("\\|", "|") for c in re.split(r"(?<!\\)\|", x)[1:-1]] for x in [lines[0], *lines[2:]]]
+    return cells if len({len(row) for row in cells}) == 1 else None
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _is_number(cell: str) -> bool:
+    """Whether a cell begins as a number does: `0.93 ± 0.01`, `+0.1`, `[-0.1, 0.2]`, `1,200`, `-`."""
+    return re.fullmatch(r"\[?[-+]?(\d[\d,]*\.?\d*|\.\d+|nan)(e[-+]?\d+)?[^A-Za-z]*|-|", cell) is not None

@@ -1,0 +1,1 @@
+"""The network: feature table, value encodings, encoder, heads, and their composition."""

@@ -1,0 +1,235 @@
+"""From a batch to token vectors: the feature table, the value encodings, the packed sequence.
+
+A token is `table[feature_id] + value_encoding(count) + modality_embedding (+ covariates)`.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from scmbert_jax.batch import MODALITIES, CellBatch, FeatureLayout
+from scmbert_jax.config import ExperimentConfig, ModalityConfig
+from scmbert_jax.models.encoder import constant, weight
+
+# Rows of the feature table are padded to a multiple of this, so that any FSDP size up to 256 divides them.
+FEATURE_ROWS_MULTIPLE = 256
+
+
+class Links(nnx.Variable):
+    """Pairs of linked rows, int32 [2, E]: (linked row, gene row). Data of the feature space, not a parameter."""
+
+
+def padded_rows(layout: FeatureLayout) -> int:
+    """Rows of every per-feature parameter: the features, padded up to `FEATURE_ROWS_MULTIPLE`."""
+    return -(-layout.num_features // FEATURE_ROWS_MULTIPLE) * FEATURE_ROWS_MULTIPLE
+
+
+def link_arrays(layout: FeatureLayout) -> dict[str, np.ndarray]:
+    """Modality -> int32 [2, E] pairs (row of the modality, linked gene row), for modalities that have any."""
+    return {
+        name: np.stack(layout.links[name]).astype(np.int32)
+        for name in MODALITIES
+        if name in layout.links and len(layout.links[name][0])
+    }
+
+
+class TokenSequence(NamedTuple):
+    """The tokens of all modalities of a cell in one row; real tokens first, then padding.
+
+    Attributes:
+      feature_ids: int32 [B, S]; counts: float32 [B, S]; library_size: float32 [B, S] (of the token's modality);
+      modality: int32 [B, S], index into `MODALITIES`; valid: bool [B, S]; lengths: int32 [B].
+    """
+
+    feature_ids: jax.Array
+    counts: jax.Array
+    library_size: jax.Array
+    modality: jax.Array
+    valid: jax.Array
+    lengths: jax.Array
+
+
+def pack_tokens(batch: CellBatch) -> TokenSequence:
+    """Joins the modalities of each cell and moves padding to the end, so that backends can work by length.
+
+    The work is on integers [B, S] before anything is embedded, so it costs nothing beside the encoder.
+    """
+    parts = []
+    for name, tokens in batch.modalities.items():
+        shape = tokens.feature_ids.shape
+        parts.append(
+            TokenSequence(
+                feature_ids=tokens.feature_ids,
+                counts=tokens.counts.astype(jnp.float32),
+                library_size=jnp.broadcast_to(tokens.library_size[:, None], shape),
+                modality=jnp.full(shape, MODALITIES.index(name), jnp.int32),
+                valid=jnp.arange(shape[1]) < tokens.lengths[:, None],
+                lengths=tokens.lengths,
+            )
+        )
+    if len(parts) == 1:
+        return parts[0]
+    valid = jnp.concatenate([part.valid for part in parts], axis=1)  # [B, S]
+    order = jnp.argsort(~valid, axis=1, stable=True)
+
+    def packed(field: str) -> jax.Array:
+        joined = jnp.concatenate([getattr(part, field) for part in parts], axis=1)
+        return jnp.take_along_axis(joined, order, axis=1)
+
+    per_token = {field: packed(field) for field in ("feature_ids", "counts", "library_size", "modality", "valid")}
+    lengths = jnp.sum(jnp.stack([part.lengths for part in parts]), axis=0)
+    return TokenSequence(lengths=lengths, **per_token)
+
+
+def relative_expression(counts: jax.Array, library_size: jax.Array, target_sum: jax.Array | float) -> jax.Array:
+    """count / library_size * target_sum, float32; 0 where the library is empty. CP10K for target_sum = 1e4."""
+    return counts / jnp.maximum(library_size, 1.0) * target_sum
+
+
+def expression_bins(relative: jax.Array, num_bins: int) -> jax.Array:
+    """scBERT's bins: floor(log2(1 + CP10K)) clipped at num_bins - 1; int32 (Yang et al. 2022, Methods)."""
+    # log2 of an exact power of two can fall just below its integer in float32; the nudge is far below one count.
+    return jnp.clip(jnp.floor(jnp.log2(1.0 + relative) + 1e-6), 0, num_bins - 1).astype(jnp.int32)
+
+
+class FeatureTable(nnx.Module):
+    """One row per feature of every modality, [num_rows, D], float32; computed once per step, then gathered.
+
+    A gene's row is learned. A protein's or region's row is its own learned row plus a projection of the mean row of
+    its linked genes, so that modalities meet in one space even where no cell is paired. Features without links have
+    their own row alone.
+    """
+
+    def __init__(self, layout: FeatureLayout, embed_dim: int, rngs: nnx.Rngs):
+        self.num_rows = padded_rows(layout)
+        self.learned = weight(rngs, (self.num_rows, embed_dim), embed_dim, ("features", "embed"))
+        self.link_projections: Any = nnx.Dict({})
+        self.links: Any = nnx.Dict({})
+        for name, pairs in link_arrays(layout).items():
+            self.links[name] = Links(jnp.asarray(pairs))
+            self.link_projections[name] = weight(rngs, (embed_dim, embed_dim), embed_dim, ("embed", None))
+
+    def __call__(self) -> jax.Array:
+        table = self.learned[...]
+        genes = table
+        for name, links in self.links.items():
+            rows, gene_rows = links[...]
+            ones = jnp.ones(rows.shape, table.dtype)
+            number = jax.ops.segment_sum(ones, rows, self.num_rows)  # [F]
+            total = jax.ops.segment_sum(genes[gene_rows], rows, self.num_rows)  # [F, D]
+            mean = total / jnp.maximum(number, 1.0)[:, None]
+            table = table + mean @ self.link_projections[name][...]
+        return table
+
+
+class ContinuousValues(nnx.Module):
+    """x = standardised log1p(relative expression) -> network(x) + x * (feature row @ gate), float32 [B, S, D].
+
+    x is zero where a feature has its usual value and one at its usual spread, so that what differs between cells is
+    not drowned by what all cells share. The product binds a value to its feature from the first layer on: a sum alone
+    leaves that to the encoder, whose first attention would mix values of unknown features.
+    """
+
+    def __init__(self, layout: FeatureLayout, embed_dim: int, rngs: nnx.Rngs):
+        mean, spread = np.zeros(padded_rows(layout), np.float32), np.ones(padded_rows(layout), np.float32)
+        if layout.statistics is not None:
+            mean[: layout.num_features] = layout.statistics.value_mean
+            spread[: layout.num_features] = layout.statistics.value_std
+        self.mean = nnx.Param(jnp.asarray(mean), logical_axes=("features",))
+        self.log_spread = nnx.Param(jnp.log(spread), logical_axes=("features",))
+        self.scale = weight(rngs, (len(MODALITIES), embed_dim), 1, (None, None))
+        self.bias = constant(0.0, (len(MODALITIES), embed_dim), (None, None))
+        # Of the size of a feature row (1 / sqrt(D) per number), or values would drown the identities.
+        self.out = weight(rngs, (embed_dim, embed_dim), embed_dim**2, ("embed", None))
+        self.gate = weight(rngs, (embed_dim, embed_dim), embed_dim, ("embed", None))
+
+    def __call__(self, relative: jax.Array, feature_ids: jax.Array, one_hot: jax.Array, rows: jax.Array) -> jax.Array:
+        """relative, feature_ids [B, S]; one_hot [B, S, M], the modality; rows [B, S, D], the feature rows."""
+        x = (jnp.log1p(relative) - self.mean[...][feature_ids]) * jnp.exp(-self.log_spread[...][feature_ids])
+        x = jnp.clip(x, -10.0, 10.0)[..., None]
+        hidden = jax.nn.gelu(x * (one_hot @ self.scale[...]) + one_hot @ self.bias[...])
+        return hidden @ self.out[...] + x * (rows @ self.gate[...])
+
+
+class BinnedValues(nnx.Module):
+    """One learned vector per modality and bin."""
+
+    def __init__(self, modalities: dict[str, ModalityConfig], embed_dim: int, rngs: nnx.Rngs):
+        self.num_bins = max(config.num_bins for config in modalities.values())
+        shape = (len(MODALITIES) * self.num_bins, embed_dim)
+        self.table = weight(rngs, shape, embed_dim, (None, None))
+
+    def __call__(self, relative: jax.Array, modality: jax.Array, last_bin: jax.Array) -> jax.Array:
+        bins = jnp.minimum(expression_bins(relative, self.num_bins), last_bin)
+        return self.table[...][modality * self.num_bins + bins]  # [B, S, D]
+
+
+class TokenEmbedding(nnx.Module):
+    """TokenSequence -> token vectors [B, 1 + S, D], `[CLS]` first."""
+
+    def __init__(self, config: ExperimentConfig, layout: FeatureLayout, rngs: nnx.Rngs):
+        dim = config.model.embed_dim
+        self.modalities = config.modalities.in_use()
+        self.dtype = jnp.dtype(config.model.compute_dtype)
+        self.cls = weight(rngs, (dim,), dim, (None,))
+        self.modality = weight(rngs, (len(MODALITIES), dim), dim, (None, None))
+        self.mask = weight(rngs, (len(MODALITIES), dim), dim, (None, None))
+        encodings = {modality.value_encoding for modality in self.modalities.values()}
+        self.continuous = ContinuousValues(layout, dim, rngs) if "continuous" in encodings else None
+        binned = {name: m for name, m in self.modalities.items() if m.value_encoding == "bins"}
+        self.bins = BinnedValues(binned, dim, rngs) if binned else None
+        self.covariates = covariate_embedding("tokens", config, layout, rngs)
+
+    def per_modality(self, values: dict[str, float]) -> jax.Array:
+        """Modality name -> number, as an array over `MODALITIES` (0 where not in use); a constant of the program."""
+        return jnp.asarray([values.get(name, 0.0) for name in MODALITIES], jnp.float32)
+
+    def __call__(
+        self, table: jax.Array, tokens: TokenSequence, hidden: jax.Array, covariates: dict[str, jax.Array]
+    ) -> jax.Array:
+        """table [F, D]; `hidden` bool [B, S]: tokens whose value must not be seen; covariates int32 [B] each."""
+        one_hot = jax.nn.one_hot(tokens.modality, len(MODALITIES))  # [B, S, M]
+        target_sum = one_hot @ self.per_modality({name: m.target_sum for name, m in self.modalities.items()})
+        # Hidden counts are replaced before anything is computed from them.
+        counts = jnp.where(hidden, 0.0, tokens.counts)
+        relative = relative_expression(counts, tokens.library_size, target_sum)
+        rows = table[tokens.feature_ids]  # [B, S, D]
+        value = jnp.zeros(())
+        if self.continuous is not None:
+            value = self.continuous(relative, tokens.feature_ids, one_hot, rows)
+        if self.bins is not None:
+            last_bin = {name: m.num_bins - 1.0 for name, m in self.modalities.items()}
+            binned = self.bins(relative, tokens.modality, (one_hot @ self.per_modality(last_bin)).astype(jnp.int32))
+            is_binned = {name: float(m.value_encoding == "bins") for name, m in self.modalities.items()}
+            value = jnp.where((one_hot @ self.per_modality(is_binned) > 0)[..., None], binned, value)
+        value = jnp.where(hidden[..., None], one_hot @ self.mask[...], value)
+        x = rows + value + one_hot @ self.modality[...]  # [B, S, D]
+        if self.covariates is not None:
+            x = x + self.covariates(covariates)[:, None]
+        x = jnp.where(tokens.valid[..., None], x, 0.0)
+        cls = jnp.broadcast_to(self.cls[...], (x.shape[0], 1, x.shape[2]))
+        return jnp.concatenate([cls, x], axis=1).astype(self.dtype)
+
+
+class CovariateEmbedding(nnx.Module):
+    """Sum of one learned vector per covariate; code -1 (unknown) has a vector of its own."""
+
+    def __init__(self, config: ExperimentConfig, layout: FeatureLayout, rngs: nnx.Rngs):
+        dim = config.model.embed_dim
+        self.tables: Any = nnx.Dict({})
+        for name in config.model.covariates:
+            self.tables[name] = weight(rngs, (layout.covariate_sizes[name] + 1, dim), dim, (None, None))
+
+    def __call__(self, covariates: dict[str, jax.Array]) -> jax.Array:  # int32 [B] each -> [B, D]
+        return sum(table[...][covariates[name] + 1] for name, table in self.tables.items())
+
+
+def covariate_embedding(
+    place: str, config: ExperimentConfig, layout: FeatureLayout, rngs: nnx.Rngs
+) -> CovariateEmbedding | None:
+    """The covariates' embedding if the configuration has any and they enter at `place` ("tokens" or "heads")."""
+    wanted = config.model.covariates and config.model.covariates_at == place
+    return CovariateEmbedding(config, layout, rngs) if wanted else None

@@ -1,0 +1,103 @@
+"""Masked modelling of values: hide some tokens' values, predict them from the rest and from the cell embedding.
+
+The identity of a masked feature stays visible (hiding it too collapses training on accessibility); what is hidden is
+its value. Every value is predicted twice: from its token's state (context of the cell) and from the `[CLS]` state and
+the feature's row alone, which is what makes `[CLS]` a cell embedding (after scGPT's gene expression prediction for
+cell modelling, Cui et al. 2024).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scmbert_jax.batch import MODALITIES, CellBatch
+from scmbert_jax.config import ExperimentConfig, MaskedModelingConfig
+from scmbert_jax.models.embeddings import TokenSequence, pack_tokens
+from scmbert_jax.models.scmbert import ScMbert
+from scmbert_jax.objectives.base import LossSum, row_keys
+
+
+class MaskedPositions(NamedTuple):
+    """Which tokens are masked: positions int32 [B, M] into the token sequence, chosen bool [B, M] (False: no token),
+    hidden bool [B, S]: tokens whose value the encoder must not see."""
+
+    positions: jax.Array
+    chosen: jax.Array
+    hidden: jax.Array
+
+
+def choose_masked(tokens: TokenSequence, config: MaskedModelingConfig, keys: jax.Array) -> MaskedPositions:
+    """A fixed share of each cell's eligible tokens, at least one where there is one; uniform, without replacement.
+
+    A token's draw depends on (row key, feature id) only: neither on padding nor on the order of tokens.
+    """
+    batch_size, num_slots = tokens.valid.shape
+    eligible = tokens.valid if config.mask_zeros else tokens.valid & (tokens.counts > 0)
+
+    def draw(key: jax.Array, feature_id: jax.Array) -> jax.Array:
+        return jax.random.bits(jax.random.fold_in(key, feature_id), (), jnp.uint32)
+
+    bits = jax.vmap(jax.vmap(draw, in_axes=(None, 0)))(keys, tokens.feature_ids)  # [B, S]
+    # 31 bits of rank, so that the largest number is left for tokens that are not eligible; the low bit decides keeping.
+    rank = jnp.argsort(jnp.where(eligible, bits >> 1, jnp.uint32(2**32 - 1)), axis=1, stable=True)
+    num_masked = jnp.floor(config.mask_fraction * eligible.sum(1) + 0.5).astype(jnp.int32)
+    num_masked = jnp.where(eligible.any(1), jnp.maximum(num_masked, 1), 0)  # [B]
+    most = max(1, int(config.mask_fraction * num_slots + 0.5))
+    positions = rank[:, :most]
+    chosen = jnp.arange(most) < num_masked[:, None]
+    kept = jnp.zeros_like(chosen)
+    if config.keep_fraction > 0:
+        number_kept = jnp.floor(config.keep_fraction * num_masked).astype(jnp.int32)
+        kept = jnp.arange(most) < number_kept[:, None]
+    rows = jnp.arange(batch_size)[:, None]
+    hidden = jnp.zeros((batch_size, num_slots), bool).at[rows, positions].set(chosen & ~kept)
+    return MaskedPositions(positions, chosen, hidden)
+
+
+class MaskedModeling:
+    """The objective; see `Objective` for the contract. Reads any of the modalities, alone, paired or mosaic."""
+
+    def __init__(self, config: ExperimentConfig):
+        self.config = config.objectives.masked_modeling
+        self.modalities = config.modalities.in_use()
+
+    def loss(self, model: ScMbert, feature_table: jax.Array, batch: CellBatch, key: jax.Array) -> LossSum:
+        keys = row_keys(key, batch.row)
+        tokens = pack_tokens(batch)
+        masked = choose_masked(tokens, self.config, keys)
+        covariates = self._drop_covariates(batch.covariates, keys)
+        states = model.encode(feature_table, tokens, masked.hidden, covariates)  # [B, 1 + S, D]
+
+        def at_masked(values: jax.Array) -> jax.Array:  # [B, S] -> [B, M]
+            return jnp.take_along_axis(values, masked.positions, axis=1)
+
+        feature_ids, modality = at_masked(tokens.feature_ids), at_masked(tokens.modality)
+        truth = (feature_ids, modality, at_masked(tokens.counts), at_masked(tokens.library_size), covariates)
+        token_states = jnp.take_along_axis(states, masked.positions[..., None] + 1, axis=1)  # [B, M, D]
+        nll = model.token_head.nll(token_states, *truth)
+        cell_states = model.cell_decoder(states[:, 0], feature_table[feature_ids])
+        cell_nll = model.cell_head.nll(cell_states, *truth)
+
+        total, weight = jnp.zeros(()), jnp.zeros(())
+        metrics: dict[str, tuple[jax.Array, jax.Array]] = {}
+        for name, modality_config in self.modalities.items():
+            mine = (masked.chosen & (modality == MODALITIES.index(name))).astype(jnp.float32)
+            number, token_sum, cell_sum = mine.sum(), (nll * mine).sum(), (cell_nll * mine).sum()
+            total += modality_config.loss_weight * (token_sum + self.config.cell_weight * cell_sum)
+            weight += modality_config.loss_weight * number
+            metrics[f"{name}_nll"] = (token_sum, number)
+            metrics[f"{name}_cell_nll"] = (cell_sum, number)
+        return LossSum(total, weight, metrics)
+
+    def _drop_covariates(self, covariates: dict[str, jax.Array], keys: jax.Array) -> dict[str, jax.Array]:
+        """Hides all covariates of a share of the cells, so that `unknown` is a trained case."""
+
+        def drop(key: jax.Array) -> jax.Array:
+            # 2**31 - 1 is no feature id, so this draw is independent of those of the tokens.
+            return jax.random.bernoulli(jax.random.fold_in(key, 2**31 - 1), self.config.covariate_dropout)
+
+        if not covariates or self.config.covariate_dropout == 0:
+            return covariates
+        dropped = jax.vmap(drop)(keys)
+        return {name: jnp.where(dropped, -1, codes) for name, codes in covariates.items()}

@@ -1,0 +1,1 @@
+"""Device meshes, the one table of sharding rules, and multi-host runs."""

@@ -1,0 +1,192 @@
+"""The model folder: what a run leaves for others to use, complete in itself.
+
+model.json                format version, step, covariates, provenance of the run
+config.json               the whole configuration
+feature_space.parquet     the features of the model's table
+feature_statistics.npz    what each of them is like by itself: where the model started
+weights/                  the parameters (Orbax)
+MODEL_CARD.md             for people
+"""
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from data_pipelines.feature_space import FeatureSpace
+from data_pipelines.feature_statistics import load_statistics
+from scmbert_jax.config import ExperimentConfig, load_config
+from scmbert_jax.errors import CheckpointError
+from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.training.checkpoint import RunCheckpoints, load_weights, save_weights
+from scmbert_jax.training.run_folder import read_provenance
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PretrainedModel:
+    """A trained model in memory.
+
+    Attributes:
+      config: the configuration it was trained with.
+      feature_space: the features it knows.
+      definition: builds the model around parameters.
+      params: nested dict of float32 arrays.
+      info: contents of model.json (step, covariates, provenance).
+    """
+
+    config: ExperimentConfig
+    feature_space: FeatureSpace
+    definition: ModelDefinition
+    params: dict[str, Any]
+    info: dict[str, Any]
+
+    def untrained(self, seed: int) -> "PretrainedModel":
+        """The same model with the random parameters of `seed`: the control every score stands beside."""
+        params = jax.jit(self.definition.init)(jax.random.key(seed, impl="threefry2x32"))
+        return PretrainedModel(self.config, self.feature_space, self.definition, params, {**self.info, "step": 0})
+
+
+def _read_features(
+    folder: Path, config: ExperimentConfig, covariates: dict[str, list[str]], expected_hash: str
+) -> tuple[FeatureSpace, ModelDefinition]:
+    """The features of a run or model folder, and the model over them."""
+    space = FeatureSpace.load(folder / "feature_space.parquet")
+    if space.content_hash != expected_hash:
+        raise CheckpointError(
+            f"{folder / 'feature_space.parquet'}: hash {space.content_hash[:12]}..., but the weights were trained with "
+            f"feature space {expected_hash[:12]}...: the rows of the feature table would mean other features."
+        )
+    statistics = load_statistics(folder / "feature_statistics.npz", space.num_features)
+    layout = replace(space.layout({name: len(values) for name, values in covariates.items()}), statistics=statistics)
+    return space, ModelDefinition(config, layout)
+
+
+def _on_one_device(abstract_params: Any) -> Any:
+    where = SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract_params)
+
+
+def export_model(run_dir: Path, model_dir: Path, step: int | None = None) -> PretrainedModel:
+    """Writes the newest checkpoint of a run (or that of `step`) as a model folder, whole or not at all.
+
+    Raises `CheckpointError` when the run has no such checkpoint, or `model_dir` exists already.
+    """
+    if not (run_dir / "config.json").exists():
+        raise CheckpointError(f"{run_dir}: not a run folder (no config.json in it).")
+    if model_dir.exists():
+        raise CheckpointError(f"{model_dir}: exists already; remove it or choose another folder.")
+    config = load_config(run_dir / "config.json")
+    provenance = read_provenance(run_dir)
+    space, definition = _read_features(run_dir, config, provenance["covariates"], provenance["feature_space_hash"])
+    checkpoints = RunCheckpoints(run_dir / "checkpoints", config.train.keep_checkpoints)
+    try:
+        steps = checkpoints.steps()
+        if not steps or (step is not None and step not in steps):
+            wanted = "complete checkpoint" if step is None else f"checkpoint of step {step}"
+            raise CheckpointError(f"{run_dir}: no {wanted}; complete ones: {steps or 'none'}. Train it first.")
+        chosen = steps[-1] if step is None else step
+        params = checkpoints.restore_params(chosen, _on_one_device(definition.abstract_params))
+    finally:
+        checkpoints.close()
+    info = {
+        "format_version": FORMAT_VERSION,
+        "step": chosen,
+        "covariates": provenance.pop("covariates"),
+        "provenance": provenance,
+    }
+    model = PretrainedModel(config, space, definition, params, info)
+    partial = model_dir.with_name(f"{model_dir.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        for name in ("config.json", "feature_space.parquet", "feature_statistics.npz"):
+            shutil.copy(run_dir / name, partial / name)
+        (partial / "model.json").write_text(json.dumps(info, indent=2) + "\n")
+        (partial / "MODEL_CARD.md").write_text(model_card(model))
+        save_weights(partial / "weights", params)
+        partial.rename(model_dir)
+    except BaseException as error:
+        _remove(partial)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{model_dir}: the model folder cannot be written ({error.strerror}).") from error
+        raise
+    return model
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder for good. When one of Orbax's writes fails, its others go on for a moment and make it anew."""
+    seen_gone = 0
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        seen_gone = 0 if folder.exists() else seen_gone + 1
+        if seen_gone == 3:
+            return
+        time.sleep(0.1)
+
+
+def load_model(model_dir: Path) -> PretrainedModel:
+    """Reads a model folder. Raises `CheckpointError` naming what is missing, damaged or of another version."""
+    try:
+        info = json.loads((model_dir / "model.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{model_dir}: not a model folder (model.json: {error}). Make one with: scmbert export RUN_DIR MODEL_DIR"
+        ) from error
+    if info.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{model_dir}: model format version {info.get('format_version')}; this program reads {FORMAT_VERSION}."
+        )
+    if not {"step", "covariates", "provenance"} <= set(info):
+        raise CheckpointError(f"{model_dir / 'model.json'}: incomplete ({', '.join(info)}); export the model again.")
+    config = load_config(model_dir / "config.json")
+    space, definition = _read_features(model_dir, config, info["covariates"], info["provenance"]["feature_space_hash"])
+    params = load_weights(model_dir / "weights", _on_one_device(definition.abstract_params))
+    return PretrainedModel(config, space, definition, params, info)
+
+
+def model_card(model: PretrainedModel) -> str:
+    """MODEL_CARD.md: what the model is, what it was trained on, what it must not be used for."""
+    config, provenance = model.config, model.info["provenance"]
+    number = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(model.params))
+    features = "\n".join(
+        f"- {name}: {len(known.ids):,} features of `{known.space}`; {modality.num_tokens} tokens per cell, values as "
+        f"`{modality.value_encoding}`, predicted by `{modality.likelihood}`"
+        for name, modality in config.modalities.in_use().items()
+        if (known := model.feature_space.modalities[name])
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    shape = config.model
+    return f"""# Model card
+
+A multi-omic single-cell transformer, pre-trained by scmbert_jax ({", ".join(config.objectives.weights())}).
+
+| | |
+|---|---|
+| parameters | {number:,} |
+| encoder | {shape.num_layers} layers, width {shape.embed_dim}, {shape.num_heads} heads of {shape.head_dim} |
+| training | {model.info["step"]:,} steps of {config.data.global_batch_size} cells |
+| corpus fingerprint | `{provenance["corpus_fingerprint"]}` |
+| feature space | `{provenance["feature_space_hash"]}` |
+| code | commit `{provenance["git_commit"]}`; {versions} |
+
+## Reads
+{features}
+
+Raw integer counts go in; normalised values are refused. Features that the model does not know are reported.
+
+## Use
+`scmbert embed MODEL_DIR cells.h5ad -o out.h5ad`, or `scmbert_jax.load("MODEL_DIR").embed(adata)`.
+
+## Limits
+The embedding describes cells like those of the corpus; other tissues, assays or species are outside of what was
+learned. Technical batches were not removed unless the configuration names covariates. It is a research model, not a
+diagnostic one. Score it on your own labels with `scmbert evaluate probe --model MODEL_DIR` beside a PCA.
+"""

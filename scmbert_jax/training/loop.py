@@ -1,0 +1,201 @@
+"""The training loop, to be read top to bottom.
+
+Build the mesh; build the abstract state from shapes only; restore or initialise it sharded; for each step, fetch the
+batch of that step, dispatch the jitted step of that step's objective with the state donated, then read the *previous*
+step's metrics (the device works meanwhile), check them, and let the writer and the checkpoints look.
+"""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from scmbert_jax.batch import CellBatch, FeatureLayout
+from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.errors import TrainingError
+from scmbert_jax.models.attention import AttentionShape, attention_backend
+from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.objectives.mixture import objective_at, objectives_of
+from scmbert_jax.parallel.mesh import batch_to_devices, check_process_order, make_mesh, replicated
+from scmbert_jax.parallel.multihost import StopAgreement
+from scmbert_jax.training.checkpoint import RunCheckpoints
+from scmbert_jax.training.metrics import MetricsWriter
+from scmbert_jax.training.optimizer import make_optimizer
+from scmbert_jax.training.run_folder import DataIdentity, RunFolder
+from scmbert_jax.training.train_state import abstract_state, initial_state
+from scmbert_jax.training.train_step import make_train_step
+
+
+class TrainingData(DataIdentity, Protocol):
+    """What the loop needs of data; a corpus or a synthetic stand-in."""
+
+    layout: FeatureLayout
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[tuple[int, CellBatch]]:
+        """(step, this process's rows of its batch), a pure function of (seed, step)."""
+        ...
+
+
+class Outcome(NamedTuple):
+    """How a call of `pretrain` ended: at which step, and whether a signal asked it to stop early."""
+
+    step: int
+    interrupted: bool
+
+
+def pretrain(
+    config: ExperimentConfig,
+    data: TrainingData,
+    run_dir: Path,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    show_progress: bool = True,
+) -> Outcome:
+    """Trains to `config.train.num_steps`, continuing from the newest checkpoint of `run_dir` if it has one.
+
+    `devices`: those of the mesh; None: all there are.
+
+    Raises `ConfigError` or `CheckpointError` when the folder belongs to another run or a checkpoint cannot be read or
+    written, `TrainingError` at a loss that is not finite. SIGTERM and SIGINT save and return with `interrupted`.
+    """
+    is_coordinator = jax.process_index() == 0
+    mesh = make_mesh(config.mesh, devices)
+    check_process_order(mesh, config.data.global_batch_size, config.train.num_microbatches)
+    model = ModelDefinition(config, data.layout)
+    optimizer = make_optimizer(config, model.logical_axes)
+    # A configuration that cannot run is refused before there is a folder that holds on to it.
+    _check_attention(config)
+    abstract = abstract_state(model, optimizer, mesh)
+    folder = RunFolder(run_dir, config, data, is_coordinator)
+    checkpoints = RunCheckpoints(folder.checkpoints, config.train.keep_checkpoints)
+    writer = None
+    try:
+        with jax.set_mesh(mesh):
+            saved = checkpoints.steps()
+            if saved:
+                state = checkpoints.restore(saved[-1], abstract)
+            else:
+                state = initial_state(model, optimizer, mesh)
+            first = saved[-1] if saved else 0
+            folder.drop_metrics_after(first)
+            writer = MetricsWriter(folder, config.train.num_steps, first, show_progress)
+            steps = {
+                name: jax.jit(make_train_step(model, objective, optimizer), donate_argnums=0)
+                for name, objective in objectives_of(config).items()
+            }
+            constants = jax.device_put(model.constants, replicated(mesh))
+            log = _StepLog(config, writer, checkpoints)
+            agreed_to_stop = StopAgreement(mesh)
+            with _StopOnSignal() as stop, jax.transfer_guard("disallow"):
+                done = first
+                for step, batch in log.timed(data.batches(first, config.train.num_steps)):
+                    name = objective_at(config, step)
+                    state, metrics = steps[name](state, constants, batch_to_devices(batch, mesh))
+                    done = step + 1
+                    log.dispatched(done, name, metrics)
+                    stopping = agreed_to_stop(stop.requested)
+                    if done % config.train.checkpoint_every == 0 or stopping:
+                        log.read_all()  # never save a state whose step was not finite
+                        checkpoints.save(done, state)
+                    if stopping:
+                        break
+                log.read_all()
+                if done > first:
+                    checkpoints.save(done, state)
+                checkpoints.wait()
+        return Outcome(done, interrupted=done < config.train.num_steps)
+    finally:
+        if writer is not None:
+            writer.close()
+        checkpoints.close()
+        folder.close()
+
+
+def _check_attention(config: ExperimentConfig) -> None:
+    seq_len = 1 + sum(modality.num_tokens for modality in config.modalities.in_use().values())  # [CLS] and the tokens
+    size = config.model
+    shape = AttentionShape(seq_len, size.num_heads, size.head_dim, size.compute_dtype, jax.default_backend())
+    attention_backend(size.attention, shape)
+
+
+class _StepLog:
+    """Reads metrics one step late, checks them, and writes a row every `log_every` steps."""
+
+    def __init__(self, config: ExperimentConfig, writer: MetricsWriter, checkpoints: RunCheckpoints):
+        self._config, self._writer, self._checkpoints = config, writer, checkpoints
+        self._waiting: tuple[int, str, Any] | None = None
+        self._steps, self._data_seconds, self._since = 0, 0.0, time.perf_counter()
+
+    def timed(self, batches: Iterator[tuple[int, CellBatch]]) -> Iterator[tuple[int, CellBatch]]:
+        """The same batches, with the time spent waiting for them counted."""
+        while True:
+            before = time.perf_counter()
+            item = next(batches, None)
+            self._data_seconds += time.perf_counter() - before
+            if item is None:
+                return
+            yield item
+
+    def dispatched(self, step: int, objective: str, metrics: Any) -> None:
+        """Takes the metrics of `step`, which the device may still compute, and reads those of the step before."""
+        self.read_all()
+        self._waiting = (step, objective, metrics)
+
+    def read_all(self) -> None:
+        if self._waiting is None:
+            return
+        (step, objective, metrics), self._waiting = self._waiting, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            steps = self._checkpoints.steps()
+            last = f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint was written before"
+            raise TrainingError(
+                f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}: not finite; {last}. Nothing "
+                "of this step was saved. Lower optimizer.peak_learning_rate or lengthen optimizer.warmup_steps "
+                "(in a new run folder)."
+            )
+        self._steps += 1
+        train = self._config.train
+        if step % train.log_every and step != train.num_steps:
+            return
+        now = time.perf_counter()
+        seconds = now - self._since
+        self._writer.write(
+            {
+                "step": step,
+                "objective": objective,
+                **values,
+                "cells_per_second": self._steps * self._config.data.global_batch_size / seconds,
+                "step_seconds": seconds / self._steps,
+                "data_wait_fraction": min(1.0, self._data_seconds / seconds),
+            }
+        )
+        self._steps, self._data_seconds, self._since = 0, 0.0, now
+
+
+class _StopOnSignal:
+    """While open, SIGTERM and SIGINT ask the loop to save and stop after the step under way."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopOnSignal":
+        # Python delivers signals to the main thread only; elsewhere the caller keeps its own handling.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._request)
+        return self
+
+    def _request(self, number: int, frame: Any) -> None:
+        self.requested = True
+        signal.signal(number, self._before[number])  # a second signal acts at once
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,196 @@
+"""The folder of a run: what it was started with, its metrics, a lock against a second run on it.
+
+config.json               the whole resolved configuration
+provenance.json           versions, git commit, hardware, corpus fingerprint, feature-space hash, command
+feature_space.parquet     the features of the model's table
+feature_statistics.npz    what each of them is like by itself: where the model starts
+metrics.jsonl             one row per logged step
+tensorboard/              the same as TensorBoard events
+checkpoints/              Orbax
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from scmbert_jax.config import ExperimentConfig, differing_fields, load_config, to_dict
+from scmbert_jax.errors import CheckpointError, ConfigError, TrainingError
+
+# Fields that may change when a run continues: they touch neither the data nor the parameters' path.
+MAY_CHANGE = (
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "mesh.replica",
+    "mesh.fsdp",
+    "mesh.tensor",
+)
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu", "tensorflow", "anndata")
+
+
+class DataIdentity(Protocol):
+    """What a run remembers of its data, to refuse other data when it continues."""
+
+    fingerprint: str
+    feature_space_hash: str
+    covariates: dict[str, list[str]]  # covariate name -> its categories, in the order of their codes
+
+    def save_features(self, folder: Path) -> None:
+        """Writes feature_space.parquet and feature_statistics.npz."""
+        ...
+
+
+def software_versions() -> dict[str, str]:
+    """Installed versions of this package, Python and the libraries that decide a run's numbers."""
+    import scmbert_jax
+
+    versions = {"scmbert_jax": scmbert_jax.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str:
+    """Commit of the source this package runs from, `-dirty` when changed since; `unknown` outside a checkout."""
+    source = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=source,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return commit.stdout.strip() if commit.returncode == 0 else "unknown"
+
+
+class RunFolder:
+    """Opens or creates a run folder and holds its lock until `close`.
+
+    Raises `ConfigError` when the folder belongs to another configuration, `CheckpointError` when it belongs to other
+    data, and either with the path when it cannot be written or another process runs in it.
+    """
+
+    def __init__(self, path: Path, config: ExperimentConfig, data: DataIdentity, is_coordinator: bool = True):
+        self.path = path
+        self.is_coordinator = is_coordinator
+        self.checkpoints = path / "checkpoints"
+        self._metrics_path = path / "metrics.jsonl"
+        self._lock: TextIO | None = None
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if is_coordinator:
+                self._lock = (path / "lock").open("w")
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"{path}: another process trains in this run folder; wait or choose another."
+            ) from error
+        except OSError as error:
+            raise CheckpointError(f"{path}: the run folder cannot be written ({error.strerror}).") from error
+        self._metrics: TextIO | None = None
+        if not is_coordinator:
+            return
+        if (path / "config.json").exists():
+            self._check_same_run(config, data)
+        else:
+            data.save_features(path)
+            provenance = {
+                "corpus_fingerprint": data.fingerprint,
+                "feature_space_hash": data.feature_space_hash,
+                "covariates": data.covariates,
+                "versions": software_versions(),
+                "git_commit": git_commit(),
+                "hardware": {"machine": platform.machine(), "system": platform.system(), "cpu_count": os.cpu_count()},
+                "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            }
+            _write_whole(path / "provenance.json", json.dumps(provenance, indent=2) + "\n")
+            # Last, and whole: a folder without it was never started.
+            _write_whole(path / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
+        self._metrics = self._metrics_path.open("a", encoding="utf-8")
+
+    def _check_same_run(self, config: ExperimentConfig, data: DataIdentity) -> None:
+        changed = differing_fields(load_config(self.path / "config.json"), config)
+        changed = {name: values for name, values in changed.items() if name not in MAY_CHANGE}
+        if changed:
+            listed = "; ".join(f"{name}: {old!r} there, {new!r} now" for name, (old, new) in changed.items())
+            raise ConfigError(
+                f"{self.path}: this run folder was started with another configuration ({listed}). "
+                "Continue with the same fields, or use another run folder."
+            )
+        provenance = read_provenance(self.path)
+        for field, found, what in (
+            ("feature_space_hash", data.feature_space_hash, "feature space"),
+            ("corpus_fingerprint", data.fingerprint, "corpus"),
+        ):
+            if provenance[field] != found:
+                raise CheckpointError(
+                    f"{self.path}: this run folder was started on another {what} ({field} {provenance[field][:12]}... "
+                    f"there, {found[:12]}... now). Give the corpus it was started on, or use another run folder."
+                )
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Removes rows of steps that a restored checkpoint has not seen, so that no step stands twice."""
+        if self._metrics is None:
+            return
+        rows = [row for row in read_metrics(self._metrics_path) if row["step"] <= step]
+        self._metrics.close()
+        _write_whole(self._metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._metrics = self._metrics_path.open("a", encoding="utf-8")
+
+    def write_metrics(self, row: dict[str, Any]) -> None:
+        """Appends one row; it is on disk when this returns."""
+        if self._metrics is not None:
+            try:
+                self._metrics.write(json.dumps(row) + "\n")
+                self._metrics.flush()
+            except OSError as error:
+                raise TrainingError(f"{self._metrics_path}: cannot be written ({error.strerror}).") from error
+
+    def close(self) -> None:
+        for file in (self._metrics, self._lock):
+            if file is not None:
+                file.close()
+
+
+def read_provenance(run_dir: Path) -> dict[str, Any]:
+    """provenance.json of a run. Raises `CheckpointError` when it is missing, damaged or incomplete."""
+    path = run_dir / "provenance.json"
+    try:
+        provenance = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"corpus_fingerprint", "feature_space_hash", "covariates"} - set(provenance)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); restore it, or start a new run folder.") from error
+    if missing:
+        raise CheckpointError(f"{path}: without {', '.join(sorted(missing))}; restore it, or start a new run folder.")
+    return provenance
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl; a last line cut off by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes beside and renames, so that a killed process leaves the old file or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(path)

@@ -1,0 +1,60 @@
+"""The state of a run, and how it is made sharded without ever existing whole on one device."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.parallel.mesh import replicated, sharding
+
+
+class TrainState(NamedTuple):
+    """params: nested dict of float32 arrays; opt_state: optax state over the same tree; step: int32 [], steps done."""
+
+    params: Any
+    opt_state: Any
+    step: Any
+
+
+def param_shardings(model: ModelDefinition, mesh: Mesh) -> dict[str, Any]:
+    """One `NamedSharding` per parameter. Raises `ConfigError` naming a parameter whose size does not divide."""
+
+    def one(path: tuple, param: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> NamedSharding:
+        return sharding(mesh, axes, param.shape, f"parameter {jax.tree_util.keystr(path)}")
+
+    return jax.tree_util.tree_map_with_path(one, model.abstract_params, model.logical_axes)
+
+
+def abstract_state(model: ModelDefinition, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The `TrainState` as `jax.ShapeDtypeStruct`s with shardings; the optimizer's moments lie as their parameters."""
+    shardings = param_shardings(model, mesh)
+
+    def placed(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        placed,
+        jax.eval_shape(optimizer.init, model.abstract_params),
+        shardings,
+        transform_non_params=lambda leaf: placed(leaf, replicated(mesh)),
+    )
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    return TrainState(jax.tree.map(placed, model.abstract_params, shardings), opt_state, step)
+
+
+def initial_state(model: ModelDefinition, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Random parameters of `config.seed` and a fresh optimizer, made in place on the devices of `mesh`.
+
+    threefry numbers do not depend on the sharding, so every mesh starts from the same parameters.
+    """
+
+    def create() -> TrainState:
+        params = model.init(jax.random.key(model.config.seed, impl="threefry2x32"))
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    where = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
+    return jax.jit(create, out_shardings=where)()

@@ -1,0 +1,97 @@
+"""One optimizer step of one objective, as a jitted function of (state, constants, batch).
+
+The step number and the seed give the key; nothing else is random. Losses and gradients are sums over microbatches,
+divided once by the sum of weights, so that 1 and 4 microbatches of unequal masks give the same update.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.objectives.base import LossSum, Objective
+from scmbert_jax.training.optimizer import learning_rate_schedule
+from scmbert_jax.training.train_state import TrainState
+
+StepFunction = Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def step_key(seed: int, step: jax.Array) -> jax.Array:
+    """The key of a step, on every mesh the same: threefry, whose numbers do not depend on sharding."""
+    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
+
+
+def split_microbatches(batch: Any, number: int) -> Any:
+    """[B, ...] -> [number, B / number, ...]; microbatch i takes rows i, i + number, ...
+
+    Strided, not consecutive: so every device keeps its own rows and no data moves between devices.
+    """
+    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // number, number, *x.shape[1:]), 0, 1), batch)
+
+
+def sum_of_gradients(
+    model: ModelDefinition,
+    objective: Objective,
+    num_microbatches: int,
+    params: Any,
+    constants: Any,
+    batch: Any,
+    key: Any,
+) -> tuple[LossSum, Any]:
+    """(sums over the batch, gradient of the summed loss), one microbatch after the other."""
+
+    def total(params: Any, microbatch: Any) -> tuple[jax.Array, LossSum]:
+        merged = model.merge(params, constants)
+        sums = objective.loss(merged, merged.feature_table(), microbatch, key)
+        return sums.total, sums
+
+    def one(params: Any, microbatch: Any) -> tuple[LossSum, Any]:
+        (_, sums), gradients = jax.value_and_grad(total, has_aux=True)(params, microbatch)
+        return sums, gradients
+
+    if num_microbatches == 1:
+        return one(params, batch)
+    microbatches = split_microbatches(batch, num_microbatches)
+
+    def accumulate(sums: Any, microbatch: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, one(params, microbatch)), None
+
+    first = jax.tree.map(lambda x: x[0], microbatches)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, params, first))
+    return jax.lax.scan(accumulate, zeros, microbatches)[0]
+
+
+def make_train_step(
+    model: ModelDefinition, objective: Objective, optimizer: optax.GradientTransformation
+) -> StepFunction:
+    """The pure step; the loop jits it with the state donated.
+
+    Metrics: `loss`, `grad_norm`, `loss_weight` (sum of weights, e.g. masked tokens), `learning_rate`, and those of the
+    objective.
+    """
+    config = model.config
+    learning_rate = learning_rate_schedule(config)
+
+    def train_step(state: TrainState, constants: Any, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = step_key(config.seed, state.step)
+        sums, gradients = sum_of_gradients(
+            model, objective, config.train.num_microbatches, state.params, constants, batch, key
+        )
+        scale = 1.0 / jnp.maximum(sums.weight, 1e-8)
+        gradients = jax.tree.map(lambda g: g * scale, gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        metrics = {
+            "loss": sums.total * scale,
+            "grad_norm": optax.global_norm(gradients),
+            "loss_weight": sums.weight,
+            "learning_rate": learning_rate(state.step),
+        }
+        for name, (value, weight) in sums.metrics.items():
+            metrics[name] = value / jnp.maximum(weight, 1e-8)
+            metrics[f"{name}_weight"] = weight
+        return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1), metrics
+
+    return train_step
