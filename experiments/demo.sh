@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# The whole way on the built-in blood cells: check, build, pre-train, kill, continue, export, embed, evaluate.
+# `make demo` runs it; everything it writes is in demo_run/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=demo_run
+rm -rf "$out"
+mkdir "$out"
+
+show() { # prints a command as a user would type it, then runs it
+    printf '\n\033[1m$ %s\033[0m\n' "$*"
+    "$@"
+}
+
+show scmbert doctor example:pbmc_mosaic --min-genes 1
+show scmbert corpus build "$out/corpus" example:pbmc_mosaic --min-genes 1 --block-size 64
+show scmbert corpus verify "$out/corpus"
+
+pretrain=(scmbert pretrain pbmc_demo --corpus "$out/corpus" --run-dir "$out/run")
+printf '\n\033[1m$ %s &   # to be killed after its first checkpoint\033[0m\n' "${pretrain[*]}"
+"${pretrain[@]}" &
+pid=$!
+while [ ! -d "$out/run/checkpoints/200" ]; do
+    kill -0 "$pid" 2> /dev/null || { wait "$pid"; exit 1; } # it ended by itself: show how
+    sleep 0.5
+done
+printf '\033[1m$ kill -9 %s\033[0m\n' "$pid"
+kill -9 "$pid"
+wait "$pid" 2> /dev/null || true
+
+show "${pretrain[@]}"
+show scmbert export "$out/run" "$out/model"
+show scmbert embed "$out/model" example:pbmc_mosaic -o "$out/embedded.h5mu"
+show scmbert evaluate probe --model "$out/model" --run-dir "$out/run" --report "$out/report.html"

@@ -1,0 +1,185 @@
+"""Shared fixtures. Real data lies beside the repository (or at $SCMBERT_SHARED_DATA); without it those tests skip."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+# Before JAX starts: eight devices on one CPU, so that every test can ask for a mesh.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import numpy as np
+import pytest
+
+from scmbert_jax.batch import CellBatch, FeatureLayout
+from scmbert_jax.config import (
+    DataConfig,
+    ExperimentConfig,
+    ModalitiesConfig,
+    ModalityConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    folder = Path(os.environ.get("SCMBERT_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data not found at {folder}; set SCMBERT_SHARED_DATA to its folder")
+    return folder
+
+
+class Ran(NamedTuple):
+    """What a call of `scmbert` left: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+def scmbert(*arguments: str | Path) -> Ran:
+    """The command line in this process. What is no `UserError` passes through and fails the test."""
+    from scmbert_jax.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+def scmbert_ok(*arguments: str | Path) -> str:
+    """The standard output of a command that must succeed."""
+    ran = scmbert(*arguments)
+    assert ran.code == 0, ran.err
+    return ran.out
+
+
+@pytest.fixture(scope="session")
+def start_scmbert(tmp_path_factory) -> Callable[..., subprocess.Popen]:
+    """Starts `scmbert` as a process of its own, with one CPU device (or `devices`); output is captured as text."""
+    cache = tmp_path_factory.mktemp("compiled")
+
+    def start(*arguments: str | Path, devices: int = 1) -> subprocess.Popen:
+        environment = {
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+            **os.environ,
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        }
+        return subprocess.Popen(
+            [sys.executable, "-m", "scmbert_jax.cli", *map(str, arguments)],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_scmbert(start_scmbert) -> Callable[..., Ran]:
+    """As `start_scmbert`, waited for."""
+
+    def run(*arguments: str | Path, devices: int = 1) -> Ran:
+        process = start_scmbert(*arguments, devices=devices)
+        out, err = process.communicate(timeout=300)
+        return Ran(process.returncode, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def pbmc_corpus(tmp_path_factory) -> Path:
+    """The built-in example as a corpus: 1,600 cells, RNA and protein, a mosaic. Not to be changed: copy it."""
+    corpus = tmp_path_factory.mktemp("pbmc") / "corpus"
+    scmbert_ok("corpus", "build", corpus, "example:pbmc_mosaic", "--min-genes", "1", "--block-size", "64")
+    return corpus
+
+
+# Experiment `tiny` on a corpus of RNA and protein.
+TINY = ("pretrain", "tiny", "--modalities.atac.num-tokens", "0", "--reader", "threads")
+
+
+@pytest.fixture(scope="session")
+def pbmc_run(pbmc_corpus, run_scmbert) -> Path:
+    """A run folder of 6 steps on `pbmc_corpus`, checkpoints 3 and 6. Not to be changed: copy it."""
+    run_dir = pbmc_corpus.parent / "run"
+    options = ("--corpus", pbmc_corpus, "--run-dir", run_dir, "--steps", "6", "--train.checkpoint-every", "3")
+    ran = run_scmbert(*TINY, *options, "--train.log-every", "1")
+    assert ran.code == 0, ran.err
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def pbmc_model(pbmc_run) -> Path:
+    """The model folder exported from `pbmc_run`. Not to be changed: copy it."""
+    model_dir = pbmc_run.parent / "model"
+    scmbert_ok("export", pbmc_run, model_dir)
+    return model_dir
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ExperimentConfig:
+    """All three modalities, one encoding and likelihood each, sizes that compile in seconds."""
+    return ExperimentConfig(
+        modalities=ModalitiesConfig(
+            rna=ModalityConfig(num_tokens=16),
+            protein=ModalityConfig(num_tokens=8, zero_fraction=0.0, value_encoding="bins", likelihood="bins"),
+            atac=ModalityConfig(num_tokens=8, likelihood="bernoulli"),
+        ),
+        data=DataConfig(global_batch_size=16, num_streams=2, window_blocks=2),
+        model=ModelConfig(embed_dim=16, num_layers=2, num_heads=2, head_dim=8, mlp_dim=32),
+        optimizer=OptimizerConfig(warmup_steps=5),
+        train=TrainConfig(num_steps=20, log_every=1, checkpoint_every=5),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_layout() -> FeatureLayout:
+    from data_pipelines.synthetic import synthetic_layout
+
+    return synthetic_layout(40, 12, 20, {"technical_batch": 3})
+
+
+@pytest.fixture(scope="session")
+def tiny_batch(tiny_layout: FeatureLayout, tiny_config: ExperimentConfig):
+    """step -> a batch of the tiny configuration."""
+
+    def make(step: int = 0, batch_size: int = 16) -> CellBatch:
+        return synthetic_tokens(tiny_layout, tiny_config, step, batch_size)
+
+    return make
+
+
+def synthetic_tokens(layout: FeatureLayout, config: ExperimentConfig, step: int, batch_size: int) -> CellBatch:
+    from data_pipelines.synthetic import synthetic_batch
+
+    tokens = {name: modality.num_tokens for name, modality in config.modalities.in_use().items()}
+    return synthetic_batch(layout, batch_size, tokens, config.seed, step)
+
+
+def padded(batch: CellBatch, more: int) -> CellBatch:
+    """The same batch with `more` padding tokens per modality."""
+
+    def widen(x: np.ndarray) -> np.ndarray:
+        return np.pad(x, ((0, 0), (0, more)))
+
+    modalities = {
+        name: tokens._replace(feature_ids=widen(tokens.feature_ids), counts=widen(tokens.counts))
+        for name, tokens in batch.modalities.items()
+    }
+    return batch._replace(modalities=modalities)

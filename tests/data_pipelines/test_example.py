@@ -1,0 +1,61 @@
+"""The built-in example: small, equal to the file it came from, accepted wherever a file is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipelines.example_data import main
+from data_pipelines.input_check import check_dataset, require_usable
+from data_pipelines.readers import EXAMPLES, example_path, open_dataset
+
+ORIGINAL = Path("pbmc_mosaic") / "quickstart_pbmc_mosaic.h5mu"
+
+
+def assert_equal_data(left, right):
+    assert left.obs.equals(right.obs)
+    assert list(left.mod) == list(right.mod)
+    for name in left.mod:
+        one, other = left[name], right[name]
+        assert one.obs.equals(other.obs)
+        assert one.var_names.tolist() == other.var_names.tolist()
+        assert np.array_equal(one.X.toarray(), other.X.toarray())
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_weighs_less_than_a_megabyte_and_says_where_it_is_from(example):
+    path = example_path(example)
+    assert path.stat().st_size < 1_000_000
+    readme = (path.parent / "README.md").read_text()
+    assert "scmidas 0.3.0" in readme
+    assert "Permission is hereby granted" in readme
+
+
+def test_the_example_equals_the_file_it_came_from(shared_data):
+    mudata = pytest.importorskip("mudata")
+    assert_equal_data(mudata.read_h5mu(example_path("pbmc_mosaic")), mudata.read_h5mu(shared_data / ORIGINAL))
+
+
+def test_the_example_can_be_rebuilt(shared_data, tmp_path):
+    mudata = pytest.importorskip("mudata")
+    out = tmp_path / "again.h5mu"
+    main([str(shared_data / ORIGINAL), str(out)])
+    assert_equal_data(mudata.read_h5mu(out), mudata.read_h5mu(example_path("pbmc_mosaic")))
+    assert out.stat().st_size == example_path("pbmc_mosaic").stat().st_size
+
+
+def test_the_example_is_a_usable_mosaic_of_two_modalities():
+    dataset = open_dataset("example:pbmc_mosaic")
+    assert dataset.name == "pbmc_mosaic"
+    report = check_dataset(dataset, min_genes=10)
+    require_usable(report)
+    assert report.combinations == {"rna": 400, "protein": 400, "rna+protein": 800}
+    assert report.obs_fields == {"cell_type": "celltype", "technical_batch": "batch"}
+    assert report.organism == "human"
+
+
+def test_the_default_cell_filter_does_not_fit_the_example_and_says_what_does():
+    report = check_dataset(open_dataset("example:pbmc_mosaic"))
+    (problem,) = report.problems
+    assert "the file measures 500" in problem
+    assert "--min-genes 22" in problem

@@ -1,0 +1,126 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import padded
+
+from scmbert_jax.batch import CellBatch, FeatureLayout, ModalityTokens
+from scmbert_jax.models.embeddings import expression_bins, pack_tokens, relative_expression
+from scmbert_jax.models.scmbert import ModelDefinition
+
+
+def build(config, layout, seed=0):
+    definition = ModelDefinition(config, layout)
+    params = definition.init(jax.random.key(seed))
+    return definition, params, definition.merge(params, definition.constants)
+
+
+def test_bins_are_those_of_scbert():
+    # floor(log2(1 + CP10K)) clipped at 5: the edges lie at 1, 3, 7, 15, 31
+    cp10k = jnp.asarray([0.0, 0.999, 1.0, 2.999, 3.0, 6.999, 7.0, 14.9, 15.0, 30.9, 31.0, 1e6])
+    assert expression_bins(cp10k, 6).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
+def test_one_count_in_a_shallow_cell_is_already_bin_three():
+    # 1 of 1,000 counts = 10 CP10K: the known trap that bins encode library size
+    assert int(expression_bins(relative_expression(jnp.asarray(1.0), jnp.asarray(1000.0), 1e4), 6)) == 3
+
+
+def test_packing_puts_real_tokens_first_and_keeps_their_order():
+    def tokens(ids, lengths):
+        ids = np.asarray(ids, np.int32)
+        lengths = np.asarray(lengths, np.int32)
+        return ModalityTokens(ids, ids * 10, lengths, np.asarray([100.0, 200.0], np.float32), lengths > 0)
+
+    batch = CellBatch(
+        {"rna": tokens([[1, 2, 0], [3, 0, 0]], [2, 1]), "protein": tokens([[7, 0], [8, 9]], [1, 2])},
+        {},
+        np.arange(2, dtype=np.int32),
+        np.arange(2, dtype=np.int32),
+    )
+    packed = pack_tokens(batch)
+    assert packed.lengths.tolist() == [3, 3]
+    assert packed.feature_ids[:, :3].tolist() == [[1, 2, 7], [3, 8, 9]]
+    assert packed.counts[:, :3].tolist() == [[10, 20, 70], [30, 80, 90]]
+    assert packed.modality[:, :3].tolist() == [[0, 0, 1], [0, 1, 1]]
+    assert packed.library_size[0, :3].tolist() == [100, 100, 100]
+    assert packed.valid.sum(1).tolist() == [3, 3]
+
+
+def test_a_linked_row_moves_with_its_gene_and_an_unlinked_one_does_not(tiny_config):
+    layout = FeatureLayout(
+        slices={"rna": (0, 40), "protein": (40, 52), "atac": (52, 72)},
+        links={"protein": (np.asarray([40, 40], np.int32), np.asarray([3, 5], np.int32))},
+    )
+    definition, params, model = build(tiny_config, layout)
+    before = model.feature_table()
+    params["table"]["learned"] = params["table"]["learned"].at[3].add(1.0)
+    after = definition.merge(params, definition.constants).feature_table()
+    moved = np.abs(np.asarray(after - before)).max(1) > 1e-6
+    assert np.flatnonzero(moved).tolist() == [3, 40]
+
+
+def test_a_protein_row_is_its_own_row_plus_the_projected_mean_of_its_genes(tiny_config):
+    layout = FeatureLayout(
+        slices={"rna": (0, 40), "protein": (40, 52), "atac": (52, 72)},
+        links={"protein": (np.asarray([41, 41], np.int32), np.asarray([0, 2], np.int32))},
+    )
+    _, params, model = build(tiny_config, layout)
+    learned, projection = params["table"]["learned"], params["table"]["link_projections"]["protein"]
+    wanted = learned[41] + (learned[0] + learned[2]) / 2 @ projection
+    np.testing.assert_allclose(model.feature_table()[41], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("where", ["heads", "tokens"])
+def test_hidden_values_never_reach_the_encoder(tiny_config, tiny_layout, tiny_batch, where):
+    model_config = dataclasses.replace(tiny_config.model, covariates=("technical_batch",), covariates_at=where)
+    _, _, model = build(dataclasses.replace(tiny_config, model=model_config), tiny_layout)
+    batch = tiny_batch()
+    tokens = pack_tokens(batch)
+    hidden = (jnp.arange(tokens.valid.shape[1]) % 3 == 0) & tokens.valid
+    table = model.feature_table()
+
+    def encode(counts):
+        return model.encode(table, tokens._replace(counts=counts), hidden, batch.covariates)
+
+    seen = encode(tokens.counts)
+    np.testing.assert_array_equal(seen, encode(jnp.where(hidden, tokens.counts + 77, tokens.counts)))
+    assert not np.array_equal(seen, encode(jnp.where(hidden, tokens.counts, tokens.counts + 77)))
+
+
+def test_more_padding_changes_no_embedding(tiny_config, tiny_layout, tiny_batch):
+    _, _, model = build(tiny_config, tiny_layout)
+    batch = tiny_batch()
+    table = model.feature_table()
+    # float32 sums over more (zero) terms
+    np.testing.assert_allclose(
+        model.cell_embedding(table, batch), model.cell_embedding(table, padded(batch, 5)), atol=2e-5
+    )
+
+
+def test_the_order_of_tokens_carries_no_information(tiny_config, tiny_layout, tiny_batch):
+    _, _, model = build(tiny_config, tiny_layout)
+    batch = tiny_batch()
+
+    def reversed_tokens(tokens: ModalityTokens) -> ModalityTokens:
+        columns = np.arange(tokens.feature_ids.shape[1])[None]
+        order = np.where(columns < tokens.lengths[:, None], tokens.lengths[:, None] - 1 - columns, columns)
+        return tokens._replace(
+            feature_ids=np.take_along_axis(tokens.feature_ids, order, 1),
+            counts=np.take_along_axis(tokens.counts, order, 1),
+        )
+
+    turned = batch._replace(modalities={name: reversed_tokens(tokens) for name, tokens in batch.modalities.items()})
+    assert not np.array_equal(turned.modalities["rna"].feature_ids, batch.modalities["rna"].feature_ids)
+    table = model.feature_table()
+    # attention sums in another order, float32
+    np.testing.assert_allclose(model.cell_embedding(table, batch), model.cell_embedding(table, turned), atol=2e-5)
+
+
+def test_a_cell_s_embedding_does_not_depend_on_its_neighbours(tiny_config, tiny_layout, tiny_batch):
+    _, _, model = build(tiny_config, tiny_layout)
+    batch, table = tiny_batch(), model.feature_table()
+    alone = jax.tree.map(lambda x: x[3:4], batch)
+    np.testing.assert_allclose(model.cell_embedding(table, batch)[3:4], model.cell_embedding(table, alone), atol=2e-5)

@@ -1,0 +1,172 @@
+"""Cell embeddings: what they depend on and what not, on the built-in example. Files: tests/test_end_to_end.py."""
+
+import anndata
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from conftest import TINY, scmbert_ok
+
+import scmbert_jax
+from data_pipelines.readers import example_path
+from scmbert_jax.errors import ConfigError, InputError
+from scmbert_jax.tasks.embed import embed_dataset
+
+# A row's arithmetic does not depend on its neighbours; another batch size, or another place in the batch, makes XLA
+# sum float32 products in another order. Embeddings are of size 1.
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def model(pbmc_model):
+    return scmbert_jax.load(pbmc_model)
+
+
+@pytest.fixture(scope="module")
+def mdata():
+    """The first 60 cells of each technical batch: RNA only, protein only, both, both."""
+    whole = mudata.read_h5mu(example_path("pbmc_mosaic"))
+    return whole[np.sort(np.concatenate([np.arange(first, first + 60) for first in (0, 400, 800, 1200)]))].copy()
+
+
+@pytest.fixture(scope="module")
+def rna(mdata):
+    return mdata.mod["rna"].copy()
+
+
+@pytest.fixture(scope="module")
+def embedded(model, mdata):
+    return model.embed(mdata)
+
+
+def test_every_cell_of_a_mosaic_has_an_embedding_of_its_own(embedded, mdata, pbmc_model):
+    assert embedded.shape == (mdata.n_obs, 32)
+    assert embedded.dtype == np.float32
+    assert np.isfinite(embedded).all()
+    assert len(np.unique(embedded.round(4), axis=0)) == mdata.n_obs
+
+
+def test_the_python_api_gives_what_the_command_line_writes(model, pbmc_model, tmp_path):
+    scmbert_ok("embed", pbmc_model, "example:pbmc_mosaic", "-o", tmp_path / "out.h5mu")
+    written = mudata.read_h5mu(tmp_path / "out.h5mu")
+    np.testing.assert_array_equal(written.obsm["X_scmbert"], model.embed("example:pbmc_mosaic"))
+
+
+def test_the_same_cells_have_the_same_embedding_bit_for_bit_and_stay_as_they_were(model, mdata, embedded):
+    before = mdata.mod["rna"].X.copy()
+    np.testing.assert_array_equal(model.embed(mdata), embedded)
+    assert (before != mdata.mod["rna"].X).sum() == 0
+    assert "X_scmbert" not in mdata.obsm
+
+
+def test_the_order_of_the_features_means_nothing(model, rna):
+    shuffled = rna[:, np.random.default_rng(0).permutation(rna.n_vars)].copy()
+    np.testing.assert_array_equal(model.embed(shuffled), model.embed(rna))
+
+
+def test_cells_in_another_order_have_the_same_embeddings_in_that_order(model, rna):
+    order = np.random.default_rng(0).permutation(rna.n_obs)
+    np.testing.assert_allclose(model.embed(rna[order].copy()), model.embed(rna)[order], **TOLERANCE)
+
+
+def test_a_cell_does_not_depend_on_the_cells_beside_it(model, rna):
+    np.testing.assert_allclose(model.embed(rna[3:20].copy()), model.embed(rna)[3:20], **TOLERANCE)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_the_batch_size_changes_no_embedding(model, rna, batch_size):
+    few = rna[:9].copy()
+    np.testing.assert_allclose(model.embed(few, batch_size=batch_size), model.embed(few), **TOLERANCE)
+
+
+def test_a_batch_size_of_nothing_is_refused(model, rna):
+    with pytest.raises(ConfigError, match="batch_size 0"):
+        model.embed(rna, batch_size=0)
+
+
+def test_features_that_the_model_does_not_know_are_reported_and_change_nothing(model, rna):
+    unknown = pd.DataFrame(index=["GFAP", "OLIG2", "not_a_gene"])
+    extra = anndata.AnnData(sp.csr_matrix(np.full((rna.n_obs, 3), 5, np.float32)), obs=rna.obs, var=unknown)
+    wider = anndata.concat([rna, extra], axis=1, merge="first")
+    result = embed_dataset(model.pretrained, wider)
+    overlap = result.overlaps["rna"]
+    assert overlap.num_unknown == 2  # the third is no gene at all: the input check says so
+    assert set(overlap.unknown) == {"GFAP", "OLIG2"}
+    assert "2 features of the file are unknown to the model" in overlap.summary()
+    unmapped = result.report.modalities["rna"].mapping.status_counts["unknown"]
+    assert (
+        unmapped == embed_dataset(model.pretrained, rna).report.modalities["rna"].mapping.status_counts["unknown"] + 1
+    )
+    np.testing.assert_array_equal(result.embeddings, model.embed(rna))
+
+
+def test_a_gene_that_was_not_measured_is_another_thing_than_one_of_no_counts(model, rna):
+    """A gene the file lacks is never shown to the model as a zero."""
+    half = np.arange(rna.n_vars) < rna.n_vars // 2
+    as_zeros = rna.copy()
+    as_zeros.X = rna.X.multiply(half[None]).tocsr()
+    seen = np.asarray(as_zeros.X.sum(axis=1)).ravel() > 0
+    not_measured = model.embed(rna[:, half].copy())
+    assert np.abs(not_measured - model.embed(as_zeros))[seen].max() > 0.01
+
+
+def test_a_cell_without_counts_has_no_embedding_and_is_counted(model, rna):
+    emptied = rna.copy()
+    emptied.X = sp.csr_matrix(rna.X.multiply(np.arange(rna.n_obs)[:, None] != 5))
+    result = embed_dataset(model.pretrained, emptied)
+    assert np.isnan(result.embeddings[5]).all()
+    assert result.num_empty == 1
+    others = np.arange(rna.n_obs) != 5
+    np.testing.assert_allclose(result.embeddings[others], model.embed(rna)[others], **TOLERANCE)
+
+
+def test_modalities_may_be_left_out(model, mdata, rna):
+    """All cells of the mosaic by RNA alone: those without RNA have no embedding, the others that of their RNA."""
+    by_rna = model.embed(mdata, modalities=("rna",))
+    place = mdata.obs_names.get_indexer(rna.obs_names)
+    assert np.isnan(np.delete(by_rna, place, axis=0)).all()
+    np.testing.assert_allclose(by_rna[place], model.embed(rna), **TOLERANCE)
+    with pytest.raises(InputError, match=r"modalities atac: the model reads rna, protein"):
+        model.embed(mdata, modalities=("atac",))
+
+
+def test_proteins_alone_need_no_word_on_the_organism(model, mdata, embedded):
+    """Antibody names do not tell human from mouse; the model knows what it was trained on."""
+    protein = mdata.mod["adt"].copy()
+    alone = (protein.obs["batch"] == "p2_0").to_numpy()  # these cells have nothing else
+    place = mdata.obs_names.get_indexer(protein.obs_names[alone])
+    np.testing.assert_allclose(model.embed(protein)[alone], embedded[place], **TOLERANCE)
+
+
+def test_the_seed_of_the_sampling_is_told_and_another_draws_other_tokens(model, mdata, embedded):
+    """16 of 224 antibodies are shown per cell in this experiment."""
+    np.testing.assert_array_equal(model.embed(mdata, seed=0), embedded)
+    assert np.abs(model.embed(mdata, seed=1) - embedded).max() > 0.01
+
+
+def test_more_tokens_may_be_shown_than_in_training(model, mdata, embedded):
+    wide = model.embed(mdata, num_tokens={"protein": 224, "rna": 497})
+    assert np.isfinite(wide).all()
+    assert np.abs(wide - embedded).max() > 0.01
+    # With every feature shown there is nothing left to draw.
+    again = model.embed(mdata, num_tokens={"protein": 224, "rna": 497}, seed=3)
+    np.testing.assert_allclose(again[60:120], wide[60:120], **TOLERANCE)
+
+
+def test_an_untrained_twin_gives_other_embeddings_of_the_same_cells(model, rna):
+    first, second = (embed_dataset(model.pretrained.untrained(seed), rna).embeddings for seed in (0, 1))
+    assert np.abs(first - second).max() > 0.1
+    assert np.abs(first - model.embed(rna)).max() > 0.01
+
+
+@pytest.mark.slow
+def test_a_model_of_covariates_embeds_cells_of_which_none_is_known(pbmc_corpus, run_scmbert, tmp_path, rna):
+    """The technical batches of a new file are none of those of training."""
+    options = ("--corpus", pbmc_corpus, "--run-dir", tmp_path / "run", "--steps", "2")
+    ran = run_scmbert(*TINY, *options, "--model.covariates", "technical_batch", "--model.covariates-at", "tokens")
+    assert ran.code == 0, ran.err
+    scmbert_ok("export", tmp_path / "run", tmp_path / "model")
+    with_covariates = scmbert_jax.load(tmp_path / "model")
+    assert len(with_covariates.pretrained.info["covariates"]["technical_batch"]) == 4
+    assert np.isfinite(with_covariates.embed(rna)).all()

@@ -1,0 +1,206 @@
+"""The command line as a surface: help, unknown words, JSON on stdout, exit codes, tracebacks only when asked for."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY, TINY, scmbert, scmbert_ok
+
+from scmbert_jax import __version__, cli
+from scmbert_jax.errors import CheckpointError, ConfigError, CorpusError, InputError, TrainingError
+
+VERBS = ["doctor", "corpus build", "corpus info", "corpus verify", "pretrain", "export", "embed", "evaluate probe"]
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_list_of_verbs_here_is_that_of_the_program():
+    def words(group, prefix=""):
+        for name, verb in group.items():
+            yield from words(verb, f"{prefix}{name} ") if isinstance(verb, dict) else [prefix + name]
+
+    assert list(words(cli.VERBS)) == VERBS
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself_with_an_example(verb):
+    text = scmbert_ok(*verb.split(), "--help")
+    assert f"Example:  scmbert {verb} " in text
+    assert "(required)" in text or "FILE..." in text
+
+
+def test_the_first_help_lists_every_verb():
+    text = scmbert_ok("--help")
+    assert all(verb in text for verb in VERBS)
+    assert scmbert().code == 2  # nothing asked for is no success, but help is shown
+    assert scmbert().out == text
+
+
+def test_the_version_is_that_of_the_package():
+    assert scmbert_ok("--version").strip() == __version__
+
+
+def test_the_fields_of_an_experiment_are_listed_with_their_values():
+    text = scmbert_ok("pretrain", "tiny", "--fields")
+    assert "--model.embed-dim" in text
+    assert "(default: 32)" in text
+
+
+# --- what does not exist ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggested"),
+    [(("pretrian", "tiny"), "pretrain"), (("corpus", "biuld"), "build"), (("evaluate", "prob"), "probe")],
+)
+def test_a_mistyped_verb_is_answered_with_the_nearest(arguments, suggested):
+    ran = scmbert(*arguments)
+    assert ran.code == ConfigError.exit_code
+    assert "no such verb; there are " in ran.err
+    assert f"Did you mean {suggested!r}?" in ran.err
+    assert ran.out == ""
+
+
+def test_an_unknown_option_is_named():
+    ran = scmbert("doctor", "example:pbmc_mosaic", "--min-gnes", "3")
+    assert ran.code == 2
+    assert "--min-gnes" in ran.err
+    assert "--min-genes" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--model.embed-dmi", "8"), ("--model.embed-dmi", "--model.embed-dim")),  # and what was probably meant
+        (("--corpsu", "c"), ("--corpsu",)),
+        (("--model.embed-dim", "wide"), ("--model.embed-dim", "wide")),
+        (("--model.embed-dim", "0"), ("model.embed_dim is 0; expected 1 or more",)),
+        (("--data.num-streams", "5"), ("data.num_streams is 5", "a divisor of data.global_batch_size (16)")),
+        (("--modalities.rna.likelihood", "poisson"), ("--modalities.rna.likelihood", "negative_binomial")),
+        (("--steps", "0"), ("train.num_steps is 0",)),
+        (("--model.attention", "flashy"), ("flashy", "xla")),
+        (("--model.embed-dim", "12"), ("dimension 'embed' of size 12 cannot be split over 8 devices",)),
+        (("--model.covariates", "mood"), ("mood", "technical_batch")),
+        (("--modalities.atac.num-tokens", "8"), ("atac", "rna", "protein", "num_tokens to 0")),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_field_or_value_that_cannot_be_is_named_before_anything_is_written(pbmc_corpus, tmp_path, option, words):
+    ran = scmbert(*TINY, "--corpus", pbmc_corpus, "--run-dir", tmp_path / "run", *option)
+    assert ran.code in (2, ConfigError.exit_code)
+    for word in words:
+        assert word in ran.err
+    assert ran.out == ""
+    assert "Traceback" not in ran.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_experiment_that_does_not_exist_is_answered_with_those_there_are(tmp_path):
+    ran = scmbert("pretrain", "tinny", "--corpus", tmp_path, "--run-dir", tmp_path / "run")
+    assert ran.code == ConfigError.exit_code
+    assert "experiment 'tinny' does not exist" in ran.err
+    assert "tiny" in ran.err
+    assert "pbmc_demo" in ran.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_experiment_may_be_a_file_of_ones_own(tmp_path):
+    own = tmp_path / "mine.py"
+    shutil.copy(REPOSITORY / "experiments" / "tiny.py", own)
+    assert "(default: 32)" in scmbert_ok("pretrain", own, "--fields")
+    own.write_text("def config():\n    return 3\n")
+    assert "config() gave int" in scmbert("pretrain", own, "--fields").err
+    own.write_text("x = 1\n")
+    assert f"{own}: no function config()" in scmbert("pretrain", own, "--fields").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("doctor",), 2, "no files given"),
+        (("corpus", "build", "out"), 2, "no input files"),
+        (("corpus", "build", "out", "example:pbmc_mosaic", "--block-size", "0"), 3, "block size 0"),
+        (("corpus", "build", "out", "example:pbmc_mosaic", "--obs-field", "mood"), 4, "NAME=COLUMN"),
+        (("pretrain", "tiny"), 4, "--corpus DIR and --run-dir DIR"),
+        (("evaluate", "probe", "--model", "m", "--num-seeds", "0"), 4, "--num-seeds 0"),
+        (("evaluate", "probe", "--model", "m", "--report", "no/such/r.html"), 4, "no/such is no folder"),
+        (("evaluate", "probe", "--model", "m", "--run-dir", "nowhere"), 5, "nowhere: not a run folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_is_left_out_or_cannot_be_is_asked_for(arguments, code, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = scmbert(*arguments)
+    assert ran.code == code
+    assert words in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- programs read stdout --------------------------------------------------------------------------------------------
+
+
+def test_doctor_prints_one_json_document_and_nothing_else():
+    done = subprocess.run(
+        [sys.executable, "-m", "scmbert_jax.cli", "doctor", "example:pbmc_mosaic", "--json", "--min-genes", "1"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    document = json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert document["usable"] is True
+    assert document["modalities"]["rna"]["features"]["space"] == "gene:human"
+
+
+def test_doctor_of_several_files_prints_a_list_and_fails_if_one_is_unusable():
+    # By default a cell needs 200 genes; this panel has 500 and cells of 41.
+    ran = scmbert("doctor", "example:pbmc_mosaic", "example:pbmc_mosaic", "--json")
+    assert ran.code == InputError.exit_code
+    documents = json.loads(ran.out)
+    assert [document["usable"] for document in documents] == [False, False]
+    assert "--min-genes" in documents[0]["problems"][0]
+
+
+def test_doctor_tells_people_in_text():
+    text = scmbert_ok("doctor", "example:pbmc_mosaic", "--min-genes", "1")
+    for words in ("rna", "protein", "human", "cell_type", "raw"):
+        assert words in text
+
+
+def test_corpus_info_and_verify_print_one_json_document(pbmc_corpus):
+    info = json.loads(scmbert_ok("corpus", "info", pbmc_corpus, "--json"))
+    verified = json.loads(scmbert_ok("corpus", "verify", pbmc_corpus, "--json"))
+    assert info["num_cells"] == verified["num_cells"] == 1600
+    assert verified["ok"] is True
+    text = scmbert_ok("corpus", "info", pbmc_corpus)
+    assert "1,600 cells" in text
+    assert "all intact" in scmbert_ok("corpus", "verify", pbmc_corpus)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_each_kind_of_error_has_its_own_exit_code():
+    codes = [kind.exit_code for kind in (InputError, CorpusError, ConfigError, CheckpointError, TrainingError)]
+    assert codes == [2, 3, 4, 5, 6]
+
+
+def test_debug_shows_the_traceback_and_nothing_else_does():
+    quiet = scmbert("corpus", "info", "nowhere")
+    assert quiet.code == CorpusError.exit_code
+    assert quiet.err.startswith("scmbert: nowhere: ")
+    assert len(quiet.err.splitlines()) == 1
+    for arguments in (["--debug", "corpus", "info", "nowhere"], ["corpus", "info", "nowhere", "--debug"]):
+        with pytest.raises(CorpusError):
+            scmbert(*arguments)
+
+
+def test_a_reader_that_has_seen_enough_of_a_pipe_is_no_error():
+    command = f"{sys.executable} -m scmbert_jax.cli pretrain tiny --fields | head -1"
+    done = subprocess.run(command, shell=True, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("usage: ")
+    assert done.stderr == ""

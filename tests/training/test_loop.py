@@ -1,0 +1,248 @@
+"""The loop on synthetic batches: resume, signals, refusals. The same on real corpora: tests/test_end_to_end.py."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import synthetic_tokens
+
+from scmbert_jax.errors import CheckpointError, ConfigError, TrainingError
+from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.parallel.mesh import make_mesh
+from scmbert_jax.training.checkpoint import RunCheckpoints
+from scmbert_jax.training.loop import pretrain
+from scmbert_jax.training.optimizer import make_optimizer
+from scmbert_jax.training.run_folder import read_metrics
+from scmbert_jax.training.train_state import abstract_state
+
+TIMINGS = ("cells_per_second", "step_seconds", "data_wait_fraction")
+
+
+class SyntheticData:
+    """Batches without a corpus; `at_step` is called before the batch of a step is given."""
+
+    def __init__(self, config, layout, at_step=lambda step: None):
+        self.config, self.layout, self.at_step = config, layout, at_step
+        self.fingerprint, self.feature_space_hash = "f" * 64, "a" * 64
+        self.covariates = {"technical_batch": ["1", "2", "3"]}
+
+    def batches(self, start_step, stop_step):
+        for step in range(start_step, stop_step):
+            self.at_step(step)
+            yield step, synthetic_tokens(self.layout, self.config, step, self.config.data.global_batch_size)
+
+    def save_features(self, folder: Path):
+        (folder / "feature_space.parquet").write_bytes(b"features")
+
+
+def run(config, layout, folder, at_step=lambda step: None, devices=1):
+    data = SyntheticData(config, layout, at_step)
+    return pretrain(config, data, folder, devices=jax.devices()[:devices], show_progress=False)
+
+
+def rows(folder):
+    return [
+        {name: value for name, value in row.items() if name not in TIMINGS}
+        for row in read_metrics(folder / "metrics.jsonl")
+    ]
+
+
+def final_state(config, layout, folder, step=20):
+    model = ModelDefinition(config, layout)
+    abstract = abstract_state(
+        model, make_optimizer(config, model.logical_axes), make_mesh(config.mesh, jax.devices()[:1])
+    )
+    checkpoints = RunCheckpoints(folder / "checkpoints", 3)
+    try:
+        return jax.device_get(checkpoints.restore(step, abstract))
+    finally:
+        checkpoints.close()
+
+
+def assert_bit_equal(a, b):
+    for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+class Killed(Exception):
+    """Stands for a process that is gone: nothing after it runs, nothing is saved."""
+
+
+def kill_at(step):
+    def at_step(current):
+        if current == step:
+            raise Killed
+
+    return at_step
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_config, tiny_layout, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert run(tiny_config, tiny_layout, folder).step == 20
+    return folder
+
+
+def test_a_run_folder_holds_what_is_needed_to_repeat_the_run(undisturbed, tiny_config):
+    assert {path.name for path in undisturbed.iterdir()} >= {
+        "config.json",
+        "provenance.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "feature_space.parquet",
+    }
+    provenance = json.loads((undisturbed / "provenance.json").read_text())
+    assert provenance["corpus_fingerprint"] == "f" * 64
+    assert provenance["versions"]["jax"] == jax.__version__
+    assert provenance["git_commit"]
+    assert list((undisturbed / "tensorboard").iterdir())
+    assert [row["step"] for row in rows(undisturbed)] == list(range(1, 21))
+
+
+def test_only_the_newest_checkpoints_are_kept(undisturbed):
+    assert sorted(int(path.name) for path in (undisturbed / "checkpoints").iterdir()) == [10, 15, 20]
+
+
+def test_a_killed_run_continues_bit_for_bit(undisturbed, tiny_config, tiny_layout, tmp_path):
+    with pytest.raises(Killed):
+        run(tiny_config, tiny_layout, tmp_path / "run", kill_at(13))
+    assert run(tiny_config, tiny_layout, tmp_path / "run").step == 20
+    assert rows(tmp_path / "run") == rows(undisturbed)
+    assert_bit_equal(
+        final_state(tiny_config, tiny_layout, tmp_path / "run"), final_state(tiny_config, tiny_layout, undisturbed)
+    )
+
+
+def test_sigterm_saves_the_step_it_reached_and_the_run_continues_bit_for_bit(
+    undisturbed, tiny_config, tiny_layout, tmp_path
+):
+    def terminate(step):
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    outcome = run(tiny_config, tiny_layout, tmp_path / "run", terminate)
+    assert outcome.interrupted
+    assert outcome.step == 8
+    assert (tmp_path / "run" / "checkpoints" / "8").is_dir()
+    assert run(tiny_config, tiny_layout, tmp_path / "run") == (20, False)
+    assert rows(tmp_path / "run") == rows(undisturbed)
+    assert_bit_equal(
+        final_state(tiny_config, tiny_layout, tmp_path / "run"), final_state(tiny_config, tiny_layout, undisturbed)
+    )
+
+
+def test_a_run_on_one_device_continues_on_eight_with_the_same_masks(undisturbed, tiny_config, tiny_layout, tmp_path):
+    with pytest.raises(Killed):
+        run(tiny_config, tiny_layout, tmp_path / "run", kill_at(11))
+    run(tiny_config, tiny_layout, tmp_path / "run", devices=8)
+    for one, eight in zip(rows(undisturbed), rows(tmp_path / "run"), strict=True):
+        assert one["loss_weight"] == eight["loss_weight"]
+        assert one["loss"] == pytest.approx(eight["loss"], rel=2e-4)  # float32 sums over devices in another order
+
+
+def test_a_finished_run_is_left_as_it_is(undisturbed, tiny_config, tiny_layout):
+    before = rows(undisturbed)
+    assert run(tiny_config, tiny_layout, undisturbed) == (20, False)
+    assert rows(undisturbed) == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    tiny_config, tiny_layout, tmp_path, monkeypatch
+):
+    import conftest
+
+    honest = synthetic_tokens
+
+    def poisoned(layout, config, step, batch_size):
+        batch = honest(layout, config, step, batch_size)
+        if step == 8:
+            tokens = batch.modalities["rna"]
+            library = np.full_like(tokens.library_size, np.nan)
+            batch.modalities["rna"] = tokens._replace(library_size=library)
+        return batch
+
+    monkeypatch.setitem(globals(), "synthetic_tokens", poisoned)
+    assert conftest.synthetic_tokens is honest
+    with pytest.raises(TrainingError, match=r"step 9: loss nan.*last good checkpoint is step 5"):
+        run(tiny_config, tiny_layout, tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["5"]
+
+
+def test_another_configuration_is_refused_with_the_fields(undisturbed, tiny_config, tiny_layout):
+    other = dataclasses.replace(tiny_config, optimizer=dataclasses.replace(tiny_config.optimizer, beta2=0.5))
+    with pytest.raises(ConfigError, match=r"optimizer.beta2: 0.98 there, 0.5 now"):
+        run(other, tiny_layout, undisturbed)
+
+
+def test_how_often_to_log_may_change_when_a_run_continues(undisturbed, tiny_config, tiny_layout):
+    other = dataclasses.replace(tiny_config, train=dataclasses.replace(tiny_config.train, log_every=7))
+    assert run(other, tiny_layout, undisturbed).step == 20
+
+
+@pytest.mark.parametrize("field", ["fingerprint", "feature_space_hash"])
+def test_another_corpus_or_feature_space_is_refused(undisturbed, tiny_config, tiny_layout, field):
+    data = SyntheticData(tiny_config, tiny_layout)
+    setattr(data, field, "b" * 64)
+    with pytest.raises(CheckpointError, match=r"started on another (corpus|feature space)"):
+        pretrain(tiny_config, data, undisturbed, devices=jax.devices()[:1], show_progress=False)
+
+
+def test_a_damaged_checkpoint_stops_the_run_instead_of_starting_anew(undisturbed, tiny_config, tiny_layout, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "20"
+    files = [path for path in newest.rglob("*") if path.is_file() and path.stat().st_size > 1000 and "/d/" in str(path)]
+    assert files
+    for path in files:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=r"checkpoints/20: this checkpoint cannot be read"):
+        run(tiny_config, tiny_layout, tmp_path / "run")
+
+
+def test_a_second_run_on_the_same_folder_is_refused(tiny_config, tiny_layout, tmp_path):
+    def second(step):
+        if step == 1:
+            # The first run forbids implicit transfers in this thread; the second is to stand for another process.
+            refusal = pytest.raises(CheckpointError, match="another process trains in this run folder")
+            with jax.transfer_guard("allow"), refusal:
+                run(tiny_config, tiny_layout, tmp_path / "run")
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(tiny_config, tiny_layout, tmp_path / "run", second)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tiny_config, tiny_layout, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(CheckpointError, match=r"file/run: the run folder cannot be written"):
+        run(tiny_config, tiny_layout, tmp_path / "file" / "run")
+
+
+def test_a_full_disk_while_saving_is_reported_and_keeps_the_last_good_checkpoint(
+    tiny_config, tiny_layout, tmp_path, monkeypatch
+):
+    honest = RunCheckpoints.save
+
+    def fill_the_disk_at_ten(self, step, state):
+        if step == 10:
+            # The save runs into a folder that takes no more bytes: what a full disk looks like to Orbax.
+            monkeypatch.setattr(
+                type(self._checkpointer),
+                "save_async",
+                lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+            )
+        honest(self, step, state)
+
+    monkeypatch.setattr(RunCheckpoints, "save", fill_the_disk_at_ten)
+    with pytest.raises(
+        CheckpointError, match=r"step 10 could not be saved .*No space left.*last good checkpoint is step 5"
+    ):
+        run(tiny_config, tiny_layout, tmp_path / "run")
+    monkeypatch.undo()
+    assert run(tiny_config, tiny_layout, tmp_path / "run").step == 20
