@@ -1,0 +1,148 @@
+"""Verbs from counts files to a corpus: doctor, corpus build, corpus info, corpus verify."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from scmbert_jax.commands.terminal import CorpusFolder, CountsFiles, Organism, print_json, progress, staged_progress
+from scmbert_jax.errors import ConfigError, InputError
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Check counts files: raw counts? known features? duplicates? A report; exit code 2 if one cannot be used.
+
+    Example:  scmbert doctor cells.h5ad
+              scmbert doctor rna.h5ad+atac.h5ad --assembly mm10 --json
+    """
+
+    files: tyro.conf.Positional[CountsFiles]
+    """.h5ad, .h5mu or 10x .h5 files, A+B (files of the same cells), or example:pbmc_mosaic."""
+    organism: Organism = None
+    """Taken from the gene names when left out."""
+    assembly: str | None = None
+    """Genome build of regions (hg38, mm10, ...); needed for peaks unless the file names it."""
+    min_genes: int = 200
+    """Cells with fewer detected genes would be dropped."""
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        import json
+
+        from data_pipelines.input_check import check_dataset
+        from data_pipelines.readers import open_dataset
+
+        if not self.files:
+            raise InputError("doctor: no files given; give at least one .h5ad, .h5mu, 10x .h5 or example:pbmc_mosaic.")
+        reports = [
+            check_dataset(open_dataset(file), organism=self.organism, assembly=self.assembly, min_genes=self.min_genes)
+            for file in self.files
+        ]
+        if self.json:
+            documents = [json.loads(report.to_json()) for report in reports]
+            print_json(documents[0] if len(documents) == 1 else documents)
+        else:
+            print("\n\n".join(report.to_text() for report in reports))
+        return 0 if all(report.usable for report in reports) else 2
+
+
+@dataclass(frozen=True)
+class CorpusBuild:
+    """Build a corpus: checked, mapped, globally shuffled blocks of cells. Written whole or not at all.
+
+    Example:  scmbert corpus build my_corpus cells_1.h5ad cells_2.h5ad
+              scmbert corpus build cortex rna.h5ad+atac.h5ad --assembly mm10
+    """
+
+    out: tyro.conf.Positional[CorpusFolder]
+    """Folder to write."""
+    files: tyro.conf.Positional[CountsFiles]
+    """One data set each: a file, or A+B for files of the same cells."""
+    organism: Organism = None
+    """Taken from the gene names when left out."""
+    assembly: str | None = None
+    """Genome build of regions (hg38, mm10, ...)."""
+    min_genes: int = 200
+    """Drop cells with fewer detected genes."""
+    min_coverage: float = 0.5
+    """Refuse a file of which a smaller share of features is known."""
+    block_size: int = 256
+    """Cells per block; smaller for small corpora, so that there are enough blocks to shuffle."""
+    codec: Literal["zstd", "none"] = "zstd"
+    seed: int = 0
+    """Of the global shuffle."""
+    obs_field: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=COLUMN")] = ()
+    """Which column of obs holds cell_type, technical_batch, donor, ...; e.g. cell_type=my_labels."""
+    overwrite: bool = False
+    """Replace OUT if it is a corpus."""
+
+    def run(self) -> int:
+        from data_pipelines.build_corpus import build_corpus
+        from data_pipelines.corpus import describe_corpus, describe_text
+
+        pairs = [text.partition("=") for text in self.obs_field]
+        if any(not equals for _, equals, _ in pairs):
+            raise ConfigError(f"--obs-field {' '.join(self.obs_field)}: expected NAME=COLUMN, e.g. cell_type=labels.")
+        build_corpus(
+            self.out,
+            list(self.files),
+            organism=self.organism,
+            assembly=self.assembly,
+            min_genes=self.min_genes,
+            min_coverage=self.min_coverage,
+            block_size=self.block_size,
+            codec=self.codec,
+            seed=self.seed,
+            obs_fields={name: column for name, _, column in pairs} or None,
+            overwrite=self.overwrite,
+            progress=staged_progress(),
+        )
+        print(describe_text(describe_corpus(self.out)))
+        return 0
+
+
+@dataclass(frozen=True)
+class CorpusInfo:
+    """Say what a corpus holds.
+
+    Example:  scmbert corpus info my_corpus
+    """
+
+    folder: tyro.conf.Positional[CorpusFolder]
+    """Written by scmbert corpus build."""
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        from data_pipelines.corpus import describe_corpus, describe_text
+
+        description = describe_corpus(self.folder)
+        print_json(description) if self.json else print(describe_text(description))
+        return 0
+
+
+@dataclass(frozen=True)
+class CorpusVerify:
+    """Read every block of a corpus and check it; names each damaged shard and block.
+
+    Example:  scmbert corpus verify my_corpus
+    """
+
+    folder: tyro.conf.Positional[CorpusFolder]
+    """Written by scmbert corpus build."""
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        from data_pipelines.corpus import verify_corpus
+
+        report = verify_corpus(self.folder, progress("verify"))
+        if self.json:
+            print_json({**report._asdict(), "path": str(report.path), "ok": report.ok})
+        elif report.ok:
+            print(f"{report.path}: {report.num_cells:,} cells in {report.num_blocks:,} blocks, all intact")
+        else:
+            print("\n".join(report.problems))
+        return 0 if report.ok else 3

@@ -1,0 +1,60 @@
+"""What every verb shares: types of arguments, messages, JSON, progress bars."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+Organism = Literal["human", "mouse"] | None
+CorpusFolder = Annotated[Path, tyro.conf.arg(metavar="CORPUS")]
+RunFolder = Annotated[Path, tyro.conf.arg(metavar="RUN_DIR")]
+ModelFolder = Annotated[Path, tyro.conf.arg(metavar="MODEL_DIR")]
+CountsFile = Annotated[str, tyro.conf.arg(metavar="FILE")]
+CountsFiles = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE...")]
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def print_json(document: Any) -> None:
+    import json
+
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def progress(what: str) -> Callable[[int, int], None] | None:
+    """A progress bar for a terminal; None where nobody watches."""
+    if not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    progress = Progress(
+        TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+    )
+    task = progress.add_task(what, total=None)
+    progress.start()
+
+    def update(done: int, total: int) -> None:
+        progress.update(task, completed=done, total=total)
+        if done >= total:
+            progress.stop()
+
+    return update
+
+
+def staged_progress() -> Callable[[str, int, int], None] | None:
+    """As `progress`, for work in several stages: one bar each."""
+    bars: dict[str, Callable[[int, int], None] | None] = {}
+
+    def update(stage: str, done: int, total: int) -> None:
+        if stage not in bars:
+            bars[stage] = progress(stage)
+        bar = bars[stage]
+        if bar is not None:
+            bar(done, total)
+
+    return update if sys.stderr.isatty() else None

@@ -1,0 +1,104 @@
+"""Verbs from a corpus to a model folder: pretrain, export."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from scmbert_jax.commands.terminal import ModelFolder, RunFolder, say
+from scmbert_jax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Pre-train an experiment on a corpus; continues by itself when RUN-DIR has a checkpoint.
+
+    Any field of the configuration can be changed: --model.embed-dim 128 (all of them: --fields).
+
+    Example:  scmbert pretrain pbmc_demo --corpus my_corpus --run-dir runs/1 --train.num-steps 2000
+    """
+
+    experiment: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="EXPERIMENT")]]
+    """Name of a file in experiments/, or the path of one."""
+    corpus: Path | None = None
+    """Corpus folder (scmbert corpus build)."""
+    run_dir: Path | None = None
+    """Folder of the run; made when missing."""
+    steps: int | None = None
+    """Short for --train.num-steps."""
+    reader: Literal["tfdata", "threads"] = "tfdata"
+    """How batches are read ahead; `threads` needs no TensorFlow. Both give the same batches."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, for a run of several processes."""
+    num_processes: int = 1
+    """Started with the same command but for --process-index; all see the same CORPUS and RUN_DIR."""
+    process_index: int = 0
+    """Which of them this is, from 0."""
+    fields: bool = False
+    """List the fields of the configuration with their values, and stop."""
+    overrides: tyro.conf.Suppress[tuple[str, ...]] = ()
+
+    def run(self) -> int:
+        from experiments import load_experiment
+        from scmbert_jax.config import ExperimentConfig
+
+        default = load_experiment(self.experiment)
+        arguments = ["--help"] if self.fields else [*self.overrides]
+        if self.steps is not None:
+            arguments += ["--train.num-steps", str(self.steps)]
+        config = tyro.cli(ExperimentConfig, default=default, args=arguments, prog=f"scmbert pretrain {self.experiment}")
+        if self.corpus is None or self.run_dir is None:
+            raise ConfigError("pretrain needs --corpus DIR and --run-dir DIR.")
+        if self.num_processes > 1:
+            from scmbert_jax.parallel.multihost import join
+
+            join(self.coordinator, self.num_processes, self.process_index)
+
+        from data_pipelines.collate import TokenSampling
+        from data_pipelines.corpus import open_corpus
+        from data_pipelines.input_pipeline import BatchReader
+        from data_pipelines.training_data import CorpusData
+        from scmbert_jax.training.loop import pretrain
+
+        corpus = open_corpus(self.corpus)
+        in_use = config.modalities.in_use()
+        reader = BatchReader(
+            corpus,
+            {name: TokenSampling(modality.num_tokens, modality.zero_fraction) for name, modality in in_use.items()},
+            seed=config.seed,
+            global_batch_size=config.data.global_batch_size,
+            num_streams=config.data.num_streams,
+            window_blocks=config.data.window_blocks,
+            covariates=config.model.covariates,
+            process_index=self.process_index,
+            process_count=self.num_processes,
+        )
+        target_sums = {name: modality.target_sum for name, modality in in_use.items()}
+        outcome = pretrain(config, CorpusData(corpus, reader, self.reader, target_sums), self.run_dir)
+        if self.process_index == 0:
+            how = "stopped by a signal; the same command continues" if outcome.interrupted else "done"
+            say(f"{self.run_dir}: step {outcome.step} of {config.train.num_steps}, {how}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the newest checkpoint of a run as a self-contained model folder.
+
+    Example:  scmbert export runs/1 my_model
+    """
+
+    run_dir: tyro.conf.Positional[RunFolder]
+    """Written by scmbert pretrain."""
+    model_dir: tyro.conf.Positional[ModelFolder]
+    """Folder to write; must not exist."""
+    step: int | None = None
+    """Of another checkpoint than the newest."""
+
+    def run(self) -> int:
+        from scmbert_jax.pretrained import export_model
+
+        model = export_model(self.run_dir, self.model_dir, self.step)
+        print(f"{self.model_dir}: model of step {model.info['step']}, {model.feature_space.num_features:,} features")
+        return 0
