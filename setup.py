@@ -49,6 +49,8 @@ setup(
         "scikit-learn>=1.6",
         "threadpoolctl>=3.5",
         "umap-learn>=0.5.9",
+        "ott-jax>=0.6",
+        "scib-metrics>=0.5.10",
     ],
     extras_require={
         "test": ["pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18"],
