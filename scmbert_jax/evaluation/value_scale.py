@@ -1,0 +1,71 @@
+"""From counts to the values a translation is scored in: one scale per modality, sparse because zeros stay zero.
+
+    rna       log1p(count / library_size x T); T, the target sum, is a median library size     "log1p"
+    protein   log1p(count / g), g = exp(mean over the measured antibodies of log1p(count))      "clr"
+    atac      1 where a fragment was seen, 0 elsewhere; predictions are probabilities           "probability"
+
+The protein scale is the centred log ratio of Stoeckius et al. 2017 (CITE-seq), per cell; the other form in use,
+log1p(count) minus its mean, gives other figures and is not meant here.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from scmbert_jax.evaluation.baselines import centred_log_ratio
+
+Array = np.ndarray
+
+SCALE_OF_MODALITY = {"rna": "log1p", "protein": "clr", "atac": "probability"}
+
+
+@dataclass(frozen=True)
+class ValueScale:
+    """How the counts of one modality become values.
+
+    Attributes:
+      modality: "rna", "protein" or "atac".
+      target_sum: T, counts per cell after scaling; only "rna" has one.
+    """
+
+    modality: str
+    target_sum: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.modality not in SCALE_OF_MODALITY:
+            raise ValueError(f"modality {self.modality!r}: expected one of {', '.join(SCALE_OF_MODALITY)}")
+        if (self.modality == "rna") != (self.target_sum is not None):
+            raise ValueError(f"target_sum {self.target_sum} of {self.modality}: RNA has one, the others have none")
+        if self.target_sum is not None and not 0 < self.target_sum < np.inf:
+            raise ValueError(f"target_sum {self.target_sum}: expected a positive number of counts per cell")
+
+    @property
+    def name(self) -> str:
+        """ "log1p", "clr" or "probability"."""
+        return SCALE_OF_MODALITY[self.modality]
+
+    def values(self, counts: sp.csr_matrix) -> sp.csr_matrix:
+        """Values float32 CSR [n, F] of raw counts [n, F]; a cell without counts stays zero.
+
+        All F columns count as measured: library size and g are taken over them.
+        """
+        matrix = sp.csr_matrix(counts, dtype=np.float64)
+        if self.modality == "protein":
+            return centred_log_ratio(matrix).astype(np.float32)
+        if self.modality == "atac":
+            return sp.csr_matrix((matrix > 0).astype(np.float32))
+        totals = np.asarray(matrix.sum(1)).ravel()
+        factors = float(self.target_sum or 0) / np.where(totals > 0, totals, 1.0)
+        return sp.csr_matrix(sp.diags(factors) @ matrix).log1p().astype(np.float32)
+
+
+def median_library_size(counts: sp.csr_matrix) -> float:
+    """Median of the total counts per cell, over cells with any counts [n, F]."""
+    totals = np.asarray(counts.sum(1)).ravel()
+    return float(np.median(totals[totals > 0]))
+
+
+def change_target_sum(values: Array, old: float, new: float) -> Array:
+    """log1p values for target sum `old` as float32 log1p values for `new`: log1p(expm1(v) x new / old)."""
+    return np.log1p(np.expm1(np.maximum(values, 0.0)) * (new / old)).astype(np.float32)
