@@ -9,6 +9,7 @@ import pandas as pd
 from data_pipelines.counts_field import choose_counts_field
 from data_pipelines.counts_matrix import CountsMatrix, Dataset, join_matrices
 from data_pipelines.modality_names import modality_of_features, modality_of_name
+from data_pipelines.pseudo_pairs import pseudo_pairs_of, pseudo_pairs_of_file
 from data_pipelines.stored_matrix import ColumnsOf, MatrixInMemory, StoredMatrix, open_stored_matrix
 from scmbert_jax.errors import InputError
 
@@ -32,7 +33,9 @@ def read_h5mu(file: h5py.File, path: str, name: str) -> Dataset:
     for key in [*[k for k in ordered if k in modalities], *[k for k in modalities if k not in ordered]]:
         matrices += _matrices_of_group(file["mod"][key], path, prefix=f"mod/{key}/", declared=key)
     obs = _frame(file, "obs", path) if "obs" in file else None
-    return join_matrices(name, matrices, _index(obs), obs)
+    dataset = join_matrices(name, matrices, _index(obs), obs)
+    dataset.pseudo_pairs = pseudo_pairs_of_file(file, path)
+    return dataset
 
 
 def read_anndata(adata: Any, name: str) -> Dataset:
@@ -46,7 +49,9 @@ def read_mudata(mdata: Any, name: str) -> Dataset:
     # MuData repeats its modalities' columns as "rna:batch"; the modalities bring them themselves.
     own = [column for column in mdata.obs.columns if str(column).split(":")[0] not in mdata.mod]
     obs = _with_text_index(mdata.obs[own])
-    return join_matrices(name, matrices, _index(obs), obs)
+    dataset = join_matrices(name, matrices, _index(obs), obs)
+    dataset.pseudo_pairs = pseudo_pairs_of(mdata.uns, "MuData in memory")
+    return dataset
 
 
 def _matrices_of_group(group: h5py.Group, path: str, prefix: str, declared: str | None) -> list[CountsMatrix]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 CODED_FIELDS = ("cell_type", "technical_batch", "donor", "assay", "tissue", "disease")
-_LOCAL_FIELDS = ("technical_batch", "donor")
+LOCAL_FIELDS = ("technical_batch", "donor")
 _OWN_COLUMNS = ("cell_id", "dataset", *CODED_FIELDS)
 
 
@@ -28,7 +28,7 @@ def dataset_metadata(
     table = pd.DataFrame({"cell_id": cell_ids[rows].astype(str), "dataset": name})
     for field in CODED_FIELDS:
         if field in obs_fields:
-            table[field] = _as_text(obs[obs_fields[field]].iloc[rows])
+            table[field] = as_text(obs[obs_fields[field]].iloc[rows])
     for column in obs.columns:
         values = obs[column].iloc[rows]
         # a column of the source that has the name of one of ours, and is not what ours was read from, stays beside it
@@ -38,7 +38,7 @@ def dataset_metadata(
                 continue
             kept_as = f"source_{kept_as}"
         numeric = pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values)
-        table[kept_as] = values.to_numpy() if numeric else _as_text(values)
+        table[kept_as] = values.to_numpy() if numeric else as_text(values)
     return table
 
 
@@ -52,7 +52,7 @@ def join_metadata(tables: list[pd.DataFrame]) -> pd.DataFrame:
         if kinds == {True, False}:
             for table in tables:
                 if name in table:
-                    table[name] = _as_text(table[name])
+                    table[name] = as_text(table[name])
     return pd.concat(tables, ignore_index=True)[columns] if len(tables) > 1 else tables[0][columns]
 
 
@@ -64,8 +64,8 @@ def code_fields(table: pd.DataFrame, dataset_names: list[str]) -> tuple[dict[str
         if field not in table:
             continue
         values = table[field]
-        if field in _LOCAL_FIELDS:
-            values = (table["dataset"] + "/" + values).where(values.notna(), None)
+        if field in LOCAL_FIELDS:
+            values = local_categories(table, field)
         known = sorted(values.dropna().unique().tolist())
         if not known:
             continue
@@ -75,7 +75,12 @@ def code_fields(table: pd.DataFrame, dataset_names: list[str]) -> tuple[dict[str
     return vocabularies, codes
 
 
-def _as_text(values: pd.Series) -> np.ndarray:
+def local_categories(table: pd.DataFrame, field: str) -> pd.Series:
+    """object [n]: "data set/value" of a field that is only known within its data set; None where it is not known."""
+    return (table["dataset"] + "/" + table[field]).where(table[field].notna(), None)
+
+
+def as_text(values: pd.Series) -> np.ndarray:
     """object [n]: str, or None where unknown. Whole numbers lose their ".0"."""
     found = values.to_numpy(object, na_value=None)
     return np.array(

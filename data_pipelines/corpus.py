@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from data_pipelines import cell_block, tfrecord
 from data_pipelines.cell_block import CellBlock
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.parquet_file import read_parquet_frame
+from data_pipelines.supervision import information_of
 from scmbert_jax.errors import CorpusError, UserError
 
 FORMAT = "scmbert-corpus"
@@ -187,6 +188,10 @@ class Corpus:
             [name for name in self.modalities if self._measured[name][index].any()]
             for index in range(len(self.datasets))
         ]
+
+    def information(self, modalities: Collection[str] | None = None) -> dict[str, Any]:
+        """What a run that reads these modalities (None: all) learns beside counts: `supervision.information_of`."""
+        return information_of(self.manifest, self.feature_space, self.modalities if modalities is None else modalities)
 
     def close(self) -> None:
         """Close the shard files; they open again when needed."""
@@ -353,57 +358,3 @@ def verify_corpus(path: str | Path, progress: Callable[[int, int], None] | None 
                 f"{path / MANIFEST}: fingerprint {manifest['fingerprint'][:12]}..., the content gives {found[:12]}..."
             )
     return VerifyReport(path, corpus.num_blocks - len(damaged), cells, tuple(problems), tuple(damaged))
-
-
-def describe_corpus(path: str | Path) -> dict[str, Any]:
-    """What `scmbert corpus info` prints: sizes, modalities, data sets, vocabularies, bytes per cell."""
-    with open_corpus(path) as corpus:
-        manifest = corpus.manifest
-        data_bytes = sum(shard["bytes"] for shard in manifest["shards"])
-        return {
-            "path": str(corpus.path),
-            "format_version": manifest["format_version"],
-            "fingerprint": corpus.fingerprint,
-            "num_cells": corpus.num_cells,
-            "num_blocks": corpus.num_blocks,
-            "block_size": manifest["block_size"],
-            "codec": manifest["codec"],
-            "num_shards": len(manifest["shards"]),
-            "shard_bytes": data_bytes,
-            "bytes_per_cell": round(data_bytes / max(corpus.num_cells, 1), 1),
-            "feature_space_hash": manifest["feature_space_hash"],
-            "organism": corpus.feature_space.organism,
-            "modalities": manifest["modalities"],
-            "datasets": corpus.datasets,
-            "vocabularies": {name: len(values) for name, values in corpus.vocabularies.items()},
-        }
-
-
-def describe_text(description: dict[str, Any]) -> str:
-    """`describe_corpus` for people."""
-    lines = [
-        f"{description['path']}",
-        f"  {description['num_cells']:,} cells in {description['num_blocks']:,} blocks of up to "
-        f"{description['block_size']}, {description['num_shards']} shard(s), "
-        f"{description['shard_bytes'] / 1e6:,.1f} MB ({description['bytes_per_cell']:,} bytes per cell, "
-        f"codec {description['codec']})",
-        f"  fingerprint {description['fingerprint'][:16]}  feature space {description['feature_space_hash'][:16]}",
-    ]
-    for name, entry in description["modalities"].items():
-        lines.append(
-            f"  {name:8s}{entry['features']:,} features ({entry['space']}), measured in {entry['cells']:,} cells, "
-            f"{entry['mean_expressed']:,.0f} expressed per cell"
-        )
-    for entry in description["datasets"]:
-        reasons = [
-            f"{name}: {count:,} {why}"
-            for name, part in entry["modalities"].items()
-            for why, count in part["cells_dropped"].items()
-        ]
-        dropped = "; ".join(reasons)
-        lines.append(
-            f"  data set {entry['name']}: {entry['cells']:,} cells" + (f" (dropped: {dropped})" * bool(dropped))
-        )
-    known = ", ".join(f"{name} {size}" for name, size in description["vocabularies"].items())
-    lines.append(f"  known of the cells: {known}")
-    return "\n".join(lines)

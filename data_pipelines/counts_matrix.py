@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from data_pipelines.stored_matrix import StoredMatrix
+from data_pipelines.stored_matrix import RowsOf, StoredMatrix
 from scmbert_jax.errors import InputError
 
 
@@ -65,6 +66,11 @@ class CountsMatrix:
         """
         yield from self.stored.chunks(rows)
 
+    def take(self, rows: np.ndarray) -> "CountsMatrix":
+        """Some of its cells; `rows`: int64, ascending. The values stay where they are."""
+        stored = RowsOf(self.stored, rows)
+        return dataclasses.replace(self, cell_ids=self.cell_ids[rows], obs=self.obs.iloc[rows], stored=stored)
+
 
 @dataclasses.dataclass
 class Dataset:
@@ -76,6 +82,10 @@ class Dataset:
       cell_ids: str [cells], the union in first-seen order (a MuData's own order).
       obs: metadata indexed like `cell_ids`; a MuData's global columns come before those of its modalities.
       notes: what joining had to decide; `check_dataset` turns them into warnings.
+      shared_obs: the table of a MuData over all its modalities, before theirs were joined to it; else None.
+      shuffle_keys: str [cells], what the place of each cell in a corpus is drawn from; None: its id.
+      pseudo_pairs: how the cells of different modalities were put together, where a program did that and no assay
+        (`uns["scmbert_pseudo_pairs"]`); None: cells that share an id are one cell.
     """
 
     name: str
@@ -83,6 +93,9 @@ class Dataset:
     cell_ids: np.ndarray
     obs: pd.DataFrame
     notes: list[str] = dataclasses.field(default_factory=list)
+    shared_obs: pd.DataFrame | None = None
+    shuffle_keys: np.ndarray | None = None
+    pseudo_pairs: dict[str, Any] | None = None
 
     @property
     def path(self) -> str:
@@ -131,4 +144,4 @@ def join_matrices(
                     "the first reading is kept"
                 )
             joined[column] = present.where(present.notna(), offered)
-    return Dataset(name, matrices, union, joined, notes)
+    return Dataset(name, matrices, union, joined, notes, shared_obs=obs)

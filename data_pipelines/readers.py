@@ -9,6 +9,7 @@ Opening reads names and metadata; the values are read later, chunk by chunk (`Co
 """
 
 import os
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,28 +19,48 @@ import h5py
 from data_pipelines.anndata_reader import read_anndata, read_h5ad, read_h5mu, read_mudata
 from data_pipelines.counts_matrix import CountsMatrix, Dataset, join_matrices
 from data_pipelines.tenx_reader import is_tenx, read_tenx
+from data_pipelines.unpaired_cells import separate_modalities
 from scmbert_jax.errors import InputError
 
 __all__ = ["open_dataset", "CountsMatrix", "Dataset", "EXAMPLES"]
 
 # Name after "example:" -> file in data_pipelines/example.
 EXAMPLES = {"pbmc_mosaic": "pbmc_mosaic.h5mu"}
+# Share of the smaller file's cells that files of the same cells have in common, at least: a mosaic may pair few, while
+# bare 10x barcodes of unrelated experiments collide in far fewer.
+_LEAST_SHARED = 0.1
 _ACCEPTED = "expected an .h5ad, an .h5mu, a 10x .h5, or example:pbmc_mosaic"
 
 
-def open_dataset(spec: Any, name: str | None = None) -> Dataset:
+def open_dataset(spec: Any, name: str | None = None, *, unpaired: bool = False) -> Dataset:
     """Opens a path, `A+B` (files of one dataset), `example:NAME`, an AnnData or a MuData.
 
-    Raises InputError when there is no such file, or it is not one of the formats, truncated, damaged or empty.
+    Args:
+      spec: which.
+      name: of the data set; None: that of its files.
+      unpaired: every modality of every file becomes cells of its own (`separate_modalities`); cells are not joined by
+        id, nor are ids of files compared.
+
+    Raises InputError when there is no such file, it is not one of the formats, truncated, damaged or empty, or the
+    files of `A+B` do not hold the same cells.
     """
+    # A file whose own name has a "+" stands before the reading as several files.
+    if isinstance(spec, (str, os.PathLike)) and _names_several(os.fspath(spec)):
+        return _open_together(os.fspath(spec), name, unpaired)
+    dataset = _open_alone(spec, name)
+    return separate_modalities(dataset.name, [dataset]) if unpaired else dataset
+
+
+def _names_several(text: str) -> bool:
+    return "+" in text and not text.startswith("example:") and not Path(text).exists()
+
+
+def _open_alone(spec: Any, name: str | None) -> Dataset:
     if not isinstance(spec, (str, os.PathLike)):
         return _open_object(spec, name)
     text = os.fspath(spec)
     if text.startswith("example:"):
         return _open_example(text, name)
-    # A file whose own name has a "+" stands before the reading as several files.
-    if "+" in text and not Path(text).exists():
-        return _open_together(text, name)
     return _open_file(text, name or Path(text).stem)
 
 
@@ -63,7 +84,7 @@ def example_path(example: str) -> Path:
     return Path(str(resources.files("data_pipelines") / "example" / EXAMPLES[example]))
 
 
-def _open_together(text: str, name: str | None) -> Dataset:
+def _open_together(text: str, name: str | None, unpaired: bool) -> Dataset:
     parts = text.split("+")
     if not all(parts):
         raise InputError(f"{text}: a `+` with nothing beside it; write FILE+FILE")
@@ -77,16 +98,33 @@ def _open_together(text: str, name: str | None) -> Dataset:
                 "pairs different modalities of the same cells. Give two data sets as two arguments"
             )
         first_of[matrix.modality] = matrix
-    joined = join_matrices(name or "+".join(Path(part).stem for part in parts), matrices)
-    shared = set.intersection(*({*dataset.cell_ids.tolist()} for dataset in datasets))
-    if not shared:
-        examples = "; ".join(f"{d.path}: {d.cell_ids[0]}" for d in datasets if len(d.cell_ids))
-        raise InputError(
-            f"{text}: no cell id occurs in all of the files ({examples}); `+` pairs by obs names. "
-            "Make the names equal, or give the files as separate data sets"
-        )
+    name = name or "+".join(Path(part).stem for part in parts)
+    if unpaired:
+        return separate_modalities(name, datasets)
+    _require_shared_cells(text, datasets)
+    joined = join_matrices(name, matrices)
     joined.notes += [note for dataset in datasets for note in dataset.notes]
     return joined
+
+
+def _require_shared_cells(text: str, datasets: Sequence[Dataset]) -> None:
+    """Raises InputError when fewer than a tenth of the cells of the smallest file occur in all of the files."""
+    ids = [set(dataset.cell_ids.tolist()) for dataset in datasets]
+    smallest = min(len(found) for found in ids)
+    shared = len(set.intersection(*ids))
+    if shared >= _LEAST_SHARED * smallest and shared:
+        return
+    listed = "; ".join(f"{d.path}: {', '.join(d.cell_ids[:2].tolist())}" for d in datasets)
+    bare = len(set.intersection(*({cell.removesuffix("-1") for cell in found} for found in ids)))
+    if bare > max(shared, _LEAST_SHARED * smallest):
+        advice = (
+            f'Without the ending "-1" {bare:,} ids would be the same: take it off in every file '
+            '(adata.obs_names = adata.obs_names.str.removesuffix("-1"))'
+        )
+    else:
+        advice = "Make the names of the same cells equal, or give files of other cells as separate data sets"
+    how_many = "no cell id occurs" if not shared else f"only {shared:,} of {smallest:,} cell ids occur"
+    raise InputError(f"{text}: {how_many} in all of the files ({listed}); `+` pairs by obs names. {advice}")
 
 
 def _open_file(path: str, name: str) -> Dataset:

@@ -192,6 +192,20 @@ class ColumnsOf:
             yield first, part[:, self._columns].tocsr()
 
 
+class RowsOf:
+    """Some rows of a stored matrix: the cells of a file that were asked for. `rows`: int64, ascending."""
+
+    def __init__(self, matrix: StoredMatrix, rows: np.ndarray):
+        self.shape = (len(rows), matrix.shape[1])
+        self._matrix, self._rows = matrix, rows
+
+    def chunks(self, rows: int) -> Iterator[tuple[int, sp.csr_matrix]]:
+        for first, part in self._matrix.chunks(rows):
+            start, stop = np.searchsorted(self._rows, [first, first + part.shape[0]])
+            if stop > start:
+                yield int(start), part[self._rows[start:stop] - first].tocsr()
+
+
 def open_stored_matrix(node: h5py.Group | h5py.Dataset, where: str) -> StoredMatrix:
     """The matrix at an AnnData element (`X`, `layers/counts`, `raw/X`), by its `encoding-type`."""
     if isinstance(node, h5py.Dataset):

@@ -54,6 +54,8 @@ class CorpusBuild:
 
     Example:  scmbert corpus build my_corpus cells_1.h5ad cells_2.h5ad
               scmbert corpus build cortex rna.h5ad+atac.h5ad --assembly mm10
+              scmbert corpus build train example:pbmc_mosaic --only technical_batch=p1_0,p3_0 --min-genes 1
+              scmbert corpus build no_pairs example:pbmc_mosaic --unpaired --min-genes 1
     """
 
     out: tyro.conf.Positional[CorpusFolder]
@@ -74,13 +76,19 @@ class CorpusBuild:
     seed: int = 0
     """Of the global shuffle."""
     obs_field: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=COLUMN")] = ()
-    """Which column of obs holds cell_type, technical_batch, donor, ...; e.g. cell_type=my_labels."""
+    """Which column of obs holds cell_type, technical_batch, donor, ...; e.g. cell_type=my_labels. NAME= for none."""
+    unpaired: bool = False
+    """Every modality of every file becomes cells of its own: none is joined to another by its id."""
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE,...")] = ()
+    """Only cells that have one of the values; e.g. technical_batch=p1_0,p3_0. A value with a comma in double quotes."""
+    exclude: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE,...")] = ()
+    """No cells that have one of the values; e.g. 'cell_type=B cell,NK'."""
     overwrite: bool = False
     """Replace OUT if it is a corpus."""
 
     def run(self) -> int:
         from data_pipelines.build_corpus import build_corpus
-        from data_pipelines.corpus import describe_corpus, describe_text
+        from data_pipelines.corpus_description import describe_corpus, describe_text
 
         pairs = [text.partition("=") for text in self.obs_field]
         if any(not equals for _, equals, _ in pairs):
@@ -95,12 +103,31 @@ class CorpusBuild:
             block_size=self.block_size,
             codec=self.codec,
             seed=self.seed,
-            obs_fields={name: column for name, _, column in pairs} or None,
+            obs_fields={name: column or None for name, _, column in pairs} or None,
+            unpaired=self.unpaired,
+            only=_field_values("--only", self.only),
+            exclude=_field_values("--exclude", self.exclude),
             overwrite=self.overwrite,
             progress=staged_progress(),
         )
         print(describe_text(describe_corpus(self.out)))
         return 0
+
+
+def _field_values(option: str, given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """FIELD=VALUE,VALUE ... -> field -> values; the same field twice adds to its values."""
+    import csv
+
+    wanted: dict[str, tuple[str, ...]] = {}
+    for text in given:
+        field, equals, values = text.partition("=")
+        listed = tuple(next(csv.reader([values], skipinitialspace=True), ()))
+        if not (field and equals and listed and all(listed)):
+            raise ConfigError(
+                f"{option} {text}: expected FIELD=VALUE or FIELD=VALUE,VALUE, e.g. technical_batch=p1,p2."
+            )
+        wanted[field] = (*wanted.get(field, ()), *listed)
+    return wanted
 
 
 @dataclass(frozen=True)
@@ -116,7 +143,7 @@ class CorpusInfo:
     """One JSON document on stdout."""
 
     def run(self) -> int:
-        from data_pipelines.corpus import describe_corpus, describe_text
+        from data_pipelines.corpus_description import describe_corpus, describe_text
 
         description = describe_corpus(self.folder)
         print_json(description) if self.json else print(describe_text(description))

@@ -16,11 +16,10 @@ from data_pipelines.corpus import (
     MEASURED,
     OBS,
     balanced_block_sizes,
-    describe_corpus,
-    describe_text,
     open_corpus,
     verify_corpus,
 )
+from data_pipelines.corpus_description import describe_corpus, describe_text
 from data_pipelines.synthetic import synthetic_cells
 from scmbert_jax.errors import CorpusError
 
