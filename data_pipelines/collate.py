@@ -93,6 +93,9 @@ def empty_tokens(num_rows: int, num_tokens: int) -> ModalityTokens:
         lengths=np.zeros(num_rows, np.int32),
         library_size=np.zeros(num_rows, np.float32),
         measured=np.zeros(num_rows, bool),
+        num_expressed=np.zeros(num_rows, np.int32),
+        num_measured=np.zeros(num_rows, np.int32),
+        mean_log_count=np.zeros(num_rows, np.float32),
     )
 
 
@@ -116,10 +119,12 @@ def fill_tokens(
     zero_fraction: float,
     key: int,
 ) -> None:
-    """Sample tokens of some cells into rows of `tokens` (feature_ids, counts and lengths; which must be zero there).
+    """Sample tokens of some cells into rows of `tokens`, with the numbers that say what they are a sample of.
+
+    Fills feature_ids, counts, lengths, num_expressed, num_measured and mean_log_count, which must be zero there.
 
     Args:
-      tokens: [B, L] arrays to fill.
+      tokens: arrays [B, L] and [B] to fill.
       rows: which rows; as many as `cells`.
       cells: int64 [b], which of the n cells.
       cell_starts: int64 [n + 1], where each cell's entries begin in feature_ids, counts.
@@ -137,6 +142,9 @@ def fill_tokens(
         tokens.feature_ids[rows],
         tokens.counts[rows],
         tokens.lengths[rows],
+        tokens.num_expressed[rows],
+        tokens.num_measured[rows],
+        tokens.mean_log_count[rows],
         cells,
         cell_starts,
         feature_ids,
@@ -158,6 +166,9 @@ def _fill(
     out_ids,  # int32 [b, L]
     out_counts,  # int32 [b, L]
     out_lengths,  # int32 [b]
+    out_num_expressed,  # int32 [b]
+    out_num_measured,  # int32 [b]
+    out_mean_log_count,  # float32 [b]
     cells,
     cell_starts,
     feature_ids,
@@ -188,6 +199,12 @@ def _fill(
         n = stop - start
         panel_start = measured_starts[datasets[cell]]
         panel_size = measured_starts[datasets[cell] + 1] - panel_start  # M
+        log_sum = 0.0
+        for i in range(start, stop):
+            log_sum += np.log1p(float(counts[i]))
+        out_num_expressed[row] = n
+        out_num_measured[row] = panel_size
+        out_mean_log_count[row] = log_sum / max(panel_size, 1)
         if num_tokens >= panel_size and zero_fraction > 0:
             num_expressed, num_zeros = n, panel_size - n
         else:

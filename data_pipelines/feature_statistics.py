@@ -1,23 +1,37 @@
-"""What the tokens of a run say of each feature by itself: where a model starts, so that no step is spent on means.
+"""What a run's first tokens say of each feature by itself: where a model starts, so that no step is spent on means.
 
 A model without any encoder can know each feature's share of the counts, its spread and how often it is seen. Training
-starts from exactly that (the marginal model), and its loss at step 0 is the baseline that the encoder has to beat. The
-statistics are of tokens, not of cells: zeros are sampled, so a token of a feature is above zero more often than a cell.
+starts from exactly that (the marginal model), and its loss at step 0 is the baseline that the encoder has to beat.
+
+There are two marginal models. Masked modelling predicts *tokens*, among which zeros are fewer than in the cells because
+they are sampled. Translation predicts *cells*: there a token stands for all those features that were not drawn with it,
+which is its weight here (`cell_weights`).
 """
 
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import gammaln
 
-from scmbert_jax.batch import CellBatch, FeatureLayout, FeatureStatistics
+from scmbert_jax.batch import LIBRARY_QUANTILES, MODALITIES, CellBatch, FeatureLayout, FeatureStatistics, ModalityTokens
 from scmbert_jax.errors import InputError
 
 MAX_TOKENS = 1_000_000
 # log of the negative binomial's inverse dispersion: the values among which the likelihood of the tokens chooses.
 _LOG_DISPERSIONS = np.linspace(-3.0, 5.0, 17)
+
+
+class _Tokens(NamedTuple):
+    """All real tokens of some batches, [n] each; float64 but for the ids."""
+
+    ids: np.ndarray
+    counts: np.ndarray
+    libraries: np.ndarray
+    mean_log_counts: np.ndarray
+    weights: np.ndarray
 
 
 def feature_statistics(
@@ -29,43 +43,48 @@ def feature_statistics(
     """Statistics over the tokens of `batches`, as many as make up `max_tokens`; a pure function of them.
 
     A feature without a token gets half a count of share, half a token of detection, and the median of the others'
-    dispersion, mean and spread.
+    dispersion, centre and spread.
 
     Args:
       batches: in any number; read until `max_tokens` are seen.
       layout: of the features.
       target_sums: modality -> the library size that values are scaled to (`ModalityConfig.target_sum`).
     """
-    ids, counts, libraries = _tokens(batches, max_tokens)
+    tokens, libraries = _read(batches, max_tokens)
     rows = layout.num_features
-
-    def sum_by_feature(values: np.ndarray) -> np.ndarray:
-        return np.bincount(ids, values, minlength=rows)
-
-    tokens = sum_by_feature(np.ones(len(ids)))
-    share = (sum_by_feature(counts) + 0.5) / (sum_by_feature(libraries) + max(libraries.mean(), 1.0))
-    share = np.minimum(share, 0.5)
-    mean = np.maximum(libraries * share[ids], 1e-8)
-    nll = np.stack([sum_by_feature(_nll(counts, mean, np.exp(value))) for value in _LOG_DISPERSIONS])
-    log_dispersion = _LOG_DISPERSIONS[nll.argmin(0)]
-    seen = tokens > 0
-    target = np.ones(rows)
+    ids, ones = tokens.ids, np.ones(len(tokens.ids))
+    seen = np.bincount(ids, minlength=rows) > 0
+    target, median_library = np.ones(rows), np.ones(rows)
     for name, (first, stop) in layout.slices.items():
         target[first:stop] = target_sums.get(name, 1.0)
-    value = np.log1p(counts / np.maximum(libraries, 1.0) * target[ids])
-    value_mean = sum_by_feature(value) / np.maximum(tokens, 1.0)
-    # Two tokens of the average spread are added, so that a feature seen once or twice is not blown up.
-    spread = np.var(value - value_mean[ids])
-    value_std = np.sqrt((sum_by_feature((value - value_mean[ids]) ** 2) + 2 * spread) / (tokens + 2.0) + 1e-4)
-    for of_feature in (log_dispersion, value_mean, value_std):
-        of_feature[~seen] = np.median(of_feature[seen])
-    return FeatureStatistics(
-        share=share.astype(np.float32),
-        log_dispersion=log_dispersion.astype(np.float32),
-        detection=((sum_by_feature(counts > 0) + 0.5) / (tokens + 1.0)).astype(np.float32),
-        value_mean=value_mean.astype(np.float32),
-        value_std=value_std.astype(np.float32),
-    )
+        median_library[first:stop] = libraries[MODALITIES.index(name), len(LIBRARY_QUANTILES) // 2]
+    of_tokens = _marginal(tokens, ones, rows)
+    of_cells = _marginal(tokens, tokens.weights, rows)
+    relative = tokens.counts / np.maximum(tokens.libraries, 1.0)
+    value = _moments(np.log1p(relative * target[ids]), tokens, rows)
+    log1p = _moments(np.log1p(relative * median_library[ids]), tokens, rows)
+    clr = _moments(np.log1p(tokens.counts) - tokens.mean_log_counts, tokens, rows)
+    # The usual value of a feature that most cells lack is zero. Its mean would be no better a centre: the zeros that
+    # are shown are a sample, and each would carry a little noise into the cell.
+    centre = np.where(of_cells[2] >= 0.5, value[0], 0.0)
+    columns = [*of_tokens, *of_cells, centre, value[1], *log1p, *clr]
+    for column in (1, 4, 6, 7, 8, 9, 10, 11):
+        columns[column][~seen] = np.median(columns[column][seen])
+    return FeatureStatistics(*(column.astype(np.float32) for column in columns), libraries)
+
+
+def cell_weights(tokens: ModalityTokens) -> np.ndarray:
+    """float64 [B, L]: how many of its cell's features each token stands for; 0 for padding.
+
+    Expressed features that are shown stand for all expressed ones, shown zeros for all measured zeros; they add up to
+    the measured features of the cell.
+    """
+    real = np.arange(tokens.feature_ids.shape[1]) < tokens.lengths[:, None]
+    expressed = real & (tokens.counts > 0)
+    shown_expressed, shown = expressed.sum(1), real.sum(1)
+    of_expressed = tokens.num_expressed / np.maximum(shown_expressed, 1)
+    of_zeros = (tokens.num_measured - tokens.num_expressed) / np.maximum(shown - shown_expressed, 1)
+    return np.where(expressed, of_expressed[:, None], np.where(real, of_zeros[:, None], 0.0))
 
 
 def save_statistics(statistics: FeatureStatistics, path: Path) -> None:
@@ -80,24 +99,70 @@ def load_statistics(path: Path, num_features: int) -> FeatureStatistics:
             statistics = FeatureStatistics(**{name: arrays[name] for name in FeatureStatistics._fields})
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{path}: cannot be read as feature statistics ({error}); make its folder again.") from error
-    if any(array.shape != (num_features,) for array in statistics):
+    if any(array.shape != (num_features,) for array in statistics[:-1]):
         raise InputError(f"{path}: is of {len(statistics.share)} features, expected {num_features}; files were mixed.")
     return statistics
 
 
-def _tokens(batches: Iterable[CellBatch], max_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Feature ids int64, counts and libraries float64 of all real tokens, [n] each."""
-    ids, counts, libraries, number = [], [], [], 0
+def _read(batches: Iterable[CellBatch], max_tokens: int) -> tuple[_Tokens, np.ndarray]:
+    """The tokens, and the quantiles of library sizes of the cells that measured each modality."""
+    parts: list[tuple[np.ndarray, ...]] = []
+    libraries: dict[str, list[np.ndarray]] = {}
+    number = 0
     for batch in batches:
-        for tokens in batch.modalities.values():
+        for name, tokens in batch.modalities.items():
             real = np.arange(tokens.feature_ids.shape[1]) < tokens.lengths[:, None]
-            ids.append(tokens.feature_ids[real].astype(np.int64))
-            counts.append(tokens.counts[real].astype(np.float64))
-            libraries.append(np.repeat(tokens.library_size.astype(np.float64), tokens.lengths))
-            number += len(ids[-1])
+            of_cell = (
+                np.repeat(x.astype(np.float64), tokens.lengths) for x in (tokens.library_size, tokens.mean_log_count)
+            )
+            parts.append(
+                (
+                    tokens.feature_ids[real].astype(np.int64),
+                    tokens.counts[real].astype(np.float64),
+                    *of_cell,
+                    cell_weights(tokens)[real],
+                )
+            )
+            libraries.setdefault(name, []).append(tokens.library_size[tokens.measured])
+            number += len(parts[-1][0])
         if number >= max_tokens:
             break
-    return np.concatenate(ids), np.concatenate(counts), np.concatenate(libraries)
+    quantiles = np.ones((len(MODALITIES), len(LIBRARY_QUANTILES)), np.float32)
+    for name, found in libraries.items():
+        sizes = np.concatenate(found)
+        if len(sizes):
+            quantiles[MODALITIES.index(name)] = np.maximum(np.quantile(sizes, LIBRARY_QUANTILES), 1.0)
+    return _Tokens(*(np.concatenate(column) for column in zip(*parts, strict=True))), quantiles
+
+
+def _marginal(tokens: _Tokens, weights: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Share, log dispersion and detection of each feature, [rows] each, over weighted tokens."""
+
+    def sums(values: np.ndarray) -> np.ndarray:
+        return np.bincount(tokens.ids, weights * values, minlength=rows)
+
+    number = sums(np.ones(len(weights)))
+    libraries = tokens.libraries
+    share = (sums(tokens.counts) + 0.5) / (sums(libraries) + max(libraries.mean(), 1.0))
+    share = np.minimum(share, 0.5)
+    mean = np.maximum(libraries * share[tokens.ids], 1e-8)
+    nll = np.stack([sums(_nll(tokens.counts, mean, np.exp(value))) for value in _LOG_DISPERSIONS])
+    detection = (sums(tokens.counts > 0) + 0.5) / (number + 1.0)
+    return share, _LOG_DISPERSIONS[nll.argmin(0)], detection
+
+
+def _moments(values: np.ndarray, tokens: _Tokens, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and spread of each feature's values over the cells, [rows] each."""
+
+    def sums(of_token: np.ndarray) -> np.ndarray:
+        return np.bincount(tokens.ids, tokens.weights * of_token, minlength=rows)
+
+    number = sums(np.ones(len(values)))
+    mean = sums(values) / np.maximum(number, 1e-8)
+    squares = (values - mean[tokens.ids]) ** 2
+    # Two tokens of the average spread are added, so that a feature seen once or twice is not blown up.
+    average = np.average(squares, weights=tokens.weights) if tokens.weights.any() else 1.0
+    return mean, np.sqrt((sums(squares) + 2 * average) / (number + 2.0) + 1e-4)
 
 
 def _nll(counts: np.ndarray, mean: np.ndarray, theta: float) -> np.ndarray:

@@ -123,6 +123,11 @@ def synthetic_batch(
             lengths=lengths.astype(np.int32),
             library_size=total.astype(np.float32),
             measured=measured[:, column].copy(),
+            num_expressed=np.round((counts > 0).mean(axis=1) * (stop - first) * length / np.maximum(lengths, 1)).astype(
+                np.int32
+            ),
+            num_measured=np.where(measured[:, column], stop - first, 0).astype(np.int32),
+            mean_log_count=(np.log1p(counts).sum(axis=1) / np.maximum(lengths, 1)).astype(np.float32),
         )
     return CellBatch(
         modalities=modalities,

@@ -23,6 +23,9 @@ class ModalityTokens(NamedTuple):
       lengths: int32 [B], number of real tokens; 0 where the modality was not measured.
       library_size: float32 [B], total counts of the cell over all mapped features of this modality.
       measured: bool [B], False where the modality was not measured in that cell. Not measured is not zero.
+      num_expressed: int32 [B], features of the cell with a count above 0, whether they are tokens or not.
+      num_measured: int32 [B], features that the cell's data set measures (M); M - num_expressed are zeros.
+      mean_log_count: float32 [B], mean of log1p(count) over all measured features: what a CLR subtracts.
     """
 
     feature_ids: Array
@@ -30,6 +33,9 @@ class ModalityTokens(NamedTuple):
     lengths: Array
     library_size: Array
     measured: Array
+    num_expressed: Array
+    num_measured: Array
+    mean_log_count: Array
 
 
 class CellBatch(NamedTuple):
@@ -48,21 +54,39 @@ class CellBatch(NamedTuple):
     row: Array
 
 
+# The library sizes of a modality over the cells of a run, as nine quantiles: expected values of a cell whose own depth
+# is not known are averages over them.
+LIBRARY_QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
 class FeatureStatistics(NamedTuple):
-    """What the tokens of each feature are like by themselves; row i is row i of the feature table.
+    """What each feature is like by itself; row i is row i of the feature table. float32 [F] but for the last.
 
     Attributes:
-      share: float32 [F], its share of a cell's counts of its modality, where it is a token.
-      log_dispersion: float32 [F], log of the negative binomial's inverse dispersion theta.
-      detection: float32 [F], share of its tokens with a count above 0.
-      value_mean, value_std: float32 [F], of log1p(count / library_size * target_sum) over its tokens.
+      share: its share of a cell's counts of its modality, among tokens (of which zeros are a sample).
+      log_dispersion: log of the negative binomial's inverse dispersion theta, among tokens.
+      detection: share of its tokens with a count above 0.
+      cell_share, cell_log_dispersion, cell_detection: the same among cells.
+      value_centre: its usual log1p(count / library_size * target_sum): the mean over cells, 0 where most cells lack it.
+      value_std: the standard deviation of that over cells.
+      log1p_mean, log1p_std: over cells, of log1p(count / library_size * median library size of the modality).
+      clr_mean, clr_std: over cells, of log1p(count) - mean over the cell's measured features of log1p(count).
+      library_quantiles: float32 [modalities, quantiles], library sizes at `LIBRARY_QUANTILES`, by `MODALITIES`.
     """
 
     share: np.ndarray
     log_dispersion: np.ndarray
     detection: np.ndarray
-    value_mean: np.ndarray
+    cell_share: np.ndarray
+    cell_log_dispersion: np.ndarray
+    cell_detection: np.ndarray
+    value_centre: np.ndarray
     value_std: np.ndarray
+    log1p_mean: np.ndarray
+    log1p_std: np.ndarray
+    clr_mean: np.ndarray
+    clr_std: np.ndarray
+    library_quantiles: np.ndarray
 
 
 @dataclass(frozen=True)

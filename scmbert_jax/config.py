@@ -6,6 +6,7 @@ Unknown fields and impossible values are errors that name the field.
 
 import dataclasses
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,11 @@ from scmbert_jax.errors import ConfigError
 def _require(condition: bool, where: str, found: Any, expected: str) -> None:
     if not condition:
         raise ConfigError(f"{where} is {found!r}; expected {expected}.")
+
+
+TargetLikelihood = Literal[
+    "negative_binomial", "negative_binomial_background", "gaussian_log1p", "gaussian_clr", "bernoulli"
+]
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,12 @@ class ModalityConfig:
     """Bins 0 .. num_bins-1 for `bins` (scBERT: 6, clipped at 5)."""
     likelihood: Literal["negative_binomial", "bins", "bernoulli"] = "negative_binomial"
     """What is predicted at a masked position: the count, its bin, or whether it is above zero."""
+    target_likelihood: TargetLikelihood = "negative_binomial"
+    """How this modality is predicted from another (cross_modal_translation): `negative_binomial` (counts, given the
+    library size), `negative_binomial_background` (counts of antibodies: an ambient and a bound level), `gaussian_log1p`
+    (log1p of counts scaled to the median library), `gaussian_clr` (centred log ratio), `bernoulli` (open or not)."""
     loss_weight: float = 1.0
-    """Weight of one masked token of this modality in the summed loss."""
+    """Weight of one predicted token of this modality in the summed loss."""
 
     def validate(self, where: str) -> None:
         _require(self.num_tokens >= 0, f"{where}.num_tokens", self.num_tokens, "0 or more")
@@ -54,8 +64,8 @@ class ModalitiesConfig:
     """One `ModalityConfig` per modality; those with `num_tokens > 0` are read."""
 
     rna: ModalityConfig = ModalityConfig()
-    protein: ModalityConfig = ModalityConfig(zero_fraction=0.0)
-    atac: ModalityConfig = ModalityConfig(likelihood="bernoulli")
+    protein: ModalityConfig = ModalityConfig(zero_fraction=0.0, target_likelihood="gaussian_clr")
+    atac: ModalityConfig = ModalityConfig(likelihood="bernoulli", target_likelihood="bernoulli")
 
     def in_use(self) -> dict[str, ModalityConfig]:
         """The modalities that are read, in the order of `MODALITIES`."""
@@ -86,6 +96,10 @@ class ModelConfig:
     """Width of one head; num_heads * head_dim need not equal embed_dim (scBERT: 10 x 64 for 200)."""
     mlp_dim: int = 256
     """Width of the feed-forward layer (usually 4 * embed_dim)."""
+    encoder_sharing: Literal["shared", "multiway", "per_modality"] = "shared"
+    """What modalities share of the encoder: all of it; the attention, with a feed-forward layer each; nothing."""
+    decoder_layers: int = 1
+    """Cross-attention layers of the translation decoder."""
     attention: str = "xla"
     """Attention backend (models/attention.py); one that cannot serve the run is an error, never replaced."""
     scan_layers: bool = True
@@ -100,7 +114,7 @@ class ModelConfig:
     """`heads`: where values are predicted, so that the embedding need not carry them; `tokens`: with every token."""
 
     def validate(self, where: str) -> None:
-        for name in ("embed_dim", "num_layers", "num_heads", "head_dim", "mlp_dim"):
+        for name in ("embed_dim", "num_layers", "num_heads", "head_dim", "mlp_dim", "decoder_layers"):
             _require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "1 or more")
 
 
@@ -132,10 +146,80 @@ class MaskedModelingConfig:
 
 
 @dataclass(frozen=True)
+class CrossModalTranslationConfig:
+    """Predicting one modality of a cell from another (objectives/cross_modal_translation.py)."""
+
+    weight: float = 0.0
+    """Share of steps that train this objective; 0: off."""
+    directions: tuple[str, ...] = ()
+    """Such as ("rna>protein", "protein>rna"); (): every ordered pair of the modalities that are read."""
+    pair_weight: float = 1.0
+    """Weight of predicting the measured other modality; 0: pairs are not used."""
+    cycle_weight: float = 0.0
+    """Weight of coming back from the predicted other modality to the measured one; needs no pairs."""
+    cycle_features: int = 64
+    """Features of the other modality that are predicted on the way there."""
+    source_fraction: float = 1.0
+    """Share of the source's tokens that the encoder is shown; the rest changes from epoch to epoch."""
+    covariate_dropout: float = 0.1
+    """Share of cells whose covariates are hidden, so that an unknown covariate is a trained case."""
+
+    def validate(self, where: str) -> None:
+        _require(self.weight >= 0, f"{where}.weight", self.weight, "0 or more")
+        _require(self.pair_weight >= 0, f"{where}.pair_weight", self.pair_weight, "0 or more")
+        _require(self.cycle_weight >= 0, f"{where}.cycle_weight", self.cycle_weight, "0 or more")
+        _require(self.cycle_features >= 1, f"{where}.cycle_features", self.cycle_features, "1 or more")
+        _require(0 < self.source_fraction <= 1, f"{where}.source_fraction", self.source_fraction, "0 < value <= 1")
+        _require(
+            0 <= self.covariate_dropout < 1, f"{where}.covariate_dropout", self.covariate_dropout, "0 <= value < 1"
+        )
+        for direction in self.directions:
+            source, _, target = direction.partition(">")
+            known = source in MODALITIES and target in MODALITIES and source != target
+            _require(known, f"{where}.directions", direction, f"SOURCE>TARGET, two of {', '.join(MODALITIES)}")
+
+
+@dataclass(frozen=True)
+class ContrastiveAlignmentConfig:
+    """Symmetric InfoNCE between the modalities of a cell (objectives/contrastive_alignment.py)."""
+
+    weight: float = 0.0
+    """Share of steps that train this objective; 0: off."""
+    projection_dim: int = 64
+    """Width of the space in which modalities are compared."""
+    negatives: Literal["auto", "technical_batch", "all"] = "auto"
+    """Which cells a cell is told apart from: those of its own technical batch, or all of the global batch; `auto`: of
+    its own technical batch where the corpus knows it (across batches, the batch alone would be the answer)."""
+    initial_temperature: float = 0.1
+    min_temperature: float = 0.01
+    max_temperature: float = 1.0
+    """The learned temperature stays between these."""
+    source_fraction: float = 1.0
+    """Share of each modality's tokens that the encoder is shown."""
+    link_weight: float = 0.0
+    """Weight of telling a feature's linked genes from others by their rows of the feature table; needs no pairs."""
+
+    def validate(self, where: str) -> None:
+        _require(self.weight >= 0, f"{where}.weight", self.weight, "0 or more")
+        _require(self.projection_dim >= 1, f"{where}.projection_dim", self.projection_dim, "1 or more")
+        _require(self.link_weight >= 0, f"{where}.link_weight", self.link_weight, "0 or more")
+        _require(0 < self.source_fraction <= 1, f"{where}.source_fraction", self.source_fraction, "0 < value <= 1")
+        _require(self.min_temperature > 0, f"{where}.min_temperature", self.min_temperature, "above 0")
+        _require(
+            self.min_temperature <= self.initial_temperature <= self.max_temperature,
+            f"{where}.initial_temperature",
+            self.initial_temperature,
+            f"between min_temperature {self.min_temperature} and max_temperature {self.max_temperature}",
+        )
+
+
+@dataclass(frozen=True)
 class ObjectivesConfig:
     """The mixture: one field per objective, each with its `weight` (share of steps)."""
 
     masked_modeling: MaskedModelingConfig = MaskedModelingConfig()
+    cross_modal_translation: CrossModalTranslationConfig = CrossModalTranslationConfig()
+    contrastive_alignment: ContrastiveAlignmentConfig = ContrastiveAlignmentConfig()
 
     def weights(self) -> dict[str, float]:
         """Objective name -> weight, only those above 0, in the order of the fields."""
@@ -223,7 +307,24 @@ class ExperimentConfig:
             getattr(self.modalities, name).validate(f"modalities.{name}")
         _require(bool(self.modalities.in_use()), "modalities.*.num_tokens", 0, "above 0 for at least one modality")
         self.model.validate("model")
-        self.objectives.masked_modeling.validate("objectives.masked_modeling")
+        for objective in dataclasses.fields(self.objectives):
+            getattr(self.objectives, objective.name).validate(f"objectives.{objective.name}")
+        for name in ("cross_modal_translation", "contrastive_alignment"):
+            weight = getattr(self.objectives, name).weight
+            _require(
+                weight == 0 or len(self.modalities.in_use()) > 1,
+                f"objectives.{name}.weight",
+                weight,
+                f"0, or two modalities with num_tokens above 0 (there is only {', '.join(self.modalities.in_use())})",
+            )
+        for direction in self.objectives.cross_modal_translation.directions:
+            for modality in direction.split(">"):
+                _require(
+                    modality in self.modalities.in_use(),
+                    "objectives.cross_modal_translation.directions",
+                    direction,
+                    f"modalities that are read: {', '.join(self.modalities.in_use())}",
+                )
         _require(bool(self.objectives.weights()), "objectives.*.weight", 0, "above 0 for at least one objective")
         self.optimizer.validate("optimizer")
         self.mesh.validate("mesh")
@@ -244,6 +345,23 @@ class ExperimentConfig:
             self.train.num_microbatches,
             f"a divisor of data.global_batch_size ({data.global_batch_size})",
         )
+
+
+def batch_covariates(config: ExperimentConfig, known: Collection[str]) -> tuple[str, ...]:
+    """The cell covariates a batch must carry: the model's, and what an objective compares cells by.
+
+    `known`: the corpus's. Raises `ConfigError` when one that is asked for is not among them.
+    """
+    wanted = list(config.model.covariates)
+    contrastive = config.objectives.contrastive_alignment
+    by_batch = contrastive.negatives == "technical_batch" or (
+        contrastive.negatives == "auto" and "technical_batch" in known
+    )
+    if contrastive.weight > 0 and by_batch and "technical_batch" not in wanted:
+        wanted.append("technical_batch")
+    for name in wanted:
+        _require(name in known, "a covariate of the run", name, f"one of the corpus's: {', '.join(known) or 'none'}")
+    return tuple(wanted)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Pretrain:
 
     def run(self) -> int:
         from experiments import load_experiment
-        from scmbert_jax.config import ExperimentConfig
+        from scmbert_jax.config import ExperimentConfig, batch_covariates
 
         default = load_experiment(self.experiment)
         arguments = ["--help"] if self.fields else [*self.overrides]
@@ -70,7 +70,7 @@ class Pretrain:
             global_batch_size=config.data.global_batch_size,
             num_streams=config.data.num_streams,
             window_blocks=config.data.window_blocks,
-            covariates=config.model.covariates,
+            covariates=batch_covariates(config, corpus.vocabularies),
             process_index=self.process_index,
             process_count=self.num_processes,
         )

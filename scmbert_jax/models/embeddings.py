@@ -1,18 +1,19 @@
-"""From a batch to token vectors: the feature table, the value encodings, the packed sequence.
+"""From tokens to token vectors: the feature table and the value encodings.
 
 A token is `table[feature_id] + value_encoding(count) + modality_embedding (+ covariates)`.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from scmbert_jax.batch import MODALITIES, CellBatch, FeatureLayout
+from scmbert_jax.batch import MODALITIES, FeatureLayout
 from scmbert_jax.config import ExperimentConfig, ModalityConfig
 from scmbert_jax.models.encoder import constant, weight
+from scmbert_jax.models.token_sequence import TokenSequence
 
 # Rows of the feature table are padded to a multiple of this, so that any FSDP size up to 256 divides them.
 FEATURE_ROWS_MULTIPLE = 256
@@ -36,54 +37,6 @@ def link_arrays(layout: FeatureLayout) -> dict[str, np.ndarray]:
     }
 
 
-class TokenSequence(NamedTuple):
-    """The tokens of all modalities of a cell in one row; real tokens first, then padding.
-
-    Attributes:
-      feature_ids: int32 [B, S]; counts: float32 [B, S]; library_size: float32 [B, S] (of the token's modality);
-      modality: int32 [B, S], index into `MODALITIES`; valid: bool [B, S]; lengths: int32 [B].
-    """
-
-    feature_ids: jax.Array
-    counts: jax.Array
-    library_size: jax.Array
-    modality: jax.Array
-    valid: jax.Array
-    lengths: jax.Array
-
-
-def pack_tokens(batch: CellBatch) -> TokenSequence:
-    """Joins the modalities of each cell and moves padding to the end, so that backends can work by length.
-
-    The work is on integers [B, S] before anything is embedded, so it costs nothing beside the encoder.
-    """
-    parts = []
-    for name, tokens in batch.modalities.items():
-        shape = tokens.feature_ids.shape
-        parts.append(
-            TokenSequence(
-                feature_ids=tokens.feature_ids,
-                counts=tokens.counts.astype(jnp.float32),
-                library_size=jnp.broadcast_to(tokens.library_size[:, None], shape),
-                modality=jnp.full(shape, MODALITIES.index(name), jnp.int32),
-                valid=jnp.arange(shape[1]) < tokens.lengths[:, None],
-                lengths=tokens.lengths,
-            )
-        )
-    if len(parts) == 1:
-        return parts[0]
-    valid = jnp.concatenate([part.valid for part in parts], axis=1)  # [B, S]
-    order = jnp.argsort(~valid, axis=1, stable=True)
-
-    def packed(field: str) -> jax.Array:
-        joined = jnp.concatenate([getattr(part, field) for part in parts], axis=1)
-        return jnp.take_along_axis(joined, order, axis=1)
-
-    per_token = {field: packed(field) for field in ("feature_ids", "counts", "library_size", "modality", "valid")}
-    lengths = jnp.sum(jnp.stack([part.lengths for part in parts]), axis=0)
-    return TokenSequence(lengths=lengths, **per_token)
-
-
 def relative_expression(counts: jax.Array, library_size: jax.Array, target_sum: jax.Array | float) -> jax.Array:
     """count / library_size * target_sum, float32; 0 where the library is empty. CP10K for target_sum = 1e4."""
     return counts / jnp.maximum(library_size, 1.0) * target_sum
@@ -104,7 +57,7 @@ class FeatureTable(nnx.Module):
     """
 
     def __init__(self, layout: FeatureLayout, embed_dim: int, rngs: nnx.Rngs):
-        self.num_rows = padded_rows(layout)
+        self.num_rows, self.slices = padded_rows(layout), dict(layout.slices)
         self.learned = weight(rngs, (self.num_rows, embed_dim), embed_dim, ("features", "embed"))
         self.link_projections: Any = nnx.Dict({})
         self.links: Any = nnx.Dict({})
@@ -134,11 +87,11 @@ class ContinuousValues(nnx.Module):
     """
 
     def __init__(self, layout: FeatureLayout, embed_dim: int, rngs: nnx.Rngs):
-        mean, spread = np.zeros(padded_rows(layout), np.float32), np.ones(padded_rows(layout), np.float32)
+        centre, spread = np.zeros(padded_rows(layout), np.float32), np.ones(padded_rows(layout), np.float32)
         if layout.statistics is not None:
-            mean[: layout.num_features] = layout.statistics.value_mean
+            centre[: layout.num_features] = layout.statistics.value_centre
             spread[: layout.num_features] = layout.statistics.value_std
-        self.mean = nnx.Param(jnp.asarray(mean), logical_axes=("features",))
+        self.centre = nnx.Param(jnp.asarray(centre), logical_axes=("features",))
         self.log_spread = nnx.Param(jnp.log(spread), logical_axes=("features",))
         self.scale = weight(rngs, (len(MODALITIES), embed_dim), 1, (None, None))
         self.bias = constant(0.0, (len(MODALITIES), embed_dim), (None, None))
@@ -148,7 +101,7 @@ class ContinuousValues(nnx.Module):
 
     def __call__(self, relative: jax.Array, feature_ids: jax.Array, one_hot: jax.Array, rows: jax.Array) -> jax.Array:
         """relative, feature_ids [B, S]; one_hot [B, S, M], the modality; rows [B, S, D], the feature rows."""
-        x = (jnp.log1p(relative) - self.mean[...][feature_ids]) * jnp.exp(-self.log_spread[...][feature_ids])
+        x = (jnp.log1p(relative) - self.centre[...][feature_ids]) * jnp.exp(-self.log_spread[...][feature_ids])
         x = jnp.clip(x, -10.0, 10.0)[..., None]
         hidden = jax.nn.gelu(x * (one_hot @ self.scale[...]) + one_hot @ self.bias[...])
         return hidden @ self.out[...] + x * (rows @ self.gate[...])
@@ -174,7 +127,8 @@ class TokenEmbedding(nnx.Module):
         dim = config.model.embed_dim
         self.modalities = config.modalities.in_use()
         self.dtype = jnp.dtype(config.model.compute_dtype)
-        self.cls = weight(rngs, (dim,), dim, (None,))
+        # Zero: after the first layer it is what attention gathered of the cell, undiluted by a constant.
+        self.cls = constant(0.0, (dim,), (None,))
         self.modality = weight(rngs, (len(MODALITIES), dim), dim, (None, None))
         self.mask = weight(rngs, (len(MODALITIES), dim), dim, (None, None))
         encodings = {modality.value_encoding for modality in self.modalities.values()}

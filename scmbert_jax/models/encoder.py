@@ -1,6 +1,11 @@
-"""The transformer encoder: pre-norm blocks, scanned over layers, with a named recompute policy."""
+"""The transformer encoder: pre-norm blocks, scanned over layers, with a named recompute policy.
+
+How much of it modalities share is a choice (`ModelConfig.encoder_sharing`); all three take and give the same arrays.
+"""
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +13,7 @@ from flax import nnx
 
 from scmbert_jax.config import ModelConfig
 from scmbert_jax.models.attention import attention_backend, shape_of
+from scmbert_jax.models.token_sequence import TokenSequence, join_modalities, split_modalities
 from scmbert_jax.parallel.mesh import constrain
 
 REMAT_POLICIES: dict[str, Callable | None] = {
@@ -42,43 +48,64 @@ class LayerNorm(nnx.Module):
 
 
 class EncoderBlock(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); GELU; query, key and value without bias."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); GELU; query, key and value without bias.
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    With several experts (`multiway`, after VLMo, Bao et al. 2022) the attention is shared and the feed-forward layer is
+    the modality's own: expert 0 for `[CLS]`, expert 1 + i for the i-th modality of the run.
+    """
+
+    def __init__(self, config: ModelConfig, num_experts: int, rngs: nnx.Rngs):
         dim, heads, head_dim, mlp_dim = config.embed_dim, config.num_heads, config.head_dim, config.mlp_dim
         self.attention_norm = LayerNorm(dim)
         self.qkv = weight(rngs, (dim, 3, heads, head_dim), dim, ("embed", None, "heads", "head_dim"))
         self.attention_out = weight(rngs, (heads, head_dim, dim), heads * head_dim, ("heads", "head_dim", "embed"))
         self.attention_bias = constant(0.0, (dim,), (None,))
         self.mlp_norm = LayerNorm(dim)
-        self.mlp_in = weight(rngs, (dim, mlp_dim), dim, ("embed", "mlp"))
-        self.mlp_in_bias = constant(0.0, (mlp_dim,), ("mlp",))
-        self.mlp_out = weight(rngs, (mlp_dim, dim), mlp_dim, ("mlp", "embed"))
-        self.mlp_out_bias = constant(0.0, (dim,), (None,))
-        self.attention_name = config.attention
+        self.mlp_in = weight(rngs, (num_experts, dim, mlp_dim), dim, (None, "embed", "mlp"))
+        self.mlp_in_bias = constant(0.0, (num_experts, mlp_dim), (None, "mlp"))
+        self.mlp_out = weight(rngs, (num_experts, mlp_dim, dim), mlp_dim, (None, "mlp", "embed"))
+        self.mlp_out_bias = constant(0.0, (num_experts, dim), (None, None))
+        self.attention_name, self.num_experts = config.attention, num_experts
 
-    def __call__(self, x: jax.Array, lengths: jax.Array) -> jax.Array:  # [B, S, D], int32 [B] -> [B, S, D]
+    def __call__(self, x: jax.Array, tokens: TokenSequence, experts: tuple[int, ...]) -> jax.Array:  # [B, 1 + S, D]
         dtype = x.dtype
         y = self.attention_norm(x)
         qkv = jnp.einsum("bsd,dthk->tbshk", y, self.qkv[...].astype(dtype))  # [3, B, S, H, Dh]
         attend = attention_backend(self.attention_name, shape_of(qkv[0]))
-        y = attend(qkv[0], qkv[1], qkv[2], lengths)  # [B, S, H, Dh]
+        y = attend(qkv[0], qkv[1], qkv[2], tokens.lengths + 1)  # [B, S, H, Dh]
         y = jnp.einsum("bshk,hkd->bsd", y, self.attention_out[...].astype(dtype))
         x = constrain(x + y + self.attention_bias[...].astype(dtype), "batch", "length", "embed")
         y = self.mlp_norm(x)
-        y = jax.nn.gelu(y @ self.mlp_in[...].astype(dtype) + self.mlp_in_bias[...].astype(dtype))
-        y = y @ self.mlp_out[...].astype(dtype)
-        return constrain(x + y + self.mlp_out_bias[...].astype(dtype), "batch", "length", "embed")
+        if self.num_experts == 1:
+            y = self._mlp(y, 0)
+        else:
+            parts = [
+                self._mlp(part, expert)
+                for part, expert in zip(split_modalities(y[:, 1:], tokens), experts, strict=True)
+            ]
+            y = jnp.concatenate([self._mlp(y[:, :1], 0), join_modalities(parts, tokens)], axis=1)
+        return constrain(x + y, "batch", "length", "embed")
+
+    def _mlp(self, y: jax.Array, expert: int) -> jax.Array:
+        dtype = y.dtype
+        y = jax.nn.gelu(y @ self.mlp_in[...][expert].astype(dtype) + self.mlp_in_bias[...][expert].astype(dtype))
+        return y @ self.mlp_out[...][expert].astype(dtype) + self.mlp_out_bias[...][expert].astype(dtype)
 
 
 class Encoder(nnx.Module):
-    """`num_layers` blocks whose parameters are stacked on a leading `layers` axis, then a final norm."""
+    """`num_layers` blocks whose parameters are stacked on a leading `layers` axis, then a final norm.
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    Args:
+      modalities: those of the run, if each has a feed-forward expert of its own; (): one for all.
+    """
+
+    def __init__(self, config: ModelConfig, modalities: tuple[str, ...], rngs: nnx.Rngs):
+        num_experts = 1 + len(modalities)
+
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap
         def stacked(rngs: nnx.Rngs) -> EncoderBlock:
-            return EncoderBlock(config, rngs)
+            return EncoderBlock(config, num_experts, rngs)
 
         self.blocks = stacked(rngs)
         for _, variable in nnx.iter_graph(self.blocks):
@@ -86,14 +113,16 @@ class Encoder(nnx.Module):
                 variable.set_metadata(logical_axes=("layers", *variable.get_metadata("logical_axes")))
         self.final_norm = LayerNorm(config.embed_dim)
         self.num_layers, self.scan_layers, self.remat = config.num_layers, config.scan_layers, config.remat
+        self.modalities = modalities
 
-    def __call__(self, x: jax.Array, lengths: jax.Array) -> jax.Array:
-        """x [B, S, D]; lengths int32 [B], real tokens come first -> [B, S, D] in x's dtype."""
+    def __call__(self, x: jax.Array, tokens: TokenSequence) -> jax.Array:
+        """x [B, 1 + S, D], `[CLS]` and then the vectors of `tokens` -> [B, 1 + S, D] in x's dtype."""
         graph, stacked = nnx.split(self.blocks)
         x = constrain(x, "batch", "length", "embed")
+        experts = tuple(1 + self.modalities.index(name) for name, _ in tokens.widths) if self.modalities else ()
 
         def layer(x: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graph, params)(x, lengths), None
+            return nnx.merge(graph, params)(x, tokens, experts), None
 
         policy = REMAT_POLICIES[self.remat]
         if policy is not None:
@@ -105,3 +134,32 @@ class Encoder(nnx.Module):
             for index in range(self.num_layers):
                 x, _ = layer(x, jax.tree.map(lambda leaf, i=index: leaf[i], stacked))
         return self.final_norm(x)
+
+
+class PerModalityEncoder(nnx.Module):
+    """An encoder of its own for each modality; `[CLS]` of a cell is the mean over those that the cell has."""
+
+    def __init__(self, config: ModelConfig, modalities: tuple[str, ...], rngs: nnx.Rngs):
+        self.encoders: Any = nnx.Dict({name: Encoder(config, (), rngs) for name in modalities})
+
+    def __call__(self, x: jax.Array, tokens: TokenSequence) -> jax.Array:
+        """As `Encoder`; tokens see those of their own modality only."""
+        parts, cells = [], []
+        for number, part in enumerate(split_modalities(x[:, 1:], tokens)):
+            name, width = tokens.widths[number]
+            lengths = tokens.modality_lengths[:, number : number + 1]
+            own = replace(tokens, modality_lengths=lengths, widths=((name, width),))
+            states = self.encoders[name](jnp.concatenate([x[:, :1], part], axis=1), own)
+            has = (lengths > 0).astype(x.dtype)  # [B, 1]
+            cells.append(states[:, 0] * has)
+            parts.append(states[:, 1:])
+        number_of = jnp.maximum((tokens.modality_lengths > 0).sum(axis=1), 1).astype(x.dtype)
+        cell = sum(cells) / number_of[:, None]
+        return jnp.concatenate([cell[:, None], join_modalities(parts, tokens)], axis=1)
+
+
+def make_encoder(config: ModelConfig, modalities: tuple[str, ...], rngs: nnx.Rngs) -> Encoder | PerModalityEncoder:
+    """The encoder that `config.encoder_sharing` asks for, of the run's `modalities`."""
+    if config.encoder_sharing == "per_modality":
+        return PerModalityEncoder(config, modalities, rngs)
+    return Encoder(config, modalities if config.encoder_sharing == "multiway" else (), rngs)

@@ -9,46 +9,39 @@ from flax import nnx
 from scmbert_jax.batch import CellBatch, FeatureLayout
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models.embeddings import (
-    FeatureTable,
-    Links,
-    TokenEmbedding,
-    TokenSequence,
-    link_arrays,
-    pack_tokens,
-)
-from scmbert_jax.models.encoder import Encoder, weight
+from scmbert_jax.models.alignment import AlignmentHead
+from scmbert_jax.models.embeddings import FeatureTable, Links, TokenEmbedding, link_arrays
+from scmbert_jax.models.encoder import make_encoder
 from scmbert_jax.models.heads import ValueHead
-
-
-class CellDecoder(nnx.Module):
-    """(cell embedding [B, D], feature rows [B, M, D]) -> [B, M, D]: what the cell embedding says of each feature."""
-
-    def __init__(self, config: ExperimentConfig, rngs: nnx.Rngs):
-        dim = config.model.embed_dim
-        self.from_cell = weight(rngs, (dim, dim), dim, ("embed", None))
-        self.from_feature = weight(rngs, (dim, dim), dim, ("embed", None))
-        self.gate = weight(rngs, (dim, dim), dim, ("embed", None))
-
-    def __call__(self, cell: jax.Array, features: jax.Array) -> jax.Array:
-        dtype = cell.dtype
-        query = features.astype(dtype) @ self.from_feature[...].astype(dtype)
-        # The product lets the embedding act as coordinates on feature directions (a bilinear decoder); the sum keeps
-        # what holds of the cell as a whole.
-        product = (cell @ self.gate[...].astype(dtype))[:, None] * query
-        return product + query + (cell @ self.from_cell[...].astype(dtype))[:, None]
+from scmbert_jax.models.likelihoods import Likelihood, Prediction, make_likelihood
+from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens
+from scmbert_jax.models.translation_decoder import CellDecoder, TranslationDecoder
 
 
 class ScMbert(nnx.Module):
     """A multi-omic cell encoder; `ModelDefinition` builds it and puts parameters in and out."""
 
     def __init__(self, config: ExperimentConfig, layout: FeatureLayout, rngs: nnx.Rngs):
+        modalities, objectives = config.modalities.in_use(), config.objectives
         self.table = FeatureTable(layout, config.model.embed_dim, rngs)
         self.embedding = TokenEmbedding(config, layout, rngs)
-        self.encoder = Encoder(config.model, rngs)
-        self.token_head = ValueHead(config, layout, rngs)
-        self.cell_decoder = CellDecoder(config, rngs)
-        self.cell_head = ValueHead(config, layout, rngs)
+        self.encoder = make_encoder(config.model, tuple(modalities), rngs)
+        masked = {name: modality.likelihood for name, modality in modalities.items()}
+        self.token_head = ValueHead(config, layout, masked, False, rngs)
+        self.cell_decoder = CellDecoder(config.model, rngs)
+        self.cell_head = ValueHead(config, layout, masked, False, rngs)
+        # What only one objective needs exists only in the models that were trained for it.
+        self.translation_decoder: Any = nnx.data(None)
+        self.translation_head: Any = nnx.data(None)
+        self.alignment_head: Any = nnx.data(None)
+        if objectives.cross_modal_translation.weight > 0:
+            targets = {name: modality.target_likelihood for name, modality in modalities.items()}
+            self.translation_decoder = TranslationDecoder(config.model, rngs)
+            self.translation_head = ValueHead(config, layout, targets, True, rngs)
+        if objectives.contrastive_alignment.weight > 0:
+            self.alignment_head = AlignmentHead(
+                objectives.contrastive_alignment, tuple(modalities), config.model.embed_dim, rngs
+            )
 
     def feature_table(self) -> jax.Array:
         """Rows of all features, float32 [F, D]; compute it once per step and hand it to the other methods."""
@@ -72,12 +65,37 @@ class ScMbert(nnx.Module):
         if hidden is None:
             hidden = jnp.zeros(tokens.valid.shape, bool)
         x = self.embedding(feature_table, tokens, hidden, covariates or {})
-        return self.encoder(x, tokens.lengths + 1)
+        return self.encoder(x, tokens)
 
     def cell_embedding(self, feature_table: jax.Array, batch: CellBatch) -> jax.Array:
         """float32 [B, D], nothing hidden."""
         states = self.encode(feature_table, pack_tokens(batch), covariates=batch.covariates)
         return states[:, 0].astype(jnp.float32)
+
+    def aligned_embedding(self, feature_table: jax.Array, batch: CellBatch) -> jax.Array:
+        """float32 [B, P] of length 1: mean over the cell's modalities, each encoded alone, in the contrastive space.
+
+        Only models that were trained with `contrastive_alignment` have it.
+        """
+        total = jnp.zeros(())
+        for name, own in batch.modalities.items():
+            states = self.encode(feature_table, pack_tokens(batch, (name,)), covariates=batch.covariates)
+            has = (own.lengths > 0).astype(jnp.float32)[:, None]
+            total = total + has * self.alignment_head.project(name, states[:, 0])
+        return total * jax.lax.rsqrt(jnp.sum(total * total, axis=1, keepdims=True) + 1e-12)
+
+    def translate(
+        self, feature_table: jax.Array, batch: CellBatch, source: str, target: str, feature_ids: jax.Array
+    ) -> Prediction:
+        """Values float32 [B, M] that modality `source` of the cells predicts for features int32 [M] of `target`.
+
+        Only models that were trained with `cross_modal_translation` have it.
+        """
+        tokens = pack_tokens(batch, (source,))
+        states = self.encode(feature_table, tokens, covariates=batch.covariates)
+        ids = jnp.broadcast_to(feature_ids, (tokens.lengths.shape[0], feature_ids.shape[0]))
+        x = self.translation_decoder(feature_table[ids], target, states, tokens.lengths)
+        return self.translation_head.predict(target, x, ids, batch.covariates)
 
 
 def check_layout(config: ExperimentConfig, layout: FeatureLayout) -> None:
@@ -137,3 +155,9 @@ class ModelDefinition:
             jax.tree.unflatten(self._params_tree, jax.tree.leaves(params)),
             jax.tree.unflatten(self._constants_tree, jax.tree.leaves(constants)),
         )
+
+    def translation_likelihood(self, target: str) -> Likelihood:
+        """The likelihood by which modality `target` is predicted from others."""
+        modality = self.config.modalities.in_use()[target]
+        rows = self.layout.slices[target]
+        return make_likelihood(modality.target_likelihood, target, modality, self.layout.statistics, rows)

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 
 from scmbert_jax.batch import MODALITIES, CellBatch
 from scmbert_jax.config import ExperimentConfig, MaskedModelingConfig
-from scmbert_jax.models.embeddings import TokenSequence, pack_tokens
+from scmbert_jax.models.likelihoods import Truth
 from scmbert_jax.models.scmbert import ScMbert
-from scmbert_jax.objectives.base import LossSum, row_keys
+from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens, token_bits
+from scmbert_jax.objectives.base import LossSum, drop_covariates, row_keys
 
 
 class MaskedPositions(NamedTuple):
@@ -34,11 +35,7 @@ def choose_masked(tokens: TokenSequence, config: MaskedModelingConfig, keys: jax
     """
     batch_size, num_slots = tokens.valid.shape
     eligible = tokens.valid if config.mask_zeros else tokens.valid & (tokens.counts > 0)
-
-    def draw(key: jax.Array, feature_id: jax.Array) -> jax.Array:
-        return jax.random.bits(jax.random.fold_in(key, feature_id), (), jnp.uint32)
-
-    bits = jax.vmap(jax.vmap(draw, in_axes=(None, 0)))(keys, tokens.feature_ids)  # [B, S]
+    bits = token_bits(tokens, keys)  # [B, S]
     # 31 bits of rank, so that the largest number is left for tokens that are not eligible; the low bit decides keeping.
     rank = jnp.argsort(jnp.where(eligible, bits >> 1, jnp.uint32(2**32 - 1)), axis=1, stable=True)
     num_masked = jnp.floor(config.mask_fraction * eligible.sum(1) + 0.5).astype(jnp.int32)
@@ -58,6 +55,8 @@ def choose_masked(tokens: TokenSequence, config: MaskedModelingConfig, keys: jax
 class MaskedModeling:
     """The objective; see `Objective` for the contract. Reads any of the modalities, alone, paired or mosaic."""
 
+    needs_whole_batch = False
+
     def __init__(self, config: ExperimentConfig):
         self.config = config.objectives.masked_modeling
         self.modalities = config.modalities.in_use()
@@ -66,18 +65,18 @@ class MaskedModeling:
         keys = row_keys(key, batch.row)
         tokens = pack_tokens(batch)
         masked = choose_masked(tokens, self.config, keys)
-        covariates = self._drop_covariates(batch.covariates, keys)
+        covariates = drop_covariates(batch.covariates, self.config.covariate_dropout, keys)
         states = model.encode(feature_table, tokens, masked.hidden, covariates)  # [B, 1 + S, D]
 
         def at_masked(values: jax.Array) -> jax.Array:  # [B, S] -> [B, M]
             return jnp.take_along_axis(values, masked.positions, axis=1)
 
         feature_ids, modality = at_masked(tokens.feature_ids), at_masked(tokens.modality)
-        truth = (feature_ids, modality, at_masked(tokens.counts), at_masked(tokens.library_size), covariates)
+        truth = Truth(at_masked(tokens.counts), at_masked(tokens.library_size), at_masked(tokens.mean_log_count))
         token_states = jnp.take_along_axis(states, masked.positions[..., None] + 1, axis=1)  # [B, M, D]
-        nll = model.token_head.nll(token_states, *truth)
+        nll = model.token_head.nll(token_states, feature_ids, modality, truth, covariates)
         cell_states = model.cell_decoder(states[:, 0], feature_table[feature_ids])
-        cell_nll = model.cell_head.nll(cell_states, *truth)
+        cell_nll = model.cell_head.nll(cell_states, feature_ids, modality, truth, covariates)
 
         total, weight = jnp.zeros(()), jnp.zeros(())
         metrics: dict[str, tuple[jax.Array, jax.Array]] = {}
@@ -89,15 +88,3 @@ class MaskedModeling:
             metrics[f"{name}_nll"] = (token_sum, number)
             metrics[f"{name}_cell_nll"] = (cell_sum, number)
         return LossSum(total, weight, metrics)
-
-    def _drop_covariates(self, covariates: dict[str, jax.Array], keys: jax.Array) -> dict[str, jax.Array]:
-        """Hides all covariates of a share of the cells, so that `unknown` is a trained case."""
-
-        def drop(key: jax.Array) -> jax.Array:
-            # 2**31 - 1 is no feature id, so this draw is independent of those of the tokens.
-            return jax.random.bernoulli(jax.random.fold_in(key, 2**31 - 1), self.config.covariate_dropout)
-
-        if not covariates or self.config.covariate_dropout == 0:
-            return covariates
-        dropped = jax.vmap(drop)(keys)
-        return {name: jnp.where(dropped, -1, codes) for name, codes in covariates.items()}

@@ -6,10 +6,14 @@ import numpy as np
 
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.objectives.base import Objective
+from scmbert_jax.objectives.contrastive_alignment import ContrastiveAlignment
+from scmbert_jax.objectives.cross_modal_translation import CrossModalTranslation
 from scmbert_jax.objectives.masked_modeling import MaskedModeling
 
 OBJECTIVES: dict[str, Callable[[ExperimentConfig], Objective]] = {
     "masked_modeling": MaskedModeling,
+    "cross_modal_translation": CrossModalTranslation,
+    "contrastive_alignment": ContrastiveAlignment,
 }
 
 

@@ -3,20 +3,19 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from data_pipelines.collate import TokenSampling, collate_counts
-from data_pipelines.input_check import check_dataset, require_usable
 from data_pipelines.input_report import InputReport
-from data_pipelines.model_counts import CountsChunk, Overlap, model_counts, overlap_with_model
-from data_pipelines.readers import Dataset, open_dataset
+from data_pipelines.model_counts import Overlap
+from data_pipelines.readers import Dataset
 from scmbert_jax.batch import CellBatch
-from scmbert_jax.errors import ConfigError, InputError
+from scmbert_jax.errors import InputError
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.pretrained import PretrainedModel
+from scmbert_jax.tasks.model_cells import open_model_cells
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class CellEmbeddings:
     """The result of `embed_dataset`.
 
     Attributes:
-      embeddings: float32 [n, embed_dim], row i is cell i of `dataset`; nan for a cell in which none of the modalities
+      embeddings: float32 [n, D], row i is cell i of `dataset`; nan for a cell in which none of the modalities
         read was measured (or which has no counts of the model's features): nothing is known of it.
       dataset: the data set with its cell ids and metadata.
       report: the input check.
@@ -41,22 +40,12 @@ class CellEmbeddings:
         return int(np.isnan(self.embeddings[:, 0]).sum())
 
 
-def token_sampling(model: PretrainedModel, num_tokens: Mapping[str, int] | None = None) -> dict[str, TokenSampling]:
-    """How cells become tokens: `embed_tokens` of the configuration, or other numbers of tokens per modality."""
-    in_use = model.config.modalities.in_use()
-    return {
-        name: TokenSampling(
-            (num_tokens or {}).get(name, modality.embed_tokens or modality.num_tokens), modality.zero_fraction
-        )
-        for name, modality in in_use.items()
-    }
-
-
 def embed_dataset(
     model: PretrainedModel,
     cells: Any,
     *,
     modalities: tuple[str, ...] | None = None,
+    space: Literal["cell", "aligned"] = "cell",
     num_tokens: Mapping[str, int] | None = None,
     organism: str | None = None,
     assembly: str | None = None,
@@ -69,6 +58,8 @@ def embed_dataset(
     Args:
       cells: whatever `open_dataset` takes: a path, `A+B`, `example:NAME`, an AnnData, a MuData, or an open `Dataset`.
       modalities: read only these (of those the model knows and the data has); None: all.
+      space: `cell`, the encoder's cell embedding, all modalities of a cell read together; `aligned`, the unit vectors
+        of the contrastive space, each modality read alone and the cell's mean taken: comparable across modalities.
       num_tokens: modality -> tokens per cell, where they should differ from training.
       organism, assembly: as in `check_dataset`; what the file does not tell is taken from the model.
       batch_size: cells per device call; changes speed and memory only.
@@ -76,80 +67,49 @@ def embed_dataset(
       progress: called with (cells done, cells in all).
 
     Raises:
-      InputError: no raw counts, unknown features, another organism or genome build; the message says what to do.
+      InputError: no raw counts, unknown features, another organism or genome build, or a space the model lacks; the
+        message says what to do.
       ConfigError: a batch size below 1.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size {batch_size}: expected 1 or more cells per device call.")
-    dataset = cells if isinstance(cells, Dataset) else open_dataset(cells)
-    if assembly is None and "atac" in model.feature_space.modalities:
-        # Regions only mean something in the model's own assembly; that they match it is checked interval by interval.
-        assembly = model.feature_space.modalities["atac"].space.partition(":")[2]
-    if organism is None and all(matrix.modality != "rna" for matrix in dataset.matrices):
-        # Genes tell their organism, antibodies and regions do not.
-        organism = model.feature_space.organism
-    report = check_dataset(dataset, organism=organism, assembly=assembly, min_genes=0)
-    require_usable(report)
-    wanted = [name for name in model.config.modalities.in_use() if modalities is None or name in modalities]
-    if not wanted:
+    if space == "aligned" and model.config.objectives.contrastive_alignment.weight == 0:
         raise InputError(
-            f"modalities {', '.join(modalities or ())}: the model reads {', '.join(model.config.modalities.in_use())}."
+            "space 'aligned': the model was not trained with contrastive_alignment, so its modalities have no common "
+            "space but the cell embedding (space 'cell')."
         )
-    overlaps = overlap_with_model(report, model.feature_space, wanted)
-    sampling = {name: choice for name, choice in token_sampling(model, num_tokens).items() if name in overlaps}
-    embed = _embedding_function(model)
-    result = np.full((len(dataset.cell_ids), model.config.model.embed_dim), np.nan, np.float32)
-    for chunk in model_counts(dataset, report, overlaps):
-        batch = _chunk_batch(model, chunk, sampling, overlaps, seed)
-        known = np.sum([tokens.lengths for tokens in batch.modalities.values()], axis=0) > 0
-        rows = np.flatnonzero(known)
-        for start in range(0, len(rows), batch_size):
-            mine = rows[start : start + batch_size]
-            # The last rows are repeated to fill the batch, so that one program serves all of them.
-            filled = np.resize(mine, batch_size)
-            result[chunk.first + mine] = embed(jax.tree.map(lambda x, r=filled: x[r], batch))[: len(mine)]
+    opened = open_model_cells(model, cells, modalities, organism, assembly)
+    embed = _embedding_function(model, space)
+    config = model.config
+    width = config.objectives.contrastive_alignment.projection_dim if space == "aligned" else config.model.embed_dim
+    result = np.full((len(opened.dataset.cell_ids), width), np.nan, np.float32)
+    for rows, batch, done in opened.batches(num_tokens, batch_size, seed):
+        result[rows] = embed(batch)[: len(rows)]
         if progress is not None:
-            progress(chunk.first + len(known), len(dataset.cell_ids))
-    return CellEmbeddings(result, dataset, report, overlaps)
-
-
-def _chunk_batch(
-    model: PretrainedModel,
-    chunk: CountsChunk,
-    sampling: dict[str, TokenSampling],
-    overlaps: dict[str, Overlap],
-    seed: int,
-) -> CellBatch:
-    num_cells = len(next(iter(chunk.measured.values())))
-    return collate_counts(
-        chunk.counts,
-        sampling,
-        model.definition.layout.slices,
-        {name: overlap.measured for name, overlap in overlaps.items()},
-        measured_cells=chunk.measured,
-        # A new file's technical batches are none of those of training.
-        covariates={name: np.full(num_cells, -1, np.int32) for name in model.config.model.covariates},
-        seed=seed,
-    )
+            progress(done, len(result))
+    if progress is not None:
+        progress(len(result), len(result))
+    return CellEmbeddings(result, opened.dataset, opened.report, opened.overlaps)
 
 
 # Compiled once per definition and batch shape, so that a model embeds file after file, and its untrained twin with it.
 @partial(jax.jit, static_argnums=0)
-def _feature_table(definition: ModelDefinition, params: Any, constants: Any) -> jax.Array:
+def feature_table(definition: ModelDefinition, params: Any, constants: Any) -> jax.Array:
     return definition.merge(params, constants).feature_table()
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _cell_embedding(
-    definition: ModelDefinition, params: Any, constants: Any, table: jax.Array, batch: CellBatch
+    definition: ModelDefinition, space: str, params: Any, constants: Any, table: jax.Array, batch: CellBatch
 ) -> jax.Array:
-    return definition.merge(params, constants).cell_embedding(table, batch)
+    merged = definition.merge(params, constants)
+    return merged.aligned_embedding(table, batch) if space == "aligned" else merged.cell_embedding(table, batch)
 
 
-def _embedding_function(model: PretrainedModel) -> Callable[[CellBatch], np.ndarray]:
+def _embedding_function(model: PretrainedModel, space: str) -> Callable[[CellBatch], np.ndarray]:
     definition = model.definition
-    table = _feature_table(definition, model.params, definition.constants)
-    return lambda batch: np.asarray(_cell_embedding(definition, model.params, definition.constants, table, batch))
+    table = feature_table(definition, model.params, definition.constants)
+    return lambda batch: np.asarray(
+        _cell_embedding(definition, space, model.params, definition.constants, table, batch)
+    )
 
 
 def provenance(model: PretrainedModel, result: CellEmbeddings) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def sum_of_gradients(
         (_, sums), gradients = jax.value_and_grad(total, has_aux=True)(params, microbatch)
         return sums, gradients
 
-    if num_microbatches == 1:
+    if num_microbatches == 1 or objective.needs_whole_batch:
         return one(params, batch)
     microbatches = split_microbatches(batch, num_microbatches)
 

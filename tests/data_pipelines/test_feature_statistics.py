@@ -15,9 +15,14 @@ def batches(theta: float, num_cells: int = 4000):
     counts = rng.negative_binomial(theta, theta / (theta + mean), (num_cells, 2)).astype(np.int32)
     ids = np.broadcast_to(np.arange(2, dtype=np.int32), counts.shape)
     padded = [np.pad(x, ((0, 0), (0, 1))) for x in (ids, counts)]  # padding must not count
-    tokens = ModalityTokens(
-        *padded, np.full(num_cells, 2, np.int32), np.full(num_cells, 1000.0, np.float32), np.ones(num_cells, bool)
-    )
+    of_cells = {
+        "library_size": np.full(num_cells, 1000.0, np.float32),
+        "measured": np.ones(num_cells, bool),
+        "num_expressed": (counts > 0).sum(1).astype(np.int32),
+        "num_measured": np.full(num_cells, 2, np.int32),
+        "mean_log_count": np.log1p(counts).mean(1).astype(np.float32),
+    }
+    tokens = ModalityTokens(*padded, lengths=np.full(num_cells, 2, np.int32), **of_cells)
     yield CellBatch({"rna": tokens}, {}, np.arange(num_cells), np.arange(num_cells))
 
 

@@ -32,7 +32,9 @@ def test_packing_puts_real_tokens_first_and_keeps_their_order():
     def tokens(ids, lengths):
         ids = np.asarray(ids, np.int32)
         lengths = np.asarray(lengths, np.int32)
-        return ModalityTokens(ids, ids * 10, lengths, np.asarray([100.0, 200.0], np.float32), lengths > 0)
+        return ModalityTokens(
+            ids, ids * 10, lengths, np.asarray([100.0, 200.0], np.float32), lengths > 0, lengths, lengths, lengths * 0.0
+        )
 
     batch = CellBatch(
         {"rna": tokens([[1, 2, 0], [3, 0, 0]], [2, 1]), "protein": tokens([[7, 0], [8, 9]], [1, 2])},

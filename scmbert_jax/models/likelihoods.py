@@ -1,0 +1,314 @@
+"""How likely a measured value is under a prediction, and what the prediction expects.
+
+A likelihood turns the numbers that a head gives for a (cell, feature) pair into the negative log-likelihood of the
+pair's count, into its expected value on the modality's value scale (what translation reports), and into an expected
+count (what a cell that exists only as a prediction would show). Adding one is one class and one line in `LIKELIHOODS`.
+
+Value scales: `log1p`, log1p(count / library_size * median library size); `clr`, log1p(count) minus its mean over the
+cell's measured features; `probability`, of a count above 0; `bin`, scBERT's.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import gammaln
+
+from scmbert_jax.batch import LIBRARY_QUANTILES, MODALITIES, FeatureStatistics
+from scmbert_jax.config import ModalityConfig
+from scmbert_jax.models.embeddings import expression_bins, relative_expression
+
+# Support for expectations over counts: every count up to 31, then ever coarser cells up to 100,000.
+_GRID = np.unique(np.concatenate([np.arange(32.0), np.round(np.geomspace(32, 1e5, 64))])).astype(np.float32)
+_GRID_WIDTH = np.maximum(np.gradient(_GRID), 1.0).astype(np.float32)
+
+
+class Truth(NamedTuple):
+    """What was measured, float32, all of one shape; see `TokenSequence`."""
+
+    counts: jax.Array
+    library_size: jax.Array
+    mean_log_count: jax.Array
+
+
+class Prediction(NamedTuple):
+    """Expected value and standard deviation on the value scale, float32, of one shape."""
+
+    value: jax.Array
+    std: jax.Array
+
+
+def negative_binomial_nll(counts: jax.Array | np.ndarray, mean: jax.Array, log_dispersion: jax.Array) -> jax.Array:
+    """-log NB(counts; mean, theta = exp(log_dispersion)); variance mean + mean**2 / theta (Lopez et al. 2018)."""
+    theta = jnp.exp(log_dispersion)
+    log_total = jnp.log(theta + mean)
+    return -(
+        gammaln(counts + theta)
+        - gammaln(theta)
+        - gammaln(counts + 1.0)
+        + theta * (log_dispersion - log_total)
+        + counts * (jnp.log(mean + 1e-8) - log_total)
+    )
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """One modality's likelihood.
+
+    Attributes:
+      config: the modality's.
+      libraries: its library sizes at `LIBRARY_QUANTILES`, over the cells of the run.
+      mean_log_count: the mean over features of log1p(count) in a cell of the median library size.
+    """
+
+    config: ModalityConfig
+    libraries: tuple[float, ...]
+    mean_log_count: float
+    scale = "log1p"
+
+    @property
+    def num_outputs(self) -> int:
+        return 1
+
+    @property
+    def median_library(self) -> float:
+        return self.libraries[len(self.libraries) // 2]
+
+    def start(self, share: np.ndarray, log_dispersion: np.ndarray, detection: np.ndarray, scale: dict[str, tuple]):
+        """Biases [F, K] and per-feature spread parameters [F] that predict each feature by itself (the marginal model).
+
+        `scale`: "log1p" and "clr" -> (mean [F], std [F]) over cells.
+        """
+        raise NotImplementedError
+
+    def nll(self, outputs: jax.Array, spread: jax.Array, truth: Truth) -> jax.Array:
+        """outputs [..., K], spread [...] -> float32 [...]."""
+        raise NotImplementedError
+
+    def predict(self, outputs: jax.Array, spread: jax.Array) -> Prediction:
+        """Of a cell whose library size is not known."""
+        raise NotImplementedError
+
+    def expected_counts(self, outputs: jax.Array, spread: jax.Array) -> jax.Array:
+        """Of a cell of the median library size; differentiable."""
+        raise NotImplementedError
+
+
+class NegativeBinomial(Likelihood):
+    """Counts, given the library size: mean = library * sigmoid(output), so it can neither overflow nor exceed it."""
+
+    def start(self, share, log_dispersion, detection, scale):
+        return _logit(share)[:, None], log_dispersion
+
+    def mean(self, outputs: jax.Array, library_size: jax.Array | float) -> jax.Array:
+        return jnp.maximum(library_size, 1.0) * jax.nn.sigmoid(outputs[..., 0])
+
+    def nll(self, outputs, spread, truth):
+        return negative_binomial_nll(truth.counts, self.mean(outputs, truth.library_size), spread)
+
+    def predict(self, outputs, spread):
+        def of_library(library: jax.Array) -> tuple[jax.Array, jax.Array]:
+            mean = self.mean(outputs, library)
+            values = jnp.log1p(_GRID / library * self.median_library)
+            return _expectation(-negative_binomial_nll(_GRID, mean[..., None], spread[..., None]), values)
+
+        return _over_libraries(of_library, self.libraries)
+
+    def expected_counts(self, outputs, spread):
+        return self.mean(outputs, self.median_library)
+
+
+class NegativeBinomialBackground(Likelihood):
+    """Counts of antibodies: ambient molecules in every cell, or those and bound ones (after totalVI, Gayoso 2021).
+
+    outputs: logit of the ambient share of the library, log ratio of bound to ambient (through softplus), logit of
+    being ambient only. Both levels share the feature's dispersion.
+    """
+
+    scale = "clr"
+
+    @property
+    def num_outputs(self) -> int:
+        return 3
+
+    def start(self, share, log_dispersion, detection, scale):
+        # Ambient at half the mean, bound at about three times ambient, half of the cells each: the mean is the share.
+        start = np.stack([_logit(share / 2), np.full_like(share, 1.85), np.zeros_like(share)], axis=1)
+        return start, log_dispersion
+
+    def _levels(self, outputs: jax.Array, library: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+        ambient = jnp.maximum(library, 1.0) * jax.nn.sigmoid(outputs[..., 0])
+        return ambient, ambient * (1.0 + jax.nn.softplus(outputs[..., 1]))
+
+    def _log_probability(
+        self, counts: jax.Array | np.ndarray, outputs: jax.Array, spread: jax.Array, library
+    ) -> jax.Array:
+        ambient, bound = self._levels(outputs, library)
+        return jnp.logaddexp(
+            jax.nn.log_sigmoid(outputs[..., 2]) - negative_binomial_nll(counts, ambient, spread),
+            jax.nn.log_sigmoid(-outputs[..., 2]) - negative_binomial_nll(counts, bound, spread),
+        )
+
+    def nll(self, outputs, spread, truth):
+        return -self._log_probability(truth.counts, outputs, spread, truth.library_size)
+
+    def predict(self, outputs, spread):
+        def of_library(library: jax.Array) -> tuple[jax.Array, jax.Array]:
+            log_probability = self._log_probability(_GRID, outputs[..., None, :], spread[..., None], library)
+            return _expectation(log_probability, jnp.log1p(_GRID))
+
+        log_counts = _over_libraries(of_library, self.libraries[4:5])
+        return Prediction(log_counts.value - self.mean_log_count, log_counts.std)
+
+    def expected_counts(self, outputs, spread):
+        ambient, bound = self._levels(outputs, self.median_library)
+        only_ambient = jax.nn.sigmoid(outputs[..., 2])
+        return only_ambient * ambient + (1.0 - only_ambient) * bound
+
+
+class _Gaussian(Likelihood):
+    """The value itself, with one standard deviation per feature; outputs are in units of it."""
+
+    def start(self, share, log_dispersion, detection, scale):
+        mean, std = scale[self.scale]
+        return (mean / std)[:, None], np.log(std)
+
+    def value(self, truth: Truth) -> jax.Array:
+        raise NotImplementedError
+
+    def _mean(self, outputs: jax.Array, spread: jax.Array) -> jax.Array:
+        # The spread is learned from the residuals alone: through the mean, it would trade size for fit.
+        return outputs[..., 0] * jnp.exp(jax.lax.stop_gradient(spread))
+
+    def nll(self, outputs, spread, truth):
+        residual = (self.value(truth) - self._mean(outputs, spread)) * jnp.exp(-spread)
+        return 0.5 * residual**2 + spread + 0.5 * float(np.log(2 * np.pi))
+
+    def predict(self, outputs, spread):
+        return Prediction(self._mean(outputs, spread), jnp.exp(spread))
+
+
+class GaussianLog1p(_Gaussian):
+    """log1p(count / library_size * median library size), normal."""
+
+    def value(self, truth):
+        return jnp.log1p(relative_expression(truth.counts, truth.library_size, self.median_library))
+
+    def expected_counts(self, outputs, spread):
+        return jnp.expm1(jnp.clip(self._mean(outputs, spread), 0.0, 12.0))
+
+
+class GaussianClr(_Gaussian):
+    """Centred log ratio, normal."""
+
+    scale = "clr"
+
+    def value(self, truth):
+        return jnp.log1p(truth.counts) - truth.mean_log_count
+
+    def expected_counts(self, outputs, spread):
+        return jnp.expm1(jnp.clip(self._mean(outputs, spread) + self.mean_log_count, 0.0, 12.0))
+
+
+class Bernoulli(Likelihood):
+    """Whether the count is above 0."""
+
+    scale = "probability"
+
+    def start(self, share, log_dispersion, detection, scale):
+        return _logit(detection)[:, None], np.zeros_like(log_dispersion)
+
+    def nll(self, outputs, spread, truth):
+        logit = outputs[..., 0]
+        return jax.nn.softplus(logit) - logit * (truth.counts > 0)
+
+    def predict(self, outputs, spread):
+        probability = jax.nn.sigmoid(outputs[..., 0])
+        return Prediction(probability, jnp.sqrt(probability * (1.0 - probability)))
+
+    def expected_counts(self, outputs, spread):
+        return jax.nn.sigmoid(outputs[..., 0])
+
+
+class Bins(Likelihood):
+    """scBERT's bins, as classes."""
+
+    scale = "bin"
+
+    @property
+    def num_outputs(self) -> int:
+        return self.config.num_bins
+
+    def start(self, share, log_dispersion, detection, scale):
+        return np.zeros((len(share), self.config.num_bins), np.float32), np.zeros_like(log_dispersion)
+
+    def nll(self, outputs, spread, truth):
+        relative = relative_expression(truth.counts, truth.library_size, self.config.target_sum)
+        bins = expression_bins(relative, self.config.num_bins)
+        log_probability = jax.nn.log_softmax(outputs)
+        return -jnp.take_along_axis(log_probability, bins[..., None], axis=-1)[..., 0]
+
+    def predict(self, outputs, spread):
+        log_probability = jax.nn.log_softmax(outputs)
+        return _prediction(*_expectation(log_probability, jnp.arange(self.config.num_bins, dtype=jnp.float32)))
+
+    def expected_counts(self, outputs, spread):
+        bins = jax.nn.softmax(outputs) @ jnp.arange(self.config.num_bins, dtype=jnp.float32)
+        return jnp.expm1(bins * float(np.log(2.0))) * self.median_library / self.config.target_sum
+
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    "negative_binomial": NegativeBinomial,
+    "negative_binomial_background": NegativeBinomialBackground,
+    "gaussian_log1p": GaussianLog1p,
+    "gaussian_clr": GaussianClr,
+    "bernoulli": Bernoulli,
+    "bins": Bins,
+}
+
+
+def make_likelihood(
+    name: str, modality: str, config: ModalityConfig, statistics: FeatureStatistics | None, rows: tuple[int, int]
+) -> Likelihood:
+    """The likelihood `name` of a modality whose features are `rows` (first, one past the last) of the statistics."""
+    if statistics is None:
+        return LIKELIHOODS[name](config, (config.target_sum,) * len(LIBRARY_QUANTILES), 0.0)
+    libraries = tuple(float(size) for size in statistics.library_quantiles[MODALITIES.index(modality)])
+    mean_log_count = _mean_log_count(statistics.clr_mean[slice(*rows)], libraries[len(libraries) // 2])
+    return LIKELIHOODS[name](config, libraries, mean_log_count)
+
+
+def _mean_log_count(clr: np.ndarray, library: float) -> float:
+    """m such that a cell with counts expm1(clr + m) has this library size, by bisection."""
+    low, high = 0.0, 20.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if np.expm1(np.clip(clr.astype(np.float64) + middle, 0.0, 30.0)).sum() > library:
+            high = middle
+        else:
+            low = middle
+    return low
+
+
+def _logit(share: np.ndarray) -> np.ndarray:
+    return np.log(share) - np.log1p(-share)
+
+
+def _expectation(log_probability: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """First and second moment of `values` [G] under unnormalised log probabilities [..., G] per unit of the grid."""
+    if log_probability.shape[-1] == len(_GRID):
+        log_probability = log_probability + jnp.log(_GRID_WIDTH)
+    probability = jax.nn.softmax(log_probability)
+    return probability @ values, probability @ values**2
+
+
+def _over_libraries(of_library, libraries: tuple[float, ...]) -> Prediction:
+    """Moments averaged over library sizes, one after the other to bound memory."""
+    first, second = jax.lax.map(of_library, jnp.asarray(libraries, jnp.float32))
+    return _prediction(first.mean(0), second.mean(0))
+
+
+def _prediction(first: jax.Array, second: jax.Array) -> Prediction:
+    return Prediction(first, jnp.sqrt(jnp.maximum(second - first**2, 1e-12)))

@@ -1,0 +1,131 @@
+"""The tokens of all modalities of a cell as one row of a fixed width: packing, taking apart, drawing a part of them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from scmbert_jax.batch import MODALITIES, CellBatch
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TokenSequence:
+    """The tokens of a cell in one row; real tokens first, modality after modality, then padding.
+
+    Attributes:
+      feature_ids: int32 [B, S]; counts: float32 [B, S]; library_size: float32 [B, S] (of the token's modality).
+      mean_log_count: float32 [B, S], of the token's modality (see `ModalityTokens`).
+      modality: int32 [B, S], index into `MODALITIES`; valid: bool [B, S].
+      modality_lengths: int32 [B, n], real tokens of each modality of `widths`, in its order.
+      widths: ((modality, most tokens), ...): static, so that a modality's tokens can be cut out at a fixed width.
+    """
+
+    feature_ids: jax.Array
+    counts: jax.Array
+    library_size: jax.Array
+    mean_log_count: jax.Array
+    modality: jax.Array
+    valid: jax.Array
+    modality_lengths: jax.Array
+    widths: tuple[tuple[str, int], ...] = field(metadata={"static": True})
+
+    @property
+    def lengths(self) -> jax.Array:
+        """int32 [B]: real tokens of the row."""
+        return self.modality_lengths.sum(axis=1)
+
+
+def pack_tokens(batch: CellBatch, only: Iterable[str] | None = None) -> TokenSequence:
+    """Joins the modalities of each cell (or those of `only`) and moves padding to the end.
+
+    The work is on integers [B, S] before anything is embedded, so it costs nothing beside the encoder.
+    """
+    wanted = [name for name in batch.modalities if only is None or name in tuple(only)]
+    parts = []
+    for name in wanted:
+        tokens = batch.modalities[name]
+        shape = tokens.feature_ids.shape
+        parts.append(
+            {
+                "feature_ids": tokens.feature_ids,
+                "counts": tokens.counts.astype(jnp.float32),
+                "library_size": jnp.broadcast_to(tokens.library_size[:, None], shape),
+                "mean_log_count": jnp.broadcast_to(tokens.mean_log_count[:, None], shape),
+                "modality": jnp.full(shape, MODALITIES.index(name), jnp.int32),
+                "valid": jnp.arange(shape[1]) < tokens.lengths[:, None],
+            }
+        )
+    lengths = jnp.stack([batch.modalities[name].lengths for name in wanted], axis=1)
+    widths = tuple((name, batch.modalities[name].feature_ids.shape[1]) for name in wanted)
+    if len(parts) == 1:
+        return TokenSequence(**parts[0], modality_lengths=lengths, widths=widths)
+    joined = {field: jnp.concatenate([part[field] for part in parts], axis=1) for field in parts[0]}
+    order = jnp.argsort(~joined["valid"], axis=1, stable=True)
+    packed = {field: jnp.take_along_axis(values, order, axis=1) for field, values in joined.items()}
+    return TokenSequence(**packed, modality_lengths=lengths, widths=widths)
+
+
+def split_modalities(x: jax.Array, tokens: TokenSequence) -> list[jax.Array]:
+    """x [B, S, D] -> the tokens of each modality of `widths`, [B, width, D]; what follows them is unspecified."""
+    if len(tokens.widths) == 1:
+        return [x]
+    starts = jnp.cumsum(tokens.modality_lengths, axis=1) - tokens.modality_lengths  # [B, n]
+    parts = []
+    for number, (_, width) in enumerate(tokens.widths):
+        place = jnp.minimum(starts[:, number, None] + jnp.arange(width), x.shape[1] - 1)
+        parts.append(jnp.take_along_axis(x, place[..., None], axis=1))
+    return parts
+
+
+def join_modalities(parts: list[jax.Array], tokens: TokenSequence) -> jax.Array:
+    """The inverse of `split_modalities` on real tokens; padding is unspecified but finite."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = jnp.cumsum(tokens.modality_lengths, axis=1) - tokens.modality_lengths  # [B, n]
+    place = jnp.zeros(tokens.modality.shape, jnp.int32)
+    offset = 0
+    for number, (name, width) in enumerate(tokens.widths):
+        within = jnp.clip(jnp.arange(place.shape[1]) - starts[:, number, None], 0, width - 1)
+        place = jnp.where(tokens.modality == MODALITIES.index(name), offset + within, place)
+        offset += width
+    return jnp.take_along_axis(jnp.concatenate(parts, axis=1), place[..., None], axis=1)
+
+
+def token_bits(tokens: TokenSequence, keys: jax.Array) -> jax.Array:
+    """uint32 [B, S]: a random number per token that depends on (row key, feature id) only.
+
+    Neither on padding nor on the order of tokens, nor on how rows are spread over devices.
+    """
+
+    def draw(key: jax.Array, feature_id: jax.Array) -> jax.Array:
+        return jax.random.bits(jax.random.fold_in(key, feature_id), (), jnp.uint32)
+
+    return jax.vmap(jax.vmap(draw, in_axes=(None, 0)))(keys, tokens.feature_ids)
+
+
+def subsample_tokens(tokens: TokenSequence, fraction: float, keys: jax.Array) -> TokenSequence:
+    """A random share of each cell's tokens, of one modality: rows become ceil(S * fraction) wide. keys [B]."""
+    ((name, width),) = tokens.widths
+    if fraction >= 1.0:
+        return tokens
+    kept = max(1, int(-(-width * fraction // 1)))
+    bits = jnp.where(tokens.valid, token_bits(tokens, keys) >> 1, jnp.uint32(2**32 - 1))
+    places = jnp.argsort(bits, axis=1, stable=True)[:, :kept]
+    lengths = jnp.ceil(tokens.lengths * fraction).astype(jnp.int32)
+    valid = jnp.arange(kept) < lengths[:, None]
+
+    def taken(values: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(values, places, axis=1)
+
+    return TokenSequence(
+        feature_ids=jnp.where(valid, taken(tokens.feature_ids), 0),
+        counts=jnp.where(valid, taken(tokens.counts), 0.0),
+        library_size=taken(tokens.library_size),
+        mean_log_count=taken(tokens.mean_log_count),
+        modality=taken(tokens.modality),
+        valid=valid,
+        modality_lengths=lengths[:, None],
+        widths=((name, kept),),
+    )

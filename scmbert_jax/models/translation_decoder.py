@@ -1,0 +1,90 @@
+"""Predicts features of one modality from the encoded tokens of another: queries are the rows of the target features.
+
+Any feature with a row can be asked, also one that was never predicted in training: its row comes from its links.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from scmbert_jax.batch import MODALITIES
+from scmbert_jax.config import ModelConfig
+from scmbert_jax.models.attention import attention_backend, shape_of
+from scmbert_jax.models.encoder import LayerNorm, constant, weight
+from scmbert_jax.parallel.mesh import constrain
+
+
+class CellDecoder(nnx.Module):
+    """(cell embedding [B, D], feature rows [B, M, D]) -> [B, M, D]: what the cell embedding says of each feature."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        dim = config.embed_dim
+        self.from_cell = weight(rngs, (dim, dim), dim, ("embed", None))
+        self.from_feature = weight(rngs, (dim, dim), dim, ("embed", None))
+        self.gate = weight(rngs, (dim, dim), dim, ("embed", None))
+
+    def __call__(self, cell: jax.Array, features: jax.Array) -> jax.Array:
+        dtype = cell.dtype
+        query = features.astype(dtype) @ self.from_feature[...].astype(dtype)
+        # The product lets the embedding act as coordinates on feature directions (a bilinear decoder); the sum keeps
+        # what holds of the cell as a whole.
+        product = (cell @ self.gate[...].astype(dtype))[:, None] * query
+        return product + query + (cell @ self.from_cell[...].astype(dtype))[:, None]
+
+
+class CrossAttentionBlock(nnx.Module):
+    """x + attention(norm(x) -> states), then x + mlp(norm(x)); queries do not see each other.
+
+    So a feature's prediction does not depend on which others are asked with it, and any number can be asked in parts.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        dim, heads, head_dim, mlp_dim = config.embed_dim, config.num_heads, config.head_dim, config.mlp_dim
+        self.attention_norm = LayerNorm(dim)
+        self.query = weight(rngs, (dim, heads, head_dim), dim, ("embed", "heads", "head_dim"))
+        self.key_value = weight(rngs, (dim, 2, heads, head_dim), dim, ("embed", None, "heads", "head_dim"))
+        self.attention_out = weight(rngs, (heads, head_dim, dim), heads * head_dim, ("heads", "head_dim", "embed"))
+        self.mlp_norm = LayerNorm(dim)
+        self.mlp_in = weight(rngs, (dim, mlp_dim), dim, ("embed", "mlp"))
+        self.mlp_in_bias = constant(0.0, (mlp_dim,), ("mlp",))
+        self.mlp_out = weight(rngs, (mlp_dim, dim), mlp_dim, ("mlp", "embed"))
+        self.mlp_out_bias = constant(0.0, (dim,), (None,))
+        self.attention_name = config.attention
+
+    def __call__(self, x: jax.Array, states: jax.Array, lengths: jax.Array) -> jax.Array:
+        """x [B, M, D]; states [B, S, D], of which the first `lengths` int32 [B] are real -> [B, M, D]."""
+        dtype = x.dtype
+        query = jnp.einsum("bmd,dhk->bmhk", self.attention_norm(x), self.query[...].astype(dtype))
+        key, value = jnp.einsum("bsd,dthk->tbshk", states, self.key_value[...].astype(dtype))
+        y = attention_backend(self.attention_name, shape_of(key))(query, key, value, lengths)
+        x = x + jnp.einsum("bmhk,hkd->bmd", y, self.attention_out[...].astype(dtype))
+        y = jax.nn.gelu(self.mlp_norm(x) @ self.mlp_in[...].astype(dtype) + self.mlp_in_bias[...].astype(dtype))
+        return x + y @ self.mlp_out[...].astype(dtype) + self.mlp_out_bias[...].astype(dtype)
+
+
+class TranslationDecoder(nnx.Module):
+    """Feature rows ask the source's token states by cross-attention, and its cell embedding by a bilinear form."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        dim = config.embed_dim
+        self.query = weight(rngs, (dim, dim), dim, ("embed", None))
+        self.modality = weight(rngs, (len(MODALITIES), dim), dim, (None, None))
+        self.blocks: Any = nnx.List([CrossAttentionBlock(config, rngs) for _ in range(config.decoder_layers)])
+        self.cell_decoder = CellDecoder(config, rngs)
+
+    def __call__(self, rows: jax.Array, target: str, states: jax.Array, lengths: jax.Array) -> jax.Array:
+        """What the source says of each feature, [B, M, D] in the dtype of `states`.
+
+        Args:
+          rows: float32 [B, M, D], rows of the feature table of modality `target`.
+          states: [B, 1 + S, D], the encoded source, `[CLS]` first.
+          lengths: int32 [B], real tokens of the source.
+        """
+        dtype = states.dtype
+        x = (rows @ self.query[...] + self.modality[...][MODALITIES.index(target)]).astype(dtype)
+        x = constrain(x, "batch", "length", "embed")
+        for block in self.blocks:
+            x = block(x, states, lengths + 1)
+        return x + self.cell_decoder(states[:, 0], rows)

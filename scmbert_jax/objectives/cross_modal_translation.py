@@ -1,0 +1,110 @@
+"""Predicts one modality of a cell from another, with pairs and without.
+
+With pairs: encode the tokens of the source modality alone, ask the decoder for the target's features, compare with what
+was measured (after BABEL, for every ordered pair of modalities). Without: predict some features of the other modality,
+encode those predictions as if they were a cell, and come back to the measured one (the cycle of scCross). The cycle
+reads the measured modality of a row and nothing else of it.
+
+Every predicted token counts as often as its cell has features it stands for, so that predictions are calibrated for
+cells although zeros are sampled.
+"""
+
+from itertools import permutations
+
+import jax
+import jax.numpy as jnp
+
+from scmbert_jax.batch import MODALITIES, CellBatch
+from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.models.likelihoods import Truth
+from scmbert_jax.models.scmbert import ScMbert
+from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens, subsample_tokens
+from scmbert_jax.objectives.base import LossSum, drop_covariates, row_keys
+
+
+def cell_weights(batch: CellBatch, modality: str) -> jax.Array:
+    """float32 [B, L]: features of the cell that each token stands for, scaled to mean 1 over its tokens; 0: padding."""
+    tokens = batch.modalities[modality]
+    real = jnp.arange(tokens.feature_ids.shape[1]) < tokens.lengths[:, None]
+    expressed = real & (tokens.counts > 0)
+    shown_expressed, shown = expressed.sum(1), real.sum(1)
+    of_expressed = tokens.num_expressed / jnp.maximum(shown_expressed, 1)
+    of_zeros = (tokens.num_measured - tokens.num_expressed) / jnp.maximum(shown - shown_expressed, 1)
+    weights = jnp.where(expressed, of_expressed[:, None], jnp.where(real, of_zeros[:, None], 0.0))
+    return weights * (shown / jnp.maximum(weights.sum(1), 1e-8))[:, None]
+
+
+class CrossModalTranslation:
+    """The objective; see `Objective` for the contract. Rows that lack the source or the target weigh nothing."""
+
+    needs_whole_batch = False
+
+    def __init__(self, config: ExperimentConfig):
+        self.config = config.objectives.cross_modal_translation
+        self.modalities = config.modalities.in_use()
+        named = tuple(tuple(direction.split(">")) for direction in self.config.directions)
+        self.directions: tuple[tuple[str, str], ...] = named or tuple(permutations(self.modalities, 2))  # type: ignore[assignment]
+
+    def loss(self, model: ScMbert, feature_table: jax.Array, batch: CellBatch, key: jax.Array) -> LossSum:
+        keys = row_keys(key, batch.row)
+        covariates = drop_covariates(batch.covariates, self.config.covariate_dropout, keys)
+        total, weight = jnp.zeros(()), jnp.zeros(())
+        metrics: dict[str, tuple[jax.Array, jax.Array]] = {}
+        for source in dict.fromkeys(source for source, _ in self.directions):
+            tokens = subsample_tokens(pack_tokens(batch, (source,)), self.config.source_fraction, keys)
+            states = model.encode(feature_table, tokens, covariates=covariates)
+            for target in (target for first, target in self.directions if first == source):
+                for kind, kind_weight, term in (
+                    ("", self.config.pair_weight, self._there),
+                    ("cycle_", self.config.cycle_weight, self._there_and_back),
+                ):
+                    if kind_weight == 0:
+                        continue
+                    predicted = target if not kind else source
+                    nll, weights = term(model, feature_table, batch, covariates, source, target, tokens, states, key)
+                    scale = kind_weight * self.modalities[predicted].loss_weight
+                    sums = (nll * weights).sum(), weights.sum()
+                    total, weight = total + scale * sums[0], weight + scale * sums[1]
+                    metrics[f"{kind}{source}_to_{target}_nll"] = sums
+        return LossSum(total, weight, metrics)
+
+    def _there(self, model, table, batch, covariates, source, target, tokens, states, key):
+        """Negative log-likelihoods and weights [B, L] of the target's tokens, where both modalities were measured."""
+        weights = cell_weights(batch, target) * (tokens.lengths > 0)[:, None]
+        return self._decode(model, table, batch, covariates, target, states, tokens.lengths), weights
+
+    def _there_and_back(self, model, table, batch, covariates, source, target, tokens, states, key):
+        """The same of the *source's* tokens, predicted from a prediction of `target`. Reads no token of `target`."""
+        first, stop = model.table.slices[target]
+        number = min(self.config.cycle_features, stop - first)
+        # The same features for all cells of a step: any choice will do that does not look at what the cells measured.
+        shuffled = jax.random.permutation(jax.random.fold_in(key, MODALITIES.index(target)), stop - first)
+        ids = jnp.broadcast_to(first + shuffled[:number], (tokens.lengths.shape[0], number)).astype(jnp.int32)
+        there = model.translation_decoder(table[ids], target, states, tokens.lengths)
+        counts = model.translation_head.expected_counts(target, there, ids, covariates)
+        imagined = _as_tokens(target, ids, counts, model.translation_head.likelihoods[target].median_library)
+        back_states = model.encode(table, imagined, covariates=covariates)
+        nll = self._decode(model, table, batch, covariates, source, back_states, imagined.lengths)
+        return nll, cell_weights(batch, source)
+
+    def _decode(self, model, table, batch, covariates, target, states, lengths):
+        truth_tokens = pack_tokens(batch, (target,))
+        ids = truth_tokens.feature_ids
+        x = model.translation_decoder(table[ids], target, states, lengths)
+        truth = Truth(truth_tokens.counts, truth_tokens.library_size, truth_tokens.mean_log_count)
+        return model.translation_head.nll_of(target, x, ids, truth, covariates)
+
+
+def _as_tokens(modality: str, ids: jax.Array, counts: jax.Array, library_size: float) -> TokenSequence:
+    """Predicted features as the tokens of a cell; ids int32 [B, K], counts float32 [B, K]."""
+    batch_size, number = ids.shape
+    return TokenSequence(
+        feature_ids=ids,
+        counts=counts,
+        library_size=jnp.full(ids.shape, library_size, jnp.float32),
+        mean_log_count=jnp.zeros(ids.shape, jnp.float32),
+        modality=jnp.full(ids.shape, MODALITIES.index(modality), jnp.int32),
+        valid=jnp.ones(ids.shape, bool),
+        modality_lengths=jnp.full((batch_size, 1), number, jnp.int32),
+        widths=((modality, number),),
+    )
