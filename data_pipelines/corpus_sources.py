@@ -9,7 +9,8 @@ import numpy as np
 from data_pipelines import corpus
 from data_pipelines.cell_selection import CellSelection, select_cells
 from data_pipelines.feature_space import FeatureSpace
-from data_pipelines.input_check import InputReport, check_dataset, refuse_unpaired_files, require_usable
+from data_pipelines.input_check import InputReport, check_dataset, require_usable
+from data_pipelines.pair_check import refuse_unpaired_files
 from data_pipelines.readers import CountsMatrix, Dataset, open_dataset
 from scmbert_jax.errors import InputError
 

@@ -1,6 +1,6 @@
 """Is this data set fit to train on? Counts, known features, unique names, enough cells: a report, or a clear error."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -20,10 +20,11 @@ from data_pipelines.gene_tables import ASSEMBLY_OF, ORGANISMS
 from data_pipelines.genome_assembly import CHROMOSOME_LENGTHS, ORGANISM_OF_ASSEMBLY, assembly_of_genome
 from data_pipelines.input_report import InputReport, ModalityReport
 from data_pipelines.obs_fields import recognise_obs_fields
+from data_pipelines.pair_check import pair_problems
 from scmbert_jax.batch import MODALITIES
 from scmbert_jax.errors import InputError
 
-__all__ = ["InputReport", "ModalityReport", "check_dataset", "refuse_unpaired_files", "require_usable"]
+__all__ = ["InputReport", "ModalityReport", "check_dataset", "require_usable"]
 
 # Feature types of Cell Ranger that are no counts of genes, proteins or regions: named in a warning, not read.
 _NOT_READ = ("CRISPR Guide Capture", "Multiplexing Capture", "Antigen Capture", "Custom")
@@ -70,6 +71,7 @@ def check_dataset(
     _settle_organism(report, matrices, gene_names, assembly_stated=assembly is not None)
     for matrix in matrices:
         report.modalities[matrix.modality] = _check_matrix(matrix, report, gene_names.get(id(matrix)))
+    report.problems += pair_problems(matrices, obs_fields)
     _check_cells(dataset, matrices, report)
     _check_obs(dataset, report, obs_fields)
     return report
@@ -80,27 +82,6 @@ def require_usable(report: InputReport) -> None:
     if not report.usable:
         listed = "\n".join(f"  - {problem}" for problem in report.problems)
         raise InputError(f"{report.path}: cannot be used\n{listed}")
-
-
-def refuse_unpaired_files(datasets: Sequence[Dataset]) -> None:
-    """Raises InputError where two data sets hold the same cells in different modalities: they should be paired.
-
-    As separate data sets those cells would count twice, each with a modality "not measured". A tenth of the smaller
-    set is the limit: bare 10x barcodes of unrelated experiments collide in far fewer.
-    """
-    for place, first in enumerate(datasets):
-        for second in datasets[place + 1 :]:
-            modalities = [{matrix.modality for matrix in dataset.matrices} for dataset in (first, second)]
-            if modalities[0] & modalities[1]:
-                continue
-            shared = set(first.cell_ids.tolist()) & set(second.cell_ids.tolist())
-            if len(shared) > 0.1 * min(len(first.cell_ids), len(second.cell_ids)):
-                kinds = [", ".join(sorted(kind)) or "unknown" for kind in modalities]
-                raise InputError(
-                    f"{first.path} ({kinds[0]}) and {second.path} ({kinds[1]}) share {len(shared):,} cell ids: they "
-                    f"look like one data set. Write {first.path}+{second.path} to pair them, or make the cell ids "
-                    "differ if they are different cells"
-                )
 
 
 # ---------------------------------------------------------------------------------------------- what is read
@@ -248,7 +229,8 @@ def _map_features(
             count = mapping.status_counts["no coding gene known"]
             report.warnings.append(
                 f"{matrix.where}: {count:,} of {len(mapping.names):,} antibodies have no coding gene in the table and "
-                f"stand without a link: {', '.join(unlinked)}"
+                f"stand without a link: {', '.join(unlinked)} ({antibody_coverage(sources[source]):.1%} of the names "
+                "are known)"
             )
         if antibody_coverage(sources[source]) < report.min_coverage:
             report.problems.append(

@@ -9,7 +9,6 @@ Opening reads names and metadata; the values are read later, chunk by chunk (`Co
 """
 
 import os
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import h5py
 
 from data_pipelines.anndata_reader import read_anndata, read_h5ad, read_h5mu, read_mudata
 from data_pipelines.counts_matrix import CountsMatrix, Dataset, join_matrices
+from data_pipelines.pair_check import require_shared_cells
 from data_pipelines.tenx_reader import is_tenx, read_tenx
 from data_pipelines.unpaired_cells import separate_modalities
 from scmbert_jax.errors import InputError
@@ -26,9 +26,6 @@ __all__ = ["open_dataset", "CountsMatrix", "Dataset", "EXAMPLES"]
 
 # Name after "example:" -> file in data_pipelines/example.
 EXAMPLES = {"pbmc_mosaic": "pbmc_mosaic.h5mu"}
-# Share of the smaller file's cells that files of the same cells have in common, at least: a mosaic may pair few, while
-# bare 10x barcodes of unrelated experiments collide in far fewer.
-_LEAST_SHARED = 0.1
 _ACCEPTED = "expected an .h5ad, an .h5mu, a 10x .h5, or example:pbmc_mosaic"
 
 
@@ -101,30 +98,10 @@ def _open_together(text: str, name: str | None, unpaired: bool) -> Dataset:
     name = name or "+".join(Path(part).stem for part in parts)
     if unpaired:
         return separate_modalities(name, datasets)
-    _require_shared_cells(text, datasets)
+    require_shared_cells(text, datasets)
     joined = join_matrices(name, matrices)
     joined.notes += [note for dataset in datasets for note in dataset.notes]
     return joined
-
-
-def _require_shared_cells(text: str, datasets: Sequence[Dataset]) -> None:
-    """Raises InputError when fewer than a tenth of the cells of the smallest file occur in all of the files."""
-    ids = [set(dataset.cell_ids.tolist()) for dataset in datasets]
-    smallest = min(len(found) for found in ids)
-    shared = len(set.intersection(*ids))
-    if shared >= _LEAST_SHARED * smallest and shared:
-        return
-    listed = "; ".join(f"{d.path}: {', '.join(d.cell_ids[:2].tolist())}" for d in datasets)
-    bare = len(set.intersection(*({cell.removesuffix("-1") for cell in found} for found in ids)))
-    if bare > max(shared, _LEAST_SHARED * smallest):
-        advice = (
-            f'Without the ending "-1" {bare:,} ids would be the same: take it off in every file '
-            '(adata.obs_names = adata.obs_names.str.removesuffix("-1"))'
-        )
-    else:
-        advice = "Make the names of the same cells equal, or give files of other cells as separate data sets"
-    how_many = "no cell id occurs" if not shared else f"only {shared:,} of {smallest:,} cell ids occur"
-    raise InputError(f"{text}: {how_many} in all of the files ({listed}); `+` pairs by obs names. {advice}")
 
 
 def _open_file(path: str, name: str) -> Dataset:

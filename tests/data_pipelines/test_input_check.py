@@ -8,7 +8,8 @@ import pytest
 import scipy.sparse as sp
 
 from data_pipelines.gene_tables import load_gene_table
-from data_pipelines.input_check import check_dataset, refuse_unpaired_files, require_usable
+from data_pipelines.input_check import check_dataset, require_usable
+from data_pipelines.pair_check import refuse_unpaired_files
 from data_pipelines.readers import open_dataset
 from scmbert_jax.errors import InputError
 
