@@ -23,6 +23,7 @@ class CorpusData:
       layout: `FeatureLayout` of the corpus, with the sizes of the covariates that the reader carries.
       fingerprint, feature_space_hash: hex digests that a run remembers.
       covariates: covariate -> its categories, in the order of their codes.
+      information: what the modalities that are read tell beside counts (`supervision.information_of`).
     """
 
     def __init__(self, corpus: Corpus, reader: BatchReader, front_end: str, target_sums: Mapping[str, float]):
@@ -33,6 +34,7 @@ class CorpusData:
         first_epoch = (whole.batch_at(step) for step in range(whole.steps_per_epoch))
         self._statistics = feature_statistics(first_epoch, layout, target_sums)
         self.layout = replace(layout, statistics=self._statistics)
+        self.information = corpus.information(reader.sampling)
         self.fingerprint = corpus.fingerprint
         self.feature_space_hash = corpus.feature_space.content_hash
 

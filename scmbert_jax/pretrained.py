@@ -27,6 +27,7 @@ from scmbert_jax.errors import CheckpointError
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.training.checkpoint import RunCheckpoints, load_weights, save_weights
 from scmbert_jax.training.run_folder import read_provenance
+from scmbert_jax.training.run_information import information_in_words
 
 FORMAT_VERSION = 1
 
@@ -163,6 +164,7 @@ def model_card(model: PretrainedModel) -> str:
         if (known := model.feature_space.modalities[name])
     )
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    told = "\n".join(f"- {sentence}" for sentence in information_in_words(provenance.get("information")))
     shape = config.model
     return f"""# Model card
 
@@ -181,6 +183,9 @@ A multi-omic single-cell transformer, pre-trained by scmbert_jax ({", ".join(con
 {features}
 
 Raw integer counts go in; normalised values are refused. Features that the model does not know are reported.
+
+## What it was told beside counts
+{told}
 
 ## Use
 `scmbert embed MODEL_DIR cells.h5ad -o out.h5ad`, or `scmbert_jax.load("MODEL_DIR").embed(adata)`.

@@ -1,7 +1,7 @@
 """The folder of a run: what it was started with, its metrics, a lock against a second run on it.
 
 config.json               the whole resolved configuration
-provenance.json           versions, git commit, hardware, corpus fingerprint, feature-space hash, command
+provenance.json           versions, git commit, hardware, corpus fingerprint, feature-space hash, information, command
 feature_space.parquet     the features of the model's table
 feature_statistics.npz    what each of them is like by itself: where the model starts
 metrics.jsonl             one row per logged step
@@ -22,6 +22,7 @@ from typing import Any, Protocol, TextIO
 
 from scmbert_jax.config import ExperimentConfig, differing_fields, load_config, to_dict
 from scmbert_jax.errors import CheckpointError, ConfigError, TrainingError
+from scmbert_jax.training.run_information import run_information
 
 # Fields that may change when a run continues: they touch neither the data nor the parameters' path.
 MAY_CHANGE = (
@@ -41,6 +42,7 @@ class DataIdentity(Protocol):
     fingerprint: str
     feature_space_hash: str
     covariates: dict[str, list[str]]  # covariate name -> its categories, in the order of their codes
+    information: dict[str, Any]  # what the data tell beside counts; see `run_information`
 
     def save_features(self, folder: Path) -> None:
         """Writes feature_space.parquet and feature_statistics.npz."""
@@ -111,6 +113,7 @@ class RunFolder:
                 "corpus_fingerprint": data.fingerprint,
                 "feature_space_hash": data.feature_space_hash,
                 "covariates": data.covariates,
+                "information": run_information(data.information, data.covariates),
                 "versions": software_versions(),
                 "git_commit": git_commit(),
                 "hardware": {"machine": platform.machine(), "system": platform.system(), "cpu_count": os.cpu_count()},

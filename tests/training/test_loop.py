@@ -31,6 +31,7 @@ class SyntheticData:
         self.config, self.layout, self.at_step = config, layout, at_step
         self.fingerprint, self.feature_space_hash = "f" * 64, "a" * 64
         self.covariates = {"technical_batch": ["1", "2", "3"]}
+        self.information = {"paired_cells": 16, "links": {"protein": 3}}
 
     def batches(self, start_step, stop_step):
         for step in range(start_step, stop_step):
@@ -102,6 +103,7 @@ def test_a_run_folder_holds_what_is_needed_to_repeat_the_run(undisturbed, tiny_c
     assert provenance["corpus_fingerprint"] == "f" * 64
     assert provenance["versions"]["jax"] == jax.__version__
     assert provenance["git_commit"]
+    assert provenance["information"] == {"paired_cells": 16, "links": {"protein": 3}, "labels": False}
     assert list((undisturbed / "tensorboard").iterdir())
     assert [row["step"] for row in rows(undisturbed)] == list(range(1, 21))
 
