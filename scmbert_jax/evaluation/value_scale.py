@@ -50,7 +50,8 @@ class ValueScale:
 
         All F columns count as measured: library size and g are taken over them.
         """
-        matrix = sp.csr_matrix(counts, dtype=np.float64)
+        # A real copy: a change of dtype alone shares the index arrays, and scipy sorts those in place.
+        matrix = sp.csr_matrix(counts, dtype=np.float64, copy=True)
         if self.modality == "protein":
             return centred_log_ratio(matrix).astype(np.float32)
         if self.modality == "atac":

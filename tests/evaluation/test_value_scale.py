@@ -31,6 +31,16 @@ def test_a_change_of_target_sum_equals_scaling_anew():
     np.testing.assert_allclose(change_target_sum(old, 8.0, 500.0), new, rtol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [ValueScale("rna", 8.0), ValueScale("protein"), ValueScale("atac")])
+def test_the_counts_themselves_are_left_alone_even_with_unsorted_columns(scale):
+    unsorted = sp.csr_matrix((np.array([5, 1, 2], np.int32), np.array([2, 0, 1]), np.array([0, 3])), (1, 3))
+    before = unsorted.toarray()
+    values = scale.values(unsorted)
+    values.sort_indices()
+    np.testing.assert_array_equal(unsorted.toarray(), before)
+    assert values.toarray().argmax() == (2 if scale.modality != "atac" else 0)
+
+
 def test_cells_without_counts_do_not_lower_the_median_library_size():
     assert median_library_size(COUNTS) == 22.0
 
