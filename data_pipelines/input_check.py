@@ -71,7 +71,10 @@ def check_dataset(
     _settle_organism(report, matrices, gene_names, assembly_stated=assembly is not None)
     for matrix in matrices:
         report.modalities[matrix.modality] = _check_matrix(matrix, report, gene_names.get(id(matrix)))
-    report.problems += pair_problems(matrices, obs_fields)
+    if dataset.pseudo_pairs is None:
+        report.problems += pair_problems(matrices, obs_fields)
+    else:  # cells of other batches or donors, put together on purpose
+        report.warnings.append(f"{report.path}: its pairs were made by a program and not by an assay; a model says so")
     _check_cells(dataset, matrices, report)
     _check_obs(dataset, report, obs_fields)
     return report

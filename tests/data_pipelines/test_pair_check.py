@@ -120,6 +120,21 @@ def test_the_modalities_of_one_mudata_are_compared_as_well():
     assert "40 of 40 cells" in report.problems[0]
 
 
+def test_pairs_that_a_program_made_of_two_batches_are_declared_and_not_refused():
+    mudata = pytest.importorskip("mudata")
+    parts = {
+        "rna": cells(genes_of("human"), batch=["p1"] * NUM_CELLS),
+        "protein": cells(ANTIBODIES, batch=["p2"] * NUM_CELLS),
+    }
+    with mudata.set_options(pull_on_update=False):
+        data = mudata.MuData(parts)
+    assert not check_dataset(open_dataset(data), min_genes=1).usable
+    data.uns["scmbert_pseudo_pairs"] = {"method": "sinkhorn"}
+    report = check_dataset(open_dataset(data), min_genes=1)
+    assert report.usable
+    assert any("made by a program and not by an assay" in warning for warning in report.warnings)
+
+
 def test_on_the_command_line_such_files_stop_the_build_and_the_field_can_be_left_out(together, tmp_path):
     spec = together(cells(genes_of("human"), batch=["gex"] * NUM_CELLS), cells(ANTIBODIES, batch=["adt"] * NUM_CELLS))
     build = ("corpus", "build", tmp_path / "corpus", spec, "--min-genes", "1")
