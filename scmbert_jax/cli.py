@@ -10,6 +10,7 @@ from typing import Any
 import tyro
 
 from scmbert_jax import __version__
+from scmbert_jax.commands.align import LabelTransfer, MakePseudoPairs, Match
 from scmbert_jax.commands.data import CorpusBuild, CorpusInfo, CorpusVerify, Doctor
 from scmbert_jax.commands.evaluate import EvaluateProbe
 from scmbert_jax.commands.terminal import say
@@ -23,6 +24,9 @@ VERBS: dict[str, Any] = {
     "pretrain": Pretrain,
     "export": Export,
     "embed": Embed,
+    "match": Match,
+    "label-transfer": LabelTransfer,
+    "pseudo-pairs": MakePseudoPairs,
     "evaluate": {"probe": EvaluateProbe},
 }
 

@@ -11,39 +11,12 @@ import scipy.sparse as sp
 from sklearn.decomposition import PCA, TruncatedSVD
 
 from scmbert_jax.errors import InputError
+from scmbert_jax.tasks.normalisation import centred_log_ratio, log1p_cp10k, tf_idf
 
 Array = np.ndarray
 
 # Up to this many features the exact features x features covariance is faster than Lanczos iterations, and small.
 _COVARIANCE_FEATURES = 2000
-
-
-def log1p_cp10k(counts: sp.csr_matrix) -> sp.csr_matrix:
-    """log(1 + 10,000 x count / cell total), natural log; a cell with no counts stays zero. CSR float64 [n, f]."""
-    totals = np.asarray(counts.sum(1)).ravel()
-    return sp.csr_matrix(_scale_rows(counts, 1e4 / np.where(totals > 0, totals, 1.0)).log1p())
-
-
-def centred_log_ratio(counts: sp.csr_matrix) -> sp.csr_matrix:
-    """CLR per cell: log(1 + x / g), g = exp(mean over all features of log(1 + x)); zeros stay zero. CSR [n, f].
-
-    The form used for antibody counts since Stoeckius et al. 2017 (CITE-seq), per cell instead of per feature.
-    """
-    log_mean = np.asarray(counts.log1p().sum(1)).ravel() / counts.shape[1]
-    return sp.csr_matrix(_scale_rows(counts, np.exp(-log_mean)).log1p())
-
-
-def tf_idf(counts: sp.csr_matrix) -> sp.csr_matrix:
-    """log(1 + 10,000 x tf x idf) of binarised counts: tf = 1 / open regions of the cell, idf = log(1 + n / n_open).
-
-    After Cusanovich et al. 2015 and Stuart et al. 2021 (Signac). Regions open in no cell stay zero. CSR float64 [n, f].
-    """
-    binary = (counts > 0).astype(np.float64).tocsr()
-    opened = np.asarray(binary.sum(1)).ravel()
-    cells = np.asarray(binary.sum(0)).ravel()
-    idf = np.log1p(binary.shape[0] / np.where(cells > 0, cells, np.inf))
-    scaled = _scale_rows(binary, 1e4 / np.where(opened > 0, opened, 1.0)) @ sp.diags(idf)
-    return sp.csr_matrix(sp.csr_matrix(scaled).log1p())
 
 
 NORMALISATIONS = {"rna": log1p_cp10k, "protein": centred_log_ratio, "atac": tf_idf}
@@ -91,7 +64,3 @@ def pca_embedding(counts: Any, modality: str, embed_dim: int, seed: int = 0) -> 
 def majority_class(train_codes: Array, num_test: int) -> Array:
     """int64 [num_test], the commonest class of the training cells (the smallest code on a tie) for every cell."""
     return np.full(num_test, np.bincount(train_codes).argmax(), np.int64)
-
-
-def _scale_rows(matrix: sp.csr_matrix, factors: Array) -> sp.csr_matrix:
-    return sp.csr_matrix(sp.diags(factors) @ matrix)

@@ -1,0 +1,196 @@
+"""Verbs that bring two modalities together: match, label-transfer, pseudo-pairs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from scmbert_jax.commands.terminal import CountsFile, ModelFolder, Organism, progress, say
+from scmbert_jax.errors import InputError
+
+Modality = Literal["rna", "protein", "atac"]
+Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+
+
+@dataclass(frozen=True)
+class Match:
+    """Find for each cell of one modality its most probable partners in another.
+
+    Example:  scmbert match my_model cells.h5mu --source rna --target protein -o partners.csv
+    """
+
+    model_dir: tyro.conf.Positional[ModelFolder]
+    """Written by scmbert export."""
+    file: tyro.conf.Positional[CountsFile]
+    """Raw counts; whatever scmbert doctor takes."""
+    source: Modality
+    """Each of its cells gets partners."""
+    target: Modality
+    """Where partners are looked for."""
+    output: Output
+    """.csv or .parquet: cell, technical_batch, rank, partner, probability."""
+    target_file: str | None = None
+    """Cells of the target modality, where they are in another file."""
+    k: int = 5
+    """Partners per cell."""
+    method: Literal["sinkhorn", "cosine"] = "sinkhorn"
+    """Optimal transport within technical batches, or each cell for itself."""
+    epsilon: float = 0.05
+    """Entropic regularisation, in units of the cosine: smaller is surer of itself."""
+    space: Literal["cell", "aligned"] | None = None
+    """Embeddings that are compared; the contrastive (aligned) ones where the model has them, when left out."""
+    organism: Organism = None
+    """Taken from the gene names when left out."""
+    assembly: str | None = None
+    """Genome build of regions; the model's when left out."""
+
+    def run(self) -> int:
+        from scmbert_jax.pretrained import load_model
+        from scmbert_jax.tasks.match import check_table_path, match_dataset, write_matching
+
+        check_table_path(self.output)
+        result = match_dataset(
+            load_model(self.model_dir),
+            self.file,
+            source=self.source,
+            target=self.target,
+            target_cells=self.target_file,
+            k=self.k,
+            method=self.method,
+            epsilon=self.epsilon,
+            organism=self.organism,
+            assembly=self.assembly,
+            space=self.space,
+            progress=progress("embed"),
+        )
+        write_matching(self.output, result)
+        if not result.within_batches:
+            say("technical batches are not known of all cells: partners were looked for among all of them")
+        for batch in result.matching.not_converged:
+            say(f"technical batch {batch}: transport did not reach its marginals; raise --epsilon")
+        for modality, number in result.num_without_embedding.items():
+            if number:
+                say(f"{number:,} {modality} cells have no counts of the model's features and were left out")
+        matched = len(result.source_ids) - len(result.matching.unmatched)
+        print(f"{self.output}: partners of {matched:,} of {len(result.source_ids):,} {self.source} cells")
+        return 0
+
+
+@dataclass(frozen=True)
+class LabelTransfer:
+    """Give cells of one modality the cell types known in another.
+
+    Example:  scmbert label-transfer my_model rna.h5ad protein.h5ad --source rna --target protein -o types.csv
+    """
+
+    model_dir: tyro.conf.Positional[ModelFolder]
+    """Written by scmbert export."""
+    labelled_file: tyro.conf.Positional[CountsFile]
+    """Cells of the source modality, with cell types in obs."""
+    file: tyro.conf.Positional[CountsFile]
+    """Cells of the target modality, to be labelled. May be the same file."""
+    source: Modality
+    """The modality whose cells have labels."""
+    target: Modality
+    """The modality whose cells get them."""
+    output: Output
+    """.csv or .parquet: cell, cell_type, confidence."""
+    method: Literal["knn", "logistic"] = "knn"
+    """Share of the 15 nearest neighbours, or a logistic regression."""
+    space: Literal["cell", "aligned"] | None = None
+    """Embeddings that are compared; the contrastive (aligned) ones where the model has them, when left out."""
+    organism: Organism = None
+    """Taken from the gene names when left out."""
+    assembly: str | None = None
+    """Genome build of regions; the model's when left out."""
+
+    def run(self) -> int:
+        from scmbert_jax.pretrained import load_model
+        from scmbert_jax.tasks.label_transfer import class_report
+        from scmbert_jax.tasks.match import check_table_path, write_table
+        from scmbert_jax.tasks.transfer_dataset import transfer_dataset
+
+        check_table_path(self.output)
+        result = transfer_dataset(
+            load_model(self.model_dir),
+            self.labelled_file,
+            self.file,
+            source=self.source,
+            target=self.target,
+            method=self.method,
+            space=self.space,
+            organism=self.organism,
+            assembly=self.assembly,
+        )
+        write_table(self.output, result.table())
+        for score in class_report(result.known_types, result.transferred.labels) if result.known_types.any() else ():
+            say(
+                f"{score.cell_type}: precision {score.precision:.3f}, recall {score.recall:.3f}, F1 {score.f1:.3f} "
+                f"({score.num_cells:,} cells)"
+            )
+        print(f"{self.output}: cell types of {len(result.target_ids):,} {self.target} cells")
+        return 0
+
+
+@dataclass(frozen=True)
+class MakePseudoPairs:
+    """Pair cells of two modalities that were never measured together, by linked features and optimal transport.
+
+    No barcodes are compared and no labels are read. The .h5mu says in uns["scmbert_pseudo_pairs"] how its pairs were
+    made; scmbert corpus build carries that into the corpus and the reports.
+
+    Example:  scmbert pseudo-pairs example:pbmc_mosaic --modalities rna protein -o pseudo.h5mu --check-links
+    """
+
+    file: tyro.conf.Positional[CountsFile]
+    """Raw counts with both modalities; FILE+FILE is allowed."""
+    output: Output
+    """.h5mu: pseudo-paired cells, and cells that found no partner with their own modality alone."""
+    modalities: tuple[Modality, Modality] = ("rna", "protein")
+    """The two modalities."""
+    second_file: str | None = None
+    """The second modality, where it is in another file."""
+    only: tuple[str, ...] = ()
+    """Technical batches to use; all when left out."""
+    keep_share: float = 1.0
+    """Share of the pairs, the most probable first, that become one cell."""
+    rounds: int = 3
+    """Of CCA and transport; 0: links alone."""
+    epsilon: float = 0.05
+    """Entropic regularisation, in units of the cosine cost."""
+    check_links: bool = False
+    """Also match with four fifths of the links and print how well the others are predicted: choose settings by it."""
+    organism: Organism = None
+    """Taken from the gene names when left out."""
+    assembly: str | None = None
+    """Genome build of regions, such as hg38 or mm10."""
+
+    def run(self) -> int:
+        from scmbert_jax.tasks.modality_cells import in_batches, read_modalities, require_modality
+        from scmbert_jax.tasks.pseudo_pairs import PseudoPairSettings, held_out_link_correlation, match_unpaired
+        from scmbert_jax.tasks.write_pseudo_pairs import check_h5mu_path, pseudo_paired_mudata, write_pseudo_pairs
+
+        check_h5mu_path(self.output)
+        if not 0 < self.keep_share <= 1:
+            raise InputError(f"--keep-share {self.keep_share}: expected a share above 0, at most 1.")
+        settings = PseudoPairSettings(rounds=self.rounds, epsilon=self.epsilon)
+        known = read_modalities(self.file, organism=self.organism, assembly=self.assembly)
+        other = known
+        if self.second_file is not None:
+            other = read_modalities(self.second_file, organism=self.organism, assembly=self.assembly)
+        first = in_batches(require_modality(known, self.modalities[0]), self.only)
+        second = in_batches(require_modality(other, self.modalities[1]), self.only)
+        if self.check_links:
+            found = held_out_link_correlation(first, second, settings=settings)
+            say(f"links left out of the matching are predicted with a correlation of {found:.3f} (0: it knows nothing)")
+        pairs = match_unpaired(first, second, settings=settings)
+        if pairs.num_converged < pairs.num_blocks:
+            say(f"{pairs.num_blocks - pairs.num_converged} of {pairs.num_blocks} transports did not converge")
+        mdata = pseudo_paired_mudata(first, second, pairs, keep_share=self.keep_share)
+        write_pseudo_pairs(self.output, mdata)
+        print(
+            f"{self.output}: {mdata.uns['scmbert_pseudo_pairs']['pairs']:,} pseudo-pairs of {len(first):,} "
+            f"{first.modality} and {len(second):,} {second.modality} cells, by {pairs.num_links} links"
+        )
+        return 0
