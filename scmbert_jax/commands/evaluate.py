@@ -1,4 +1,4 @@
-"""Verbs that score a model: evaluate probe."""
+"""Verbs that score a model: evaluate probe, evaluate translation."""
 
 import os
 from dataclasses import dataclass
@@ -60,3 +60,93 @@ class EvaluateProbe:
             write_probe_report(self.report, result, info, rows)
             say(f"report: {self.report}")
         return 0
+
+
+@dataclass(frozen=True)
+class EvaluateTranslation:
+    """Score the translation of one modality into another on held-out cells, beside baselines and traps.
+
+    Without --model: the baselines alone. A folder as --data: the files of OpenProblems, NeurIPS 2021 or Kaggle 2022,
+    scored by their own definitions.
+
+    Example:  scmbert evaluate translation --model seed0 seed1 --train-batches p3 --test-batches p4
+              scmbert evaluate translation --data rna.h5ad+atac.h5ad --assembly mm10 --test-batches 09B 09C 09H
+    """
+
+    model: tuple[Path, ...] = ()
+    """Model folders (scmbert export), the seeds of one method. None may have trained on pairs of the held-out cells."""
+    data: str = "example:pbmc_mosaic"
+    """Cells with both modalities and technical batches or cell types; or a folder of a public benchmark."""
+    train_batches: tuple[str, ...] = ()
+    """Technical batches that baselines train on; all but the held-out ones when left out."""
+    test_batches: tuple[str, ...] = ()
+    """Technical batches that are held out; each in turn when left out."""
+    held_out_types: tuple[str, ...] = ()
+    """Hold out cell types instead of batches."""
+    directions: tuple[str, ...] = ()
+    """Such as "rna>protein"; all that the data has when left out."""
+    skip: tuple[str, ...] = ()
+    """Baselines to leave out, by name ("BABEL-type network" is the slow one)."""
+    num_seeds: int = 5
+    """Fits of each baseline on random 80% of the training cells; the spread gives the interval."""
+    name: str = "scMBERT"
+    """Of the models, in the table."""
+    organism: Organism = None
+    """Taken from the gene names when left out."""
+    assembly: str | None = None
+    """Genome build of regions."""
+    report: Path | None = None
+    """Write report.html here."""
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        from scmbert_jax.evaluation.translation_suite import (
+            TranslationSettings,
+            evaluate_translation,
+            write_translation_report,
+        )
+        from scmbert_jax.pretrained import load_model
+
+        if self.num_seeds < 1:
+            raise ConfigError(f"--num-seeds {self.num_seeds}: expected 1 or more.")
+        if self.report is not None and not os.access(self.report.parent, os.W_OK):
+            raise ConfigError(f"--report {self.report}: {self.report.parent} is no folder that can be written to.")
+        if Path(self.data).is_dir():
+            return self._score_folder()
+        report = evaluate_translation(
+            [load_model(folder) for folder in self.model],
+            self.data,
+            train_batches=_listed(self.train_batches),
+            test_batches=_listed(self.test_batches),
+            held_out_types=_listed(self.held_out_types),
+            directions=_listed(self.directions),
+            skip=_listed(self.skip),
+            name=self.name,
+            settings=TranslationSettings(num_seeds=self.num_seeds),
+            organism=self.organism,
+            assembly=self.assembly,
+            say=say,
+        )
+        print_json(report.to_dict()) if self.json else print(report.text())
+        if self.report is not None:
+            write_translation_report(self.report, report, {"models": [str(folder) for folder in self.model]})
+            say(f"report: {self.report}")
+        return 0
+
+    def _score_folder(self) -> int:
+        from scmbert_jax.evaluation.task_formats import score_folder
+
+        if self.model or self.report is not None:
+            raise ConfigError(
+                f"--data {self.data}: a benchmark's folder holds normalised values, which a model does not read; "
+                "baselines and the predictions in it are scored. Leave --model and --report out."
+            )
+        scores = score_folder(Path(self.data), say)
+        print_json(scores.to_dict()) if self.json else print(scores.text())
+        return 0
+
+
+def _listed(words: tuple[str, ...]) -> tuple[str, ...]:
+    """`a b` and `a,b` alike."""
+    return tuple(part.strip() for word in words for part in word.split(",") if part.strip())

@@ -47,7 +47,7 @@ class MeasuredCells:
     """All cells of a data set.
 
     Attributes:
-      path: where they came from.
+      path: where they came from; name: of the data set, as corpora name it.
       cell_ids, cell_types, technical_batches: str [n]; "" where unknown.
       counts: modality -> int32 CSR [n, F]; rows of cells that were not measured are empty.
       measured: modality -> bool [n].
@@ -56,6 +56,7 @@ class MeasuredCells:
     """
 
     path: str
+    name: str
     cell_ids: Array
     cell_types: Array
     technical_batches: Array
@@ -114,6 +115,7 @@ def read_measured_cells(
         features[matrix.modality] = _columns(matrix, part)
     return MeasuredCells(
         dataset.path,
+        dataset.name,
         dataset.cell_ids.astype(str),
         _labels(dataset, report, "cell_type"),
         _labels(dataset, report, "technical_batch"),

@@ -25,18 +25,23 @@ SVD_DIMENSIONS = 50
 
 
 class TranslationMethod(Protocol):
-    """Anything that predicts the target of a fold's test cells.
+    """Anything that predicts the target of a fold's test cells."""
 
-    Attributes:
-      name: in the table.
-      uses: what it is told: "pairs", "links, no pairs", "pairs + the test cells' types", ...
-      num_trained: how many models trained elsewhere stand behind it (seeds 0 .. num_trained-1 pick one); 0 for a method
-        that is fitted to the fold's training cells.
-    """
+    @property
+    def name(self) -> str:
+        """In the table."""
+        ...
 
-    name: str
-    uses: str
-    num_trained: int
+    @property
+    def uses(self) -> str:
+        """What it is told: "pairs", "links, no pairs", "pairs + the test cells' true types", ..."""
+        ...
+
+    @property
+    def num_trained(self) -> int:
+        """Models trained elsewhere that stand behind it, of which the seeds 0 .. num_trained-1 each pick one; 0 for a
+        method that is fitted to the fold's training cells."""
+        ...
 
     def predict(self, fold: "TranslationFold", seed: int) -> Array:
         """float32 [n_test, F] in the units of `fold.scale`."""

@@ -39,6 +39,7 @@ def random_cells(num_cells: int = 200, seed: int = 0) -> MeasuredCells:
     }
     return MeasuredCells(
         "random cells",
+        "random",
         np.array([f"cell{i}" for i in range(num_cells)]),
         np.array(["B", "NK", "T"])[types],
         np.array(["x", "y", "z"])[np.arange(num_cells) // 3 % 3],
