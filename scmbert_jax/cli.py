@@ -13,6 +13,7 @@ from scmbert_jax import __version__
 from scmbert_jax.commands.align import LabelTransfer, MakePseudoPairs, Match
 from scmbert_jax.commands.data import CorpusBuild, CorpusInfo, CorpusVerify, Doctor
 from scmbert_jax.commands.evaluate import EvaluateProbe, EvaluateTranslation
+from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
 from scmbert_jax.commands.terminal import say
 from scmbert_jax.commands.train import Export, Pretrain
 from scmbert_jax.commands.use import Embed
@@ -27,7 +28,12 @@ VERBS: dict[str, Any] = {
     "match": Match,
     "label-transfer": LabelTransfer,
     "pseudo-pairs": MakePseudoPairs,
-    "evaluate": {"probe": EvaluateProbe, "translation": EvaluateTranslation},
+    "evaluate": {
+        "probe": EvaluateProbe,
+        "translation": EvaluateTranslation,
+        "matching": EvaluateMatching,
+        "integration": EvaluateIntegration,
+    },
 }
 
 

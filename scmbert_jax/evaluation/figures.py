@@ -31,19 +31,19 @@ _MARKER_SHAPES = {
     "s": '<path d="M1.8 1.8H10.2V10.2H1.8Z"/>',
     "D": '<path d="M6 .6 11.4 6 6 11.4 .6 6Z"/>',
 }
-_INK = "#0a0b0c"  # stands for the page's text colour until the SVG is written
-_RC: Any = {  # Any: the stubs list every key as a literal
+INK = "#0a0b0c"  # stands for the page's text colour until the SVG is written
+RC: Any = {  # Any: the stubs list every key as a literal
     "svg.fonttype": "none",
     "svg.hashsalt": "scmbert",
     "text.parse_math": False,
     "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.linewidth": 0.8,
 }
 
@@ -82,7 +82,7 @@ def scatter(coords: Array, labels: Array, styles: Mapping[str, Style], *, alt: s
     coords, labels = np.asarray(coords, float), np.asarray(labels).astype(str)
     if coords.shape != (labels.size, 2) or not np.isfinite(coords).all():
         raise ValueError(f"a scatter wants finite coordinates [n, 2] for {labels.size} labels; found {coords.shape}")
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC):
         figure = Figure(figsize=(5, 4.4), layout="constrained")
         axes = figure.add_subplot()
         size = float(np.clip(16000 / labels.size, 4, 13))
@@ -108,7 +108,7 @@ def scatter(coords: Array, labels: Array, styles: Mapping[str, Style], *, alt: s
             text.set_gid(f"{NUMBER_ID}{styles[name].number}")
         axes.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
         axes.spines[["left", "bottom"]].set_visible(False)
-        return _svg(figure, alt)
+        return svg_element(figure, alt)
 
 
 class LossPanel(NamedTuple):
@@ -141,7 +141,7 @@ def score_figure(result: ProbeResult) -> str:
     methods = list(dict.fromkeys(row.method for row in result.rows))
     probes = list(dict.fromkeys(row.probe for row in result.rows))
     names = {"accuracy": "accuracy", "macro_f1": "macro-F1", "linear": "linear probe", "knn": "kNN"}
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC):
         figure = Figure(figsize=(8.4, 0.55 * len(methods) + 1.2), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for axes, metric in zip(panels, ("accuracy", "macro_f1"), strict=True):
@@ -157,18 +157,20 @@ def score_figure(result: ProbeResult) -> str:
                     axes.errorbar(row.mean, height, xerr=half, fmt=marker, color=colour, ms=7, capsize=3, lw=1.5)
                 axes.plot([], [], marker, color=colour, label=names.get(probe, probe))
             axes.set(xlabel=names[metric], xlim=(0, 1.02), yticks=range(len(methods)), yticklabels=methods)
-            axes.grid(axis="x", alpha=0.2, color=_INK, lw=0.6)
+            axes.grid(axis="x", alpha=0.2, color=INK, lw=0.6)
             axes.tick_params(length=0)
         panels[0].invert_yaxis()
         figure.legend(
             *panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=len(probes), frameon=False
         )
         best = ", ".join(f"{m} {result.row(m, probes[0], 'accuracy').mean:.3f}" for m in methods)
-        return _svg(figure, f"{result.modality}: accuracy of the {names.get(probes[0], probes[0])} by method: {best}")
+        return svg_element(
+            figure, f"{result.modality}: accuracy of the {names.get(probes[0], probes[0])} by method: {best}"
+        )
 
 
 def _loss_panel(title: str, lines: Mapping[str, str], rows: Sequence[Mapping[str, Any]], log_steps: bool) -> str:
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC):
         figure = Figure(figsize=(5, 3.1), layout="constrained")
         axes = figure.add_subplot()
         spoken = []
@@ -185,10 +187,10 @@ def _loss_panel(title: str, lines: Mapping[str, str], rows: Sequence[Mapping[str
             axes.plot(steps, _running_mean(values), color=COLOURS[i], lw=2, label=name + lost)
             spoken.append(f"{name}: {values[0]:.3g} at step {steps[0]}, {values[-1]:.3g} at step {steps[-1]}{lost}")
         axes.set(xlabel="step", xscale="log" if log_steps else "linear")
-        axes.grid(axis="y", alpha=0.2, color=_INK, lw=0.6)
+        axes.grid(axis="y", alpha=0.2, color=INK, lw=0.6)
         if len(lines) > 1 or any("not finite" in s for s in spoken):
             axes.legend(frameon=False, fontsize=9)
-        return _svg(figure, f"{title} against step. " + "; ".join(spoken))
+        return svg_element(figure, f"{title} against step. " + "; ".join(spoken))
 
 
 def _running_mean(values: Array) -> Array:
@@ -219,7 +221,7 @@ def _number_positions(coords: Array, labels: Array) -> dict[str, Array]:
     return dict(zip(names.tolist(), centres, strict=True))
 
 
-def _svg(figure: Figure, alt: str) -> str:
+def svg_element(figure: Figure, alt: str) -> str:
     """The figure as an inline SVG element: no XML prologue, no namespace addresses, unique ids, `currentColor`."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -228,7 +230,7 @@ def _svg(figure: Figure, alt: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
-    text = text.replace(_INK, "currentColor").replace(_INK.upper(), "currentColor")
+    text = text.replace(INK, "currentColor").replace(INK.upper(), "currentColor")
     prefix = f"f{hashlib.sha256((alt + text).encode()).hexdigest()[:10]}-"  # the same page from the same figures
     text = re.sub(r'\bid="', f'id="{prefix}', text)
     text = re.sub(r"url\(#", f"url(#{prefix}", text)

@@ -95,8 +95,13 @@ def foscttm(a: Array, b: Array, *, distance: str = "euclidean") -> float:
     Raises:
       ValueError: the shapes differ, or there are fewer than two cells.
     """
+    return float(foscttm_of_cells(a, b, distance=distance).mean())
+
+
+def foscttm_of_cells(a: Array, b: Array, *, distance: str = "euclidean") -> Array:
+    """float64 [n]: each cell's share of FOSCTTM, both directions; their mean is `foscttm`. For errors per type."""
     forward, backward = _number_closer(a, b, distance)
-    return float((forward.mean() + backward.mean()) / 2 / (len(a) - 1))
+    return (forward + backward) / 2 / (len(a) - 1)
 
 
 def recall_at_k(a: Array, b: Array, k: int, *, distance: str = "euclidean") -> float:

@@ -20,6 +20,7 @@ from scmbert_jax.evaluation.probe_table import modality_name
 from scmbert_jax.evaluation.report_style import STYLE
 
 Umap = tuple[str, np.ndarray, Mapping[str, Sequence[str]]]
+Drawing = tuple[str, str, str]
 Table = tuple[str, str | Sequence[Mapping[str, Any]] | Sequence[Sequence[Any]]]
 
 
@@ -31,6 +32,7 @@ def write_report(
     loss_rows: Sequence[Mapping[str, Any]] = (),
     tables: Sequence[Table] = (),
     umaps: Sequence[Umap] = (),
+    figures: Sequence[Drawing] = (),
     notes: Sequence[str] = (),
     summary: Sequence[str] = (),
     probe_results: Sequence[ProbeResult] = (),
@@ -48,6 +50,7 @@ def write_report(
         rows of which the first is the header.
       umaps: (title, float [n, 2], {colour name: str [n]}). Give the model and its baseline one after the other: they
         stand side by side and share the legend of each colour name.
+      figures: (heading, inline SVG, caption); figures of one heading stand side by side.
       notes: sentences on what to keep in mind.
       summary: sentences on top of the page.
       probe_results: drawn as one figure of scores each.
@@ -61,6 +64,7 @@ def write_report(
         _list_section("What was found", summary),
         _scores_section(tables, probe_results),
         _umap_section(umaps),
+        _drawings_section(figures),
         _loss_section(loss_rows, log_steps),
         _list_section("How to read this", notes),
         _provenance_section(run_info),
@@ -143,6 +147,14 @@ def _umap_section(umaps: Sequence[Umap]) -> str:
         return ""
     lead = "<p>Each point is a cell; cells with similar embeddings lie close. Axes and far distances mean nothing.</p>"
     return _section("The embedding, seen with UMAP", lead + "\n" + "\n".join(parts))
+
+
+def _drawings_section(drawings: Sequence[Drawing]) -> str:
+    parts = []
+    for heading in dict.fromkeys(heading for heading, _, _ in drawings):
+        cards = "\n".join(_figure(svg, caption) for title, svg, caption in drawings if title == heading)
+        parts.append(f'<h3>{escape(heading)}</h3>\n<div class="pair">\n{cards}\n</div>')
+    return _section("Figures", "\n".join(parts)) if parts else ""
 
 
 def _legend(styles: Mapping[str, Style], shown: Sequence[Sequence[str]], numbered: bool) -> str:

@@ -1,0 +1,131 @@
+"""Verbs that score modalities brought together: evaluate matching, evaluate integration."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from scmbert_jax.commands.terminal import Organism, print_json, say
+from scmbert_jax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EvaluateMatching:
+    """Score which profiles of two modalities a model takes for one cell, and label transfer between modalities.
+
+    Beside the model stand CCA and ridge on the training pairs, pseudo-pairs and links without pairs, the cell type
+    alone, and chance. Without --model the baselines alone are scored.
+
+    Example:  scmbert evaluate matching
+              scmbert evaluate matching --model seed0 seed1 seed2 --test-batches p4 --report report.html
+    """
+
+    model: tuple[Path, ...] = ()
+    """Model folders (scmbert export): seeds of one method. One alone is scored with several token draws."""
+    data: str = "example:pbmc_mosaic"
+    """Cells of which some were measured in two modalities; obs columns for technical_batch and cell_type."""
+    train_batches: tuple[str, ...] = ()
+    """Technical batches whose pairs baselines learn from; all but the test batches when left out."""
+    test_batches: tuple[str, ...] = ()
+    """Technical batches that are scored; each in turn when left out."""
+    held_out_types: tuple[str, ...] = ()
+    """Cell types that are scored instead, and that baselines do not see."""
+    num_seeds: int = 5
+    """Training subsamples of each baseline; the spread gives the interval."""
+    space: Literal["cell", "aligned"] | None = None
+    """Embeddings of the model; the contrastive (aligned) ones where it has them, when left out."""
+    organism: Organism = None
+    """Taken from the gene names when left out."""
+    assembly: str | None = None
+    """Genome build of regions, such as hg38 or mm10."""
+    report: Path | None = None
+    """Write report.html here."""
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        from scmbert_jax.evaluation.matching_suite import evaluate_matching, write_matching_report
+        from scmbert_jax.pretrained import load_model
+
+        _check(self.num_seeds, self.report)
+        models = [load_model(folder) for folder in self.model]
+        found = evaluate_matching(
+            self.data,
+            models=models,
+            train_batches=self.train_batches,
+            test_batches=self.test_batches,
+            held_out_types=self.held_out_types,
+            num_seeds=self.num_seeds,
+            space=self.space,
+            organism=self.organism,
+            assembly=self.assembly,
+            say=say,
+        )
+        print_json(found.result.to_dict()) if self.json else print(found.result.text())
+        if self.report is not None:
+            write_matching_report(self.report, found, _run_info(self.model, models))
+            say(f"report: {self.report}")
+        return 0
+
+
+@dataclass(frozen=True)
+class EvaluateIntegration:
+    """Score one embedding of all cells: cell types apart, technical batches mixed (scib-metrics).
+
+    Beside the model stand PCA, CCA on the pairs, and pseudo-pairs. Without --model the baselines alone are scored.
+
+    Example:  scmbert evaluate integration --model my_model --report report.html
+    """
+
+    model: tuple[Path, ...] = ()
+    """Model folders (scmbert export): seeds of one method. One alone is scored with several token draws."""
+    data: str = "example:pbmc_mosaic"
+    """Labelled cells: obs columns for cell_type and technical_batch."""
+    num_seeds: int = 5
+    """Subsamples each baseline is fitted to; the spread gives the interval."""
+    space: Literal["cell", "aligned"] | None = None
+    """Embeddings of the model; those of the encoder (cell) when left out."""
+    organism: Organism = None
+    """Taken from the gene names when left out."""
+    assembly: str | None = None
+    """Genome build of regions, such as hg38 or mm10."""
+    report: Path | None = None
+    """Write report.html here."""
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        from scmbert_jax.evaluation.integration_suite import evaluate_integration, write_integration_report
+        from scmbert_jax.pretrained import load_model
+
+        _check(self.num_seeds, self.report)
+        models = [load_model(folder) for folder in self.model]
+        found = evaluate_integration(
+            self.data,
+            models=models,
+            num_seeds=self.num_seeds,
+            space=self.space,
+            organism=self.organism,
+            assembly=self.assembly,
+            say=say,
+        )
+        print_json(found.result.to_dict()) if self.json else print(found.result.text())
+        if self.report is not None:
+            write_integration_report(self.report, found, _run_info(self.model, models))
+            say(f"report: {self.report}")
+        return 0
+
+
+def _check(num_seeds: int, report: Path | None) -> None:
+    """Whatever can be refused is refused before the work, which takes minutes."""
+    if num_seeds < 1:
+        raise ConfigError(f"--num-seeds {num_seeds}: expected 1 or more.")
+    if report is not None and not os.access(report.parent, os.W_OK):
+        raise ConfigError(f"--report {report}: {report.parent} is no folder that can be written to.")
+
+
+def _run_info(folders: tuple[Path, ...], models: list[Any]) -> dict[str, Any]:
+    return {
+        str(folder): {"step": model.info["step"], **model.info["provenance"]}
+        for folder, model in zip(folders, models, strict=True)
+    }
