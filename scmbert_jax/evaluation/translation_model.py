@@ -13,7 +13,7 @@ import numpy as np
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.measured_cells import FeatureColumns
 from scmbert_jax.evaluation.translation_fold import TranslationFold
-from scmbert_jax.evaluation.value_scale import change_target_sum
+from scmbert_jax.evaluation.value_scale import change_target_sum, clr_of_log1p
 
 Array = np.ndarray
 
@@ -74,7 +74,9 @@ class TrainedModels:
             raise ValueError(
                 f"{values.shape} predictions for {fold.num_test} cells x {len(found.feature_ids)} features"
             )
-        if found.scale != fold.scale.name:
+        if (found.scale, fold.scale.name) == ("log1p", "clr"):
+            values = clr_of_log1p(values)  # a negative binomial of protein counts
+        elif found.scale != fold.scale.name:
             raise InputError(f"{self.name} predicts {fold.target} as {found.scale}; it is scored as {fold.scale.name}.")
         if fold.scale.target_sum is not None:
             values = change_target_sum(values, found.target_sum, fold.scale.target_sum)

@@ -70,3 +70,13 @@ def median_library_size(counts: sp.csr_matrix) -> float:
 def change_target_sum(values: Array, old: float, new: float) -> Array:
     """log1p values for target sum `old` as float32 log1p values for `new`: log1p(expm1(v) x new / old)."""
     return np.log1p(np.expm1(np.maximum(values, 0.0)) * (new / old)).astype(np.float32)
+
+
+def clr_of_log1p(values: Array) -> Array:
+    """Expected log1p counts [n, F] of a cell as float32 CLR values: the counts they stand for, divided by their g.
+
+    For a prediction on the log1p scale that is scored as CLR. CLR depends on the cell's depth a little, through the 1
+    in log1p, so the counts should be those of a cell of usual depth.
+    """
+    log_counts = np.maximum(np.asarray(values, np.float64), 0.0)
+    return np.log1p(np.expm1(log_counts) * np.exp(-log_counts.mean(1, keepdims=True))).astype(np.float32)

@@ -101,6 +101,19 @@ def test_a_feature_the_model_does_not_know_and_a_cell_it_says_nan_of_get_the_tra
     np.testing.assert_array_equal(TrainedModels((silent,)).predict(fold, 0)[3], fold.train_mean)
 
 
+def test_proteins_predicted_as_log_counts_are_scored_as_their_clr():
+    cells = random_cells()
+    fold, truth = make_fold(cells, "rna", "protein", cells.technical_batches != "z", cells.technical_batches == "z")
+
+    def log_counts(adata, **_):
+        counts = cells.counts["protein"][cells.technical_batches == "z"].toarray()
+        return SimpleNamespace(
+            values=np.log1p(counts), feature_ids=cells.features["protein"].ids, scale="log1p", target_sum=99.0
+        )
+
+    np.testing.assert_allclose(TrainedModels((log_counts,)).predict(fold, 0), truth, atol=1e-5)
+
+
 def test_a_model_that_answers_on_another_scale_is_refused():
     cells = random_cells()
     splits = make_splits(cells, test_batches=["z"])

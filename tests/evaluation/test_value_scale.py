@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scmbert_jax.evaluation.value_scale import ValueScale, change_target_sum, median_library_size
+from scmbert_jax.evaluation.value_scale import ValueScale, change_target_sum, clr_of_log1p, median_library_size
 
 COUNTS = sp.csr_matrix(np.array([[3, 0, 1], [0, 0, 0], [10, 20, 10]]))
 
@@ -29,6 +29,12 @@ def test_peaks_are_open_or_closed():
 def test_a_change_of_target_sum_equals_scaling_anew():
     old, new = (ValueScale("rna", t).values(COUNTS).toarray() for t in (8.0, 500.0))
     np.testing.assert_allclose(change_target_sum(old, 8.0, 500.0), new, rtol=1e-5)
+
+
+def test_log1p_counts_become_the_clr_of_those_counts():
+    counts = COUNTS[[0, 2]]
+    expected = ValueScale("protein").values(counts).toarray()
+    np.testing.assert_allclose(clr_of_log1p(np.log1p(counts.toarray())), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [ValueScale("rna", 8.0), ValueScale("protein"), ValueScale("atac")])
