@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 
+_FEWEST_CELLS = 5  # of a type, for an interval to be drawn: that of three cells would fill the panel
+
 
 def joint_umap(title: str, first: Array, second: Array, modalities: tuple[str, str], types: Array) -> "Umap":
     """One UMAP of the cells seen in either modality, for `write_report(umaps=)`; coloured by modality and by type.
@@ -37,7 +39,7 @@ def joint_umap(title: str, first: Array, second: Array, modalities: tuple[str, s
 
 
 def error_per_type(errors: Mapping[str, Array], types: Array, axis: str, *, chance: float | None = None) -> str:
-    """One line per cell type, one mark per method: the mean error of the type's cells and its 95% interval over cells.
+    """One line per cell type, one mark per method: the mean error of the type's cells, its 95% interval over 5 or more.
 
     Args:
       errors: method -> float [n], the error of each cell (smaller is better); types: str [n].
@@ -59,9 +61,10 @@ def draw_error_per_type(errors: Mapping[str, Array], types: Array, axis: str, ch
         shift = 0.5 * ((m + 0.5) / len(errors) - 0.5)
         means, halves = [], []
         for name in names:
-            interval = student_t_interval(np.asarray(values, float)[types == name])
+            of_type = np.asarray(values, float)[types == name]
+            interval = student_t_interval(of_type)
             means.append(interval.mean)
-            halves.append(0.0 if np.isnan(interval.half_width) else interval.half_width)
+            halves.append(interval.half_width if len(of_type) >= _FEWEST_CELLS else 0.0)
         # An error is not negative, and neither is the interval that is drawn of it.
         low = np.minimum(halves, means)
         axes.errorbar(
@@ -158,5 +161,5 @@ def matching_figures(report: "MatchingReport", umaps_of: Sequence[str]) -> tuple
     methods = [name for name in ("model", "CCA", "pseudo-pairs", "links only") if name in report.vectors]
     errors = {name: metrics.foscttm_of_cells(*report.vectors[name], distance="cosine") for name in methods}
     svg = error_per_type(errors, types, "cells closer than the true partner (FOSCTTM)", chance=0.5)
-    caption = "Mean over the held-out cells of each type; bars: 95% interval over cells. In brackets: cells."
+    caption = "Mean over the held-out cells of each type; bars: 95% interval, from five cells on. In brackets: cells."
     return umaps, [("Which cell types are matched", svg, caption)]
