@@ -87,6 +87,8 @@ class EvaluateTranslation:
     """Such as "rna>protein"; all that the data has when left out."""
     skip: tuple[str, ...] = ()
     """Baselines to leave out, by name ("BABEL-type network" is the slow one)."""
+    features: tuple[str, ...] = ()
+    """Features whose predictions the report draws; those that vary most when left out."""
     num_seeds: int = 5
     """Fits of each baseline on random 80% of the training cells; the spread gives the interval."""
     name: str = "scMBERT"
@@ -122,6 +124,7 @@ class EvaluateTranslation:
             held_out_types=_listed(self.held_out_types),
             directions=_listed(self.directions),
             skip=_listed(self.skip),
+            features=_listed(self.features),
             name=self.name,
             settings=TranslationSettings(num_seeds=self.num_seeds),
             organism=self.organism,

@@ -1,11 +1,11 @@
 """What the `translation` suite found: plain rows, a markdown table, JSON."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from scmbert_jax.evaluation.probe_table import markdown_table
+from scmbert_jax.evaluation.translation_figures import Picture
 
 METRICS = {
     "rmse": "RMSE",
@@ -63,6 +63,7 @@ class TranslationReport:
     Attributes:
       data: what was scored.
       rows, type_errors: the figures.
+      pictures: what `report.html` draws; not in the JSON.
       notes: protocol, coverage and what each model has seen, as sentences.
     """
 
@@ -71,6 +72,7 @@ class TranslationReport:
     type_errors: tuple[CellTypeError, ...] = ()
     notes: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+    pictures: tuple[Picture, ...] = ()
 
     def row(self, method: str, metric: str, direction: str, split: str | None = None) -> TranslationRow:
         """The row of that name (the first split by default). Raises KeyError when there is none."""
@@ -131,9 +133,3 @@ def _figure(row: TranslationRow | None) -> str:
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
-
-
-def best(rows: Sequence[TranslationRow], metric: str) -> TranslationRow:
-    """The best row of a metric: the smallest RMSE, else the largest figure."""
-    mine = [row for row in rows if row.metric == metric]
-    return min(mine, key=lambda row: row.value if metric == "rmse" else -row.value)

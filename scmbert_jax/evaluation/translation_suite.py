@@ -23,6 +23,7 @@ from scmbert_jax.evaluation.measured_cells import (
 )
 from scmbert_jax.evaluation.report import write_report
 from scmbert_jax.evaluation.translation_baselines import BASELINES
+from scmbert_jax.evaluation.translation_figures import Picture, chosen_features, require_features
 from scmbert_jax.evaluation.translation_fold import TranslationFold, TranslationMethod, make_fold
 from scmbert_jax.evaluation.translation_metrics import mean_pearson_in_blocks, root_mean_squared_error, score_peaks
 from scmbert_jax.evaluation.translation_model import (
@@ -115,6 +116,7 @@ def run_translation(
     *,
     directions: Sequence[tuple[str, str]] | None = None,
     settings: TranslationSettings = TranslationSettings(),
+    features: Sequence[str] = (),
     say: Say = lambda message: None,
 ) -> TranslationReport:
     """Scores every method in every direction of every split.
@@ -126,6 +128,8 @@ def run_translation(
         raise ConfigError(f"{cells.path}: no cell was measured in two modalities; a translation needs pairs to score.")
     rows: list[TranslationRow] = []
     errors: list[CellTypeError] = []
+    pictures: list[Picture] = []
+    require_features(features, [columns.names for columns in cells.features.values()])
     for split in splits:
         for source, target in directions:
             both = cells.paired(source, target)
@@ -134,52 +138,59 @@ def run_translation(
             require_cells(test, f"test cells with {source} and {target}", cells)
             fold, truth = make_fold(cells, source, target, train, test)
             say(f"{source} -> {target}, {split.name}: {fold.num_train:,} training cells, {fold.num_test:,} test cells")
+            shown = chosen_features(fold, features)
+            heading, names = f"{source} -> {target}, {split.name}", fold.target_features.names[shown].tolist()
+            picture = Picture(heading, fold.scale.name, tuple(names), truth[:, shown], fold.oracle_test_types)
             for method in methods:
                 say(f"  {method.name}")
-                found = _score_method(fold, truth, method, settings, split.name)
-                rows += found[0]
-                errors += found[1]
-    return TranslationReport(cells.path, tuple(rows), tuple(errors), tuple(_protocol(cells, settings)))
+                first = method.predict(fold, 0)
+                rows += _score_method(fold, truth, method, first, settings, split.name)
+                errors += _errors_by_type(fold, truth, method, first, split.name)
+                picture.add(method, shown, truth, first)
+            pictures.append(picture)
+    notes = tuple(_protocol(cells, settings))
+    return TranslationReport(cells.path, tuple(rows), tuple(errors), notes, pictures=tuple(pictures))
 
 
 def _score_method(
-    fold: TranslationFold, truth: Array, method: TranslationMethod, settings: TranslationSettings, split: str
-) -> tuple[list[TranslationRow], list[CellTypeError]]:
-    direction = f"{fold.source} -> {fold.target}"
+    fold: TranslationFold,
+    truth: Array,
+    method: TranslationMethod,
+    first: Array,
+    settings: TranslationSettings,
+    split: str,
+) -> list[TranslationRow]:
+    """A row per metric; `first` is the prediction of the fit on all training cells, or of the first model."""
+    headline = scores(fold, truth, first, settings.min_cells)
     if method.num_trained:
-        first = method.predict(fold, 0)
-        seeds = [scores(fold, truth, first, settings.min_cells)]
-        for seed in range(1, method.num_trained):
-            seeds.append(scores(fold, truth, method.predict(fold, seed), settings.min_cells))
-        headline = {name: float(np.mean([found[name] for found in seeds])) for name in seeds[0]}
+        others = [method.predict(fold, seed) for seed in range(1, method.num_trained)]
+        seeds = [headline, *(scores(fold, truth, predicted, settings.min_cells) for predicted in others)]
+        headline = {name: float(np.mean([found[name] for found in seeds])) for name in headline}
     else:
-        first = method.predict(fold, 0)
-        headline = scores(fold, truth, first, settings.min_cells)
         seeds = []
         for seed in range(1, settings.num_seeds + 1):
             predicted = method.predict(fold.subsample(settings.train_fraction, seed), seed)
             seeds.append(scores(fold, truth, predicted, settings.min_cells))
     rows = []
     for name, value in headline.items():
-        over = student_t_interval(np.array([found[name] for found in seeds] or [value]))
-        rows.append(
-            TranslationRow(
-                split, direction, method.name, method.uses, name, value, *over[:2], over.number, fold.num_test
-            )
-        )
+        over = student_t_interval(np.array([found[name] for found in seeds]))
+        figures = (value, over.mean, over.half_width, over.number, fold.num_test)
+        direction = f"{fold.source} -> {fold.target}"
+        rows.append(TranslationRow(split, direction, method.name, method.uses, name, *figures))
+    return rows
+
+
+def _errors_by_type(
+    fold: TranslationFold, truth: Array, method: TranslationMethod, predicted: Array, split: str
+) -> list[CellTypeError]:
     types = fold.oracle_test_types
-    errors = [
-        CellTypeError(
-            split,
-            direction,
-            method.name,
-            str(name),
-            root_mean_squared_error(truth[types == name], first[types == name]),
-            int((types == name).sum()),
-        )
-        for name in np.unique(types[types != ""])
-    ]
-    return rows, errors
+    found = []
+    for name in np.unique(types[types != ""]):
+        mine = types == name
+        error = root_mean_squared_error(truth[mine], predicted[mine])
+        direction = f"{fold.source} -> {fold.target}"
+        found.append(CellTypeError(split, direction, method.name, str(name), error, int(mine.sum())))
+    return found
 
 
 def scores(fold: TranslationFold, truth: Array, predicted: Array, min_cells: int) -> dict[str, float]:
@@ -231,7 +242,7 @@ def _protocol(cells: MeasuredCells, settings: TranslationSettings) -> list[str]:
 
 
 def write_translation_report(path: Path, report: TranslationReport, run_info: dict[str, Any]) -> Path:
-    """`report.html` of the suite: the tables, the errors by cell type, provenance."""
+    """`report.html` of the suite: tables, predicted against measured, errors by cell type, provenance."""
     tables: list[tuple[str, Any]] = list(report.tables())
     if report.type_errors:
         tables.append(("RMSE by cell type", report.type_table()))
@@ -240,6 +251,7 @@ def write_translation_report(path: Path, report: TranslationReport, run_info: di
         title="Translation between modalities on held-out cells",
         run_info={"data": report.data, **report.settings, **run_info},
         tables=tables,
+        figures=[drawing for picture in report.pictures for drawing in picture.drawings()],
         notes=report.notes,
     )
 
@@ -253,6 +265,7 @@ def evaluate_translation(
     held_out_types: Sequence[str] = (),
     directions: Sequence[str] = (),
     skip: Sequence[str] = (),
+    features: Sequence[str] = (),
     name: str = "scMBERT",
     settings: TranslationSettings = TranslationSettings(),
     organism: str | None = None,
@@ -265,6 +278,7 @@ def evaluate_translation(
       train_batches, test_batches, held_out_types: as in `make_splits`.
       directions: such as "rna>protein"; all that the data has by default.
       skip: names of baselines to leave out.
+      features: names of the features whose predictions the report draws; those that vary most by default.
       name: of the models' row.
 
     Raises:
@@ -283,7 +297,7 @@ def evaluate_translation(
         uses = " / ".join(dict.fromkeys(uses_in_words(information) for information in told))
         trained = TrainedModels(translators, name, uses)
         methods = [*methods, trained]
-    report = run_translation(cells, splits, methods, directions=chosen, settings=settings, say=say)
+    report = run_translation(cells, splits, methods, directions=chosen, settings=settings, features=features, say=say)
     if models:
         notes += [
             f"{name} does not know {unknown:,} of the {number:,} {target} features: they get the training mean."

@@ -252,11 +252,32 @@ def test_the_baselines_are_printed_for_the_example_as_table_and_as_json(tmp_path
     assert ran.code == 0, ran.err
     assert "| cell-type oracle" in ran.out
     assert "| ridge" not in ran.out
-    assert "RMSE by cell type" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "RMSE by cell type" in page
+    assert "Predicted and measured: rna -&gt; protein" in page
+    assert "Error by cell type" in page
     document = json.loads(scmbert("evaluate", "translation", *options, *skipped, "--json").out)
     row = next(r for r in document["rows"] if (r["method"], r["metric"]) == ("SVD50 + ridge", "rmse"))
     assert row["value"] == pytest.approx(0.2763, abs=5e-4)
     assert (row["num_seeds"], row["num_cells"]) == (2, 400)
+
+
+def test_the_report_draws_the_features_that_were_asked_for_and_the_best_method_that_may_be_used():
+    cells = random_cells()
+    name = cells.features["protein"].names[3]
+    splits = make_splits(cells, test_batches=["z"])
+    report = run_translation(cells, splits, BASELINES, directions=[("rna", "protein")], settings=FAST, features=[name])
+    (picture,) = report.pictures
+    assert picture.names == (name,)
+    assert picture.honest == ["ridge", "SVD50 + ridge", "KNN25"]
+    whole = np.sqrt((picture.errors["KNN25"] ** 2).mean())
+    assert whole == pytest.approx(report.row("KNN25", "rmse", "rna -> protein").value, rel=1e-5)
+    headings = [heading for heading, _, _ in picture.drawings()]
+    assert headings == [
+        f"{kind}: rna -> protein, z held out" for kind in ("Predicted and measured", "Error by cell type")
+    ]
+    with pytest.raises(ConfigError, match="--features nonsense: the data has no feature"):
+        run_translation(cells, splits, [MEAN], features=["nonsense"])
 
 
 def test_a_baseline_that_does_not_exist_cannot_be_skipped():
