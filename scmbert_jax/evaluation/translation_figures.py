@@ -49,7 +49,7 @@ class Picture:
             self.honest.append(method.name)
 
     def drawings(self) -> list[Drawing]:
-        """(heading, SVG, caption) for `write_report`; features are of the best model, or best baseline that uses pairs."""
+        """(heading, SVG, caption) for `write_report`; features are of the best model, or best baseline with pairs."""
         found: list[Drawing] = []
         candidates = self.trained or self.honest
         if candidates and self.names and self.scale != "probability":
