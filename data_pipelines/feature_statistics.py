@@ -14,10 +14,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 from scipy.special import gammaln
 
-from scmbert_jax.batch import LIBRARY_QUANTILES, MODALITIES, CellBatch, FeatureLayout, FeatureStatistics, ModalityTokens
+from data_pipelines.principal_components import principal_components
+from scmbert_jax.batch import (
+    LIBRARY_QUANTILES,
+    MODALITIES,
+    NUM_COMPONENTS,
+    CellBatch,
+    FeatureLayout,
+    FeatureStatistics,
+    ModalityTokens,
+)
 from scmbert_jax.errors import InputError
+from scmbert_jax.value_scales import linear_values
 
 MAX_TOKENS = 1_000_000
 # log of the negative binomial's inverse dispersion: the values among which the likelihood of the tokens chooses.
@@ -25,13 +36,14 @@ _LOG_DISPERSIONS = np.linspace(-3.0, 5.0, 17)
 
 
 class _Tokens(NamedTuple):
-    """All real tokens of some batches, [n] each; float64 but for the ids."""
+    """All real tokens of some batches, [n] each; float64 but for the ids and the cells they are of."""
 
     ids: np.ndarray
     counts: np.ndarray
     libraries: np.ndarray
     mean_log_counts: np.ndarray
     weights: np.ndarray
+    cells: np.ndarray
 
 
 def feature_statistics(
@@ -63,14 +75,24 @@ def feature_statistics(
     relative = tokens.counts / np.maximum(tokens.libraries, 1.0)
     value = _moments(np.log1p(relative * target[ids]), tokens, rows)
     log1p = _moments(np.log1p(relative * median_library[ids]), tokens, rows)
-    clr = _moments(np.log1p(tokens.counts) - tokens.mean_log_counts, tokens, rows)
+    clr = _moments(np.log1p(tokens.counts * np.exp(-tokens.mean_log_counts)), tokens, rows)
     # The usual value of a feature that most cells lack is zero. Its mean would be no better a centre: the zeros that
     # are shown are a sample, and each would carry a little noise into the cell.
     centre = np.where(of_cells[2] >= 0.5, value[0], 0.0)
-    columns = [*of_tokens, *of_cells, centre, value[1], *log1p, *clr]
-    for column in (1, 4, 6, 7, 8, 9, 10, 11):
+    in_linear = _linear_values(tokens, layout, median_library, of_cells[2])
+    linear_mean, linear_std = _moments(in_linear, tokens, rows)
+    linear_centre = np.where(of_cells[2] >= 0.5, linear_mean, 0.0)
+    columns = [*of_tokens, *of_cells, centre, value[1], *log1p, *clr, linear_centre, linear_std]
+    for column in (1, 4, 6, 7, 8, 9, 10, 11, 12, 13):
         columns[column][~seen] = np.median(columns[column][seen])
-    return FeatureStatistics(*(column.astype(np.float32) for column in columns), libraries)
+    loadings, offset = _components(in_linear - columns[12][ids], tokens, layout)
+    named = zip(FeatureStatistics._fields, columns, strict=False)
+    return FeatureStatistics(
+        **{name: column.astype(np.float32) for name, column in named},
+        loadings=loadings,
+        component_offset=offset,
+        library_quantiles=libraries,
+    )
 
 
 def cell_weights(tokens: ModalityTokens) -> np.ndarray:
@@ -99,7 +121,7 @@ def load_statistics(path: Path, num_features: int) -> FeatureStatistics:
             statistics = FeatureStatistics(**{name: arrays[name] for name in FeatureStatistics._fields})
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{path}: cannot be read as feature statistics ({error}); make its folder again.") from error
-    if any(array.shape != (num_features,) for array in statistics[:-1]):
+    if any(len(array) != num_features for array in statistics[:-2]):
         raise InputError(f"{path}: is of {len(statistics.share)} features, expected {num_features}; files were mixed.")
     return statistics
 
@@ -108,7 +130,7 @@ def _read(batches: Iterable[CellBatch], max_tokens: int) -> tuple[_Tokens, np.nd
     """The tokens, and the quantiles of library sizes of the cells that measured each modality."""
     parts: list[tuple[np.ndarray, ...]] = []
     libraries: dict[str, list[np.ndarray]] = {}
-    number = 0
+    number = number_of_cells = 0
     for batch in batches:
         for name, tokens in batch.modalities.items():
             real = np.arange(tokens.feature_ids.shape[1]) < tokens.lengths[:, None]
@@ -121,10 +143,12 @@ def _read(batches: Iterable[CellBatch], max_tokens: int) -> tuple[_Tokens, np.nd
                     tokens.counts[real].astype(np.float64),
                     *of_cell,
                     cell_weights(tokens)[real],
+                    np.repeat(number_of_cells + np.arange(len(tokens.lengths)), tokens.lengths),
                 )
             )
             libraries.setdefault(name, []).append(tokens.library_size[tokens.measured])
             number += len(parts[-1][0])
+        number_of_cells += len(batch.row)
         if number >= max_tokens:
             break
     quantiles = np.ones((len(MODALITIES), len(LIBRARY_QUANTILES)), np.float32)
@@ -133,6 +157,33 @@ def _read(batches: Iterable[CellBatch], max_tokens: int) -> tuple[_Tokens, np.nd
         if len(sizes):
             quantiles[MODALITIES.index(name)] = np.maximum(np.quantile(sizes, LIBRARY_QUANTILES), 1.0)
     return _Tokens(*(np.concatenate(column) for column in zip(*parts, strict=True))), quantiles
+
+
+def _linear_values(
+    tokens: _Tokens, layout: FeatureLayout, median_library: np.ndarray, detection: np.ndarray
+) -> np.ndarray:
+    """`linear_values` of every token, float64 [n]."""
+    values = np.zeros(len(tokens.ids))
+    for name, (first, stop) in layout.slices.items():
+        mine = (tokens.ids >= first) & (tokens.ids < stop)
+        typical = (median_library if name == "rna" else detection)[tokens.ids[mine]]
+        of_tokens = (tokens.counts[mine], tokens.libraries[mine], tokens.mean_log_counts[mine])
+        values[mine] = linear_values(name, *of_tokens, typical, np)
+    return values
+
+
+def _components(values: np.ndarray, tokens: _Tokens, layout: FeatureLayout) -> tuple[np.ndarray, np.ndarray]:
+    """Loadings float32 [F, K] and mean scores float32 [modalities, K] of token values [n]."""
+    loadings = np.zeros((layout.num_features, NUM_COMPONENTS), np.float32)
+    offset = np.zeros((len(MODALITIES), NUM_COMPONENTS), np.float32)
+    for name, (first, stop) in layout.slices.items():
+        mine = (tokens.ids >= first) & (tokens.ids < stop)
+        cells, rows = np.unique(tokens.cells[mine], return_inverse=True)
+        # Tokens that were drawn of more features stand for those; features that were not drawn have their usual value.
+        data = values[mine] * tokens.weights[mine]
+        matrix = sp.csr_matrix((data, (rows, tokens.ids[mine] - first)), shape=(len(cells), stop - first))
+        loadings[first:stop], offset[MODALITIES.index(name)] = principal_components(matrix)
+    return loadings, offset
 
 
 def _marginal(tokens: _Tokens, weights: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

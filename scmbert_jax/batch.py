@@ -25,7 +25,7 @@ class ModalityTokens(NamedTuple):
       measured: bool [B], False where the modality was not measured in that cell. Not measured is not zero.
       num_expressed: int32 [B], features of the cell with a count above 0, whether they are tokens or not.
       num_measured: int32 [B], features that the cell's data set measures (M); M - num_expressed are zeros.
-      mean_log_count: float32 [B], mean of log1p(count) over all measured features: what a CLR subtracts.
+      mean_log_count: float32 [B], mean of log1p(count) over all measured features; its exp is what a CLR divides by.
     """
 
     feature_ids: Array
@@ -59,8 +59,12 @@ class CellBatch(NamedTuple):
 LIBRARY_QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
+# Principal components per modality of the linear path.
+NUM_COMPONENTS = 64
+
+
 class FeatureStatistics(NamedTuple):
-    """What each feature is like by itself; row i is row i of the feature table. float32 [F] but for the last.
+    """What each feature is like by itself; row i is row i of the feature table. float32 [F] unless said.
 
     Attributes:
       share: its share of a cell's counts of its modality, among tokens (of which zeros are a sample).
@@ -70,7 +74,10 @@ class FeatureStatistics(NamedTuple):
       value_centre: its usual log1p(count / library_size * target_sum): the mean over cells, 0 where most cells lack it.
       value_std: the standard deviation of that over cells.
       log1p_mean, log1p_std: over cells, of log1p(count / library_size * median library size of the modality).
-      clr_mean, clr_std: over cells, of log1p(count) - mean over the cell's measured features of log1p(count).
+      clr_mean, clr_std: over cells, of log1p(count / g), g = exp(mean over the measured features of log1p(count)).
+      linear_centre, linear_std: over cells, of `linear_values`; the centre is 0 where most cells lack the feature.
+      loadings: float32 [F, K], principal components of each modality's linear values.
+      component_offset: float32 [modalities, K], the mean scores, by `MODALITIES`.
       library_quantiles: float32 [modalities, quantiles], library sizes at `LIBRARY_QUANTILES`, by `MODALITIES`.
     """
 
@@ -86,6 +93,10 @@ class FeatureStatistics(NamedTuple):
     log1p_std: np.ndarray
     clr_mean: np.ndarray
     clr_std: np.ndarray
+    linear_centre: np.ndarray
+    linear_std: np.ndarray
+    loadings: np.ndarray
+    component_offset: np.ndarray
     library_quantiles: np.ndarray
 
 

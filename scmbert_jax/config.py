@@ -43,10 +43,11 @@ class ModalityConfig:
     """Bins 0 .. num_bins-1 for `bins` (scBERT: 6, clipped at 5)."""
     likelihood: Literal["negative_binomial", "bins", "bernoulli"] = "negative_binomial"
     """What is predicted at a masked position: the count, its bin, or whether it is above zero."""
-    target_likelihood: TargetLikelihood = "negative_binomial"
+    target_likelihood: TargetLikelihood | None = None
     """How this modality is predicted from another (cross_modal_translation): `negative_binomial` (counts, given the
     library size), `negative_binomial_background` (counts of antibodies: an ambient and a bound level), `gaussian_log1p`
-    (log1p of counts scaled to the median library), `gaussian_clr` (centred log ratio), `bernoulli` (open or not)."""
+    (log1p of counts scaled to the median library), `gaussian_clr` (centred log ratio), `bernoulli` (open or not). None:
+    `negative_binomial` for RNA, `gaussian_clr` for protein, `bernoulli` for ATAC."""
     loss_weight: float = 1.0
     """Weight of one predicted token of this modality in the summed loss."""
 
@@ -64,8 +65,13 @@ class ModalitiesConfig:
     """One `ModalityConfig` per modality; those with `num_tokens > 0` are read."""
 
     rna: ModalityConfig = ModalityConfig()
-    protein: ModalityConfig = ModalityConfig(zero_fraction=0.0, target_likelihood="gaussian_clr")
-    atac: ModalityConfig = ModalityConfig(likelihood="bernoulli", target_likelihood="bernoulli")
+    protein: ModalityConfig = ModalityConfig(zero_fraction=0.0)
+    atac: ModalityConfig = ModalityConfig(likelihood="bernoulli")
+
+    def target_likelihoods(self) -> dict[str, str]:
+        """Modality that is read -> how it is predicted from others."""
+        usual = {"rna": "negative_binomial", "protein": "gaussian_clr", "atac": "bernoulli"}
+        return {name: modality.target_likelihood or usual[name] for name, modality in self.in_use().items()}
 
     def in_use(self) -> dict[str, ModalityConfig]:
         """The modalities that are read, in the order of `MODALITIES`."""
@@ -98,6 +104,8 @@ class ModelConfig:
     """Width of the feed-forward layer (usually 4 * embed_dim)."""
     encoder_sharing: Literal["shared", "multiway", "per_modality"] = "shared"
     """What modalities share of the encoder: all of it; the attention, with a feed-forward layer each; nothing."""
+    linear_path: bool = True
+    """Principal components beside the transformer, into the cell embedding and out of it (models/linear_path.py)."""
     decoder_layers: int = 1
     """Cross-attention layers of the translation decoder."""
     attention: str = "xla"

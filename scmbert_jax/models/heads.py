@@ -12,7 +12,7 @@ from scmbert_jax.batch import MODALITIES, FeatureLayout
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.models.embeddings import covariate_embedding, padded_rows
 from scmbert_jax.models.encoder import LayerNorm, constant, weight
-from scmbert_jax.models.likelihoods import Prediction, Truth, make_likelihood
+from scmbert_jax.models.likelihoods import Truth, make_likelihood
 
 # Adam moves a parameter by about the learning rate a step, and a feature's own bias spans several units while it is
 # seen in few tokens: stored at a tenth, it moves ten times as fast.
@@ -111,21 +111,8 @@ class ValueHead(nnx.Module):
             result = jnp.where(mine, nll, result)
         return result
 
-    def nll_of(
-        self, name: str, x: jax.Array, feature_ids: jax.Array, truth: Truth, covariates: dict[str, jax.Array]
-    ) -> jax.Array:
-        """As `nll` where all pairs are of one modality."""
-        hidden = self.transform(x, covariates)
-        return self.likelihoods[name].nll(*self._outputs(name, hidden, feature_ids), truth)
-
-    def predict(self, name: str, x: jax.Array, feature_ids: jax.Array, covariates: dict[str, jax.Array]) -> Prediction:
-        """Expected values and standard deviations float32 [B, M] on the value scale of modality `name`."""
-        hidden = self.transform(x, covariates)
-        return self.likelihoods[name].predict(*self._outputs(name, hidden, feature_ids))
-
-    def expected_counts(
+    def __call__(
         self, name: str, x: jax.Array, feature_ids: jax.Array, covariates: dict[str, jax.Array]
-    ) -> jax.Array:
-        """Expected counts float32 [B, M] of a cell of the median library size."""
-        hidden = self.transform(x, covariates)
-        return self.likelihoods[name].expected_counts(*self._outputs(name, hidden, feature_ids))
+    ) -> tuple[jax.Array, jax.Array]:
+        """Outputs float32 [B, M, K] and spreads float32 [B, M] of pairs that are all of modality `name`."""
+        return self._outputs(name, self.transform(x, covariates), feature_ids)

@@ -4,8 +4,9 @@ A likelihood turns the numbers that a head gives for a (cell, feature) pair into
 pair's count, into its expected value on the modality's value scale (what translation reports), and into an expected
 count (what a cell that exists only as a prediction would show). Adding one is one class and one line in `LIKELIHOODS`.
 
-Value scales: `log1p`, log1p(count / library_size * median library size); `clr`, log1p(count) minus its mean over the
-cell's measured features; `probability`, of a count above 0; `bin`, scBERT's.
+Value scales: `log1p`, log1p(count / library_size * median library size); `clr`, log1p(count / g), g = exp(mean over
+the cell's measured features of log1p(count)) (Stoeckius et al. 2017); `probability`, of a count above 0; `bin`, of
+scBERT.
 """
 
 from dataclasses import dataclass
@@ -60,12 +61,12 @@ class Likelihood:
     Attributes:
       config: the modality's.
       libraries: its library sizes at `LIBRARY_QUANTILES`, over the cells of the run.
-      mean_log_count: the mean over features of log1p(count) in a cell of the median library size.
+      geometric_mean: the g of a cell of the median library size (see `clr`).
     """
 
     config: ModalityConfig
     libraries: tuple[float, ...]
-    mean_log_count: float
+    geometric_mean: float
     scale = "log1p"
 
     @property
@@ -157,10 +158,9 @@ class NegativeBinomialBackground(Likelihood):
     def predict(self, outputs, spread):
         def of_library(library: jax.Array) -> tuple[jax.Array, jax.Array]:
             log_probability = self._log_probability(_GRID, outputs[..., None, :], spread[..., None], library)
-            return _expectation(log_probability, jnp.log1p(_GRID))
+            return _expectation(log_probability, jnp.log1p(_GRID / self.geometric_mean))
 
-        log_counts = _over_libraries(of_library, self.libraries[4:5])
-        return Prediction(log_counts.value - self.mean_log_count, log_counts.std)
+        return _over_libraries(of_library, (self.median_library,))
 
     def expected_counts(self, outputs, spread):
         ambient, bound = self._levels(outputs, self.median_library)
@@ -206,10 +206,10 @@ class GaussianClr(_Gaussian):
     scale = "clr"
 
     def value(self, truth):
-        return jnp.log1p(truth.counts) - truth.mean_log_count
+        return jnp.log1p(truth.counts * jnp.exp(-truth.mean_log_count))
 
     def expected_counts(self, outputs, spread):
-        return jnp.expm1(jnp.clip(self._mean(outputs, spread) + self.mean_log_count, 0.0, 12.0))
+        return jnp.expm1(jnp.clip(self._mean(outputs, spread), 0.0, 12.0)) * self.geometric_mean
 
 
 class Bernoulli(Likelihood):
@@ -274,22 +274,11 @@ def make_likelihood(
 ) -> Likelihood:
     """The likelihood `name` of a modality whose features are `rows` (first, one past the last) of the statistics."""
     if statistics is None:
-        return LIKELIHOODS[name](config, (config.target_sum,) * len(LIBRARY_QUANTILES), 0.0)
+        return LIKELIHOODS[name](config, (config.target_sum,) * len(LIBRARY_QUANTILES), 1.0)
     libraries = tuple(float(size) for size in statistics.library_quantiles[MODALITIES.index(modality)])
-    mean_log_count = _mean_log_count(statistics.clr_mean[slice(*rows)], libraries[len(libraries) // 2])
-    return LIKELIHOODS[name](config, libraries, mean_log_count)
-
-
-def _mean_log_count(clr: np.ndarray, library: float) -> float:
-    """m such that a cell with counts expm1(clr + m) has this library size, by bisection."""
-    low, high = 0.0, 20.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if np.expm1(np.clip(clr.astype(np.float64) + middle, 0.0, 30.0)).sum() > library:
-            high = middle
-        else:
-            low = middle
-    return low
+    # The g for which a cell of usual values has the median library size.
+    geometric_mean = libraries[len(libraries) // 2] / float(np.expm1(statistics.clr_mean[slice(*rows)]).sum() + 1e-8)
+    return LIKELIHOODS[name](config, libraries, geometric_mean)
 
 
 def _logit(share: np.ndarray) -> np.ndarray:

@@ -13,7 +13,8 @@ from scmbert_jax.models.alignment import AlignmentHead
 from scmbert_jax.models.embeddings import FeatureTable, Links, TokenEmbedding, link_arrays
 from scmbert_jax.models.encoder import make_encoder
 from scmbert_jax.models.heads import ValueHead
-from scmbert_jax.models.likelihoods import Likelihood, Prediction, make_likelihood
+from scmbert_jax.models.likelihoods import Likelihood, Prediction, Truth, make_likelihood
+from scmbert_jax.models.linear_path import LinearPath
 from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens
 from scmbert_jax.models.translation_decoder import CellDecoder, TranslationDecoder
 
@@ -26,6 +27,7 @@ class ScMbert(nnx.Module):
         self.table = FeatureTable(layout, config.model.embed_dim, rngs)
         self.embedding = TokenEmbedding(config, layout, rngs)
         self.encoder = make_encoder(config.model, tuple(modalities), rngs)
+        self.linear: Any = nnx.data(LinearPath(config, layout, rngs) if config.model.linear_path else None)
         masked = {name: modality.likelihood for name, modality in modalities.items()}
         self.token_head = ValueHead(config, layout, masked, False, rngs)
         self.cell_decoder = CellDecoder(config.model, rngs)
@@ -35,9 +37,8 @@ class ScMbert(nnx.Module):
         self.translation_head: Any = nnx.data(None)
         self.alignment_head: Any = nnx.data(None)
         if objectives.cross_modal_translation.weight > 0:
-            targets = {name: modality.target_likelihood for name, modality in modalities.items()}
             self.translation_decoder = TranslationDecoder(config.model, rngs)
-            self.translation_head = ValueHead(config, layout, targets, True, rngs)
+            self.translation_head = ValueHead(config, layout, config.modalities.target_likelihoods(), True, rngs)
         if objectives.contrastive_alignment.weight > 0:
             self.alignment_head = AlignmentHead(
                 objectives.contrastive_alignment, tuple(modalities), config.model.embed_dim, rngs
@@ -65,7 +66,11 @@ class ScMbert(nnx.Module):
         if hidden is None:
             hidden = jnp.zeros(tokens.valid.shape, bool)
         x = self.embedding(feature_table, tokens, hidden, covariates or {})
-        return self.encoder(x, tokens)
+        states = self.encoder(x, tokens)
+        if self.linear is None:
+            return states
+        cell = states[:, 0] + self.linear(tokens, hidden).astype(states.dtype)
+        return jnp.concatenate([cell[:, None], states[:, 1:]], axis=1)
 
     def cell_embedding(self, feature_table: jax.Array, batch: CellBatch) -> jax.Array:
         """float32 [B, D], nothing hidden."""
@@ -94,8 +99,46 @@ class ScMbert(nnx.Module):
         tokens = pack_tokens(batch, (source,))
         states = self.encode(feature_table, tokens, covariates=batch.covariates)
         ids = jnp.broadcast_to(feature_ids, (tokens.lengths.shape[0], feature_ids.shape[0]))
-        x = self.translation_decoder(feature_table[ids], target, states, tokens.lengths)
-        return self.translation_head.predict(target, x, ids, batch.covariates)
+        outputs = self._translation_outputs(feature_table, target, ids, states, tokens.lengths, batch.covariates)
+        return self.translation_head.likelihoods[target].predict(*outputs)
+
+    def translation_nll(
+        self,
+        feature_table: jax.Array,
+        target: str,
+        feature_ids: jax.Array,
+        states: jax.Array,
+        lengths: jax.Array,
+        truth: Truth,
+        covariates: dict[str, jax.Array],
+    ) -> jax.Array:
+        """Negative log-likelihoods float32 [B, M] of `truth` for features int32 [B, M] of `target`.
+
+        `states` [B, 1 + S, D] is the encoded source, of `lengths` int32 [B] real tokens.
+        """
+        outputs = self._translation_outputs(feature_table, target, feature_ids, states, lengths, covariates)
+        return self.translation_head.likelihoods[target].nll(*outputs, truth)
+
+    def expected_counts(
+        self,
+        feature_table: jax.Array,
+        target: str,
+        feature_ids: jax.Array,
+        states: jax.Array,
+        lengths: jax.Array,
+        covariates: dict[str, jax.Array],
+    ) -> jax.Array:
+        """Counts float32 [B, M] that the source predicts, for a cell of the median library size; differentiable."""
+        outputs = self._translation_outputs(feature_table, target, feature_ids, states, lengths, covariates)
+        return self.translation_head.likelihoods[target].expected_counts(*outputs)
+
+    def _translation_outputs(self, feature_table, target, feature_ids, states, lengths, covariates):
+        """Outputs [B, M, K] of the translation head and spreads [B, M]."""
+        x = self.translation_decoder(feature_table[feature_ids], target, states, lengths)
+        outputs, spread = self.translation_head(target, x, feature_ids, covariates)
+        if self.linear is not None:
+            outputs = outputs.at[..., 0].add(self.linear.outputs(states[:, 0], target, feature_ids))
+        return outputs, spread
 
 
 def check_layout(config: ExperimentConfig, layout: FeatureLayout) -> None:
@@ -158,6 +201,6 @@ class ModelDefinition:
 
     def translation_likelihood(self, target: str) -> Likelihood:
         """The likelihood by which modality `target` is predicted from others."""
-        modality = self.config.modalities.in_use()[target]
-        rows = self.layout.slices[target]
-        return make_likelihood(modality.target_likelihood, target, modality, self.layout.statistics, rows)
+        modalities, rows = self.config.modalities, self.layout.slices[target]
+        name = modalities.target_likelihoods()[target]
+        return make_likelihood(name, target, modalities.in_use()[target], self.layout.statistics, rows)

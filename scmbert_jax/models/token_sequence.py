@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
-from scmbert_jax.batch import MODALITIES, CellBatch
+from scmbert_jax.batch import MODALITIES, CellBatch, ModalityTokens
 
 
 @jax.tree_util.register_dataclass
@@ -17,6 +17,7 @@ class TokenSequence:
     Attributes:
       feature_ids: int32 [B, S]; counts: float32 [B, S]; library_size: float32 [B, S] (of the token's modality).
       mean_log_count: float32 [B, S], of the token's modality (see `ModalityTokens`).
+      weight: float32 [B, S], features of its cell that a token stands for: 1 unless drawn of more; 0: padding.
       modality: int32 [B, S], index into `MODALITIES`; valid: bool [B, S].
       modality_lengths: int32 [B, n], real tokens of each modality of `widths`, in its order.
       widths: ((modality, most tokens), ...): static, so that a modality's tokens can be cut out at a fixed width.
@@ -26,6 +27,7 @@ class TokenSequence:
     counts: jax.Array
     library_size: jax.Array
     mean_log_count: jax.Array
+    weight: jax.Array
     modality: jax.Array
     valid: jax.Array
     modality_lengths: jax.Array
@@ -53,6 +55,7 @@ def pack_tokens(batch: CellBatch, only: Iterable[str] | None = None) -> TokenSeq
                 "counts": tokens.counts.astype(jnp.float32),
                 "library_size": jnp.broadcast_to(tokens.library_size[:, None], shape),
                 "mean_log_count": jnp.broadcast_to(tokens.mean_log_count[:, None], shape),
+                "weight": cell_weights(tokens),
                 "modality": jnp.full(shape, MODALITIES.index(name), jnp.int32),
                 "valid": jnp.arange(shape[1]) < tokens.lengths[:, None],
             }
@@ -65,6 +68,19 @@ def pack_tokens(batch: CellBatch, only: Iterable[str] | None = None) -> TokenSeq
     order = jnp.argsort(~joined["valid"], axis=1, stable=True)
     packed = {field: jnp.take_along_axis(values, order, axis=1) for field, values in joined.items()}
     return TokenSequence(**packed, modality_lengths=lengths, widths=widths)
+
+
+def cell_weights(tokens: ModalityTokens) -> jax.Array:
+    """float32 [B, L]: how many of its cell's features each token stands for; 0 for padding.
+
+    Expressed features that are shown stand for all expressed ones, shown zeros for all measured zeros.
+    """
+    real = jnp.arange(tokens.feature_ids.shape[1]) < tokens.lengths[:, None]
+    expressed = real & (tokens.counts > 0)
+    shown_expressed, shown = expressed.sum(1), real.sum(1)
+    of_expressed = tokens.num_expressed / jnp.maximum(shown_expressed, 1)
+    of_zeros = (tokens.num_measured - tokens.num_expressed) / jnp.maximum(shown - shown_expressed, 1)
+    return jnp.where(expressed, of_expressed[:, None], jnp.where(real, of_zeros[:, None], 0.0))
 
 
 def split_modalities(x: jax.Array, tokens: TokenSequence) -> list[jax.Array]:
@@ -124,6 +140,7 @@ def subsample_tokens(tokens: TokenSequence, fraction: float, keys: jax.Array) ->
         counts=jnp.where(valid, taken(tokens.counts), 0.0),
         library_size=taken(tokens.library_size),
         mean_log_count=taken(tokens.mean_log_count),
+        weight=jnp.where(valid, taken(tokens.weight) * (tokens.lengths / jnp.maximum(lengths, 1))[:, None], 0.0),
         modality=taken(tokens.modality),
         valid=valid,
         modality_lengths=lengths[:, None],

@@ -22,18 +22,6 @@ from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens, subsam
 from scmbert_jax.objectives.base import LossSum, drop_covariates, row_keys
 
 
-def cell_weights(batch: CellBatch, modality: str) -> jax.Array:
-    """float32 [B, L]: features of the cell that each token stands for, scaled to mean 1 over its tokens; 0: padding."""
-    tokens = batch.modalities[modality]
-    real = jnp.arange(tokens.feature_ids.shape[1]) < tokens.lengths[:, None]
-    expressed = real & (tokens.counts > 0)
-    shown_expressed, shown = expressed.sum(1), real.sum(1)
-    of_expressed = tokens.num_expressed / jnp.maximum(shown_expressed, 1)
-    of_zeros = (tokens.num_measured - tokens.num_expressed) / jnp.maximum(shown - shown_expressed, 1)
-    weights = jnp.where(expressed, of_expressed[:, None], jnp.where(real, of_zeros[:, None], 0.0))
-    return weights * (shown / jnp.maximum(weights.sum(1), 1e-8))[:, None]
-
-
 class CrossModalTranslation:
     """The objective; see `Objective` for the contract. Rows that lack the source or the target weigh nothing."""
 
@@ -70,8 +58,8 @@ class CrossModalTranslation:
 
     def _there(self, model, table, batch, covariates, source, target, tokens, states, key):
         """Negative log-likelihoods and weights [B, L] of the target's tokens, where both modalities were measured."""
-        weights = cell_weights(batch, target) * (tokens.lengths > 0)[:, None]
-        return self._decode(model, table, batch, covariates, target, states, tokens.lengths), weights
+        nll, weights = self._decode(model, table, batch, covariates, target, states, tokens.lengths)
+        return nll, weights * (tokens.lengths > 0)[:, None]
 
     def _there_and_back(self, model, table, batch, covariates, source, target, tokens, states, key):
         """The same of the *source's* tokens, predicted from a prediction of `target`. Reads no token of `target`."""
@@ -80,29 +68,33 @@ class CrossModalTranslation:
         # The same features for all cells of a step: any choice will do that does not look at what the cells measured.
         shuffled = jax.random.permutation(jax.random.fold_in(key, MODALITIES.index(target)), stop - first)
         ids = jnp.broadcast_to(first + shuffled[:number], (tokens.lengths.shape[0], number)).astype(jnp.int32)
-        there = model.translation_decoder(table[ids], target, states, tokens.lengths)
-        counts = model.translation_head.expected_counts(target, there, ids, covariates)
-        imagined = _as_tokens(target, ids, counts, model.translation_head.likelihoods[target].median_library)
+        counts = model.expected_counts(table, target, ids, states, tokens.lengths, covariates)
+        imagined = _as_tokens(
+            target, ids, counts, model.translation_head.likelihoods[target].median_library, stop - first
+        )
         back_states = model.encode(table, imagined, covariates=covariates)
-        nll = self._decode(model, table, batch, covariates, source, back_states, imagined.lengths)
-        return nll, cell_weights(batch, source)
+        return self._decode(model, table, batch, covariates, source, back_states, imagined.lengths)
 
     def _decode(self, model, table, batch, covariates, target, states, lengths):
-        truth_tokens = pack_tokens(batch, (target,))
-        ids = truth_tokens.feature_ids
-        x = model.translation_decoder(table[ids], target, states, lengths)
-        truth = Truth(truth_tokens.counts, truth_tokens.library_size, truth_tokens.mean_log_count)
-        return model.translation_head.nll_of(target, x, ids, truth, covariates)
+        """Negative log-likelihoods of measured tokens of `target`, and their weights (mean 1 over a cell's tokens)."""
+        measured = pack_tokens(batch, (target,))
+        truth = Truth(measured.counts, measured.library_size, measured.mean_log_count)
+        nll = model.translation_nll(table, target, measured.feature_ids, states, lengths, truth, covariates)
+        scale = measured.lengths / jnp.maximum(measured.weight.sum(1), 1e-8)
+        return nll, measured.weight * scale[:, None]
 
 
-def _as_tokens(modality: str, ids: jax.Array, counts: jax.Array, library_size: float) -> TokenSequence:
+def _as_tokens(
+    modality: str, ids: jax.Array, counts: jax.Array, library_size: float, num_features: int
+) -> TokenSequence:
     """Predicted features as the tokens of a cell; ids int32 [B, K], counts float32 [B, K]."""
     batch_size, number = ids.shape
     return TokenSequence(
         feature_ids=ids,
         counts=counts,
         library_size=jnp.full(ids.shape, library_size, jnp.float32),
-        mean_log_count=jnp.zeros(ids.shape, jnp.float32),
+        mean_log_count=jnp.broadcast_to(jnp.log1p(counts).mean(axis=1, keepdims=True), ids.shape),
+        weight=jnp.full(ids.shape, num_features / number, jnp.float32),
         modality=jnp.full(ids.shape, MODALITIES.index(modality), jnp.int32),
         valid=jnp.ones(ids.shape, bool),
         modality_lengths=jnp.full((batch_size, 1), number, jnp.int32),

@@ -31,7 +31,7 @@ class Translation:
       std: float32 [n, F], predictive standard deviation in the same unit: of the value in a cell, given the source.
       feature_ids, feature_names: str [F].
       source, target: modalities.
-      scale: "log1p" (of counts scaled to `target_sum`), "clr" (log1p(count) minus its mean over the cell's features),
+      scale: "log1p" (of counts scaled to `target_sum`), "clr" (log1p(count / g), see models/likelihoods.py),
         "probability" (of a count above 0).
       target_sum: the median library size of the target in training, counts.
       dataset, report: the cells and their input check.
