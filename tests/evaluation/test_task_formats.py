@@ -160,7 +160,7 @@ def write_kaggle(folder, technology, with_test=True, num_test=30):
         cells = [f"{technology}_{side}{i}" for i in range(number)]
         write_frame(folder / f"{side}_{technology}_inputs.h5", source, cells, [f"in{i}" for i in range(20)])
         write_frame(folder / f"{side}_{technology}_targets.h5", target, cells, [f"{technology}{i}" for i in range(9)])
-        metadata += [{"cell_id": cell, "day": 2 + i % 2, "donor": 1} for i, cell in enumerate(cells)]
+        metadata += [{"cell_id": cell, "day": 2 + (i % 3 == 0), "donor": 1} for i, cell in enumerate(cells)]
         truth = pd.DataFrame(target, cells, [f"{technology}{i}" for i in range(9)]) if side == "test" else truth
     pd.DataFrame(metadata).to_csv(folder / "metadata.csv", index=False)
     return truth
@@ -179,8 +179,8 @@ def test_a_kaggle_folder_is_scored_over_the_cells_of_both_technologies(tmp_path)
 def test_without_test_targets_the_last_day_is_held_out_and_the_notes_say_so(tmp_path):
     write_kaggle(tmp_path, "cite", with_test=False)
     found = score_folder(tmp_path)
-    assert found.rows[0]["num_cells"] == 30
-    assert "30 cells of day 3 are held out" in found.notes[0]
+    assert found.rows[0]["num_cells"] == 20
+    assert "20 cells of day 3 are held out" in found.notes[0]
 
 
 def test_a_submission_counts_the_cells_it_was_asked_for(tmp_path):
