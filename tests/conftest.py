@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,6 +157,16 @@ def tiny_layout() -> FeatureLayout:
 
 
 @pytest.fixture(scope="session")
+def known_layout(tiny_layout: FeatureLayout, tiny_config: ExperimentConfig) -> FeatureLayout:
+    """`tiny_layout` with the statistics of a thousand cells, so that a model starts where a run's would."""
+    from data_pipelines.feature_statistics import feature_statistics
+
+    batches = (synthetic_tokens(tiny_layout, tiny_config, 1000 + step, 64) for step in range(16))
+    target_sums = {name: modality.target_sum for name, modality in tiny_config.modalities.in_use().items()}
+    return replace(tiny_layout, statistics=feature_statistics(batches, tiny_layout, target_sums))
+
+
+@pytest.fixture(scope="session")
 def tiny_batch(tiny_layout: FeatureLayout, tiny_config: ExperimentConfig):
     """step -> a batch of the tiny configuration."""
 
@@ -183,3 +194,16 @@ def padded(batch: CellBatch, more: int) -> CellBatch:
         for name, tokens in batch.modalities.items()
     }
     return batch._replace(modalities=modalities)
+
+
+def without(batch: CellBatch, modality: str, rows: np.ndarray | slice = slice(None)) -> CellBatch:
+    """The same batch, in which `modality` was not measured in the cells `rows`."""
+    gone = np.zeros(len(batch.row), bool)
+    gone[rows] = True
+
+    def emptied(x: np.ndarray) -> np.ndarray:
+        return np.where(gone.reshape(-1, *[1] * (x.ndim - 1)), np.zeros_like(x), x)
+
+    tokens = batch.modalities[modality]
+    nothing = tokens._replace(**{name: emptied(getattr(tokens, name)) for name in tokens._fields})
+    return batch._replace(modalities={**batch.modalities, modality: nothing})

@@ -40,7 +40,7 @@ def test_values_are_those_the_model_sees():
     found = feature_statistics(batches(5.0), LAYOUT, {"rna": 1e4})
     (tokens,) = next(batches(5.0)).modalities.values()
     values = np.log1p(tokens.counts[:, :2] / 1000 * 1e4)
-    np.testing.assert_allclose(found.value_mean[:2], values.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(found.value_centre[:2], values.mean(0), rtol=1e-4)
     np.testing.assert_allclose(found.value_std[:2], values.std(0), rtol=0.01)
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from conftest import padded
 
-from scmbert_jax.batch import CellBatch, FeatureLayout, ModalityTokens
-from scmbert_jax.models.embeddings import expression_bins, pack_tokens, relative_expression
+from scmbert_jax.batch import FeatureLayout, ModalityTokens
+from scmbert_jax.models.embeddings import expression_bins, relative_expression
 from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.models.token_sequence import pack_tokens
 
 
 def build(config, layout, seed=0):
@@ -26,29 +27,6 @@ def test_bins_are_those_of_scbert():
 def test_one_count_in_a_shallow_cell_is_already_bin_three():
     # 1 of 1,000 counts = 10 CP10K: the known trap that bins encode library size
     assert int(expression_bins(relative_expression(jnp.asarray(1.0), jnp.asarray(1000.0), 1e4), 6)) == 3
-
-
-def test_packing_puts_real_tokens_first_and_keeps_their_order():
-    def tokens(ids, lengths):
-        ids = np.asarray(ids, np.int32)
-        lengths = np.asarray(lengths, np.int32)
-        return ModalityTokens(
-            ids, ids * 10, lengths, np.asarray([100.0, 200.0], np.float32), lengths > 0, lengths, lengths, lengths * 0.0
-        )
-
-    batch = CellBatch(
-        {"rna": tokens([[1, 2, 0], [3, 0, 0]], [2, 1]), "protein": tokens([[7, 0], [8, 9]], [1, 2])},
-        {},
-        np.arange(2, dtype=np.int32),
-        np.arange(2, dtype=np.int32),
-    )
-    packed = pack_tokens(batch)
-    assert packed.lengths.tolist() == [3, 3]
-    assert packed.feature_ids[:, :3].tolist() == [[1, 2, 7], [3, 8, 9]]
-    assert packed.counts[:, :3].tolist() == [[10, 20, 70], [30, 80, 90]]
-    assert packed.modality[:, :3].tolist() == [[0, 0, 1], [0, 1, 1]]
-    assert packed.library_size[0, :3].tolist() == [100, 100, 100]
-    assert packed.valid.sum(1).tolist() == [3, 3]
 
 
 def test_a_linked_row_moves_with_its_gene_and_an_unlinked_one_does_not(tiny_config):
@@ -85,7 +63,7 @@ def test_hidden_values_never_reach_the_encoder(tiny_config, tiny_layout, tiny_ba
     table = model.feature_table()
 
     def encode(counts):
-        return model.encode(table, tokens._replace(counts=counts), hidden, batch.covariates)
+        return model.encode(table, dataclasses.replace(tokens, counts=counts), hidden, batch.covariates)
 
     seen = encode(tokens.counts)
     np.testing.assert_array_equal(seen, encode(jnp.where(hidden, tokens.counts + 77, tokens.counts)))

@@ -8,18 +8,29 @@ from flax import nnx
 
 from scmbert_jax.config import ModelConfig
 from scmbert_jax.models.encoder import Encoder, LayerNorm
+from scmbert_jax.models.token_sequence import TokenSequence
 
 CONFIG = ModelConfig(embed_dim=16, num_layers=3, num_heads=2, head_dim=8, mlp_dim=64)
 
 
+def tokens_of(lengths: list[int]) -> TokenSequence:
+    """RNA tokens in rows 31 wide; their features and counts are nothing the encoder reads."""
+    valid = jnp.arange(31) < jnp.asarray(lengths)[:, None]
+    numbers = valid.astype(jnp.float32)
+    ids = valid.astype(jnp.int32)
+    return TokenSequence(
+        ids, numbers, numbers, numbers, numbers, ids * 0, valid, jnp.asarray(lengths)[:, None], (("rna", 31),)
+    )
+
+
 def loss_and_gradients(config: ModelConfig):
-    graph, params = nnx.split(Encoder(config, nnx.Rngs(0)))
+    graph, params = nnx.split(Encoder(config, (), nnx.Rngs(0)))
     x = jax.random.normal(jax.random.key(1), (4, 32, 16))
-    lengths = jnp.asarray([32, 5, 1, 20])
+    tokens = tokens_of([31, 4, 0, 19])
 
     def loss(params, x):
-        real = jnp.arange(32)[None, :, None] < lengths[:, None, None]
-        return jnp.sum(jnp.where(real, nnx.merge(graph, params)(x, lengths), 0.0) ** 3)
+        real = jnp.arange(32)[None, :, None] <= tokens.lengths[:, None, None]
+        return jnp.sum(jnp.where(real, nnx.merge(graph, params)(x, tokens), 0.0) ** 3)
 
     function = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     compiled = function.lower(params, x).compile()

@@ -1,55 +1,88 @@
+"""Where heads start: the first prediction is what is known of each feature by itself."""
+
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from flax import nnx
 
-from scmbert_jax.config import ModalityConfig
-from scmbert_jax.models.heads import LIKELIHOODS, negative_binomial_nll
+from scmbert_jax.config import ExperimentConfig, ModalitiesConfig, ModalityConfig, ModelConfig
+from scmbert_jax.models.heads import ValueHead
+from scmbert_jax.models.likelihoods import Truth
 
-
-def test_the_negative_binomial_is_that_of_scipy():
-    rng = np.random.default_rng(0)
-    counts = rng.integers(0, 50, 200)
-    mean, theta = rng.uniform(0.01, 30, 200), rng.uniform(0.1, 20, 200)
-    wanted = -scipy.stats.nbinom.logpmf(counts, theta, theta / (theta + mean))
-    ours = negative_binomial_nll(jnp.asarray(counts, jnp.float32), jnp.asarray(mean), jnp.log(theta))
-    np.testing.assert_allclose(ours, wanted, rtol=2e-4, atol=2e-4)  # float32 lgamma
+IDS = {"rna": np.arange(40), "protein": np.arange(40, 52), "atac": np.arange(52, 72)}
 
 
-def test_a_mean_never_exceeds_the_library():
-    likelihood = LIKELIHOODS["negative_binomial"]
-    library = jnp.asarray([10.0, 10.0, 10.0])
-    mean = likelihood.expected(jnp.asarray([[-50.0], [0.0], [50.0]]), library, ModalityConfig())
-    assert ((mean >= 0) & (mean <= library)).all()
+def head(layout, likelihoods, of_cells=True):
+    config = ExperimentConfig(
+        modalities=ModalitiesConfig(*(ModalityConfig(num_tokens=8) for _ in range(3))),
+        model=ModelConfig(embed_dim=16, num_layers=1, num_heads=2, head_dim=8, mlp_dim=16),
+    )
+    return ValueHead(config, layout, likelihoods, of_cells, nnx.Rngs(0))
 
 
-def test_the_likelihood_of_bins_is_the_cross_entropy_of_the_true_bin():
-    config = ModalityConfig(likelihood="bins", num_bins=6)
-    outputs = jax.random.normal(jax.random.key(0), (2, 6))
-    nll = LIKELIHOODS["bins"].nll(outputs, None, jnp.asarray([0.0, 1.0]), jnp.asarray([1000.0, 1000.0]), config)
-    probabilities = np.asarray(jax.nn.softmax(outputs))
-    np.testing.assert_allclose(nll, [-np.log(probabilities[0, 0]), -np.log(probabilities[1, 3])], rtol=1e-5)
+def start(layout, name, likelihood, of_cells=True):
+    """Likelihood object, outputs [1, F, K] and spreads [1, F] of every feature of a modality, from any states."""
+    own = head(layout, {name: likelihood}, of_cells)
+    states = jax.random.normal(jax.random.key(0), (1, len(IDS[name]), 16))
+    return own.likelihoods[name], *own(name, states, jnp.asarray(IDS[name])[None], {})
 
 
-def test_accessibility_is_predicted_as_open_or_not_whatever_the_count():
-    nll = LIKELIHOODS["bernoulli"].nll
-    logits = jnp.asarray([[0.7], [0.7], [0.7]])
-    values = nll(logits, None, jnp.asarray([0.0, 1.0, 9.0]), jnp.ones(3), ModalityConfig(likelihood="bernoulli"))
-    open_ = 1 / (1 + np.exp(-0.7))
-    np.testing.assert_allclose(values, [-np.log(1 - open_), -np.log(open_), -np.log(open_)], rtol=1e-5)
+def test_a_negative_binomial_starts_at_the_feature_s_share_and_dispersion(known_layout):
+    known, (first, stop) = known_layout.statistics, known_layout.slices["rna"]
+    likelihood, outputs, spread = start(known_layout, "rna", "negative_binomial")
+    counts = np.arange(stop - first) % 7
+    nll = likelihood.nll(outputs, spread, Truth(jnp.asarray(counts, jnp.float32)[None], 500.0, 0.0))
+    mean, theta = 500 * known.cell_share[first:stop], np.exp(known.cell_log_dispersion[first:stop])
+    np.testing.assert_allclose(nll[0], -scipy.stats.nbinom(theta, theta / (theta + mean)).logpmf(counts), rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", sorted(LIKELIHOODS))
-def test_extreme_outputs_and_counts_give_finite_losses_and_gradients(name):
-    config = ModalityConfig(likelihood=name)
-    outputs = jnp.asarray([[-80.0] * 6, [80.0] * 6, [0.0] * 6])
+@pytest.mark.parametrize(
+    ("name", "likelihood", "mean", "std"),
+    [
+        ("protein", "gaussian_clr", "clr_mean", "clr_std"),
+        ("rna", "gaussian_log1p", "log1p_mean", "log1p_std"),
+        ("atac", "bernoulli", "cell_detection", None),
+    ],
+)
+def test_a_translation_starts_at_the_mean_of_each_feature(known_layout, name, likelihood, mean, std):
+    own, outputs, spread = start(known_layout, name, likelihood)
+    predicted = own.predict(outputs, spread)
+    np.testing.assert_allclose(predicted.value[0], getattr(known_layout.statistics, mean)[IDS[name]], rtol=1e-4)
+    if std is not None:
+        np.testing.assert_allclose(predicted.std[0], getattr(known_layout.statistics, std)[IDS[name]], rtol=1e-4)
 
-    def total(outputs, log_dispersion):
-        counts, library = jnp.asarray([0.0, 5000.0, 3.0]), jnp.asarray([0.0, 1e6, 3.0])
-        return LIKELIHOODS[name].nll(outputs, log_dispersion, counts, library, config).sum()
 
-    for log_dispersion in (-10.0, 0.0, 10.0):
-        value, gradient = jax.value_and_grad(total)(outputs, jnp.full(3, log_dispersion))
-        assert np.isfinite(value)
-        assert np.isfinite(gradient).all()
+def test_proteins_with_background_start_at_their_share(known_layout):
+    own, outputs, spread = start(known_layout, "protein", "negative_binomial_background")
+    wanted = known_layout.statistics.cell_share[IDS["protein"]] * own.median_library
+    # ambient at half the share and bound at about three times that, half of the cells each
+    np.testing.assert_allclose(own.expected_counts(outputs, spread)[0], wanted, rtol=0.05)
+
+
+def test_tokens_and_cells_start_at_different_models_because_zeros_are_sampled(known_layout):
+    known = known_layout.statistics
+    # As where a fifth of the zeros are tokens; the synthetic cells show as many zeros as they have.
+    halved = dataclasses.replace(known_layout, statistics=known._replace(cell_detection=known.detection / 2))
+    for of_cells in (False, True):
+        own, outputs, spread = start(halved, "atac", "bernoulli", of_cells)
+        wanted = known.detection[IDS["atac"]] / (2 if of_cells else 1)
+        np.testing.assert_allclose(own.predict(outputs, spread).value[0], wanted, rtol=1e-4)
+
+
+def test_a_modality_is_scored_by_its_own_likelihood_and_no_other(known_layout):
+    """Impossible counts of another modality must not reach a head, not even as a NaN in an unused branch."""
+    own = head(known_layout, {"rna": "negative_binomial", "atac": "bernoulli"})
+    ids, modality = jnp.asarray([[3, 60]]), jnp.asarray([[0, 2]])
+    truth = Truth(jnp.asarray([[5.0, 1.0]]), jnp.asarray([[500.0, 90.0]]), jnp.zeros((1, 2)))
+    states = jnp.zeros((1, 2, 16))
+    both = own.nll(states, ids, modality, truth, {})
+    for column, name in ((0, "rna"), (1, "atac")):
+        part = jax.tree.map(lambda x, c=column: x[:, c : c + 1], truth)
+        outputs, spread = own(name, states[:, :1], ids[:, column : column + 1], {})
+        np.testing.assert_allclose(both[:, column], own.likelihoods[name].nll(outputs, spread, part)[:, 0], rtol=1e-6)
+    poisoned = dataclasses.replace(known_layout, statistics=None)
+    assert np.isfinite(head(poisoned, {"rna": "negative_binomial"}).nll(states, ids, modality, truth, {})).all()

@@ -7,8 +7,8 @@ import pytest
 from conftest import padded
 
 from scmbert_jax.config import MaskedModelingConfig, ObjectivesConfig
-from scmbert_jax.models.embeddings import pack_tokens
 from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.base import row_keys
 from scmbert_jax.objectives.masked_modeling import MaskedModeling, choose_masked
 

@@ -120,7 +120,7 @@ def test_weight_decay_spares_norms_biases_and_embeddings(tiny_config, tiny_layou
     assert not blocks["attention_norm"]["scale"]
     assert not mask["table"]["learned"]
     assert not mask["embedding"]["mask"]
-    assert not mask["token_head"]["log_dispersion"]
+    assert not mask["token_head"]["spread"]
     assert not mask["token_head"]["feature_bias"]
 
 
