@@ -19,11 +19,15 @@ import pytest
 
 from scmbert_jax.batch import CellBatch, FeatureLayout
 from scmbert_jax.config import (
+    ContrastiveAlignmentConfig,
+    CrossModalTranslationConfig,
     DataConfig,
     ExperimentConfig,
+    MaskedModelingConfig,
     ModalitiesConfig,
     ModalityConfig,
     ModelConfig,
+    ObjectivesConfig,
     OptimizerConfig,
     TrainConfig,
 )
@@ -150,6 +154,17 @@ def tiny_config() -> ExperimentConfig:
 
 
 @pytest.fixture(scope="session")
+def mixed_config(tiny_config: ExperimentConfig) -> ExperimentConfig:
+    """`tiny_config` with all three objectives, pairs and cycle."""
+    objectives = ObjectivesConfig(
+        MaskedModelingConfig(weight=1.0),
+        CrossModalTranslationConfig(weight=1.0, cycle_weight=0.5, cycle_features=6),
+        ContrastiveAlignmentConfig(weight=1.0, projection_dim=8, negatives="all"),
+    )
+    return replace(tiny_config, objectives=objectives)
+
+
+@pytest.fixture(scope="session")
 def tiny_layout() -> FeatureLayout:
     from data_pipelines.synthetic import synthetic_layout
 
@@ -207,3 +222,13 @@ def without(batch: CellBatch, modality: str, rows: np.ndarray | slice = slice(No
     tokens = batch.modalities[modality]
     nothing = tokens._replace(**{name: emptied(getattr(tokens, name)) for name in tokens._fields})
     return batch._replace(modalities={**batch.modalities, modality: nothing})
+
+
+def shaken(params: dict, size: float = 0.1) -> dict:
+    """Parameters with noise on every number: output layers start at zero, where nothing behind them shows."""
+    import jax
+
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(99), len(leaves))
+    noise = [size * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, [leaf + more for leaf, more in zip(leaves, noise, strict=True)])

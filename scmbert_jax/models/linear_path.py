@@ -6,6 +6,7 @@ component scores, and a translation is what the decoder says plus a linear map o
 from the components of the run's first cells and are trained with the rest.
 """
 
+from itertools import permutations
 from typing import Any
 
 import jax
@@ -19,6 +20,10 @@ from scmbert_jax.models.embeddings import padded_rows
 from scmbert_jax.models.encoder import constant, weight
 from scmbert_jax.models.token_sequence import TokenSequence
 from scmbert_jax.value_scales import linear_values
+
+# Scores of the first components span several units while Adam moves a weight by about the learning rate a step: stored
+# at a third, the map onto them is learned three times as fast.
+OUTPUT_SCALE = 3.0
 
 
 class LinearPath(nnx.Module):
@@ -54,33 +59,39 @@ class LinearPath(nnx.Module):
             {name: weight(rngs, (NUM_COMPONENTS, dim), NUM_COMPONENTS, (None, "embed")) for name in self.modalities}
         )
         # Zero: a translation starts from the mean of each feature.
-        self.out_of_cell: Any = nnx.Dict(
-            {name: constant(0.0, (dim, NUM_COMPONENTS), ("embed", None)) for name in self.modalities}
+        shape = (NUM_COMPONENTS, NUM_COMPONENTS)
+        self.between: Any = nnx.Dict(
+            {f"{a}>{b}": constant(0.0, shape, (None, None)) for a, b in permutations(self.modalities, 2)}
         )
 
-    def __call__(self, tokens: TokenSequence, hidden: jax.Array) -> jax.Array:
-        """float32 [B, D]: what the visible tokens' values say of the cell, the mean over its modalities."""
+    def scores(self, tokens: TokenSequence, hidden: jax.Array) -> dict[str, jax.Array]:
+        """Modality of `tokens` -> component scores float32 [B, K] of its visible tokens; 0 where there is none."""
         visible = tokens.valid & ~hidden
         counts = jnp.where(visible, tokens.counts, 0.0)
         scale = jax.lax.stop_gradient(self.scale[...])[tokens.feature_ids]  # [B, S, 3]
         loadings = self.loadings[...][tokens.feature_ids]  # [B, S, K]
-        total, number = jnp.zeros(()), jnp.zeros(())
+        found = {}
         for name in (name for name, _ in tokens.widths):
             mine = tokens.modality == MODALITIES.index(name)
             values = linear_values(name, counts, tokens.library_size, tokens.mean_log_count, scale[..., 2], jnp)
-            values = values - scale[..., 0]
             # Hidden tokens are made up for by the others.
             shown, real = (visible & mine).sum(axis=1), (tokens.valid & mine).sum(axis=1)
             share = (real / jnp.maximum(shown, 1))[:, None]
             weights = jnp.where(visible & mine, tokens.weight * share, 0.0)
-            scores = jnp.einsum("bs,bsk->bk", weights * values, loadings) - self.offset[name][...]
-            has = (shown > 0).astype(jnp.float32)[:, None]
-            total = total + has * (scores @ self.into_cell[name][...])
-            number = number + has
-        return total / jnp.maximum(number, 1.0)
+            total = jnp.einsum("bs,bsk->bk", weights * (values - scale[..., 0]), loadings)
+            found[name] = jnp.where((shown > 0)[:, None], total - self.offset[name][...], 0.0)
+        return found
 
-    def outputs(self, cell: jax.Array, target: str, feature_ids: jax.Array) -> jax.Array:
-        """cell [B, D], features int32 [B, M] of `target` -> float32 [B, M], added to the first output of the head."""
-        scores = cell.astype(jnp.float32) @ self.out_of_cell[target][...]  # [B, K]
-        std = jax.lax.stop_gradient(self.scale[...])[feature_ids, 1]  # heads predict in units of it
+    def __call__(self, tokens: TokenSequence, hidden: jax.Array) -> jax.Array:
+        """float32 [B, D]: what the visible tokens' values say of the cell, the mean over its modalities."""
+        total = sum(scores @ self.into_cell[name][...] for name, scores in self.scores(tokens, hidden).items())
+        number = jnp.maximum((tokens.modality_lengths > 0).sum(axis=1), 1)
+        return total / number[:, None]
+
+    def outputs(self, tokens: TokenSequence, target: str, feature_ids: jax.Array) -> jax.Array:
+        """From `tokens` of one modality to features int32 [B, M] of `target`: float32 [B, M], in units of their std."""
+        ((source, _),) = tokens.widths
+        scores = self.scores(tokens, jnp.zeros(tokens.valid.shape, bool))[source]
+        scores = scores @ self.between[f"{source}>{target}"][...] * OUTPUT_SCALE  # [B, K]
+        std = jax.lax.stop_gradient(self.scale[...])[feature_ids, 1]
         return jnp.einsum("bk,bmk->bm", scores, self.loadings[...][feature_ids]) / std

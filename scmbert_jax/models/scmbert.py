@@ -99,7 +99,7 @@ class ScMbert(nnx.Module):
         tokens = pack_tokens(batch, (source,))
         states = self.encode(feature_table, tokens, covariates=batch.covariates)
         ids = jnp.broadcast_to(feature_ids, (tokens.lengths.shape[0], feature_ids.shape[0]))
-        outputs = self._translation_outputs(feature_table, target, ids, states, tokens.lengths, batch.covariates)
+        outputs = self._translation_outputs(feature_table, target, ids, states, tokens, batch.covariates)
         return self.translation_head.likelihoods[target].predict(*outputs)
 
     def translation_nll(
@@ -108,15 +108,15 @@ class ScMbert(nnx.Module):
         target: str,
         feature_ids: jax.Array,
         states: jax.Array,
-        lengths: jax.Array,
+        tokens: TokenSequence,
         truth: Truth,
         covariates: dict[str, jax.Array],
     ) -> jax.Array:
         """Negative log-likelihoods float32 [B, M] of `truth` for features int32 [B, M] of `target`.
 
-        `states` [B, 1 + S, D] is the encoded source, of `lengths` int32 [B] real tokens.
+        `states` [B, 1 + S, D] is the encoded source, `tokens` [B, S], of one modality.
         """
-        outputs = self._translation_outputs(feature_table, target, feature_ids, states, lengths, covariates)
+        outputs = self._translation_outputs(feature_table, target, feature_ids, states, tokens, covariates)
         return self.translation_head.likelihoods[target].nll(*outputs, truth)
 
     def expected_counts(
@@ -125,19 +125,19 @@ class ScMbert(nnx.Module):
         target: str,
         feature_ids: jax.Array,
         states: jax.Array,
-        lengths: jax.Array,
+        tokens: TokenSequence,
         covariates: dict[str, jax.Array],
     ) -> jax.Array:
         """Counts float32 [B, M] that the source predicts, for a cell of the median library size; differentiable."""
-        outputs = self._translation_outputs(feature_table, target, feature_ids, states, lengths, covariates)
+        outputs = self._translation_outputs(feature_table, target, feature_ids, states, tokens, covariates)
         return self.translation_head.likelihoods[target].expected_counts(*outputs)
 
-    def _translation_outputs(self, feature_table, target, feature_ids, states, lengths, covariates):
+    def _translation_outputs(self, feature_table, target, feature_ids, states, tokens, covariates):
         """Outputs [B, M, K] of the translation head and spreads [B, M]."""
-        x = self.translation_decoder(feature_table[feature_ids], target, states, lengths)
+        x = self.translation_decoder(feature_table[feature_ids], target, states, tokens.lengths)
         outputs, spread = self.translation_head(target, x, feature_ids, covariates)
         if self.linear is not None:
-            outputs = outputs.at[..., 0].add(self.linear.outputs(states[:, 0], target, feature_ids))
+            outputs = outputs.at[..., 0].add(self.linear.outputs(tokens, target, feature_ids))
         return outputs, spread
 
 

@@ -58,7 +58,7 @@ class CrossModalTranslation:
 
     def _there(self, model, table, batch, covariates, source, target, tokens, states, key):
         """Negative log-likelihoods and weights [B, L] of the target's tokens, where both modalities were measured."""
-        nll, weights = self._decode(model, table, batch, covariates, target, states, tokens.lengths)
+        nll, weights = self._decode(model, table, batch, covariates, target, states, tokens)
         return nll, weights * (tokens.lengths > 0)[:, None]
 
     def _there_and_back(self, model, table, batch, covariates, source, target, tokens, states, key):
@@ -68,18 +68,18 @@ class CrossModalTranslation:
         # The same features for all cells of a step: any choice will do that does not look at what the cells measured.
         shuffled = jax.random.permutation(jax.random.fold_in(key, MODALITIES.index(target)), stop - first)
         ids = jnp.broadcast_to(first + shuffled[:number], (tokens.lengths.shape[0], number)).astype(jnp.int32)
-        counts = model.expected_counts(table, target, ids, states, tokens.lengths, covariates)
+        counts = model.expected_counts(table, target, ids, states, tokens, covariates)
         imagined = _as_tokens(
             target, ids, counts, model.translation_head.likelihoods[target].median_library, stop - first
         )
         back_states = model.encode(table, imagined, covariates=covariates)
-        return self._decode(model, table, batch, covariates, source, back_states, imagined.lengths)
+        return self._decode(model, table, batch, covariates, source, back_states, imagined)
 
-    def _decode(self, model, table, batch, covariates, target, states, lengths):
+    def _decode(self, model, table, batch, covariates, target, states, tokens):
         """Negative log-likelihoods of measured tokens of `target`, and their weights (mean 1 over a cell's tokens)."""
         measured = pack_tokens(batch, (target,))
         truth = Truth(measured.counts, measured.library_size, measured.mean_log_count)
-        nll = model.translation_nll(table, target, measured.feature_ids, states, lengths, truth, covariates)
+        nll = model.translation_nll(table, target, measured.feature_ids, states, tokens, truth, covariates)
         scale = measured.lengths / jnp.maximum(measured.weight.sum(1), 1e-8)
         return nll, measured.weight * scale[:, None]
 

@@ -54,9 +54,9 @@ def test_a_protein_row_is_its_own_row_plus_the_projected_mean_of_its_genes(tiny_
 
 
 @pytest.mark.parametrize("where", ["heads", "tokens"])
-def test_hidden_values_never_reach_the_encoder(tiny_config, tiny_layout, tiny_batch, where):
+def test_hidden_values_never_reach_the_encoder(tiny_config, known_layout, tiny_batch, where):
     model_config = dataclasses.replace(tiny_config.model, covariates=("technical_batch",), covariates_at=where)
-    _, _, model = build(dataclasses.replace(tiny_config, model=model_config), tiny_layout)
+    _, _, model = build(dataclasses.replace(tiny_config, model=model_config), known_layout)
     batch = tiny_batch()
     tokens = pack_tokens(batch)
     hidden = (jnp.arange(tokens.valid.shape[1]) % 3 == 0) & tokens.valid
@@ -70,8 +70,16 @@ def test_hidden_values_never_reach_the_encoder(tiny_config, tiny_layout, tiny_ba
     assert not np.array_equal(seen, encode(jnp.where(hidden, tokens.counts, tokens.counts + 77)))
 
 
-def test_more_padding_changes_no_embedding(tiny_config, tiny_layout, tiny_batch):
-    _, _, model = build(tiny_config, tiny_layout)
+SHARINGS = ("shared", "multiway", "per_modality")
+
+
+def sharing(config, how):
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, encoder_sharing=how))
+
+
+@pytest.mark.parametrize("how", SHARINGS)
+def test_more_padding_changes_no_embedding(tiny_config, known_layout, tiny_batch, how):
+    _, _, model = build(sharing(tiny_config, how), known_layout)
     batch = tiny_batch()
     table = model.feature_table()
     # float32 sums over more (zero) terms
@@ -80,8 +88,9 @@ def test_more_padding_changes_no_embedding(tiny_config, tiny_layout, tiny_batch)
     )
 
 
-def test_the_order_of_tokens_carries_no_information(tiny_config, tiny_layout, tiny_batch):
-    _, _, model = build(tiny_config, tiny_layout)
+@pytest.mark.parametrize("how", SHARINGS)
+def test_the_order_of_tokens_carries_no_information(tiny_config, known_layout, tiny_batch, how):
+    _, _, model = build(sharing(tiny_config, how), known_layout)
     batch = tiny_batch()
 
     def reversed_tokens(tokens: ModalityTokens) -> ModalityTokens:
@@ -99,8 +108,8 @@ def test_the_order_of_tokens_carries_no_information(tiny_config, tiny_layout, ti
     np.testing.assert_allclose(model.cell_embedding(table, batch), model.cell_embedding(table, turned), atol=2e-5)
 
 
-def test_a_cell_s_embedding_does_not_depend_on_its_neighbours(tiny_config, tiny_layout, tiny_batch):
-    _, _, model = build(tiny_config, tiny_layout)
+def test_a_cell_s_embedding_does_not_depend_on_its_neighbours(tiny_config, known_layout, tiny_batch):
+    _, _, model = build(tiny_config, known_layout)
     batch, table = tiny_batch(), model.feature_table()
     alone = jax.tree.map(lambda x: x[3:4], batch)
     np.testing.assert_allclose(model.cell_embedding(table, batch)[3:4], model.cell_embedding(table, alone), atol=2e-5)
