@@ -16,7 +16,7 @@ from scmbert_jax.commands.evaluate import EvaluateProbe, EvaluateTranslation
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
 from scmbert_jax.commands.terminal import say
 from scmbert_jax.commands.train import Export, Pretrain
-from scmbert_jax.commands.use import Embed
+from scmbert_jax.commands.use import Embed, Translate
 from scmbert_jax.errors import ConfigError, UserError
 
 VERBS: dict[str, Any] = {
@@ -25,6 +25,7 @@ VERBS: dict[str, Any] = {
     "pretrain": Pretrain,
     "export": Export,
     "embed": Embed,
+    "translate": Translate,
     "match": Match,
     "label-transfer": LabelTransfer,
     "pseudo-pairs": MakePseudoPairs,

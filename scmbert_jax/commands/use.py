@@ -1,12 +1,21 @@
-"""Verbs that ask a model: embed."""
+"""Verbs that ask a model: embed, translate."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from scmbert_jax.commands.terminal import CountsFile, ModelFolder, Organism, progress, say
+
+if TYPE_CHECKING:
+    from data_pipelines.input_report import InputReport
+    from scmbert_jax.pretrained import PretrainedModel
+
+Modality = Literal["rna", "protein", "atac"]
+Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+
+_NAMED = 10  # features a message lists; the written file has all
 
 
 @dataclass(frozen=True)
@@ -14,14 +23,18 @@ class Embed:
     """Add cell embeddings to a copy of a file, as obsm["X_scmbert"].
 
     Example:  scmbert embed my_model cells.h5ad -o embedded.h5ad
+              scmbert embed my_model cells.h5mu -o embedded.h5mu --joint
     """
 
     model_dir: tyro.conf.Positional[ModelFolder]
     """Written by scmbert export."""
     file: tyro.conf.Positional[CountsFile]
     """Raw counts; whatever scmbert doctor takes."""
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    output: Output
     """.h5ad (or .h5mu for an .h5mu)."""
+    joint: bool = False
+    """Also the space in which modalities are compared: obsm["X_scmbert_rna"], ... of each modality read alone, and
+    their mean, obsm["X_scmbert_joint"]. For models trained with contrastive_alignment."""
     organism: Organism = None
     """Taken from the gene names when left out."""
     assembly: str | None = None
@@ -31,12 +44,12 @@ class Embed:
 
     def run(self) -> int:
         from scmbert_jax.pretrained import load_model
-        from scmbert_jax.tasks.embed import embed_dataset
-        from scmbert_jax.tasks.write_embedding import check_output, write_embedding
+        from scmbert_jax.tasks.embed import embed_dataset, embed_jointly
+        from scmbert_jax.tasks.write_embedding import check_output, obsm_keys, write_embedding
 
         check_output(self.output, self.file)
         model = load_model(self.model_dir)
-        result = embed_dataset(
+        result = (embed_jointly if self.joint else embed_dataset)(
             model,
             self.file,
             organism=self.organism,
@@ -46,8 +59,86 @@ class Embed:
         )
         for name, overlap in result.overlaps.items():
             say(f"{name}: {overlap.summary()}")
+            _say_what_is_not_read(model, result.report, name)
         if result.num_empty:
             say(f"{result.num_empty:,} cells have no counts of the model's features: their embedding is nan")
         write_embedding(self.output, self.file, model, result)
-        print(f"{self.output}: obsm['X_scmbert'] of {len(result.embeddings):,} cells x {result.embeddings.shape[1]}")
+        for key, embeddings in obsm_keys(result).items():
+            print(f"{self.output}: obsm['{key}'] of {len(embeddings):,} cells x {embeddings.shape[1]}")
         return 0
+
+
+@dataclass(frozen=True)
+class Translate:
+    """Predict another modality of cells; write it beside the measured one.
+
+    OUT.h5mu holds the modality that was read, as it is in FILE, and the predicted one: X are expected values,
+    layers["std"] their standard deviations, uns["scmbert"] says in which unit and by which model.
+
+    Example:  scmbert translate my_model cells.h5ad --to protein -o translated.h5mu
+              scmbert translate my_model cells.h5mu --to rna --from protein --features CD3E MS4A1 -o translated.h5mu
+    """
+
+    model_dir: tyro.conf.Positional[ModelFolder]
+    """Written by scmbert export, trained with cross_modal_translation."""
+    file: tyro.conf.Positional[CountsFile]
+    """Raw counts; whatever scmbert doctor takes."""
+    target: Annotated[Modality, tyro.conf.arg(name="to")]
+    """The modality to predict."""
+    output: Output
+    """.h5mu."""
+    source: Annotated[Modality | None, tyro.conf.arg(name="from")] = None
+    """The modality to read; may be left out where the file and the model share one other than the target."""
+    features: tuple[str, ...] = ()
+    """Names or ids of features to predict, as `A B` or `A,B`; all that the model knows when left out."""
+    draws: int = 1
+    """Predictions are averaged over this many draws of a cell's tokens, where it has more features than tokens."""
+    organism: Organism = None
+    """Taken from the gene names when left out."""
+    assembly: str | None = None
+    """Genome build of regions; the model's when left out."""
+    batch_size: int = 64
+    """Cells per device call; changes speed and memory only."""
+
+    def run(self) -> int:
+        from scmbert_jax.pretrained import load_model
+        from scmbert_jax.tasks.translate import translate_dataset
+        from scmbert_jax.tasks.write_translation import check_translation_output, write_translation
+
+        check_translation_output(self.output, self.file)
+        model = load_model(self.model_dir)
+        asked = [name.strip() for words in self.features for name in words.split(",") if name.strip()]
+        result = translate_dataset(
+            model,
+            self.file,
+            target=self.target,
+            source=self.source,
+            features=asked if self.features else None,
+            organism=self.organism,
+            assembly=self.assembly,
+            batch_size=self.batch_size,
+            num_draws=self.draws,
+            progress=progress("translate"),
+        )
+        say(f"{result.source}: {result.overlap.summary()}")
+        _say_what_is_not_read(model, result.report, result.source)
+        if self.target in result.report.modalities:
+            say(f"{self.target}: what {self.file} has of it is not read, and not in the output")
+        left_out = int((~result.predicted).sum())
+        if left_out:
+            say(f"{left_out:,} cells have no {result.source} counts of the model's features: nothing is predicted")
+        write_translation(self.output, self.file, model, result)
+        print(
+            f"{self.output}: mod['{self.target}'] of {int(result.predicted.sum()):,} cells x "
+            f"{len(result.feature_ids):,} features, predicted from {result.source} ({result.scale})"
+        )
+        return 0
+
+
+def _say_what_is_not_read(model: "PretrainedModel", report: "InputReport", modality: str) -> None:
+    from scmbert_jax.tasks.embed import features_not_read
+
+    names = features_not_read(model, report, modality)
+    if names:
+        listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
+        say(f"{modality}: {len(names):,} features of the file are not read: {listed} (all in uns['scmbert'])")

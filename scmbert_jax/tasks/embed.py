@@ -1,7 +1,7 @@
 """Cell embeddings of a file, an AnnData or a MuData: deterministic, row-aligned, unknown features reported."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -15,12 +15,13 @@ from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import InputError
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.pretrained import PretrainedModel
-from scmbert_jax.tasks.model_cells import open_model_cells
+from scmbert_jax.tasks.model_cells import ModelCells, open_model_cells
+from scmbert_jax.training.run_information import information_in_words
 
 
 @dataclass(frozen=True)
 class CellEmbeddings:
-    """The result of `embed_dataset`.
+    """The result of `embed_dataset` and `embed_jointly`.
 
     Attributes:
       embeddings: float32 [n, D], row i is cell i of `dataset`; nan for a cell in which none of the modalities
@@ -28,12 +29,15 @@ class CellEmbeddings:
       dataset: the data set with its cell ids and metadata.
       report: the input check.
       overlaps: modality -> how the file's features meet the model's.
+      aligned: of `embed_jointly`: modality, or "joint" -> float32 [n, P], unit vectors of the contrastive space; nan
+        for a cell in which the modality (all of them) was not measured.
     """
 
     embeddings: np.ndarray
     dataset: Dataset
     report: InputReport
     overlaps: dict[str, Overlap]
+    aligned: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def num_empty(self) -> int:
@@ -71,16 +75,11 @@ def embed_dataset(
         message says what to do.
       ConfigError: a batch size below 1.
     """
-    if space == "aligned" and model.config.objectives.contrastive_alignment.weight == 0:
-        raise InputError(
-            "space 'aligned': the model was not trained with contrastive_alignment, so its modalities have no common "
-            "space but the cell embedding (space 'cell')."
-        )
+    if space == "aligned":
+        _require_aligned_space(model)
     opened = open_model_cells(model, cells, modalities, organism, assembly)
     embed = _embedding_function(model, space)
-    config = model.config
-    width = config.objectives.contrastive_alignment.projection_dim if space == "aligned" else config.model.embed_dim
-    result = np.full((len(opened.dataset.cell_ids), width), np.nan, np.float32)
+    result = _no_embeddings(opened, _width(model, space))
     for rows, batch, done in opened.batches(num_tokens, batch_size, seed):
         result[rows] = embed(batch)[: len(rows)]
         if progress is not None:
@@ -88,6 +87,67 @@ def embed_dataset(
     if progress is not None:
         progress(len(result), len(result))
     return CellEmbeddings(result, opened.dataset, opened.report, opened.overlaps)
+
+
+def embed_jointly(
+    model: PretrainedModel,
+    cells: Any,
+    *,
+    num_tokens: Mapping[str, int] | None = None,
+    organism: str | None = None,
+    assembly: str | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> CellEmbeddings:
+    """Embeds every cell by all its modalities and by each alone, in one pass over the file.
+
+    `embeddings` of the result are those of `embed_dataset`; `aligned` are comparable across modalities: one entry for
+    each modality that the file and the model share, and their mean, brought back to length 1, as "joint".
+
+    Args: as those of `embed_dataset`.
+
+    Raises:
+      InputError: the model was not trained with contrastive_alignment; or what `embed_dataset` raises.
+      ConfigError: a batch size below 1.
+    """
+    _require_aligned_space(model)
+    opened = open_model_cells(model, cells, None, organism, assembly)
+    embed_cell, embed_aligned = (_embedding_function(model, space) for space in ("cell", "aligned"))
+    whole = _no_embeddings(opened, _width(model, "cell"))
+    aligned = {name: _no_embeddings(opened, _width(model, "aligned")) for name in ("joint", *opened.overlaps)}
+    for rows, batch, done in opened.batches(num_tokens, batch_size, seed):
+        whole[rows] = embed_cell(batch)[: len(rows)]
+        total = np.zeros((len(rows), aligned["joint"].shape[1]), np.float32)
+        for name, tokens in batch.modalities.items():
+            has = tokens.lengths[: len(rows)] > 0
+            if has.any():
+                vectors = embed_aligned(batch._replace(modalities={name: tokens}))[: len(rows)][has]
+                aligned[name][rows[has]] = vectors
+                total[has] += vectors
+        aligned["joint"][rows] = total / (np.linalg.norm(total, axis=1, keepdims=True) + 1e-6)
+        if progress is not None:
+            progress(done, len(whole))
+    if progress is not None:
+        progress(len(whole), len(whole))
+    return CellEmbeddings(whole, opened.dataset, opened.report, opened.overlaps, aligned)
+
+
+def _require_aligned_space(model: PretrainedModel) -> None:
+    if model.config.objectives.contrastive_alignment.weight == 0:
+        raise InputError(
+            "the model was not trained with contrastive_alignment, so its modalities have no common space (aligned, "
+            "--joint) but the cell embedding. Train one with --objectives.contrastive-alignment.weight above 0."
+        )
+
+
+def _width(model: PretrainedModel, space: str) -> int:
+    config = model.config
+    return config.objectives.contrastive_alignment.projection_dim if space == "aligned" else config.model.embed_dim
+
+
+def _no_embeddings(opened: ModelCells, width: int) -> np.ndarray:
+    return np.full((len(opened.dataset.cell_ids), width), np.nan, np.float32)
 
 
 # Compiled once per definition and batch shape, so that a model embeds file after file, and its untrained twin with it.
@@ -114,6 +174,14 @@ def _embedding_function(model: PretrainedModel, space: str) -> Callable[[CellBat
 
 def provenance(model: PretrainedModel, result: CellEmbeddings) -> dict[str, Any]:
     """What stands in `uns["scmbert"]` of a written file: which model, which features, which software."""
+    return {
+        **model_provenance(model, result.report, result.overlaps),
+        "cells_without_embedding": result.num_empty,
+    }
+
+
+def model_provenance(model: PretrainedModel, report: InputReport, overlaps: Mapping[str, Overlap]) -> dict[str, Any]:
+    """Which model, what it was told in training, which features of a file it read and which it did not."""
     known = model.info["provenance"]
     return {
         "model_step": int(model.info["step"]),
@@ -121,6 +189,17 @@ def provenance(model: PretrainedModel, result: CellEmbeddings) -> dict[str, Any]
         "feature_space_hash": known["feature_space_hash"],
         "git_commit": known["git_commit"],
         "scmbert_jax_version": known["versions"]["scmbert_jax"],
-        "cells_without_embedding": result.num_empty,
-        "features": {name: overlap.summary() for name, overlap in result.overlaps.items()},
+        "trained_on": np.array(information_in_words(known.get("information")), dtype=object),
+        "features": {name: overlap.summary() for name, overlap in overlaps.items()},
+        "features_not_read": {
+            name: np.array(features_not_read(model, report, name), dtype=object) for name in overlaps
+        },
     }
+
+
+def features_not_read(model: PretrainedModel, report: InputReport, modality: str) -> list[str]:
+    """Every feature of a file that the model saw nothing of, as the file names it, in the file's order."""
+    mapping = report.modalities[modality].mapping
+    assert mapping is not None  # or the file would have no overlap with the model
+    place = model.feature_space.modalities[modality].index_of(mapping.ids)
+    return mapping.names[place < 0].tolist()

@@ -9,13 +9,15 @@ import jax
 import numpy as np
 
 from data_pipelines.input_report import InputReport
-from data_pipelines.readers import Dataset
+from data_pipelines.model_counts import Overlap
+from data_pipelines.readers import Dataset, open_dataset
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import feature_table
 from scmbert_jax.tasks.model_cells import open_model_cells
+from scmbert_jax.tasks.translation_targets import learned_sources, require_same_space, target_features
 
 # Target features decoded in one device call: what bounds memory for a modality of a million regions.
 FEATURES_PER_CALL = 1024
@@ -35,6 +37,8 @@ class Translation:
         "probability" (of a count above 0).
       target_sum: the median library size of the target in training, counts.
       dataset, report: the cells and their input check.
+      overlap: how the source's features of the file meet the model's.
+      num_draws, seed: of the tokens that were shown.
     """
 
     values: np.ndarray
@@ -47,6 +51,14 @@ class Translation:
     target_sum: float
     dataset: Dataset
     report: InputReport
+    overlap: Overlap
+    num_draws: int
+    seed: int
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """bool [n], the cells of which the model has seen something."""
+        return ~np.isnan(self.values[:, 0])
 
 
 def translate_dataset(
@@ -66,66 +78,71 @@ def translate_dataset(
     """Predicts modality `target` of every cell from its modality `source`.
 
     Args:
-      cells: whatever `open_dataset` takes; only its `source` is read.
+      cells: whatever `open_dataset` takes; of its counts only those of `source` are shown to the model.
       target: modality to predict.
       source: modality to read; None: the one other modality that the data and the model share.
-      features: ids or names of target features; None: all the model knows.
+      features: ids or names of target features, as files have them; None: all the model knows.
       organism, assembly: as in `embed_dataset`.
       batch_size: cells per device call; changes speed and memory only.
       seed: of the tokens that are drawn of cells with more features than tokens.
-      num_draws: predictions are averaged over this many draws of tokens.
+      num_draws: predictions are averaged over this many draws of tokens; what differs between them is in `std`.
       progress: called with (cells done, cells in all), over all draws.
 
     Raises:
-      InputError: the model was not trained to translate in this direction, does not know a feature, or the data lacks
-        the source; or what `embed_dataset` raises.
+      InputError: the model has not learned this direction, does not know a feature, or is of another species or genome
+        build; the data lacks the source; or what `embed_dataset` raises.
       ConfigError: a batch size or a number of draws below 1.
     """
     if num_draws < 1:
         raise ConfigError(f"num_draws {num_draws}: expected 1 or more.")
-    _check_target(model, target)
-    opened = open_model_cells(model, cells, _sources(model, target, source), organism, assembly)
-    source = _one_source(list(opened.overlaps), target, opened.dataset)
-    rows, ids, names = _target_features(model, target, features)
-    likelihood = model.definition.translation_likelihood(target)
-    parts = [rows[first : first + FEATURES_PER_CALL] for first in range(0, len(rows), FEATURES_PER_CALL)]
-    first_moment = np.zeros((len(opened.dataset.cell_ids), len(rows)), np.float32)
-    second_moment = np.zeros_like(first_moment)
-    seen = np.zeros(len(first_moment), bool)
-    definition = model.definition
+    possible = _possible_sources(model, target, source)
+    require_same_space(model, target, organism, assembly)
+    places = target_features(model, target, features)
+    dataset = cells if isinstance(cells, Dataset) else open_dataset(cells)
+    source = _source_of(dataset, target, possible)
+    opened = open_model_cells(model, dataset, (source,), organism, assembly)
+    known = model.feature_space.modalities[target]
+    definition, first_row = model.definition, model.feature_space.slices[target][0]
     table = feature_table(definition, model.params, definition.constants)
-    predict = partial(_predict, definition, source, target, model.params, definition.constants)
+    predict = partial(_predict, definition, source, target, model.params, definition.constants, table)
+    num_cells, num_features = len(dataset.cell_ids), len(places)
+    # Mean and summed squares over draws by Welford's updates: float32 loses nothing to the difference of two squares.
+    values = np.zeros((num_cells, num_features), np.float32)
+    spread = np.zeros_like(values)
+    seen = np.zeros(num_cells, bool)
     for draw in range(num_draws):
-        for cells_of_batch, batch, done in opened.batches(None, batch_size, seed + draw):
-            seen[cells_of_batch] = True
-            number, first = len(cells_of_batch), 0
-            for part in parts:
+        for rows, batch, done in opened.batches(None, batch_size, seed + draw):
+            seen[rows] = True
+            for first in range(0, num_features, FEATURES_PER_CALL):
+                asked = places[first : first + FEATURES_PER_CALL]
                 # The last part is filled up, so that one program serves all of them.
-                asked = np.resize(part, min(len(rows), FEATURES_PER_CALL))
-                value, std = predict(table, batch, asked)
-                value, std = np.asarray(value)[:number, : len(part)], np.asarray(std)[:number, : len(part)]
-                columns = slice(first, first + len(part))
-                first_moment[cells_of_batch, columns] += value
-                second_moment[cells_of_batch, columns] += value**2 + std**2
-                first += len(part)
+                filled = np.resize(asked, min(num_features, FEATURES_PER_CALL)) + np.int32(first_row)
+                value, std = (np.asarray(part)[: len(rows), : len(asked)] for part in predict(batch, filled))
+                block = rows, slice(first, first + len(asked))
+                change = value - values[block]
+                values[block] += change / (draw + 1)
+                spread[block] += std**2 + change * (value - values[block])
             if progress is not None:
-                progress(draw * len(seen) + done, num_draws * len(seen))
+                progress(draw * num_cells + done, num_draws * num_cells)
     if progress is not None:
-        progress(num_draws * len(seen), num_draws * len(seen))
-    values = first_moment / num_draws
-    std = np.sqrt(np.maximum(second_moment / num_draws - values**2, 0.0))
+        progress(num_draws * num_cells, num_draws * num_cells)
+    std = np.sqrt(np.divide(spread, num_draws, out=spread), out=spread)
     values[~seen], std[~seen] = np.nan, np.nan
+    likelihood = definition.translation_likelihood(target)
     return Translation(
-        values,
-        std,
-        ids,
-        names,
-        source,
-        target,
-        likelihood.scale,
-        likelihood.median_library,
-        opened.dataset,
-        opened.report,
+        values=values,
+        std=std,
+        feature_ids=known.ids[places],
+        feature_names=known.names[places],
+        source=source,
+        target=target,
+        scale=likelihood.scale,
+        target_sum=likelihood.median_library,
+        dataset=dataset,
+        report=opened.report,
+        overlap=opened.overlaps[source],
+        num_draws=num_draws,
+        seed=seed,
     )
 
 
@@ -143,55 +160,32 @@ def _predict(
     return definition.merge(params, constants).translate(table, batch, source, target, feature_ids)
 
 
-def _check_target(model: PretrainedModel, target: str) -> None:
-    in_use = model.config.modalities.in_use()
-    if model.config.objectives.cross_modal_translation.weight == 0:
+def _possible_sources(model: PretrainedModel, target: str, source: str | None) -> tuple[str, ...]:
+    """Those from which `target` can be predicted: all that were learned, or `source` where it is among them."""
+    learned = learned_sources(model, target)
+    if source is None:
+        return learned
+    if source not in learned:
         raise InputError(
-            "the model was not trained with cross_modal_translation: it cannot translate. Train one with "
-            "--objectives.cross-modal-translation.weight above 0."
+            f"{source!r} to {target!r}: the model has learned to predict {target} from {_any_of(learned)}."
         )
-    if target not in in_use:
-        raise InputError(f"target {target!r}: the model knows {', '.join(in_use)}.")
+    return (source,)
 
 
-def _sources(model: PretrainedModel, target: str, source: str | None) -> tuple[str, ...]:
-    """Modalities from which the model can predict `target`."""
-    known = model.config.objectives.cross_modal_translation.directions
-    in_use = model.config.modalities.in_use()
-    possible = tuple(name for name in in_use if name != target and (not known or f"{name}>{target}" in known))
-    if source is not None and source not in possible:
+def _source_of(dataset: Dataset, target: str, possible: tuple[str, ...]) -> str:
+    """The one modality of `possible` that the data has."""
+    measured = [matrix.modality for matrix in dataset.matrices]
+    found = [name for name in possible if name in measured]
+    if len(found) > 1:
+        raise InputError(f"{dataset.path}: {target} can be predicted from {_any_of(found)}; name one as the source.")
+    # A matrix of unknown modality may be it: the input check says why it was not recognised.
+    if not found and "" not in measured:
         raise InputError(
-            f"{source!r} to {target!r}: the model predicts {target} from {', '.join(possible) or 'nothing'}."
+            f"{dataset.path}: has {' and '.join(measured) or 'no modality'}; {target} is predicted from "
+            f"{_any_of(possible)}. Give a file in which {_any_of(possible)} was measured."
         )
-    if not possible:
-        raise InputError(f"target {target!r}: the model was trained for {', '.join(known)} only.")
-    return possible if source is None else (source,)
+    return found[0] if found else possible[0]
 
 
-def _one_source(found: list[str], target: str, dataset: Dataset) -> str:
-    if len(found) != 1:
-        raise InputError(
-            f"{dataset.path}: {target} could be predicted from {' or '.join(found)}; name one as the source."
-        )
-    return found[0]
-
-
-def _target_features(
-    model: PretrainedModel, target: str, features: Sequence[str] | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of the feature table int32 [F], ids and names."""
-    known = model.feature_space.modalities[target]
-    first = model.feature_space.slices[target][0]
-    if features is None:
-        return np.arange(first, first + len(known), dtype=np.int32), known.ids, known.names
-    of_name: dict[str, int] = {}
-    for column in (known.names, known.ids):
-        of_name.update({str(name): place for place, name in enumerate(column)})
-    unknown = [name for name in features if name not in of_name]
-    if unknown:
-        raise InputError(
-            f"the model does not know {len(unknown)} of the {len(features)} {target} features asked for "
-            f"({', '.join(unknown[:3])}); its features are those of {known.space} such as {', '.join(known.names[:3])}."
-        )
-    places = np.asarray([of_name[name] for name in features], np.int32)
-    return places + first, known.ids[places], known.names[places]
+def _any_of(names: Sequence[str]) -> str:
+    return " or ".join(names)

@@ -1,6 +1,5 @@
 """Writes embeddings into a copy of the file they were made of: all else in it stays as it was."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -11,12 +10,14 @@ from data_pipelines.readers import EXAMPLES, example_path
 from scmbert_jax.errors import InputError
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import CellEmbeddings, provenance
+from scmbert_jax.tasks.whole_file import require_writable, written_whole
+from scmbert_jax.tasks.writable_table import writable_table
 
 KEY = "X_scmbert"
 
 
 def write_embedding(path: Path, spec: str, model: PretrainedModel, result: CellEmbeddings) -> None:
-    """Writes `obsm["X_scmbert"]` and `uns["scmbert"]`, whole or not at all.
+    """Writes `obsm["X_scmbert"]` (and the others of `obsm_keys`) and `uns["scmbert"]`, whole or not at all.
 
     An .h5ad or .h5mu is copied and added to, without loading its matrices. From any other source (a 10x file, several
     files read together) a new .h5ad holds the cells, their metadata and the embedding, and no counts.
@@ -25,18 +26,12 @@ def write_embedding(path: Path, spec: str, model: PretrainedModel, result: CellE
     """
     check_output(path, spec)
     source = _annotated_source(spec)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
+    with written_whole(path) as partial:
         if source is None:
             _write_new(partial, result)
         else:
             shutil.copyfile(source, partial)
         _add(partial, model, result)
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:  # HDF5 raises the second where the first happens while it closes
-        raise InputError(f"{path}: cannot be written ({_reason(error)}).") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_output(path: Path, spec: str) -> None:
@@ -45,9 +40,7 @@ def check_output(path: Path, spec: str) -> None:
     ending = ".h5ad" if source is None else source.suffix
     if path.suffix != ending:
         raise InputError(f"{path}: the output of {spec} is an {ending} file; name it so.")
-    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        what = "is a folder" if path.is_dir() else f"{path.parent} is no folder that can be written to"
-        raise InputError(f"{path}: cannot be written ({what}); choose another place.")
+    require_writable(path)
 
 
 def _annotated_source(spec: str) -> Path | None:
@@ -60,17 +53,14 @@ def _annotated_source(spec: str) -> Path | None:
 def _write_new(path: Path, result: CellEmbeddings) -> None:
     import anndata
 
-    obs = result.dataset.obs.copy()
+    obs = writable_table(result.dataset.obs)
     obs.index = result.dataset.cell_ids.astype(object)
     anndata.AnnData(obs=obs, shape=(len(obs), 0)).write_h5ad(path)
 
 
-def _reason(error: BaseException) -> str:
-    """What the system said of a failed write, without HDF5's words around it."""
-    number = getattr(error, "errno", None)
-    if number is None and error.__context__ is not None:
-        return _reason(error.__context__)
-    return os.strerror(number) if number is not None else str(error).partition("\n")[0]
+def obsm_keys(result: CellEmbeddings) -> dict[str, np.ndarray]:
+    """Key of `obsm` -> float32 [n, D]: "X_scmbert", and of `embed_jointly` "X_scmbert_joint", "X_scmbert_rna", ..."""
+    return {KEY: result.embeddings} | {f"{KEY}_{name}": vectors for name, vectors in result.aligned.items()}
 
 
 def _add(path: Path, model: PretrainedModel, result: CellEmbeddings) -> None:
@@ -80,5 +70,6 @@ def _add(path: Path, model: PretrainedModel, result: CellEmbeddings) -> None:
         for group in ("obsm", "uns"):
             if group not in file:
                 write_elem(file, group, {})
-        write_elem(file["obsm"], KEY, np.ascontiguousarray(result.embeddings))
+        for key, embeddings in obsm_keys(result).items():
+            write_elem(file["obsm"], key, np.ascontiguousarray(embeddings))
         write_elem(file["uns"], "scmbert", provenance(model, result))
