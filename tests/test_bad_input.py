@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from conftest import TINY, Ran, scmbert, scmbert_ok
+from multimodal_model import multimodal_model  # noqa: F401
 
 from data_pipelines.gene_tables import load_gene_table
 from data_pipelines.readers import example_path
@@ -92,7 +93,11 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
-def test_a_file_that_cannot_be_used_is_refused_by_doctor_build_and_embed(spoil, pbmc_model, tmp_path):
+def test_a_file_that_cannot_be_used_is_refused_by_doctor_build_embed_and_translate(
+    spoil,
+    multimodal_model,  # noqa: F811
+    tmp_path,
+):
     adata = cells()
     spoil(adata)
     file = tmp_path / "cells.h5ad"
@@ -103,7 +108,9 @@ def test_a_file_that_cannot_be_used_is_refused_by_doctor_build_and_embed(spoil, 
     for word in (file, *SPOILT[spoil]):
         assert str(word) in doctor.out + doctor.err, word
     refused(scmbert("corpus", "build", tmp_path / "corpus", file, "--min-genes", "1"), InputError, file, *SPOILT[spoil])
-    refused(scmbert("embed", pbmc_model, file, "-o", tmp_path / "out.h5ad"), InputError, file, *SPOILT[spoil])
+    refused(scmbert("embed", multimodal_model, file, "-o", tmp_path / "out.h5ad"), InputError, file, *SPOILT[spoil])
+    translate = scmbert("translate", multimodal_model, file, "--to", "protein", "-o", tmp_path / "out.h5mu")
+    refused(translate, InputError, file, *SPOILT[spoil])
     assert list(tmp_path.iterdir()) == [file]
     assert file.read_bytes() == before
 
@@ -135,14 +142,21 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("break_file", BROKEN, ids=lambda break_file: break_file.__name__)
-def test_a_file_that_is_none_is_refused_by_doctor_build_and_embed(break_file, pbmc_model, tmp_path):
+def test_a_file_that_is_none_is_refused_by_doctor_build_embed_and_translate(
+    break_file,
+    multimodal_model,  # noqa: F811
+    tmp_path,
+):
     file = tmp_path / "cells.h5ad"
     cells().write_h5ad(file)
     break_file(file)
     left = list(tmp_path.iterdir())
     refused(scmbert("doctor", file), InputError, file, *BROKEN[break_file])
     refused(scmbert("corpus", "build", tmp_path / "corpus", file), InputError, file, *BROKEN[break_file])
-    refused(scmbert("embed", pbmc_model, file, "-o", tmp_path / "out.h5ad"), InputError, file, *BROKEN[break_file])
+    embed = scmbert("embed", multimodal_model, file, "-o", tmp_path / "out.h5ad")
+    refused(embed, InputError, file, *BROKEN[break_file])
+    translate = scmbert("translate", multimodal_model, file, "--to", "protein", "-o", tmp_path / "out.h5mu")
+    refused(translate, InputError, file, *BROKEN[break_file])
     assert list(tmp_path.iterdir()) == left
 
 
@@ -399,6 +413,36 @@ def test_a_disk_that_is_full_while_the_embedding_is_added_leaves_nothing(pbmc_mo
         ran = scmbert("embed", pbmc_model, "example:pbmc_mosaic", "-o", tmp_path / "out.h5mu")
     refused(ran, InputError, tmp_path / "out.h5mu", "cannot be written")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_leaves_no_half_translation_and_the_file_of_before(multimodal_model, tmp_path):  # noqa: F811
+    old = tmp_path / "out.h5mu"
+    old.write_bytes(b"of before")
+    with disk_with_room_for(400_000):
+        ran = scmbert("translate", multimodal_model, "example:pbmc_mosaic", "--to", "protein", "-o", old)
+    refused(ran, InputError, old, "cannot be written", "File too large")
+    assert list(tmp_path.iterdir()) == [old]
+    assert old.read_bytes() == b"of before"
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("out.h5ad", "written as .h5mu"),
+        ("no/such/folder/out.h5mu", "cannot be written"),
+        ("folder.h5mu", "is a folder"),
+        ("cells.h5mu", "is the file that is translated"),
+    ],
+)
+def test_an_output_that_cannot_be_a_translation_is_refused_before_the_work(place, words, tmp_path):
+    """There is no model either, and nothing is said of it: the output is looked at first."""
+    (tmp_path / "folder.h5mu").mkdir()
+    shutil.copy(example_path("pbmc_mosaic"), tmp_path / "cells.h5mu")
+    before = (tmp_path / "cells.h5mu").read_bytes()
+    ran = scmbert("translate", "nowhere", tmp_path / "cells.h5mu", "--to", "protein", "-o", tmp_path / place)
+    refused(ran, InputError, place, words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5mu", "folder.h5mu"]
+    assert (tmp_path / "cells.h5mu").read_bytes() == before
 
 
 @pytest.mark.parametrize(

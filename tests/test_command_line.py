@@ -11,7 +11,11 @@ from conftest import REPOSITORY, TINY, scmbert, scmbert_ok
 from scmbert_jax import __version__, cli
 from scmbert_jax.errors import CheckpointError, ConfigError, CorpusError, InputError, TrainingError
 
-VERBS = ["doctor", "corpus build", "corpus info", "corpus verify", "pretrain", "export", "embed", "evaluate probe"]
+VERBS = [
+    *("doctor", "corpus build", "corpus info", "corpus verify", "pretrain", "export"),
+    *("embed", "translate", "match", "label-transfer", "pseudo-pairs"),
+    *("evaluate probe", "evaluate translation", "evaluate matching", "evaluate integration"),
+]
 
 
 # --- help ------------------------------------------------------------------------------------------------------------
@@ -28,8 +32,8 @@ def test_the_list_of_verbs_here_is_that_of_the_program():
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself_with_an_example(verb):
     text = scmbert_ok(*verb.split(), "--help")
-    assert f"Example:  scmbert {verb} " in text
-    assert "(required)" in text or "FILE..." in text
+    assert f"Example:  scmbert {verb}" in text
+    assert "(required)" in text or "FILE..." in text or "(default: example:pbmc_mosaic)" in text
 
 
 def test_the_first_help_lists_every_verb():
@@ -125,6 +129,9 @@ def test_an_experiment_may_be_a_file_of_ones_own(tmp_path):
         (("corpus", "build", "out", "example:pbmc_mosaic", "--block-size", "0"), 3, "block size 0"),
         (("corpus", "build", "out", "example:pbmc_mosaic", "--obs-field", "mood"), 4, "NAME=COLUMN"),
         (("pretrain", "tiny"), 4, "--corpus DIR and --run-dir DIR"),
+        (("translate", "m", "example:pbmc_mosaic", "-o", "out.h5mu"), 2, "--to"),
+        (("translate", "m", "example:pbmc_mosaic", "--to", "methylation", "-o", "out.h5mu"), 2, "methylation"),
+        (("doctor", "example:pbmc_mosaic", "--obs-field", "mood"), 4, "NAME=COLUMN"),
         (("evaluate", "probe", "--model", "m", "--num-seeds", "0"), 4, "--num-seeds 0"),
         (("evaluate", "probe", "--model", "m", "--report", "no/such/r.html"), 4, "no/such is no folder"),
         (("evaluate", "probe", "--model", "m", "--run-dir", "nowhere"), 5, "nowhere: not a run folder"),
@@ -163,6 +170,16 @@ def test_doctor_of_several_files_prints_a_list_and_fails_if_one_is_unusable():
     documents = json.loads(ran.out)
     assert [document["usable"] for document in documents] == [False, False]
     assert "--min-genes" in documents[0]["problems"][0]
+
+
+def test_doctor_reads_the_columns_of_obs_that_it_is_told_as_corpus_build_does():
+    command = ("doctor", "example:pbmc_mosaic", "--min-genes", "1", "--json")
+    assert json.loads(scmbert_ok(*command))["obs_fields"] == {"cell_type": "celltype", "technical_batch": "batch"}
+    told = json.loads(scmbert_ok(*command, "--obs-field", "donor=batch", "technical_batch="))
+    assert told["obs_fields"] == {"cell_type": "celltype", "donor": "batch"}
+    ran = scmbert(*command, "--obs-field", "donor=mood")
+    assert ran.code == InputError.exit_code
+    assert "obs has no column 'mood' for donor" in ran.out
 
 
 def test_doctor_tells_people_in_text():

@@ -8,6 +8,8 @@ import tyro
 from scmbert_jax.commands.terminal import CorpusFolder, CountsFiles, Organism, print_json, progress, staged_progress
 from scmbert_jax.errors import ConfigError, InputError
 
+ObsFields = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=COLUMN")]
+
 
 @dataclass(frozen=True)
 class Doctor:
@@ -25,6 +27,8 @@ class Doctor:
     """Genome build of regions (hg38, mm10, ...); needed for peaks unless the file names it."""
     min_genes: int = 200
     """Cells with fewer detected genes would be dropped."""
+    obs_field: ObsFields = ()
+    """Which column of obs holds cell_type, technical_batch, donor, ...; e.g. cell_type=my_labels. NAME= for none."""
     json: bool = False
     """One JSON document on stdout."""
 
@@ -36,8 +40,15 @@ class Doctor:
 
         if not self.files:
             raise InputError("doctor: no files given; give at least one .h5ad, .h5mu, 10x .h5 or example:pbmc_mosaic.")
+        obs_fields = _obs_fields(self.obs_field)
         reports = [
-            check_dataset(open_dataset(file), organism=self.organism, assembly=self.assembly, min_genes=self.min_genes)
+            check_dataset(
+                open_dataset(file),
+                organism=self.organism,
+                assembly=self.assembly,
+                min_genes=self.min_genes,
+                obs_fields=obs_fields,
+            )
             for file in self.files
         ]
         if self.json:
@@ -75,7 +86,7 @@ class CorpusBuild:
     codec: Literal["zstd", "none"] = "zstd"
     seed: int = 0
     """Of the global shuffle."""
-    obs_field: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=COLUMN")] = ()
+    obs_field: ObsFields = ()
     """Which column of obs holds cell_type, technical_batch, donor, ...; e.g. cell_type=my_labels. NAME= for none."""
     unpaired: bool = False
     """Every modality of every file becomes cells of its own: none is joined to another by its id."""
@@ -90,9 +101,6 @@ class CorpusBuild:
         from data_pipelines.build_corpus import build_corpus
         from data_pipelines.corpus_description import describe_corpus, describe_text
 
-        pairs = [text.partition("=") for text in self.obs_field]
-        if any(not equals for _, equals, _ in pairs):
-            raise ConfigError(f"--obs-field {' '.join(self.obs_field)}: expected NAME=COLUMN, e.g. cell_type=labels.")
         build_corpus(
             self.out,
             list(self.files),
@@ -103,7 +111,7 @@ class CorpusBuild:
             block_size=self.block_size,
             codec=self.codec,
             seed=self.seed,
-            obs_fields={name: column or None for name, _, column in pairs} or None,
+            obs_fields=_obs_fields(self.obs_field),
             unpaired=self.unpaired,
             only=_field_values("--only", self.only),
             exclude=_field_values("--exclude", self.exclude),
@@ -112,6 +120,14 @@ class CorpusBuild:
         )
         print(describe_text(describe_corpus(self.out)))
         return 0
+
+
+def _obs_fields(given: tuple[str, ...]) -> dict[str, str | None] | None:
+    """NAME=COLUMN ... -> standard name -> column of obs; None for `NAME=`; None in all where nothing was given."""
+    pairs = [text.partition("=") for text in given]
+    if any(not equals for _, equals, _ in pairs):
+        raise ConfigError(f"--obs-field {' '.join(given)}: expected NAME=COLUMN, e.g. cell_type=labels.")
+    return {name: column or None for name, _, column in pairs} or None
 
 
 def _field_values(option: str, given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:

@@ -98,10 +98,11 @@ def open_model_cells(
       InputError: no raw counts, unknown features, another organism or genome build; the message says what to do.
     """
     dataset = cells if isinstance(cells, Dataset) else open_dataset(cells)
-    if assembly is None and "atac" in model.feature_space.modalities:
+    measured = [matrix.modality for matrix in dataset.matrices]
+    if assembly is None and "atac" in measured and "atac" in model.feature_space.modalities:
         # Regions only mean something in the model's own assembly; that they match it is checked interval by interval.
         assembly = model.feature_space.modalities["atac"].space.partition(":")[2]
-    if organism is None and all(matrix.modality != "rna" for matrix in dataset.matrices):
+    if organism is None and "rna" not in measured:
         # Genes tell their organism, antibodies and regions do not.
         organism = model.feature_space.organism
     report = check_dataset(dataset, organism=organism, assembly=assembly, min_genes=0)

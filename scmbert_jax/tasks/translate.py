@@ -166,9 +166,7 @@ def _possible_sources(model: PretrainedModel, target: str, source: str | None) -
     if source is None:
         return learned
     if source not in learned:
-        raise InputError(
-            f"{source!r} to {target!r}: the model has learned to predict {target} from {_any_of(learned)}."
-        )
+        raise InputError(f"{source!r} to {target!r}: the model predicts {target} from {_any_of(learned)}.")
     return (source,)
 
 

@@ -1,6 +1,7 @@
 """What a model can be asked to translate: learned directions, known features, one species and genome build."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from data_pipelines.feature_space import ModalityFeatures
 from data_pipelines.genome_assembly import assembly_of_genome
 from scmbert_jax.errors import InputError
 from scmbert_jax.pretrained import PretrainedModel
+
+_CLONE_NUMBER = re.compile(r"\.\d$")
 
 
 def learned_sources(model: PretrainedModel, target: str) -> tuple[str, ...]:
@@ -83,7 +86,7 @@ def target_features(model: PretrainedModel, target: str, asked: Sequence[str] | 
 
     Args:
       asked: ids or names as a file may have them (symbols and aliases, Ensembl ids with a version, antibodies in any
-        vendor's spelling, regions); None: every feature.
+        vendor's spelling and without the number of the clone, regions); None: every feature.
 
     Raises:
       InputError: a name that is no feature of the model, with those it may have meant.
@@ -91,30 +94,38 @@ def target_features(model: PretrainedModel, target: str, asked: Sequence[str] | 
     known = model.feature_space.modalities[target]
     if asked is None:
         return np.arange(len(known), dtype=np.int32)
-    exact: dict[str, int] = {}
+    exact: dict[str, list[int]] = {}
     for column in (known.names, known.ids):
-        exact.update({name: place for place, name in enumerate(column.tolist())})
-    places = [exact.get(name, -1) for name in asked]
-    others = [row for row, place in enumerate(places) if place < 0]
+        exact.update({name: [place] for place, name in enumerate(column.tolist())})
+    found = {name: exact.get(name, []) for name in asked}
+    others = [name for name, places in found.items() if not places]
     if others:
-        for row, place in zip(others, _mapped(known, [asked[row] for row in others]), strict=True):
-            places[row] = place
-    unknown = [name for name, place in zip(asked, places, strict=True) if place < 0]
+        found.update(zip(others, _as_in_a_file(known, others), strict=True))
+    unknown = [name for name, places in found.items() if not places]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], list(exact), n=3)
+        spelt = {name.lower(): name for name in exact}
+        near = [spelt[name] for name in difflib.get_close_matches(unknown[0].lower(), list(spelt), n=3)]
         meant = f"did you mean {', '.join(near)}? " if near else ""
         raise InputError(
-            f"the model does not know {len(unknown):,} of the {len(asked):,} {target} features asked for "
+            f"the model does not know {len(unknown):,} of the {len(found):,} {target} features asked for "
             f"({', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}); {meant}It knows {len(known):,} of "
             f"{known.space}, such as {', '.join(known.names[:3].tolist())}."
         )
-    if not places:
+    if not found:
         raise InputError(f"no {target} feature is asked for; name some, or leave the choice out for all of them.")
+    places = [place for name in asked for place in found[name]]
     return np.asarray(list(dict.fromkeys(places)), np.int32)
 
 
-def _mapped(known: ModalityFeatures, names: list[str]) -> list[int]:
-    """The places of features as the input check of a file would find them; -1 where it finds none."""
+def _as_in_a_file(known: ModalityFeatures, names: list[str]) -> list[list[int]]:
+    """The places of features as the input check of a file would find them; [] where it finds none."""
     kind, _, where = known.space.partition(":")
     mapping = {"gene": map_genes, "protein": map_proteins, "region": map_regions}[kind](np.array(names, str), where)
-    return np.where(mapping.ids != "", known.index_of(mapping.ids), -1).tolist()
+    places = np.where(mapping.ids != "", known.index_of(mapping.ids), -1)
+    found = [[place] if place >= 0 else [] for place in places.tolist()]
+    if kind == "protein":  # "CD3" of a panel with two clones, cd3.1 and cd3.2: both
+        clones: dict[str, list[int]] = {}
+        for place, antibody in enumerate(known.ids.tolist()):
+            clones.setdefault(_CLONE_NUMBER.sub("", antibody), []).append(place)
+        found = [own or clones.get(antibody, []) for own, antibody in zip(found, mapping.ids.tolist(), strict=True)]
+    return found

@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from conftest import TINY, scmbert_ok
+from multimodal_model import multimodal_model  # noqa: F401
 
 import scmbert_jax
 from data_pipelines.readers import example_path
 from scmbert_jax.errors import ConfigError, InputError
-from scmbert_jax.tasks.embed import embed_dataset
+from scmbert_jax.tasks.embed import embed_dataset, embed_jointly, provenance
 
 # A row's arithmetic does not depend on its neighbours; another batch size, or another place in the batch, makes XLA
 # sum float32 products in another order. Embeddings are of size 1.
@@ -158,6 +159,78 @@ def test_an_untrained_twin_gives_other_embeddings_of_the_same_cells(model, rna):
     first, second = (embed_dataset(model.pretrained.untrained(seed), rna).embeddings for seed in (0, 1))
     assert np.abs(first - second).max() > 0.1
     assert np.abs(first - model.embed(rna)).max() > 0.01
+
+
+# --- the space in which modalities are compared ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def aligned_model(multimodal_model):  # noqa: F811
+    return scmbert_jax.load(multimodal_model)
+
+
+@pytest.fixture(scope="module")
+def jointly(aligned_model, mdata):
+    return aligned_model.embed_joint(mdata)
+
+
+def test_a_joint_embedding_has_the_cell_its_modalities_and_their_mean(jointly, mdata):
+    shapes = {key: vectors.shape for key, vectors in jointly.items()}
+    aligned = {f"X_scmbert_{name}": (mdata.n_obs, 8) for name in ("joint", "rna", "protein")}
+    assert shapes == {"X_scmbert": (mdata.n_obs, 32), **aligned}
+    for name, mod in (("rna", "rna"), ("protein", "adt")):
+        measured = np.isin(mdata.obs_names, mdata.mod[mod].obs_names)
+        assert np.isnan(jointly[f"X_scmbert_{name}"]).any(axis=1).tolist() == (~measured).tolist()
+    for key in aligned:
+        length = np.linalg.norm(jointly[key], axis=1)
+        np.testing.assert_allclose(length[np.isfinite(length)], 1, rtol=1e-5)
+    assert np.isfinite(jointly["X_scmbert_joint"]).all()
+
+
+def test_a_joint_embedding_is_what_is_embedded_one_by_one(aligned_model, jointly, mdata):
+    alone = {
+        "X_scmbert": aligned_model.embed(mdata),
+        "X_scmbert_joint": aligned_model.embed(mdata, space="aligned"),
+        "X_scmbert_rna": aligned_model.embed(mdata, space="aligned", modalities=("rna",)),
+        "X_scmbert_protein": aligned_model.embed(mdata, space="aligned", modalities=("protein",)),
+    }
+    for key, expected in alone.items():
+        np.testing.assert_allclose(jointly[key], expected, **TOLERANCE, err_msg=key)
+    both = np.isfinite(jointly["X_scmbert_rna"][:, 0]) & np.isfinite(jointly["X_scmbert_protein"][:, 0])
+    assert both.sum() == 120
+    assert np.abs(jointly["X_scmbert_rna"] - jointly["X_scmbert_protein"])[both].max() > 0.05
+
+
+def test_a_file_of_one_modality_has_a_joint_embedding_of_that(aligned_model, rna):
+    result = embed_jointly(aligned_model.pretrained, rna[:10].copy())
+    assert list(result.aligned) == ["joint", "rna"]
+    np.testing.assert_allclose(result.aligned["joint"], result.aligned["rna"], **TOLERANCE)
+
+
+def test_the_joint_embedding_is_written_beside_all_that_was_in_the_file(multimodal_model, tmp_path):  # noqa: F811
+    out = tmp_path / "out.h5mu"
+    printed = scmbert_ok("embed", multimodal_model, "example:pbmc_mosaic", "-o", out, "--joint")
+    written = mudata.read_h5mu(out)
+    for key, vectors in scmbert_jax.load(multimodal_model).embed_joint("example:pbmc_mosaic").items():
+        np.testing.assert_array_equal(written.obsm[key], vectors)
+        assert f"obsm['{key}'] of 1,600 cells x {vectors.shape[1]}" in printed
+    assert written.mod["rna"].shape == (1200, 500)
+
+
+def test_features_that_are_not_read_are_all_named_in_the_file(aligned_model, rna):
+    """Those the model does not know, and those that are no genes."""
+    unknown = pd.DataFrame(index=["GFAP", "OLIG2", "not_a_gene"])
+    extra = anndata.AnnData(sp.csr_matrix((10, 3), dtype=np.float32), obs=rna.obs[:10], var=unknown)
+    wider = anndata.concat([rna[:10], extra], axis=1, merge="first")
+    result = embed_dataset(aligned_model.pretrained, wider)
+    named = provenance(aligned_model.pretrained, result)["features_not_read"]["rna"]
+    assert set(named) == {"GFAP", "OLIG2", "not_a_gene", "AC084033.3", "AL031777.3", "AL445686.2"}
+
+
+def test_a_model_without_a_common_space_has_no_joint_embedding(model, rna):
+    for ask in (model.embed_joint, lambda cells: model.embed(cells, space="aligned")):
+        with pytest.raises(InputError, match="not trained with contrastive_alignment"):
+            ask(rna)
 
 
 @pytest.mark.slow
