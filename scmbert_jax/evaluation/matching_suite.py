@@ -26,6 +26,7 @@ from scmbert_jax.evaluation.alignment_baselines import (
 from scmbert_jax.evaluation.alignment_result import AlignmentResult, AlignmentRow, score_rows
 from scmbert_jax.evaluation.label_transfer_scores import transfer_rows
 from scmbert_jax.evaluation.model_vectors import EmbeddedModels
+from scmbert_jax.evaluation.translation_model import held_out_cells_seen, require_unseen_pairs
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.match import match_probabilities
 from scmbert_jax.tasks.modality_cells import ModalityCells, batch_rows, read_modalities, shared_cells
@@ -121,7 +122,8 @@ def evaluate_matching(
       space: of the models' embeddings; None: the contrastive one where a model has it.
 
     Raises:
-      InputError: data without pairs, or without technical batches to hold out.
+      InputError: data without pairs, or without technical batches to hold out; a model that was trained on pairs of
+        the test batches.
       ConfigError: unknown batches or types, or batches on both sides.
     """
     if num_seeds < 1:
@@ -133,6 +135,7 @@ def evaluate_matching(
     pictures: dict[str, Vectors] = {}
     types, names_of = np.zeros(0, str), ("", "")
     folds = list(matching_folds(cells, train_batches, test_batches, held_out_types))
+    seen = _what_models_saw(embedded.information(), dataset.name, folds, by_batch=not held_out_types)
     for fold in folds:
         for method, uses, vectors in _methods(fold):
             say(f"{fold.direction}: {method}")
@@ -151,8 +154,27 @@ def evaluate_matching(
             types, names_of = fold.tested[0].cell_types, (fold.first.modality, fold.second.modality)
     for fold in folds[:1] if not held_out_types else ():
         rows += transfer_rows(fold.first, fold.second, fold.train, fold.test, embedded, num_seeds, say)
-    result = AlignmentResult("matching", data, tuple(rows), _NOTES, embedded.information())
+    result = AlignmentResult("matching", data, tuple(rows), (*_NOTES, *seen), embedded.information())
     return MatchingReport(result, pictures, types, names_of)
+
+
+def _what_models_saw(
+    information: Mapping[str, Any], dataset_name: str, folds: Sequence[MatchingFold], *, by_batch: bool
+) -> list[str]:
+    """What each model's training had of the test cells, a sentence each; raises `InputError` where it had their pairs.
+
+    Args:
+      information: name of the model -> what its provenance says; a word where it says nothing.
+    """
+    sentences: dict[str, None] = {}  # as an ordered set
+    for fold in folds:
+        batches = np.unique(fold.tested[0].technical_batches).tolist() if by_batch else []
+        for name, said in information.items():
+            told = said if isinstance(said, dict) else None
+            seen = held_out_cells_seen(told, dataset_name, batches, fold.first.modality, fold.second.modality)
+            require_unseen_pairs(seen, f"{name}, {fold.direction}")
+            sentences[f"{name}, {fold.direction}: {seen.sentence}."] = None
+    return list(sentences)
 
 
 def matching_folds(

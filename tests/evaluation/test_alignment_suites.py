@@ -2,10 +2,11 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import scmbert, scmbert_ok
+from conftest import scmbert
 
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation import alignment_baselines, metrics
@@ -13,7 +14,7 @@ from scmbert_jax.evaluation.alignment_figures import error_per_type, predicted_v
 from scmbert_jax.evaluation.alignment_result import AlignmentResult, score_rows
 from scmbert_jax.evaluation.integration_suite import score_integration
 from scmbert_jax.evaluation.label_transfer_scores import transfer_rows
-from scmbert_jax.evaluation.matching_suite import matching_folds, score_matching, true_partner
+from scmbert_jax.evaluation.matching_suite import evaluate_matching, matching_folds, score_matching, true_partner
 from scmbert_jax.evaluation.model_vectors import EmbeddedModels
 from scmbert_jax.tasks.modality_cells import read_modalities
 
@@ -161,23 +162,11 @@ def test_figures_are_inline_and_say_what_they_show():
         predicted_versus_measured(measured, measured, ["CD4"], "CLR")
 
 
-@pytest.mark.slow
-def test_evaluate_matching_scores_a_model_beside_the_baselines(pbmc_model, tmp_path):
-    report = tmp_path / "report.html"
-    out = scmbert_ok(
-        *("evaluate", "matching", "--model", pbmc_model, "--train-batches", "p3", "--test-batches", "p4"),
-        *("--num-seeds", "2", "--report", report, "--json"),
-    )
-    found = json.loads(out)
-    methods = {row["method"] for row in found["rows"]}
-    assert {"model", "CCA", "SVD + ridge", "pseudo-pairs", "links only", "cell type only", "random"} <= methods
-    model = next(row for row in found["rows"] if row["method"] == "model" and row["metric"] == "FOSCTTM")
-    assert model["whole"] is None
-    assert (model["num_seeds"], model["num_cells"]) == (2, 400)
-    assert found["information"]["model 0"] != "unknown"
-    page = report.read_text()
-    assert "Coloured by modality" in page
-    assert "Which cell types are matched" in page
+def test_a_model_is_not_scored_on_pairs_it_was_trained_on():
+    told = {"paired_cells": 400, "cells": {"pbmc_mosaic/p4_0": {"rna+protein": 400}}}
+    model = SimpleNamespace(info={"provenance": {"information": told}})
+    with pytest.raises(InputError, match=r"model 0, rna-protein.* trained on 400 pairs of the held-out batches"):
+        evaluate_matching(models=[model], train_batches=["p3"], test_batches=["p4"])
 
 
 def test_what_cannot_be_scored_is_refused_before_the_work(tmp_path):

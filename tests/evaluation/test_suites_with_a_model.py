@@ -1,0 +1,79 @@
+"""A trained model through the suites between modalities, as a user asks for them: scored, or refused."""
+
+import json
+
+import mudata
+import numpy as np
+import pytest
+from conftest import scmbert, scmbert_ok
+from multimodal_model import multimodal_model  # noqa: F401
+
+from data_pipelines.readers import example_path
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"),
+]
+
+# The model has seen p3 and not p4.
+UNSEEN = ("--train-batches", "p3", "--test-batches", "p4")
+SEEN = ("--train-batches", "p4", "--test-batches", "p3")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """120 cells of each technical batch, under the name the corpus has for them."""
+    whole = mudata.read_h5mu(example_path("pbmc_mosaic"))
+    rows = np.concatenate([np.arange(first, first + 120) for first in (0, 400, 800, 1200)])
+    file = tmp_path_factory.mktemp("few") / "pbmc_mosaic.h5mu"
+    whole[rows].copy().write(file)
+    return file
+
+
+def test_a_model_is_scored_on_translations_of_a_batch_it_has_not_seen(multimodal_model, data, tmp_path):  # noqa: F811
+    skip = ("--skip", "BABEL-type network", "--num-seeds", "2", "--report", tmp_path / "report.html", "--json")
+    command = ("evaluate", "translation", "--model", multimodal_model, multimodal_model, "--data", data)
+    found = json.loads(scmbert_ok(*command, *UNSEEN, *skip))
+    rows = [row for row in found["rows"] if row["method"] == "scMBERT"]
+    assert {row["direction"] for row in rows} == {"rna -> protein", "protein -> rna"}
+    assert all(row["num_cells"] == 120 for row in rows)
+    rmse = {row["method"]: row["value"] for row in found["rows"] if row["metric"] == "rmse"}
+    assert rmse["scMBERT"] < 2 * rmse["train mean"], "a model one step old is near the mean, in the same unit"
+    assert {row["uses"] for row in rows} == {"pairs + links"}
+    assert any("it trained on nothing of the held-out batches" in note for note in found["notes"])
+    assert "rna -&gt; protein" in (tmp_path / "report.html").read_text()
+
+
+def test_a_model_is_scored_on_matching_of_a_batch_it_has_not_seen(multimodal_model, data, tmp_path):  # noqa: F811
+    report = tmp_path / "report.html"
+    command = ("evaluate", "matching", "--model", multimodal_model, "--data", data, *UNSEEN)
+    found = json.loads(scmbert_ok(*command, "--num-seeds", "2", "--report", report, "--json"))
+    methods = {row["method"] for row in found["rows"]}
+    assert {"model", "CCA", "SVD + ridge", "pseudo-pairs", "links only", "cell type only", "random"} <= methods
+    model = next(row for row in found["rows"] if row["method"] == "model" and row["metric"] == "FOSCTTM")
+    assert model["whole"] is None
+    assert (model["num_seeds"], model["num_cells"]) == (2, 120)
+    assert 0 < model["mean"] < 0.7
+    assert found["information"]["model 0"]["paired_cells"] == 400
+    assert any("it trained on nothing of the held-out batches" in note for note in found["notes"])
+    page = report.read_text()
+    assert "Coloured by modality" in page
+    assert "Which cell types are matched" in page
+
+
+def test_a_model_is_scored_on_integration_of_all_cells(multimodal_model, data):  # noqa: F811
+    for space in ("cell", "aligned"):
+        command = ("evaluate", "integration", "--model", multimodal_model, "--data", data, "--space", space)
+        found = json.loads(scmbert_ok(*command, "--num-seeds", "2", "--json"))
+        rows = {row["metric"]: row for row in found["rows"] if row["method"] == "model"}
+        assert {"bio", "batch", "total"} <= set(rows)
+        assert all(np.isfinite(row["mean"]) for row in rows.values())
+        assert rows["total"]["num_cells"] == 480
+
+
+@pytest.mark.parametrize("suite", ["translation", "matching"])
+def test_a_model_is_not_scored_on_pairs_it_was_trained_on(suite, multimodal_model, data):  # noqa: F811
+    ran = scmbert("evaluate", suite, "--model", multimodal_model, "--data", data, *SEEN, "--num-seeds", "2")
+    assert ran.code == 2
+    assert "it trained on 400 pairs of the held-out batches; their score would say nothing" in ran.err
+    assert ran.out == ""
