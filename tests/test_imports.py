@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, TINY
+from conftest import REPOSITORY, TINY, xla_flags
 
 # Lower ones know nothing of higher ones; parts of one line may know each other.
 LAYERS = (
@@ -35,7 +35,7 @@ def python(code: str, *arguments: object, without: tuple[str, ...] = ()) -> str:
     done = subprocess.run(
         [sys.executable, "-c", BLOCKER.format(names=without) + code, *map(str, arguments)],
         cwd=REPOSITORY,
-        env={**os.environ, "XLA_FLAGS": ""},  # one device compiles faster than the eight of other tests
+        env={**os.environ, "XLA_FLAGS": xla_flags(1)},  # one device compiles faster than the eight of other tests
         capture_output=True,
         text=True,
         timeout=300,

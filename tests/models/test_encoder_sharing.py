@@ -1,4 +1,4 @@
-"""What modalities share of the encoder: everything, the attention, nothing. Invariances of all three: test_embeddings."""
+"""What modalities share of the encoder: everything, the attention, nothing. Their invariances: test_embeddings."""
 
 import dataclasses
 
