@@ -425,6 +425,25 @@ def test_a_disk_that_is_full_leaves_no_half_translation_and_the_file_of_before(m
     assert old.read_bytes() == b"of before"
 
 
+@pytest.mark.parametrize("room", [20_000, 400_000, 2_000_000])
+def test_hdf5_is_never_given_a_disk_that_fills_up(room, tmp_path):
+    """It would crash the process, here or when it ends; so room is asked for before, and more than is needed."""
+    from scmbert_jax.tasks.whole_file import size_in_file, written_whole
+
+    mdata = mudata.read_h5mu(example_path("pbmc_mosaic"))
+    for adata in mdata.mod.values():
+        adata.layers["dense"] = adata.X.toarray()
+    size = size_in_file(*mdata.mod.values(), mdata.obs)
+    path = tmp_path / "out.h5mu"
+    with disk_with_room_for(room), pytest.raises(InputError, match="cannot be written"):  # noqa: SIM117
+        with written_whole(path, size):
+            pytest.fail("HDF5 was allowed to begin")
+    assert list(tmp_path.iterdir()) == []
+    with written_whole(path, size) as partial:
+        mdata.write(partial)
+    assert path.stat().st_size <= size < 3 * path.stat().st_size
+
+
 @pytest.mark.parametrize(
     ("place", "words"),
     [

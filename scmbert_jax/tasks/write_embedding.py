@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -10,7 +11,7 @@ from data_pipelines.readers import EXAMPLES, example_path
 from scmbert_jax.errors import InputError
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import CellEmbeddings, provenance
-from scmbert_jax.tasks.whole_file import require_writable, written_whole
+from scmbert_jax.tasks.whole_file import require_writable, size_in_file, written_whole
 from scmbert_jax.tasks.writable_table import writable_table
 
 KEY = "X_scmbert"
@@ -26,7 +27,11 @@ def write_embedding(path: Path, spec: str, model: PretrainedModel, result: CellE
     """
     check_output(path, spec)
     source = _annotated_source(spec)
-    with written_whole(path) as partial:
+    written: dict[str, Any] = {**obsm_keys(result), **provenance(model, result)}
+    if source is None:
+        written["obs"] = result.dataset.obs
+    copied = 0 if source is None else source.stat().st_size
+    with written_whole(path, copied + size_in_file(written)) as partial:
         if source is None:
             _write_new(partial, result)
         else:

@@ -1,6 +1,5 @@
 """Pseudo-paired cells as an .h5mu that says so: `scmbert corpus build` carries the declaration into the manifest."""
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import pandas as pd
 from scmbert_jax.errors import InputError
 from scmbert_jax.tasks.modality_cells import ModalityCells
 from scmbert_jax.tasks.pseudo_pairs import PseudoPairs
+from scmbert_jax.tasks.whole_file import size_in_file, written_whole
 
 Array = np.ndarray
 
@@ -90,15 +90,8 @@ def declaration(first: ModalityCells, second: ModalityCells, pairs: PseudoPairs,
 def write_pseudo_pairs(path: Path, mdata: Any) -> None:
     """Writes an .h5mu, whole or not at all. Raises `InputError` for another ending or where it cannot be written."""
     check_h5mu_path(path)
-    building = path.with_name(f".{path.stem}.partial-{os.getpid()}.h5mu")
-    try:
-        with _quietly():
-            mdata.write(building)
-        building.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}).") from error
-    finally:
-        building.unlink(missing_ok=True)
+    with written_whole(path, size_in_file(*mdata.mod.values(), mdata.obs)) as partial, _quietly():
+        mdata.write(partial)
 
 
 def check_h5mu_path(path: Path) -> None:

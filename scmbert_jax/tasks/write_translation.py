@@ -17,7 +17,7 @@ from scmbert_jax.errors import InputError
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import model_provenance
 from scmbert_jax.tasks.translate import Translation
-from scmbert_jax.tasks.whole_file import require_writable, written_whole
+from scmbert_jax.tasks.whole_file import require_writable, size_in_file, written_whole
 from scmbert_jax.tasks.writable_table import writable_table
 
 # As Cell Ranger names them: readers, ours too, tell modalities by it.
@@ -84,11 +84,12 @@ def write_translation(path: Path, spec: str, model: PretrainedModel, result: Tra
     predicted = translation_anndata(model, result)[result.predicted].copy()
     name, measured = _source_modality(result.dataset, result.source)
     name = result.source if name == result.target else name
-    with written_whole(path) as partial, _without_announcements():
+    with _without_announcements():
         mdata = mudata.MuData({name: measured, result.target: predicted})
         mdata.obs = writable_table(result.dataset.obs).reindex(mdata.obs_names)
         mdata.uns["scmbert"] = predicted.uns["scmbert"]
-        mdata.write(partial)
+        with written_whole(path, size_in_file(measured, predicted, mdata.obs)) as partial:
+            mdata.write(partial)
     return mdata
 
 

@@ -97,6 +97,16 @@ def test_the_way_back_has_another_unit_and_its_target_sum(model, mdata):
     assert (found.values[found.predicted] >= 0).all()  # a negative binomial: log1p of counts
 
 
+def test_a_prediction_is_of_the_feature_it_is_named_after(model, mdata, result):
+    """Training starts where each feature is predicted by itself, so that a young model knows how abundant each is."""
+    protein = mdata.mod["adt"]
+    counts = protein.X.toarray()
+    clr = np.log1p(counts / np.exp(np.log1p(counts).mean(axis=1, keepdims=True)))
+    found = pd.Series(np.nanmean(result.values, axis=0), index=result.feature_ids)
+    measured = pd.Series(clr.mean(axis=0), index=protein.var_names)[result.feature_ids]
+    assert np.corrcoef(found, measured)[0, 1] > 0.95
+
+
 def test_the_same_call_gives_the_same_bits_and_leaves_the_cells_as_they_were(model, mdata, result):
     before = mdata.mod["rna"].X.copy()
     again = translate_dataset(model.pretrained, mdata, target="protein")
