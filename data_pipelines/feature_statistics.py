@@ -10,6 +10,7 @@ which is its weight here (`cell_weights`).
 
 import zipfile
 from collections.abc import Iterable, Mapping
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.special import gammaln
 
+from data_pipelines.linear_maps import Scores, alignment_maps, translation_maps
 from data_pipelines.principal_components import principal_components
 from scmbert_jax.batch import (
     LIBRARY_QUANTILES,
@@ -50,27 +52,33 @@ def feature_statistics(
     batches: Iterable[CellBatch],
     layout: FeatureLayout,
     target_sums: Mapping[str, float],
+    whole_cells: Iterable[CellBatch] | None = None,
     max_tokens: int = MAX_TOKENS,
 ) -> FeatureStatistics:
-    """Statistics over the tokens of `batches`, as many as make up `max_tokens`; a pure function of them.
+    """Statistics over the tokens of `batches` and `whole_cells`; a pure function of them.
 
     A feature without a token gets half a count of share, half a token of detection, and the median of the others'
     dispersion, centre and spread.
 
     Args:
-      batches: in any number; read until `max_tokens` are seen.
+      batches: as in training, in any number, read until `max_tokens` are seen: statistics of tokens.
+      whole_cells: the same with more tokens of each cell, read until four times `max_tokens` are seen: statistics of
+        cells and components, which the choice of tokens would only blur. A cell that comes again is left out. None:
+        `batches`.
       layout: of the features.
       target_sums: modality -> the library size that values are scaled to (`ModalityConfig.target_sum`).
     """
     tokens, libraries = _read(batches, max_tokens)
     rows = layout.num_features
-    ids, ones = tokens.ids, np.ones(len(tokens.ids))
-    seen = np.bincount(ids, minlength=rows) > 0
+    of_tokens = _marginal(tokens, np.ones(len(tokens.ids)), rows)
+    _fill_unseen(of_tokens[1:2], tokens, rows)
+    if whole_cells is not None:
+        tokens, libraries = _read(map(_without_seen, whole_cells, repeat(set())), 4 * max_tokens)
+    ids = tokens.ids
     target, median_library = np.ones(rows), np.ones(rows)
     for name, (first, stop) in layout.slices.items():
         target[first:stop] = target_sums.get(name, 1.0)
         median_library[first:stop] = libraries[MODALITIES.index(name), len(LIBRARY_QUANTILES) // 2]
-    of_tokens = _marginal(tokens, ones, rows)
     of_cells = _marginal(tokens, tokens.weights, rows)
     relative = tokens.counts / np.maximum(tokens.libraries, 1.0)
     value = _moments(np.log1p(relative * target[ids]), tokens, rows)
@@ -81,16 +89,22 @@ def feature_statistics(
     centre = np.where(of_cells[2] >= 0.5, value[0], 0.0)
     in_linear = _linear_values(tokens, layout, median_library, of_cells[2])
     linear_mean, linear_std = _moments(in_linear, tokens, rows)
-    linear_centre = np.where(of_cells[2] >= 0.5, linear_mean, 0.0)
-    columns = [*of_tokens, *of_cells, centre, value[1], *log1p, *clr, linear_centre, linear_std]
-    for column in (1, 4, 6, 7, 8, 9, 10, 11, 12, 13):
-        columns[column][~seen] = np.median(columns[column][seen])
-    loadings, offset = _components(in_linear - columns[12][ids], tokens, layout)
+    # Here the same is asked of the modality: without centres, cells whose expressed features are all shown have exact
+    # scores whatever zeros were drawn; with them, antibodies, seen in almost every cell, can be drawn too.
+    linear_centre = np.zeros(rows)
+    for first, stop in layout.slices.values():
+        if of_cells[2][first:stop].mean() >= 0.5:
+            linear_centre[first:stop] = linear_mean[first:stop]
+    _fill_unseen((of_cells[1], centre, value[1], *log1p, *clr, linear_centre, linear_std), tokens, rows)
+    columns = (*of_tokens, *of_cells, centre, value[1], *log1p, *clr, linear_centre, linear_std)
+    loadings, offset, scores = _components(in_linear - linear_centre[ids], tokens, layout)
     named = zip(FeatureStatistics._fields, columns, strict=False)
     return FeatureStatistics(
         **{name: column.astype(np.float32) for name, column in named},
         loadings=loadings,
         component_offset=offset,
+        translation_maps=translation_maps(scores),
+        alignment_maps=alignment_maps(scores),
         library_quantiles=libraries,
     )
 
@@ -121,7 +135,8 @@ def load_statistics(path: Path, num_features: int) -> FeatureStatistics:
             statistics = FeatureStatistics(**{name: arrays[name] for name in FeatureStatistics._fields})
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{path}: cannot be read as feature statistics ({error}); make its folder again.") from error
-    if any(len(array) != num_features for array in statistics[:-2]):
+    of_features = statistics[: FeatureStatistics._fields.index("loadings") + 1]
+    if any(len(array) != num_features for array in of_features):
         raise InputError(f"{path}: is of {len(statistics.share)} features, expected {num_features}; files were mixed.")
     return statistics
 
@@ -159,6 +174,17 @@ def _read(batches: Iterable[CellBatch], max_tokens: int) -> tuple[_Tokens, np.nd
     return _Tokens(*(np.concatenate(column) for column in zip(*parts, strict=True))), quantiles
 
 
+def _without_seen(batch: CellBatch, seen: set[int]) -> CellBatch:
+    """`batch` with nothing of the cells in `seen`, to which its cells are added."""
+    again = np.isin(batch.cell_index, list(seen))
+    seen.update(batch.cell_index.tolist())
+    modalities = {
+        name: tokens._replace(lengths=np.where(again, 0, tokens.lengths), measured=tokens.measured & ~again)
+        for name, tokens in batch.modalities.items()
+    }
+    return batch._replace(modalities=modalities)
+
+
 def _linear_values(
     tokens: _Tokens, layout: FeatureLayout, median_library: np.ndarray, detection: np.ndarray
 ) -> np.ndarray:
@@ -172,18 +198,23 @@ def _linear_values(
     return values
 
 
-def _components(values: np.ndarray, tokens: _Tokens, layout: FeatureLayout) -> tuple[np.ndarray, np.ndarray]:
-    """Loadings float32 [F, K] and mean scores float32 [modalities, K] of token values [n]."""
+def _components(
+    values: np.ndarray, tokens: _Tokens, layout: FeatureLayout
+) -> tuple[np.ndarray, np.ndarray, dict[str, Scores]]:
+    """Loadings float32 [F, K], mean scores float32 [modalities, K] and each modality's scores, of token values [n]."""
     loadings = np.zeros((layout.num_features, NUM_COMPONENTS), np.float32)
     offset = np.zeros((len(MODALITIES), NUM_COMPONENTS), np.float32)
+    scores: dict[str, Scores] = {}
     for name, (first, stop) in layout.slices.items():
         mine = (tokens.ids >= first) & (tokens.ids < stop)
         cells, rows = np.unique(tokens.cells[mine], return_inverse=True)
         # Tokens that were drawn of more features stand for those; features that were not drawn have their usual value.
         data = values[mine] * tokens.weights[mine]
         matrix = sp.csr_matrix((data, (rows, tokens.ids[mine] - first)), shape=(len(cells), stop - first))
-        loadings[first:stop], offset[MODALITIES.index(name)] = principal_components(matrix)
-    return loadings, offset
+        place = MODALITIES.index(name)
+        loadings[first:stop], offset[place] = principal_components(matrix)
+        scores[name] = Scores(cells, matrix @ loadings[first:stop] - offset[place])
+    return loadings, offset, scores
 
 
 def _marginal(tokens: _Tokens, weights: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -200,6 +231,13 @@ def _marginal(tokens: _Tokens, weights: np.ndarray, rows: int) -> tuple[np.ndarr
     nll = np.stack([sums(_nll(tokens.counts, mean, np.exp(value))) for value in _LOG_DISPERSIONS])
     detection = (sums(tokens.counts > 0) + 0.5) / (number + 1.0)
     return share, _LOG_DISPERSIONS[nll.argmin(0)], detection
+
+
+def _fill_unseen(columns: Iterable[np.ndarray], tokens: _Tokens, rows: int) -> None:
+    """Gives features without a token the median of the others, in place."""
+    seen = np.bincount(tokens.ids, minlength=rows) > 0
+    for column in columns:
+        column[~seen] = np.median(column[seen])
 
 
 def _moments(values: np.ndarray, tokens: _Tokens, rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -110,11 +110,11 @@ class BatchReader:
         self._cache: OrderedDict[tuple[int, int, int], Future] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of_all_processes(self) -> "BatchReader":
-        """The same reader, giving all rows of the global batch."""
+    def of_all_processes(self, sampling: dict[str, TokenSampling]) -> "BatchReader":
+        """The same reader, giving all rows of the global batch, tokens drawn by `sampling`."""
         return BatchReader(
             self.corpus,
-            self.sampling,
+            sampling,
             seed=self.seed,
             global_batch_size=self.rows * self.process_count,
             num_streams=self.order.num_streams,

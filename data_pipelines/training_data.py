@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus import Corpus
 from data_pipelines.feature_statistics import feature_statistics, save_statistics
 from data_pipelines.input_pipeline import BatchReader, tf_batches, thread_batches
@@ -26,13 +27,20 @@ class CorpusData:
       information: what the modalities that are read tell beside counts (`supervision.information_of`).
     """
 
-    def __init__(self, corpus: Corpus, reader: BatchReader, front_end: str, target_sums: Mapping[str, float]):
+    def __init__(
+        self,
+        corpus: Corpus,
+        reader: BatchReader,
+        front_end: str,
+        target_sums: Mapping[str, float],
+        whole_cells: dict[str, TokenSampling],
+    ):
+        """`target_sums` and `whole_cells` (how cells are shown when embedding): modality -> what statistics need."""
         self._corpus, self._reader, self._batches = corpus, reader, FRONT_ENDS[front_end]
         self.covariates = {name: corpus.vocabularies[name] for name in reader.covariates}
         layout = corpus.feature_space.layout({name: len(values) for name, values in self.covariates.items()})
-        whole = reader.of_all_processes()
-        first_epoch = (whole.batch_at(step) for step in range(whole.steps_per_epoch))
-        self._statistics = feature_statistics(first_epoch, layout, target_sums)
+        tokens, cells = (_first_batches(reader.of_all_processes(choice)) for choice in (reader.sampling, whole_cells))
+        self._statistics = feature_statistics(tokens, layout, target_sums, cells)
         self.layout = replace(layout, statistics=self._statistics)
         self.information = corpus.information(reader.sampling)
         self.fingerprint = corpus.fingerprint
@@ -46,3 +54,8 @@ class CorpusData:
         """Writes feature_space.parquet and feature_statistics.npz."""
         self._corpus.feature_space.save(folder / "feature_space.parquet")
         save_statistics(self._statistics, folder / "feature_statistics.npz")
+
+
+def _first_batches(reader: BatchReader) -> Iterator[CellBatch]:
+    # Four epochs: of a corpus of few blocks, an epoch leaves some out.
+    return (reader.batch_at(step) for step in range(4 * reader.steps_per_epoch))

@@ -78,6 +78,8 @@ class FeatureStatistics(NamedTuple):
       linear_centre, linear_std: over cells, of `linear_values`; the centre is 0 where most cells lack the feature.
       loadings: float32 [F, K], principal components of each modality's linear values.
       component_offset: float32 [modalities, K], the mean scores, by `MODALITIES`.
+      translation_maps: float32 [modalities, modalities, K, K], scores of a source to scores of a target; of pairs.
+      alignment_maps: float32 [modalities, K, K], scores to axes on which modalities correlate; of pairs.
       library_quantiles: float32 [modalities, quantiles], library sizes at `LIBRARY_QUANTILES`, by `MODALITIES`.
     """
 
@@ -97,7 +99,13 @@ class FeatureStatistics(NamedTuple):
     linear_std: np.ndarray
     loadings: np.ndarray
     component_offset: np.ndarray
+    translation_maps: np.ndarray
+    alignment_maps: np.ndarray
     library_quantiles: np.ndarray
+
+
+# Those that the linear path starts from; with zeros it has seen no cell.
+LINEAR_STATISTICS = ("loadings", "component_offset", "translation_maps", "alignment_maps")
 
 
 @dataclass(frozen=True)

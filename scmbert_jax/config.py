@@ -51,6 +51,11 @@ class ModalityConfig:
     loss_weight: float = 1.0
     """Weight of one predicted token of this modality in the summed loss."""
 
+    @property
+    def tokens_shown(self) -> int:
+        """Tokens per cell when embedding."""
+        return self.embed_tokens or self.num_tokens
+
     def validate(self, where: str) -> None:
         _require(self.num_tokens >= 0, f"{where}.num_tokens", self.num_tokens, "0 or more")
         _require(self.embed_tokens >= 0, f"{where}.embed_tokens", self.embed_tokens, "0 or more")

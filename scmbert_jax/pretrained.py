@@ -22,6 +22,7 @@ from jax.sharding import SingleDeviceSharding
 
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.feature_statistics import load_statistics
+from scmbert_jax.batch import LINEAR_STATISTICS, FeatureLayout
 from scmbert_jax.config import ExperimentConfig, load_config
 from scmbert_jax.errors import CheckpointError
 from scmbert_jax.models.scmbert import ModelDefinition
@@ -51,9 +52,24 @@ class PretrainedModel:
     info: dict[str, Any]
 
     def untrained(self, seed: int) -> "PretrainedModel":
-        """The same model with the random parameters of `seed`: the control every score stands beside."""
-        params = jax.jit(self.definition.init)(jax.random.key(seed, impl="threefry2x32"))
-        return PretrainedModel(self.config, self.feature_space, self.definition, params, {**self.info, "step": 0})
+        """The same model with the random parameters of `seed`: the control every score stands beside.
+
+        It has learned nothing of any cell: the principal components and the maps between them with which a trained
+        model starts (models/linear_path.py) are a result of its corpus, so they are zero here.
+        """
+        key = jax.random.key(seed, impl="threefry2x32")
+        params = jax.jit(ModelDefinition(self.config, _without_components(self.definition.layout)).init)(key)
+        # The same definition as the trained model's, so that what is compiled for one serves the other.
+        return replace(self, params=params, info={**self.info, "step": 0})
+
+
+def _without_components(layout: FeatureLayout) -> FeatureLayout:
+    """`layout` with a linear path that says nothing of any cell."""
+    statistics = layout.statistics
+    if statistics is None:
+        return layout
+    nothing = {name: np.zeros_like(getattr(statistics, name)) for name in LINEAR_STATISTICS}
+    return replace(layout, statistics=statistics._replace(**nothing))
 
 
 def _read_features(

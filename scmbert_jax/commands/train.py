@@ -75,7 +75,11 @@ class Pretrain:
             process_count=self.num_processes,
         )
         target_sums = {name: modality.target_sum for name, modality in in_use.items()}
-        outcome = pretrain(config, CorpusData(corpus, reader, self.reader, target_sums), self.run_dir)
+        shown = {
+            name: TokenSampling(modality.tokens_shown, modality.zero_fraction) for name, modality in in_use.items()
+        }
+        data = CorpusData(corpus, reader, self.reader, target_sums, shown)
+        outcome = pretrain(config, data, self.run_dir)
         if self.process_index == 0:
             how = "stopped by a signal; the same command continues" if outcome.interrupted else "done"
             say(f"{self.run_dir}: step {outcome.step} of {config.train.num_steps}, {how}")

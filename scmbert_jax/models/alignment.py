@@ -7,25 +7,65 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from scmbert_jax.config import ContrastiveAlignmentConfig
+from scmbert_jax.batch import FeatureLayout
+from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.models.encoder import constant, weight
+from scmbert_jax.models.linear_path import LinearMap, alignment_start
 
 
 class AlignmentHead(nnx.Module):
-    """Cell embeddings of one modality [B, D] -> unit vectors [B, P], comparable with those of another."""
+    """Cell embeddings of one modality [B, D] -> unit vectors [B, P], comparable with those of another.
 
-    def __init__(self, config: ContrastiveAlignmentConfig, modalities: tuple[str, ...], embed_dim: int, rngs: nnx.Rngs):
-        shape = (embed_dim, config.projection_dim)
-        self.projections: Any = nnx.Dict({name: weight(rngs, shape, embed_dim, ("embed", None)) for name in modalities})
-        self.biases: Any = nnx.Dict({name: constant(0.0, (config.projection_dim,), (None,)) for name in modalities})
-        self.log_temperature = constant(float(np.log(config.initial_temperature)), (), ())
-        self.bounds = (float(np.log(config.min_temperature)), float(np.log(config.max_temperature)))
+    With a linear path, component scores of the modality add to the projection. Where pairs tell on which axes those
+    correlate, that is where training starts, and what is projected from the embedding adds nothing yet.
+    """
 
-    def project(self, name: str, cell: jax.Array) -> jax.Array:
-        """cell [B, D] -> float32 [B, P] of length 1."""
+    def __init__(self, config: ExperimentConfig, layout: FeatureLayout, rngs: nnx.Rngs):
+        own, dim = config.objectives.contrastive_alignment, config.model.embed_dim
+        self.projections: Any = nnx.Dict()
+        self.biases: Any = nnx.Dict()
+        self.linear: Any = nnx.Dict()
+        for name in config.modalities.in_use():
+            start = alignment_start(layout, name, own.projection_dim)
+            projection = weight(rngs, (dim, own.projection_dim), dim, ("embed", None))
+            if config.model.linear_path:
+                self.linear[name] = LinearMap(start)
+                if start.any():
+                    projection[...] = jnp.zeros_like(projection[...])
+            self.projections[name] = projection
+            self.biases[name] = constant(0.0, (own.projection_dim,), (None,))
+        self.log_temperature = constant(float(np.log(own.initial_temperature)), (), ())
+        self.bounds = (float(np.log(own.min_temperature)), float(np.log(own.max_temperature)))
+
+    def project(self, name: str, cell: jax.Array, scores: jax.Array | None) -> jax.Array:
+        """cell [B, D] and, with a linear path, scores [B, K] -> float32 [B, P] of length 1."""
         x = cell.astype(jnp.float32) @ self.projections[name][...] + self.biases[name][...]
+        if scores is not None:
+            x = x + self.linear[name](scores)
         return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
 
     def temperature(self) -> jax.Array:
         """float32 [], within its bounds."""
-        return jnp.exp(jnp.clip(self.log_temperature[...], *self.bounds))
+        return jnp.exp(_within(self.log_temperature[...], *self.bounds))
+
+
+@jax.custom_vjp
+def _within(x: jax.Array, low: float, high: float) -> jax.Array:
+    """x clipped to [low, high]; its gradient is blocked only where descent would lead further out.
+
+    The gradient of a plain clip is zero on both sides: what has once stepped over a bound would stay there for ever.
+    """
+    return jnp.clip(x, low, high)
+
+
+def _within_forward(x: jax.Array, low: float, high: float):
+    return jnp.clip(x, low, high), (x, low, high)
+
+
+def _within_backward(saved, gradient: jax.Array):
+    x, low, high = saved
+    outwards = ((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0))
+    return jnp.where(outwards, 0.0, gradient), None, None
+
+
+_within.defvjp(_within_forward, _within_backward)

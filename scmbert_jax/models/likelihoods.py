@@ -23,6 +23,8 @@ from scmbert_jax.models.embeddings import expression_bins, relative_expression
 
 # Support for expectations over counts: every count up to 31, then ever coarser cells up to 100,000.
 _GRID = np.unique(np.concatenate([np.arange(32.0), np.round(np.geomspace(32, 1e5, 64))])).astype(np.float32)
+# One standard deviation of a linear value changes a log mean or a logit by at most this.
+MAX_GAIN = 5.0
 _GRID_WIDTH = np.maximum(np.gradient(_GRID), 1.0).astype(np.float32)
 
 
@@ -83,6 +85,14 @@ class Likelihood:
         `scale`: "log1p" and "clr" -> (mean [F], std [F]) over cells.
         """
         raise NotImplementedError
+
+    def per_value(self, mean: np.ndarray, std: np.ndarray, detection: np.ndarray) -> np.ndarray:
+        """float [F]: by how much output 0 changes when the feature's `linear_values` changes by 1, to first order.
+
+        `mean`, `std`: of `linear_values` over cells; `detection`: the share of cells with a count above 0; [F] each.
+        """
+        # value = log1p(m): d log m = d value * (m + 1) / m. Capped: a feature that is hardly ever seen says little.
+        return np.minimum(1.0 / -np.expm1(-np.maximum(mean, 1e-8)), MAX_GAIN / std)
 
     def nll(self, outputs: jax.Array, spread: jax.Array, truth: Truth) -> jax.Array:
         """outputs [..., K], spread [...] -> float32 [...]."""
@@ -169,25 +179,24 @@ class NegativeBinomialBackground(Likelihood):
 
 
 class _Gaussian(Likelihood):
-    """The value itself, with one standard deviation per feature; outputs are in units of it."""
+    """The value itself, with one standard deviation per feature."""
 
     def start(self, share, log_dispersion, detection, scale):
         mean, std = scale[self.scale]
-        return (mean / std)[:, None], np.log(std)
+        return mean[:, None], np.log(std)
+
+    def per_value(self, mean, std, detection):
+        return np.ones_like(std)
 
     def value(self, truth: Truth) -> jax.Array:
         raise NotImplementedError
 
-    def _mean(self, outputs: jax.Array, spread: jax.Array) -> jax.Array:
-        # The spread is learned from the residuals alone: through the mean, it would trade size for fit.
-        return outputs[..., 0] * jnp.exp(jax.lax.stop_gradient(spread))
-
     def nll(self, outputs, spread, truth):
-        residual = (self.value(truth) - self._mean(outputs, spread)) * jnp.exp(-spread)
+        residual = (self.value(truth) - outputs[..., 0]) * jnp.exp(-spread)
         return 0.5 * residual**2 + spread + 0.5 * float(np.log(2 * np.pi))
 
     def predict(self, outputs, spread):
-        return Prediction(self._mean(outputs, spread), jnp.exp(spread))
+        return Prediction(outputs[..., 0], jnp.broadcast_to(jnp.exp(spread), outputs.shape[:-1]))
 
 
 class GaussianLog1p(_Gaussian):
@@ -197,7 +206,7 @@ class GaussianLog1p(_Gaussian):
         return jnp.log1p(relative_expression(truth.counts, truth.library_size, self.median_library))
 
     def expected_counts(self, outputs, spread):
-        return jnp.expm1(jnp.clip(self._mean(outputs, spread), 0.0, 12.0))
+        return jnp.expm1(jnp.clip(outputs[..., 0], 0.0, 12.0))
 
 
 class GaussianClr(_Gaussian):
@@ -209,7 +218,7 @@ class GaussianClr(_Gaussian):
         return jnp.log1p(truth.counts * jnp.exp(-truth.mean_log_count))
 
     def expected_counts(self, outputs, spread):
-        return jnp.expm1(jnp.clip(self._mean(outputs, spread), 0.0, 12.0)) * self.geometric_mean
+        return jnp.expm1(jnp.clip(outputs[..., 0], 0.0, 12.0)) * self.geometric_mean
 
 
 class Bernoulli(Likelihood):
@@ -219,6 +228,10 @@ class Bernoulli(Likelihood):
 
     def start(self, share, log_dispersion, detection, scale):
         return _logit(detection)[:, None], np.zeros_like(log_dispersion)
+
+    def per_value(self, mean, std, detection):
+        # One standard deviation of the value is one of [count > 0], sqrt(p (1 - p)); d logit = d p / (p (1 - p)).
+        return np.minimum(1.0 / np.sqrt(detection * (1.0 - detection)), MAX_GAIN) / std
 
     def nll(self, outputs, spread, truth):
         logit = outputs[..., 0]

@@ -2,8 +2,10 @@
 
 With few cells, linear models of the whole profile are hard to beat: attention has to learn first what a sum over all
 features says at once. So the cell embedding is what `[CLS]` gathered plus a projection of the cell's principal
-component scores, and a translation is what the decoder says plus a linear map onto the target's components. Both start
-from the components of the run's first cells and are trained with the rest.
+component scores; a translation is what the decoder says plus a linear map onto the target's components; and the axes on
+which modalities are compared are those of the alignment head plus linear ones. The components are of the run's first
+cells and stay as they are; the maps start from ridge regression and canonical correlation of the pairs among those
+cells (zero where there are none) and are trained with the rest. The transformer learns what these cannot say.
 """
 
 from itertools import permutations
@@ -18,12 +20,24 @@ from scmbert_jax.batch import LIBRARY_QUANTILES, MODALITIES, NUM_COMPONENTS, Fea
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.models.embeddings import padded_rows
 from scmbert_jax.models.encoder import constant, weight
+from scmbert_jax.models.likelihoods import make_likelihood
 from scmbert_jax.models.token_sequence import TokenSequence
 from scmbert_jax.value_scales import linear_values
 
-# Scores of the first components span several units while Adam moves a weight by about the learning rate a step: stored
-# at a third, the map onto them is learned three times as fast.
-OUTPUT_SCALE = 3.0
+# Adam moves a number by about the learning rate a step, whatever its size: what is added to a map is stored at ten
+# times its size, because maps have entries of a few hundredths and are sums over 64 scores.
+CHANGE_SCALE = 0.1
+
+
+class LinearMap(nnx.Module):
+    """x [B, K] -> x @ (start + change) [B, P]; `start` is given, `change` is trained, from zero."""
+
+    def __init__(self, start: np.ndarray):
+        self.start = nnx.Param(jnp.asarray(start, jnp.float32), logical_axes=(None, None))
+        self.change = constant(0.0, start.shape, (None, None))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x @ (jax.lax.stop_gradient(self.start[...]) + self.change[...] * CHANGE_SCALE)
 
 
 class LinearPath(nnx.Module):
@@ -32,54 +46,57 @@ class LinearPath(nnx.Module):
     def __init__(self, config: ExperimentConfig, layout: FeatureLayout, rngs: nnx.Rngs):
         dim, rows, statistics = config.model.embed_dim, padded_rows(layout), layout.statistics
         self.modalities = tuple(config.modalities.in_use())
-        loadings = np.zeros((rows, NUM_COMPONENTS), np.float32)
-        offset = np.zeros((len(MODALITIES), NUM_COMPONENTS), np.float32)
-        columns = np.stack([np.zeros(rows), np.ones(rows), np.ones(rows)]).astype(np.float32)
+        size, number_of_modalities = NUM_COMPONENTS, len(MODALITIES)
+        loadings = np.zeros((rows, size), np.float32)
+        offset = np.zeros((number_of_modalities, size), np.float32)
+        maps = np.zeros((number_of_modalities, number_of_modalities, size, size), np.float32)
+        columns = np.zeros((rows, 3), np.float32)
         if statistics is not None:
-            number, offset = layout.num_features, statistics.component_offset
+            number, offset, maps = layout.num_features, statistics.component_offset, statistics.translation_maps
             loadings[:number] = statistics.loadings
-            columns[0, :number], columns[1, :number] = statistics.linear_centre, statistics.linear_std
-            for name in self.modalities:
+            columns[:number, 0] = statistics.linear_centre
+            for name, likelihood in config.modalities.target_likelihoods().items():
                 mine = slice(*layout.slices[name])
-                if name == "rna":
-                    quantiles = statistics.library_quantiles[MODALITIES.index(name)]
-                    columns[2, mine] = quantiles[len(LIBRARY_QUANTILES) // 2]
-                else:
-                    columns[2, mine] = statistics.cell_detection[mine]
+                quantiles = statistics.library_quantiles[MODALITIES.index(name)]
+                detection = statistics.cell_detection[mine]
+                columns[mine, 1] = quantiles[len(LIBRARY_QUANTILES) // 2] if name == "rna" else detection
+                in_use = make_likelihood(likelihood, name, config.modalities.in_use()[name], statistics, (0, 1))
+                columns[mine, 2] = in_use.per_value(statistics.log1p_mean[mine], statistics.linear_std[mine], detection)
+        # Of the corpus, not trained. Moving each loading by the learning rate would drown the components in noise.
         self.loadings = nnx.Param(jnp.asarray(loadings), logical_axes=("features", None))
-        self.offset: Any = nnx.Dict(
-            {
-                name: nnx.Param(jnp.asarray(offset[MODALITIES.index(name)]), logical_axes=(None,))
-                for name in self.modalities
-            }
-        )
-        # Centre and spread of the values, and what they are relative to (`linear_values`): of the corpus, not trained.
-        self.scale = nnx.Param(jnp.asarray(columns.T), logical_axes=("features", None))
+        self.offset = nnx.Param(jnp.asarray(offset), logical_axes=(None, None))
+        # Centre of the values, what they are relative to (`linear_values`), what they are to an output (`per_value`).
+        self.scale = nnx.Param(jnp.asarray(columns), logical_axes=("features", None))
         self.into_cell: Any = nnx.Dict(
-            {name: weight(rngs, (NUM_COMPONENTS, dim), NUM_COMPONENTS, (None, "embed")) for name in self.modalities}
+            {name: weight(rngs, (size, dim), size, (None, "embed")) for name in self.modalities}
         )
-        # Zero: a translation starts from the mean of each feature.
-        shape = (NUM_COMPONENTS, NUM_COMPONENTS)
-        self.between: Any = nnx.Dict(
-            {f"{a}>{b}": constant(0.0, shape, (None, None)) for a, b in permutations(self.modalities, 2)}
-        )
+        self.between: Any = nnx.Dict()
+        for source, target in permutations(self.modalities, 2):
+            # Loadings of a modality are orthogonal and of one length: divided by its square, they turn scores back.
+            first, stop = layout.slices[target]
+            squared_length = (loadings[first:stop] ** 2).sum(axis=0).max()
+            start = maps[MODALITIES.index(source), MODALITIES.index(target)] / max(squared_length, 1e-8)
+            # A run that uses no pairs (cycles alone) must not start from them either.
+            pairs_used = config.objectives.cross_modal_translation.pair_weight > 0
+            self.between[f"{source}>{target}"] = LinearMap(start * pairs_used)
 
-    def scores(self, tokens: TokenSequence, hidden: jax.Array) -> dict[str, jax.Array]:
+    def scores(self, tokens: TokenSequence, hidden: jax.Array | None = None) -> dict[str, jax.Array]:
         """Modality of `tokens` -> component scores float32 [B, K] of its visible tokens; 0 where there is none."""
-        visible = tokens.valid & ~hidden
+        visible = tokens.valid if hidden is None else tokens.valid & ~hidden
         counts = jnp.where(visible, tokens.counts, 0.0)
         scale = jax.lax.stop_gradient(self.scale[...])[tokens.feature_ids]  # [B, S, 3]
-        loadings = self.loadings[...][tokens.feature_ids]  # [B, S, K]
+        loadings = jax.lax.stop_gradient(self.loadings[...])[tokens.feature_ids]  # [B, S, K]
+        offset = jax.lax.stop_gradient(self.offset[...])
         found = {}
         for name in (name for name, _ in tokens.widths):
             mine = tokens.modality == MODALITIES.index(name)
-            values = linear_values(name, counts, tokens.library_size, tokens.mean_log_count, scale[..., 2], jnp)
+            values = linear_values(name, counts, tokens.library_size, tokens.mean_log_count, scale[..., 1], jnp)
             # Hidden tokens are made up for by the others.
             shown, real = (visible & mine).sum(axis=1), (tokens.valid & mine).sum(axis=1)
             share = (real / jnp.maximum(shown, 1))[:, None]
             weights = jnp.where(visible & mine, tokens.weight * share, 0.0)
             total = jnp.einsum("bs,bsk->bk", weights * (values - scale[..., 0]), loadings)
-            found[name] = jnp.where((shown > 0)[:, None], total - self.offset[name][...], 0.0)
+            found[name] = jnp.where((shown > 0)[:, None], total - offset[MODALITIES.index(name)], 0.0)
         return found
 
     def __call__(self, tokens: TokenSequence, hidden: jax.Array) -> jax.Array:
@@ -89,9 +106,21 @@ class LinearPath(nnx.Module):
         return total / number[:, None]
 
     def outputs(self, tokens: TokenSequence, target: str, feature_ids: jax.Array) -> jax.Array:
-        """From `tokens` of one modality to features int32 [B, M] of `target`: float32 [B, M], in units of their std."""
+        """From `tokens` of one modality to features int32 [B, M] of `target`: float32 [B, M], in units of output 0."""
         ((source, _),) = tokens.widths
-        scores = self.scores(tokens, jnp.zeros(tokens.valid.shape, bool))[source]
-        scores = scores @ self.between[f"{source}>{target}"][...] * OUTPUT_SCALE  # [B, K]
-        std = jax.lax.stop_gradient(self.scale[...])[feature_ids, 1]
-        return jnp.einsum("bk,bmk->bm", scores, self.loadings[...][feature_ids]) / std
+        scores = self.between[f"{source}>{target}"](self.scores(tokens)[source])  # [B, K]
+        per_value = jax.lax.stop_gradient(self.scale[...])[feature_ids, 2]
+        loadings = jax.lax.stop_gradient(self.loadings[...])[feature_ids]
+        return jnp.einsum("bk,bmk->bm", scores, loadings) * per_value
+
+
+def alignment_start(layout: FeatureLayout, modality: str, projection_dim: int) -> np.ndarray:
+    """float32 [K, P]: a modality's scores onto the first P axes on which the pairs of the run's first cells correlate.
+
+    Zero without pairs.
+    """
+    start = np.zeros((NUM_COMPONENTS, projection_dim), np.float32)
+    if layout.statistics is not None:
+        axes = layout.statistics.alignment_maps[MODALITIES.index(modality)][:, :projection_dim]
+        start[:, : axes.shape[1]] = axes
+    return start

@@ -40,9 +40,7 @@ class ScMbert(nnx.Module):
             self.translation_decoder = TranslationDecoder(config.model, rngs)
             self.translation_head = ValueHead(config, layout, config.modalities.target_likelihoods(), True, rngs)
         if objectives.contrastive_alignment.weight > 0:
-            self.alignment_head = AlignmentHead(
-                objectives.contrastive_alignment, tuple(modalities), config.model.embed_dim, rngs
-            )
+            self.alignment_head = AlignmentHead(config, layout, rngs)
 
     def feature_table(self) -> jax.Array:
         """Rows of all features, float32 [F, D]; compute it once per step and hand it to the other methods."""
@@ -77,16 +75,22 @@ class ScMbert(nnx.Module):
         states = self.encode(feature_table, pack_tokens(batch), covariates=batch.covariates)
         return states[:, 0].astype(jnp.float32)
 
-    def aligned_embedding(self, feature_table: jax.Array, batch: CellBatch) -> jax.Array:
-        """float32 [B, P] of length 1: mean over the cell's modalities, each encoded alone, in the contrastive space.
+    def aligned(self, feature_table: jax.Array, tokens: TokenSequence, covariates: dict[str, jax.Array]) -> jax.Array:
+        """float32 [B, P] of length 1: tokens of one modality, encoded alone, in the contrastive space.
 
         Only models that were trained with `contrastive_alignment` have it.
         """
+        ((name, _),) = tokens.widths
+        states = self.encode(feature_table, tokens, covariates=covariates)
+        scores = None if self.linear is None else self.linear.scores(tokens)[name]
+        return self.alignment_head.project(name, states[:, 0], scores)
+
+    def aligned_embedding(self, feature_table: jax.Array, batch: CellBatch) -> jax.Array:
+        """float32 [B, P] of length 1: the mean of `aligned` over the cell's modalities."""
         total = jnp.zeros(())
         for name, own in batch.modalities.items():
-            states = self.encode(feature_table, pack_tokens(batch, (name,)), covariates=batch.covariates)
             has = (own.lengths > 0).astype(jnp.float32)[:, None]
-            total = total + has * self.alignment_head.project(name, states[:, 0])
+            total = total + has * self.aligned(feature_table, pack_tokens(batch, (name,)), batch.covariates)
         return total * jax.lax.rsqrt(jnp.sum(total * total, axis=1, keepdims=True) + 1e-12)
 
     def translate(

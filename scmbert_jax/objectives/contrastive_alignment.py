@@ -68,8 +68,7 @@ class ContrastiveAlignment:
         def of_part(part: tuple[CellBatch, jax.Array]) -> jax.Array:
             cells, part_keys = part
             tokens = subsample_tokens(pack_tokens(cells, (name,)), self.config.source_fraction, part_keys)
-            states = model.encode(table, tokens, covariates=cells.covariates)
-            return model.alignment_head.project(name, states[:, 0])
+            return model.aligned(table, tokens, cells.covariates)
 
         if self.num_parts == 1:
             return of_part((batch, keys))

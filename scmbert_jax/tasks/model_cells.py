@@ -73,9 +73,7 @@ def token_sampling(model: PretrainedModel, num_tokens: Mapping[str, int] | None 
     """How cells become tokens: `embed_tokens` of the configuration, or other numbers of tokens per modality."""
     in_use = model.config.modalities.in_use()
     return {
-        name: TokenSampling(
-            (num_tokens or {}).get(name, modality.embed_tokens or modality.num_tokens), modality.zero_fraction
-        )
+        name: TokenSampling((num_tokens or {}).get(name, modality.tokens_shown), modality.zero_fraction)
         for name, modality in in_use.items()
     }
 

@@ -30,7 +30,10 @@ def decay_mask(logical_axes: dict[str, Any]) -> dict[str, Any]:
 
     def is_matrix(path: tuple, axes: tuple[str | None, ...]) -> bool:
         in_embedding = path[0].key == "embedding" and path[1].key != "continuous"
-        return len([axis for axis in axes if axis != "layers"]) >= 2 and "features" not in axes and not in_embedding
+        # What the corpus gave is not trained, so it must not decay either.
+        given = path[-1].key in ("start", "offset")
+        of_matrix = len([axis for axis in axes if axis != "layers"]) >= 2
+        return of_matrix and "features" not in axes and not in_embedding and not given
 
     return jax.tree_util.tree_map_with_path(is_matrix, logical_axes, is_leaf=lambda x: isinstance(x, tuple))
 

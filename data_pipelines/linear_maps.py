@@ -1,0 +1,91 @@
+"""Linear maps between the principal component scores of modalities: where translation and alignment start.
+
+Both come from cells that were measured in two modalities. Without such cells they are zero, and nothing starts.
+"""
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.linear_model import RidgeCV
+
+from scmbert_jax.batch import MODALITIES, NUM_COMPONENTS
+
+# Ridge strengths among which leave-one-out chooses; scores have mean square 1 over components.
+_ALPHAS = np.geomspace(1.0, 1e5, 21)
+# Added to the diagonal of each covariance in CCA, as a share of its mean.
+_CCA_RIDGE = 0.1
+# With fewer pairs than components, the maps would only say what these few cells are.
+_FEWEST_PAIRS = NUM_COMPONENTS
+
+
+class Scores(NamedTuple):
+    """Component scores of one modality: cells int [n], ascending; values float64 [n, K], centred."""
+
+    cells: np.ndarray
+    values: np.ndarray
+
+
+def translation_maps(scores: Mapping[str, Scores]) -> np.ndarray:
+    """Ridge regression of a modality's scores on another's: float32 [source, target, K, K], by `MODALITIES`.
+
+    The strength is chosen per direction by leave-one-out error.
+    """
+    maps = np.zeros((len(MODALITIES), len(MODALITIES), NUM_COMPONENTS, NUM_COMPONENTS), np.float32)
+    for first, second, a, b in _pairs(scores):
+        for source, target, x, y in ((first, second, a, b), (second, first, b, a)):
+            fitted = RidgeCV(_ALPHAS, fit_intercept=False).fit(x, y)
+            maps[MODALITIES.index(source), MODALITIES.index(target)] = np.round(fitted.coef_.T, 5)
+    return maps
+
+
+def alignment_maps(scores: Mapping[str, Scores]) -> np.ndarray:
+    """Regularised generalised CCA (MAXVAR, Kettenring 1971): float32 [modalities, K, K], scores to common axes.
+
+    With two modalities it is CCA. Axes stand in the order of their correlation and are multiplied by it, so that those
+    that do not correlate do not count.
+    """
+    names = [name for name in MODALITIES if name in scores]
+    maps = np.zeros((len(MODALITIES), NUM_COMPONENTS, NUM_COMPONENTS), np.float32)
+    whitening = {name: _whitening(scores[name].values) for name in names}
+    size = NUM_COMPONENTS
+    correlation = np.eye(len(names) * size)
+    paired = set()
+    for first, second, a, b in _pairs(scores):
+        i, j = names.index(first) * size, names.index(second) * size
+        block = whitening[first].T @ (a.T @ b / len(a)) @ whitening[second]
+        correlation[i : i + size, j : j + size], correlation[j : j + size, i : i + size] = block, block.T
+        paired |= {first, second}
+    values, vectors = np.linalg.eigh(correlation)
+    order = np.argsort(-values)[:size]
+    # Of two modalities, the eigenvalue is 1 + their canonical correlation.
+    strength = np.maximum(values[order] - 1.0, 0.0)
+    vectors = vectors[:, order] * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])[order]
+    for place, name in enumerate(names):
+        if name in paired:
+            axes = whitening[name] @ vectors[place * size : (place + 1) * size] * np.sqrt(2.0)
+            maps[MODALITIES.index(name)] = np.round(axes * strength, 5)
+    return maps
+
+
+def _pairs(scores: Mapping[str, Scores]):
+    """(first, second, scores of first, scores of second) of the cells measured in both, centred over them."""
+    for first, second in combinations([name for name in MODALITIES if name in scores], 2):
+        _, left, right = np.intersect1d(
+            scores[first].cells, scores[second].cells, assume_unique=True, return_indices=True
+        )
+        if len(left) < _FEWEST_PAIRS:
+            continue
+        a, b = scores[first].values[left], scores[second].values[right]
+        yield first, second, a - a.mean(axis=0), b - b.mean(axis=0)
+
+
+def _whitening(values: np.ndarray) -> np.ndarray:
+    """float64 [K, K] by which scores get covariance one; components that are not there stay zero."""
+    covariance = values.T @ values / max(len(values), 1)
+    present = np.diagonal(covariance) > 1e-8
+    mean = np.trace(covariance) / max(present.sum(), 1)
+    variances, axes = np.linalg.eigh(covariance + _CCA_RIDGE * mean * np.diag(present.astype(float)))
+    inverse = np.where(variances > 1e-8, 1.0 / np.sqrt(np.maximum(variances, 1e-8)), 0.0)
+    return (axes * inverse) @ axes.T
