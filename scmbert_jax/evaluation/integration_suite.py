@@ -5,6 +5,7 @@ Scores by scib-metrics (its values are not comparable with the older scib; the v
 The totals are the means of each group, and 0.6 / 0.4 of them (Luecken et al. 2022). 1 is best everywhere.
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ def score_integration(embedding: Array, types: Array, batches: Array) -> dict[st
     if len(embedding) < NEIGHBOURS + 10:
         raise InputError(f"integration: {len(embedding)} cells; at least {NEIGHBOURS + 10} are needed.")
     x = np.ascontiguousarray(embedding, np.float32)
+    # It logs to stdout, where --json promises one document, and of labels it knows the numbers only.
+    logging.getLogger("scib_metrics").setLevel(logging.ERROR)
     labels, groups = np.unique(types, return_inverse=True)[1], np.unique(batches, return_inverse=True)[1]
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore")

@@ -137,6 +137,15 @@ def test_an_embedding_of_types_alone_beats_one_of_batches_alone():
 # --- table, figures, verbs -------------------------------------------------------------------------------------------
 
 
+def test_scores_of_integration_leave_stdout_to_the_document(capsys):
+    """kBET has a word to say of a type that is in one batch only."""
+    rng = np.random.default_rng(0)
+    types = np.array(["a"] * 90 + ["b"] * 90 + ["rare"] * 4)
+    batches = np.where((np.arange(184) % 2 == 0) | (types == "rare"), "x", "y")
+    score_integration(rng.normal(size=(184, 5)), types, batches)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_row_holds_the_whole_fit_and_the_interval_over_seeds():
     rows = score_rows("d", "m", "pairs", {"s": 0.5}, [{"s": value} for value in (1.0, 2, 3, 4, 5)], 7)
     (row,) = rows
