@@ -390,10 +390,12 @@ def test_a_disk_that_is_full_at_a_checkpoint_stops_the_run_which_continues_when_
     assert [path.name for path in (run_dir / "checkpoints").iterdir() if not path.name.isdigit()] == []
 
 
-def test_a_disk_that_is_full_leaves_no_half_model(pbmc_run, tmp_path):
-    with disk_with_room_for(20_000):
+@pytest.mark.parametrize(("full_at", "words"), [("statistics", "cannot be written"), ("weights", "could not be saved")])
+def test_a_disk_that_is_full_leaves_no_half_model(full_at, words, pbmc_run, tmp_path):
+    statistics = (pbmc_run / "feature_statistics.npz").stat().st_size
+    with disk_with_room_for(statistics // 2 if full_at == "statistics" else statistics + 1000):
         ran = scmbert("export", pbmc_run, tmp_path / "model")
-    refused(ran, CheckpointError, "model", "could not be saved")
+    refused(ran, CheckpointError, "model", words)
     assert list(tmp_path.iterdir()) == []
 
 
