@@ -1,6 +1,7 @@
 """What modalities share of the encoder: everything, the attention, nothing. Their invariances: test_embeddings."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from conftest import without
 
 from scmbert_jax.batch import MODALITIES
+from scmbert_jax.config import ModalityConfig
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.mixture import objectives_of
@@ -21,12 +23,20 @@ def definition_of(config, layout, how):
     return ModelDefinition(dataclasses.replace(config, model=model), layout)
 
 
+def start_of(definition):
+    return jax.jit(definition.init)(jax.random.key(0))
+
+
+@partial(jax.jit, static_argnums=0)
+def _states(definition, params, batch):
+    model = definition.merge(params, definition.constants)
+    return model.encode(model.feature_table(), pack_tokens(batch))
+
+
 def states_of(definition, params, batch):
     """Token states float32 [B, 1 + S, D] and their modality int32 [B, S], -1 where padding."""
-    model = definition.merge(params, definition.constants)
     tokens = pack_tokens(batch)
-    states = model.encode(model.feature_table(), tokens)
-    return np.asarray(states), np.where(tokens.valid, tokens.modality, -1)
+    return np.asarray(_states(definition, params, batch)), np.where(tokens.valid, tokens.modality, -1)
 
 
 def more_counts(batch, modality):
@@ -37,8 +47,12 @@ def more_counts(batch, modality):
 
 @pytest.mark.parametrize("how", SHARINGS)
 def test_a_modality_that_no_cell_measured_leaves_every_objective_finite(mixed_config, known_layout, tiny_batch, how):
-    definition = definition_of(mixed_config, known_layout, how)
+    """Two modalities, so that it compiles in bearable time."""
+    two = dataclasses.replace(mixed_config.modalities, atac=ModalityConfig())
+    definition = definition_of(dataclasses.replace(mixed_config, modalities=two), known_layout, how)
     objectives = objectives_of(definition.config)
+    batch = tiny_batch()
+    batch = batch._replace(modalities={name: own for name, own in batch.modalities.items() if name != "atac"})
 
     def total(params, batch):
         model = definition.merge(params, definition.constants)
@@ -47,13 +61,13 @@ def test_a_modality_that_no_cell_measured_leaves_every_objective_finite(mixed_co
         return sum(own.total for own in sums.values()), sums
 
     value_and_gradients = jax.jit(jax.value_and_grad(total, has_aux=True))
-    params = definition.init(jax.random.key(0))
-    (_, whole), _ = value_and_gradients(params, tiny_batch())
-    (_, part), gradients = value_and_gradients(params, without(tiny_batch(), "protein"))
+    params = start_of(definition)
+    (_, whole), _ = value_and_gradients(params, batch)
+    (_, part), gradients = value_and_gradients(params, without(batch, "protein"))
     assert all(np.isfinite(own.total) for own in part.values())
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
     assert float(whole["contrastive_alignment"].metrics["rna_protein_info_nce"][1]) == 16
-    assert float(part["contrastive_alignment"].metrics["rna_protein_info_nce"][1]) == 0
+    assert float(part["contrastive_alignment"].weight) == 0  # nothing to compare, and nothing of it in the mean
     for direction in ("rna_to_protein", "protein_to_rna", "cycle_protein_to_rna"):
         assert float(whole["cross_modal_translation"].metrics[f"{direction}_nll"][1]) > 0
         assert float(part["cross_modal_translation"].metrics[f"{direction}_nll"][1]) == 0
@@ -61,15 +75,11 @@ def test_a_modality_that_no_cell_measured_leaves_every_objective_finite(mixed_co
     assert float(part["cross_modal_translation"].metrics["cycle_rna_to_protein_nll"][1]) > 0
     assert float(part["masked_modeling"].metrics["protein_nll"][1]) == 0
 
-    (_, lone), gradients = value_and_gradients(params, without(without(tiny_batch(), "protein"), "atac"))
-    assert float(lone["contrastive_alignment"].weight) == 0  # nothing to compare, and nothing of it in the mean
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
-
 
 def test_encoders_of_their_own_never_see_the_tokens_of_another_modality(tiny_config, known_layout, tiny_batch):
     for how, independent in (("per_modality", True), ("shared", False), ("multiway", False)):
         definition = definition_of(tiny_config, known_layout, how)
-        params = definition.init(jax.random.key(0))
+        params = start_of(definition)
         before, modality = states_of(definition, params, tiny_batch())
         after, _ = states_of(definition, params, more_counts(tiny_batch(), "protein"))
         assert before.shape == (16, 33, 16)
@@ -83,7 +93,7 @@ def test_encoders_of_their_own_never_see_the_tokens_of_another_modality(tiny_con
 def test_a_cell_is_the_mean_of_the_modalities_it_has(tiny_config, known_layout, tiny_batch):
     config = dataclasses.replace(tiny_config, model=dataclasses.replace(tiny_config.model, linear_path=False))
     definition = definition_of(config, known_layout, "per_modality")
-    params = definition.init(jax.random.key(0))
+    params = start_of(definition)
     batch = without(tiny_batch(), "atac", slice(0, 8))
 
     def cell(batch):
@@ -113,7 +123,7 @@ def experts_of(params, change):
 
 def test_equal_experts_are_one_shared_layer(tiny_config, known_layout, tiny_batch):
     shared, multiway = (definition_of(tiny_config, known_layout, how) for how in ("shared", "multiway"))
-    params = shared.init(jax.random.key(0))
+    params = start_of(shared)
     batch = without(tiny_batch(), "atac", slice(0, 4))
     wanted, modality = states_of(shared, params, batch)
     repeated = experts_of(params, lambda x: jnp.repeat(x, 4, axis=1))

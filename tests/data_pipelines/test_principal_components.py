@@ -1,0 +1,116 @@
+"""Principal components and the linear maps between them, held to explicit decompositions and known maps."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from data_pipelines.linear_maps import Scores, alignment_maps, translation_maps
+from data_pipelines.principal_components import principal_components
+from scmbert_jax.batch import MODALITIES, NUM_COMPONENTS
+
+RNA, PROTEIN, ATAC = (MODALITIES.index(name) for name in ("rna", "protein", "atac"))
+
+
+def values(num_cells=200, num_features=90, seed=0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.log1p(rng.poisson(np.exp(rng.normal(size=(num_cells, 3)) @ rng.normal(size=(3, num_features)))))
+
+
+def test_scores_are_those_of_a_pca_and_one_per_number_in_size():
+    data = values()
+    loadings, offset = principal_components(sp.csr_matrix(data))
+    assert loadings.shape == (90, NUM_COMPONENTS)
+    assert loadings.dtype == offset.dtype == np.float32
+    scores = data @ loadings - offset
+    left, singular, _ = np.linalg.svd(data - data.mean(0), full_matrices=False)
+    wanted = left[:, :NUM_COMPONENTS] * singular[:NUM_COMPONENTS]
+    wanted *= np.sqrt(len(data) / (singular[:NUM_COMPONENTS] ** 2).sum()) * np.sqrt(NUM_COMPONENTS)
+    wanted *= np.sign((scores * wanted).sum(0))
+    np.testing.assert_allclose(scores[:, :40], wanted[:, :40], atol=0.05)  # loadings have 4 digits
+    assert (scores**2).sum(1).mean() == pytest.approx(NUM_COMPONENTS, rel=0.01)
+    assert np.abs(scores.mean(0)).max() < 0.01
+
+
+def test_components_there_are_not_are_zero_and_everything_is_finite():
+    for shape in ((5, 30), (30, 5), (1, 8), (8, 1)):
+        loadings, offset = principal_components(sp.csr_matrix(values()[: shape[0], : shape[1]]))
+        assert np.isfinite(loadings).all()
+        assert np.isfinite(offset).all()
+        number = max(min(shape) - 1, 0)
+        assert np.abs(loadings[:, number:]).max(initial=0) == 0
+        assert np.abs(offset[number:]).max() == 0
+    assert np.abs(principal_components(sp.csr_matrix((20, 10)))[0]).max() == 0
+
+
+def test_the_order_of_the_cells_changes_nothing():
+    """Processes read the same cells, but might add them up in another order."""
+    data = values()
+    order = np.random.default_rng(1).permutation(len(data))
+    one, other = principal_components(sp.csr_matrix(data)), principal_components(sp.csr_matrix(data[order]))
+    for left, right in zip(one, other, strict=True):
+        np.testing.assert_allclose(left, right, atol=2.1e-4)  # of numbers rounded to 4 digits
+
+
+# --- maps between modalities -----------------------------------------------------------------------------------------
+
+
+def paired_scores(num_cells=600, noise=0.1) -> tuple[dict[str, Scores], np.ndarray]:
+    """Scores of RNA and protein of the same cells: protein is RNA times a known map, and noise."""
+    rng = np.random.default_rng(2)
+    rna = rng.normal(size=(num_cells, NUM_COMPONENTS))
+    true = np.zeros((NUM_COMPONENTS, NUM_COMPONENTS))
+    true[:3, :3] = rng.normal(size=(3, 3))
+    protein = rna @ true + noise * rng.normal(size=rna.shape)
+    cells = np.arange(num_cells)
+    return {"rna": Scores(cells, rna - rna.mean(0)), "protein": Scores(cells, protein - protein.mean(0))}, true
+
+
+def test_a_linear_map_between_modalities_is_found_again():
+    scores, true = paired_scores()
+    maps = translation_maps(scores)
+    np.testing.assert_allclose(maps[RNA, PROTEIN], true, atol=0.05)  # noise of 0.1 over the root of 600 cells
+    for source, target in ((RNA, ATAC), (ATAC, RNA), (RNA, RNA)):
+        assert np.abs(maps[source, target]).max() == 0
+
+
+def test_axes_of_alignment_are_those_on_which_the_modalities_correlate():
+    scores, _ = paired_scores()
+    maps = alignment_maps(scores)
+    rna, protein = scores["rna"].values @ maps[RNA], scores["protein"].values @ maps[PROTEIN]
+    correlations = [np.corrcoef(rna[:, axis], protein[:, axis])[0, 1] for axis in range(3)]
+    assert min(correlations) > 0.9
+    # Axes that do not correlate do not count: they are multiplied by their correlation.
+    sizes = rna.std(0)
+    assert sizes[:3].min() > 2 * sizes[20:].max()
+    assert np.abs(maps[ATAC]).max() == 0
+    # A cell is nearest to itself.
+    unit = [own / np.linalg.norm(own, axis=1, keepdims=True) for own in (rna, protein)]
+    assert ((unit[0] @ unit[1].T).argmax(1) == np.arange(len(rna))).mean() > 0.5
+
+
+@pytest.mark.parametrize("make", [translation_maps, alignment_maps])
+def test_without_pairs_there_are_no_maps(make):
+    """No cell of two modalities, or too few to say more than what these few are."""
+    scores, _ = paired_scores()
+    rna, protein = scores["rna"], scores["protein"]
+    apart = {"rna": rna, "protein": Scores(protein.cells + 10_000, protein.values)}
+    few = {
+        name: Scores(own.cells[: NUM_COMPONENTS - 1], own.values[: NUM_COMPONENTS - 1]) for name, own in scores.items()
+    }
+    for unpaired in (apart, few, {"rna": rna}):
+        assert np.abs(make(unpaired)).max() == 0
+
+
+@pytest.mark.parametrize("make", [translation_maps, alignment_maps])
+def test_cells_are_paired_by_what_they_are_and_not_by_their_place(make):
+    scores, _ = paired_scores()
+    protein = scores["protein"]
+    kept = np.arange(len(protein.cells)) % 3 > 0
+    some = {"rna": scores["rna"], "protein": Scores(protein.cells[kept], protein.values[kept])}
+    both = {name: Scores(own.cells[kept], own.values[kept]) for name, own in scores.items()}
+    found, wanted = make(some), make(both)
+    if make is translation_maps:
+        np.testing.assert_allclose(found[RNA, PROTEIN], wanted[RNA, PROTEIN], atol=1e-4)
+    else:
+        assert np.abs(found[RNA]).max() > 0.1
+        assert np.abs(found[PROTEIN]).max() > 0.1

@@ -1,0 +1,187 @@
+"""Principal components beside the transformer: what they are, and what they must not see."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import without
+from flax import nnx
+
+from data_pipelines.feature_statistics import feature_statistics
+from scmbert_jax.batch import CellBatch, FeatureLayout, ModalityTokens
+from scmbert_jax.config import (
+    CrossModalTranslationConfig,
+    ExperimentConfig,
+    ModalitiesConfig,
+    ModalityConfig,
+    ObjectivesConfig,
+)
+from scmbert_jax.models.linear_path import LinearPath
+from scmbert_jax.models.token_sequence import pack_tokens, subsample_tokens
+
+NUM_CELLS, NUM_GENES, NUM_PROTEINS = 100, 10, 6
+CONFIG = ExperimentConfig(
+    modalities=ModalitiesConfig(rna=ModalityConfig(num_tokens=16), protein=ModalityConfig(num_tokens=16)),
+    objectives=ObjectivesConfig(cross_modal_translation=CrossModalTranslationConfig(weight=1.0)),
+)
+LAYOUT = FeatureLayout(slices={"rna": (0, NUM_GENES), "protein": (NUM_GENES, NUM_GENES + NUM_PROTEINS)})
+
+
+def whole_cells(counts: np.ndarray, first_row: int) -> ModalityTokens:
+    """Cells whose every feature is a token; counts int [n, F]."""
+    number, width = counts.shape
+    length = np.full(number, width, np.int32)
+    return ModalityTokens(
+        feature_ids=np.broadcast_to(first_row + np.arange(width, dtype=np.int32), counts.shape),
+        counts=counts.astype(np.int32),
+        lengths=length,
+        library_size=counts.sum(1).astype(np.float32),
+        measured=np.ones(number, bool),
+        num_expressed=(counts > 0).sum(1).astype(np.int32),
+        num_measured=length,
+        mean_log_count=np.log1p(counts).mean(1).astype(np.float32),
+    )
+
+
+@pytest.fixture(scope="module")
+def counts() -> dict[str, np.ndarray]:
+    """Counts [n, F] of two modalities that follow the same two factors."""
+    rng = np.random.default_rng(0)
+    factors = rng.normal(size=(NUM_CELLS, 2))
+    return {
+        "rna": rng.poisson(3 * np.exp(factors @ rng.normal(size=(2, NUM_GENES)))),
+        "protein": rng.poisson(20 * np.exp(factors @ rng.normal(size=(2, NUM_PROTEINS)))),
+    }
+
+
+@pytest.fixture(scope="module")
+def batch(counts) -> CellBatch:
+    modalities = {name: whole_cells(own, LAYOUT.slices[name][0]) for name, own in counts.items()}
+    return CellBatch(modalities, {}, np.arange(NUM_CELLS), np.arange(NUM_CELLS))
+
+
+def linear_path_of(batch: CellBatch, objectives: ObjectivesConfig = CONFIG.objectives) -> LinearPath:
+    """The path at the start of a run whose first cells are `batch`."""
+    statistics = feature_statistics([batch], LAYOUT, {"rna": 1e4, "protein": 1e4})
+    config = dataclasses.replace(CONFIG, objectives=objectives)
+    return LinearPath(config, dataclasses.replace(LAYOUT, statistics=statistics), nnx.Rngs(params=0))
+
+
+@pytest.fixture(scope="module")
+def path(batch) -> LinearPath:
+    return linear_path_of(batch)
+
+
+def nothing_hidden(tokens) -> jax.Array:
+    return jnp.zeros(tokens.valid.shape, bool)
+
+
+def values_of(counts, name) -> np.ndarray:
+    """The values whose components are taken, written out: log1p of counts per median library; CLR."""
+    own = counts[name].astype(float)
+    if name == "rna":
+        library = own.sum(1, keepdims=True)
+        return np.log1p(own / library * np.median(library))
+    return np.log1p(own / np.exp(np.log1p(own).mean(1, keepdims=True)))
+
+
+@pytest.mark.parametrize("name", ["rna", "protein"])
+def test_a_cell_that_is_shown_whole_has_the_scores_of_a_pca(path, batch, counts, name):
+    tokens = pack_tokens(batch)
+    found = np.asarray(path.scores(tokens, nothing_hidden(tokens))[name])
+    values = values_of(counts, name)
+    centred = values - values.mean(0)
+    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
+    number = centred.shape[1] - 1  # as many as a truncated decomposition gives
+    variance = (singular[:number] ** 2).sum() / NUM_CELLS
+    wanted = left[:, :number] * singular[:number] * np.sqrt(64 / variance)
+    signs = np.sign((found[:, :number] * wanted).sum(0))
+    np.testing.assert_allclose(found[:, :number] * signs, wanted, atol=0.01)  # loadings are rounded to 4 digits
+    assert np.abs(found[:, number:]).max() == 0
+    assert (found**2).sum(1).mean() == pytest.approx(64, rel=0.01)
+
+
+def test_the_value_of_a_hidden_token_never_matters(path, batch):
+    tokens = pack_tokens(batch)
+    hidden = jax.random.bernoulli(jax.random.key(0), 0.4, tokens.valid.shape)
+    lie = dataclasses.replace(tokens, counts=jnp.where(hidden, tokens.counts * 7 + 5, tokens.counts))
+    truth = path.scores(tokens, hidden)
+    for name, scores in path.scores(lie, hidden).items():
+        np.testing.assert_array_equal(scores, truth[name])
+    seen = path.scores(lie, nothing_hidden(tokens))["rna"] - path.scores(tokens, nothing_hidden(tokens))["rna"]
+    assert np.abs(seen).max() > 1
+
+
+def test_scores_of_a_part_of_the_tokens_are_those_of_the_cell_on_average(path, batch):
+    tokens = pack_tokens(jax.tree.map(lambda x: x[:20], batch), ("rna",))
+    whole = path.scores(tokens, nothing_hidden(tokens))["rna"]
+
+    def drawn(key):
+        part = subsample_tokens(tokens, 0.5, jax.random.split(key, 20))
+        return path.scores(part, nothing_hidden(part))["rna"]
+
+    scores = np.asarray(jax.jit(jax.vmap(drawn))(jax.random.split(jax.random.key(1), 400)))
+    error = scores.std(0) / np.sqrt(len(scores))
+    assert error.max() > 0.01  # draws do differ
+    assert np.abs(scores.mean(0) - whole).max() < 5 * error.max()
+
+
+def test_hidden_tokens_are_made_up_for_by_the_others_on_average(path, batch):
+    tokens = pack_tokens(jax.tree.map(lambda x: x[:20], batch), ("rna",))
+    whole = path.scores(tokens, nothing_hidden(tokens))["rna"]
+
+    def half_hidden(key):
+        draw = jax.random.uniform(key, tokens.valid.shape)
+        return path.scores(tokens, draw < jnp.median(draw, axis=1, keepdims=True))["rna"]
+
+    scores = np.asarray(jax.jit(jax.vmap(half_hidden))(jax.random.split(jax.random.key(2), 400)))
+    assert np.abs(scores.mean(0) - whole).max() < 5 * scores.std(0).max() / np.sqrt(len(scores))
+
+
+def test_a_modality_that_was_not_measured_has_no_scores_and_takes_no_part_in_the_mean(path, batch):
+    protein = batch.modalities["protein"]
+    empty = protein._replace(**{name: np.zeros_like(getattr(protein, name)) for name in protein._fields})
+    tokens = pack_tokens(batch._replace(modalities={**batch.modalities, "protein": empty}))
+    alone = pack_tokens(batch, ("rna",))
+    assert np.abs(path.scores(tokens, nothing_hidden(tokens))["protein"]).max() == 0
+    found, wanted = path(tokens, nothing_hidden(tokens)), path(alone, nothing_hidden(alone))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def explained(path, batch, counts) -> float:
+    """Share of the variance of the proteins' CLR that the path predicts from RNA."""
+    ids = jnp.broadcast_to(NUM_GENES + jnp.arange(NUM_PROTEINS), (NUM_CELLS, NUM_PROTEINS))
+    std = np.asarray(path.scale[...])[NUM_GENES : NUM_GENES + NUM_PROTEINS, 1]
+    predicted = np.asarray(path.outputs(pack_tokens(batch, ("rna",)), "protein", ids)) * std
+    truth = values_of(counts, "protein")
+    truth = truth - truth.mean(0)
+    return 1 - ((truth - predicted) ** 2).sum() / (truth**2).sum()
+
+
+def test_a_translation_starts_from_the_linear_map_of_the_pairs(path, batch, counts):
+    values = {name: values_of(counts, name) for name in counts}
+    centred = {name: own - own.mean(0) for name, own in values.items()}
+    fitted = centred["rna"] @ np.linalg.lstsq(centred["rna"], centred["protein"], rcond=1e-3)[0]
+    best = 1 - ((centred["protein"] - fitted) ** 2).sum() / (centred["protein"] ** 2).sum()
+    assert best > 0.5
+    # less than least squares on the same cells, because the regression is penalised
+    assert best - 0.15 < explained(path, batch, counts) < best + 1e-3
+
+
+def test_without_pairs_a_translation_starts_from_the_mean_of_each_feature(batch, counts):
+    """The same cells, each as one of RNA and another of proteins: components are as before, maps are none."""
+    twice = jax.tree.map(lambda x: np.concatenate([x, x]), batch)
+    first, second = np.arange(2 * NUM_CELLS) < NUM_CELLS, np.arange(2 * NUM_CELLS) >= NUM_CELLS
+    alone = without(without(twice, "rna", second), "protein", first)
+    path = linear_path_of(alone._replace(cell_index=np.arange(2 * NUM_CELLS)))
+    assert explained(path, batch, counts) == 0
+    assert np.abs(path.loadings[...]).max() > 0.1
+
+
+def test_a_run_that_uses_no_pairs_does_not_start_from_them(batch, counts):
+    """`pair_weight` 0 on a corpus that has pairs."""
+    cycles = CrossModalTranslationConfig(weight=1.0, pair_weight=0.0, cycle_weight=1.0)
+    path = linear_path_of(batch, objectives=ObjectivesConfig(cross_modal_translation=cycles))
+    assert explained(path, batch, counts) == 0
