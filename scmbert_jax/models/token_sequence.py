@@ -44,7 +44,9 @@ def pack_tokens(batch: CellBatch, only: Iterable[str] | None = None) -> TokenSeq
 
     The work is on integers [B, S] before anything is embedded, so it costs nothing beside the encoder.
     """
-    wanted = [name for name in batch.modalities if only is None or name in tuple(only)]
+    # Not in the order of the dict: JAX sorts its keys wherever a batch enters a jitted function.
+    asked = tuple(MODALITIES if only is None else only)
+    wanted = [name for name in MODALITIES if name in batch.modalities and name in asked]
     parts = []
     for name in wanted:
         tokens = batch.modalities[name]

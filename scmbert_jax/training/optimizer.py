@@ -32,8 +32,10 @@ def decay_mask(logical_axes: dict[str, Any]) -> dict[str, Any]:
         in_embedding = path[0].key == "embedding" and path[1].key != "continuous"
         # What the corpus gave is not trained, so it must not decay either.
         given = path[-1].key in ("start", "offset")
+        # By its name: a bias per expert has the shape of a matrix.
+        is_bias = path[-1].key.endswith("bias")
         of_matrix = len([axis for axis in axes if axis != "layers"]) >= 2
-        return of_matrix and "features" not in axes and not in_embedding and not given
+        return of_matrix and "features" not in axes and not in_embedding and not given and not is_bias
 
     return jax.tree_util.tree_map_with_path(is_matrix, logical_axes, is_leaf=lambda x: isinstance(x, tuple))
 

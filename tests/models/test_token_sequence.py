@@ -57,6 +57,15 @@ def test_packing_puts_real_tokens_first_and_keeps_their_order():
     assert packed.valid.sum(1).tolist() == [3, 3]
 
 
+def test_modalities_stand_in_their_own_order_inside_a_jitted_function_too():
+    """JAX sorts the keys of a dict: atac would come first."""
+    batch = mosaic({"rna": [5, 2], "protein": [2, 3], "atac": [4, 1]})
+    turned = batch._replace(modalities=dict(reversed(batch.modalities.items())))
+    for packed in (pack_tokens(batch), jax.jit(pack_tokens)(batch), pack_tokens(turned)):
+        assert [name for name, _ in packed.widths] == ["rna", "protein", "atac"]
+        assert packed.modality[0, :11].tolist() == [0] * 5 + [1] * 2 + [2] * 4
+
+
 def test_packing_one_modality_reads_no_other():
     lengths = {"rna": [5, 0], "protein": [2, 3], "atac": [4, 1]}
     batch = mosaic(lengths)
