@@ -111,7 +111,7 @@ def run_scmbert(start_scmbert) -> Callable[..., Ran]:
 
     def run(*arguments: str | Path, devices: int = 1) -> Ran:
         process = start_scmbert(*arguments, devices=devices)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)
         return Ran(process.returncode, out, err)
 
     return run

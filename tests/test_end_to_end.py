@@ -1,18 +1,23 @@
-"""Real files, the whole way a user goes: doctor, corpus build, 50 steps of pretrain, export, embed."""
+"""Real files, the whole way a user goes: doctor, corpus build, 50 steps of pretrain, export, embed, translate."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import anndata
 import h5py
+import jax
 import mudata
 import numpy as np
 import pytest
-from conftest import scmbert, scmbert_ok
+from conftest import TINY, scmbert, scmbert_ok
 
+import scmbert_jax
 from data_pipelines.readers import example_path, open_dataset
 from scmbert_jax.training.run_folder import read_metrics
+
+TIMINGS = ("cells_per_second", "step_seconds", "data_wait_fraction")
 
 
 class Journey(NamedTuple):
@@ -165,3 +170,76 @@ def test_the_probe_scores_the_model_beside_its_untrained_twin(pbmc_model, pbmc_r
     text = (tmp_path / "report.html").read_text()
     assert "loss" in text
     assert "PCA" in text
+
+
+MIXTURE = (
+    *(*TINY, "--steps", "8", "--train.checkpoint-every", "4", "--train.log-every", "1"),
+    *("--objectives.cross-modal-translation.weight", "1", "--objectives.cross-modal-translation.cycle-weight", "0.5"),
+    *("--objectives.contrastive-alignment.weight", "1", "--objectives.contrastive-alignment.projection-dim", "8"),
+)
+
+
+def rows_of(run_dir: Path) -> list[dict]:
+    return [
+        {name: value for name, value in row.items() if name not in TIMINGS}
+        for row in read_metrics(run_dir / "metrics.jsonl")
+    ]
+
+
+@pytest.mark.slow
+def test_a_mixture_of_all_objectives_trains_continues_embeds_and_translates(pbmc_corpus, run_scmbert, tmp_path):
+    whole, continued = tmp_path / "whole", tmp_path / "continued"
+    ran = run_scmbert(*MIXTURE, "--corpus", pbmc_corpus, "--run-dir", whole)
+    assert ran.code == 0, ran.err
+    rows = rows_of(whole)
+    assert {row["objective"] for row in rows[4:]} == {
+        "masked_modeling",
+        "cross_modal_translation",
+        "contrastive_alignment",
+    }
+    assert np.isfinite([row["loss"] for row in rows]).all()
+
+    # What a machine leaves that was lost between the checkpoints: the same numbers, bit for bit.
+    shutil.copytree(whole, continued)
+    shutil.rmtree(continued / "checkpoints" / "8")
+    ran = run_scmbert(*MIXTURE, "--corpus", pbmc_corpus, "--run-dir", continued)
+    assert ran.code == 0, ran.err
+    assert rows_of(continued) == rows
+    for run_dir in (whole, continued):
+        scmbert_ok("export", run_dir, tmp_path / f"model_of_{run_dir.name}")
+    model, again = (scmbert_jax.load(tmp_path / f"model_of_{name}") for name in ("whole", "continued"))
+    for left, right in zip(*(jax.tree.leaves(own.pretrained.params) for own in (model, again)), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+    cells_are_embedded_in_one_space(tmp_path)
+    proteins_are_predicted_from_rna(model, tmp_path)
+
+
+def cells_are_embedded_in_one_space(tmp_path: Path):
+    model_dir, output = tmp_path / "model_of_whole", tmp_path / "joint.h5mu"
+    scmbert_ok("embed", model_dir, "example:pbmc_mosaic", "-o", output, "--joint")
+    mdata = mudata.read_h5mu(output)
+    joint = {name: mdata.obsm[f"X_scmbert_{name}"] for name in ("joint", "rna", "protein")}
+    has = {name: np.isfinite(vectors).all(axis=1) for name, vectors in joint.items()}
+    assert {name: int(cells.sum()) for name, cells in has.items()} == {"joint": 1600, "rna": 1200, "protein": 1200}
+    for name, vectors in joint.items():
+        assert vectors.shape == (1600, 8)
+        np.testing.assert_allclose(np.linalg.norm(vectors[has[name]], axis=1), 1.0, atol=1e-4)
+    only_rna = has["rna"] & ~has["protein"]
+    np.testing.assert_allclose(joint["joint"][only_rna], joint["rna"][only_rna], atol=1e-5)
+
+
+def proteins_are_predicted_from_rna(model, tmp_path: Path):
+    model_dir, output = tmp_path / "model_of_whole", tmp_path / "translated.h5mu"
+    scmbert_ok("translate", model_dir, "example:pbmc_mosaic", "--to", "protein", "-o", output)
+    translated, measured = mudata.read_h5mu(output), mudata.read_h5mu(example_path("pbmc_mosaic"))
+    protein, rna = translated["protein"], translated["rna"]
+    assert protein.shape == (1200, 224)
+    assert np.isfinite(protein.X).all()
+    assert (protein.layers["std"] > 0).all()
+    assert (rna.X != measured["rna"].X).nnz == 0  # what was read stands as it was
+    assert protein.obs_names.tolist() == rna.obs_names.tolist()
+    said = translated.uns["scmbert"]
+    assert (said["translated_from"], said["translated_to"], said["scale"]) == ("rna", "protein", "clr")
+    assert said["model_step"] == 8
+    np.testing.assert_array_equal(model.translate(measured["rna"], to="protein").X, protein.X)

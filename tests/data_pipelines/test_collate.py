@@ -208,6 +208,9 @@ class TestCollateCounts:
             "lengths": "int32",
             "library_size": "float32",
             "measured": "bool",
+            "num_expressed": "int32",
+            "num_measured": "int32",
+            "mean_log_count": "float32",
         }
         assert batch.row.dtype == batch.cell_index.dtype == np.int32
 

@@ -79,19 +79,18 @@ def test_a_bound_and_an_ambient_level_expect_what_sampling_finds():
 def test_a_centred_log_ratio_is_normal_around_the_prediction():
     counts, mean_log_count = np.array([0, 3, 50]), 1.5
     clr = np.log1p(counts / np.exp(mean_log_count))
-    # outputs are in units of the standard deviation
     nll = likelihood("gaussian_clr").nll(
-        jnp.full((3, 1), 0.8 / 0.5), jnp.full(3, np.log(0.5)), truth(counts, mean_log_count=mean_log_count)
+        jnp.full((3, 1), 0.8), jnp.full(3, np.log(0.5)), truth(counts, mean_log_count=mean_log_count)
     )
     np.testing.assert_allclose(nll, -scipy.stats.norm(0.8, 0.5).logpdf(clr), rtol=1e-5)
-    predicted = likelihood("gaussian_clr").predict(jnp.asarray([1.6]), jnp.log(0.5))
+    predicted = likelihood("gaussian_clr").predict(jnp.asarray([0.8]), jnp.log(0.5))
     np.testing.assert_allclose([predicted.value, predicted.std], [0.8, 0.5], rtol=1e-5)
 
 
 def test_the_log_of_size_normalised_counts_is_normal_around_the_prediction():
     counts, library = np.array([0, 3, 50]), 400.0
     values = np.log1p(counts / library * 1000)  # the median library
-    nll = likelihood("gaussian_log1p").nll(jnp.full((3, 1), 2.0), jnp.full(3, np.log(0.7)), truth(counts, library))
+    nll = likelihood("gaussian_log1p").nll(jnp.full((3, 1), 1.4), jnp.full(3, np.log(0.7)), truth(counts, library))
     np.testing.assert_allclose(nll, -scipy.stats.norm(1.4, 0.7).logpdf(values), rtol=1e-5)
 
 
