@@ -105,8 +105,9 @@ def test_parts_whose_states_are_not_kept_give_the_loss_and_gradient_of_the_whole
     found = compute(in_parts(config, 4), known_layout, params, batch)
     assert_same(found, single(batch))
     # Not so if each part were a batch of its own: fewer negatives, another loss.
-    alone = [single(jax.tree.map(lambda x, i=i: x[i::4], batch))[0].total for i in range(4)]
-    assert sum(alone) < 0.9 * float(found[0].total)
+    name = "rna_protein_info_nce"
+    alone = [single(jax.tree.map(lambda x, i=i: x[i::4], batch))[0].metrics[name][0] for i in range(4)]
+    assert sum(alone) < 0.9 * float(found[0].metrics[name][0])
 
 
 def test_parts_take_less_memory(config, known_layout, params, tiny_batch):
