@@ -14,7 +14,7 @@ from scmbert_jax.models.token_sequence import pack_tokens
 
 def build(config, layout, seed=0):
     definition = ModelDefinition(config, layout)
-    params = definition.init(jax.random.key(seed))
+    params = jax.jit(definition.init)(jax.random.key(seed))
     return definition, params, definition.merge(params, definition.constants)
 
 

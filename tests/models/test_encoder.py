@@ -67,7 +67,7 @@ def test_bfloat16_compute_stays_close_to_float32(tiny_config, tiny_layout, tiny_
     def embedding(dtype):
         config = dataclasses.replace(tiny_config, model=dataclasses.replace(tiny_config.model, compute_dtype=dtype))
         definition = ModelDefinition(config, tiny_layout)
-        model = definition.merge(definition.init(jax.random.key(0)), definition.constants)
+        model = definition.merge(jax.jit(definition.init)(jax.random.key(0)), definition.constants)
         return np.asarray(model.cell_embedding(model.feature_table(), tiny_batch()))
 
     single, half = embedding("float32"), embedding("bfloat16")

@@ -73,7 +73,7 @@ def test_scberts_rules_mask_no_zero_and_keep_a_tenth_visible(tiny_batch):
 @pytest.fixture(scope="module")
 def built(tiny_config, tiny_layout):
     definition = ModelDefinition(tiny_config, tiny_layout)
-    params = definition.init(jax.random.key(3))
+    params = jax.jit(definition.init)(jax.random.key(3))
 
     @jax.jit
     def loss(params, batch):
@@ -131,7 +131,7 @@ def test_the_cell_embedding_is_trained_only_through_the_cell_head(tiny_config, t
             model = definition.merge(params, definition.constants)
             return MaskedModeling(config).loss(model, model.feature_table(), tiny_batch(), KEY).total
 
-        params = definition.init(jax.random.key(0))
+        params = jax.jit(definition.init)(jax.random.key(0))
         # Output layers start at zero, where nothing behind them has a gradient yet.
         outputs = jax.tree.map(lambda x: x + 0.1, params["cell_head"]["outputs"])
         params["cell_head"] = {**params["cell_head"], "outputs": outputs}

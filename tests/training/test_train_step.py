@@ -31,7 +31,7 @@ def uneven(batch):
 
 def sums(config, layout, batch, num_microbatches):
     model = ModelDefinition(config, layout)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     function = jax.jit(
         lambda p, b: sum_of_gradients(
             model, MaskedModeling(config), num_microbatches, p, model.constants, b, step_key(0, 7)
