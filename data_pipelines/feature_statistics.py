@@ -46,6 +46,7 @@ class _Tokens(NamedTuple):
     mean_log_counts: np.ndarray
     weights: np.ndarray
     cells: np.ndarray
+    technical_batches: np.ndarray
 
 
 def feature_statistics(
@@ -147,6 +148,7 @@ def _read(batches: Iterable[CellBatch], max_tokens: int) -> tuple[_Tokens, np.nd
     libraries: dict[str, list[np.ndarray]] = {}
     number = number_of_cells = 0
     for batch in batches:
+        technical_batches = batch.covariates.get("technical_batch", np.zeros(len(batch.row), np.int64))
         for name, tokens in batch.modalities.items():
             real = np.arange(tokens.feature_ids.shape[1]) < tokens.lengths[:, None]
             of_cell = (
@@ -159,6 +161,7 @@ def _read(batches: Iterable[CellBatch], max_tokens: int) -> tuple[_Tokens, np.nd
                     *of_cell,
                     cell_weights(tokens)[real],
                     np.repeat(number_of_cells + np.arange(len(tokens.lengths)), tokens.lengths),
+                    np.repeat(technical_batches, tokens.lengths),
                 )
             )
             libraries.setdefault(name, []).append(tokens.library_size[tokens.measured])
@@ -207,13 +210,14 @@ def _components(
     scores: dict[str, Scores] = {}
     for name, (first, stop) in layout.slices.items():
         mine = (tokens.ids >= first) & (tokens.ids < stop)
-        cells, rows = np.unique(tokens.cells[mine], return_inverse=True)
+        cells, firsts, rows = np.unique(tokens.cells[mine], return_index=True, return_inverse=True)
         # Tokens that were drawn of more features stand for those; features that were not drawn have their usual value.
         data = values[mine] * tokens.weights[mine]
         matrix = sp.csr_matrix((data, (rows, tokens.ids[mine] - first)), shape=(len(cells), stop - first))
         place = MODALITIES.index(name)
         loadings[first:stop], offset[place] = principal_components(matrix)
-        scores[name] = Scores(cells, matrix @ loadings[first:stop] - offset[place])
+        own_scores = matrix @ loadings[first:stop] - offset[place]
+        scores[name] = Scores(cells, own_scores, tokens.technical_batches[mine][firsts])
     return loadings, offset, scores
 
 

@@ -21,10 +21,27 @@ _FEWEST_PAIRS = NUM_COMPONENTS
 
 
 class Scores(NamedTuple):
-    """Component scores of one modality: cells int [n], ascending; values float64 [n, K], centred."""
+    """Component scores of one modality.
+
+    Attributes:
+      cells: int [n], ascending.
+      values: float64 [n, K], centred.
+      technical_batches: int [n], codes; None: all cells are of one.
+    """
 
     cells: np.ndarray
     values: np.ndarray
+    technical_batches: np.ndarray | None = None
+
+    def within_batches(self) -> "Scores":
+        """The same, centred in each technical batch."""
+        if self.technical_batches is None:
+            return self._replace(values=self.values - self.values.mean(axis=0))
+        codes = np.unique(self.technical_batches, return_inverse=True)[1]
+        number = np.bincount(codes)[:, None]
+        sums = np.zeros((len(number), self.values.shape[1]))
+        np.add.at(sums, codes, self.values)
+        return self._replace(values=self.values - (sums / number)[codes])
 
 
 def translation_maps(scores: Mapping[str, Scores]) -> np.ndarray:
@@ -44,11 +61,13 @@ def alignment_maps(scores: Mapping[str, Scores]) -> np.ndarray:
     """Regularised generalised CCA (MAXVAR, Kettenring 1971): float32 [modalities, K, K], scores to common axes.
 
     With two modalities it is CCA. Axes stand in the order of their correlation and are multiplied by it, so that those
-    that do not correlate do not count.
+    that do not correlate do not count. Only differences within a technical batch are looked at: those between batches
+    correlate, too, and would tell batches apart instead of cells.
     """
+    scores = {name: own.within_batches() for name, own in scores.items()}
     names = [name for name in MODALITIES if name in scores]
     maps = np.zeros((len(MODALITIES), NUM_COMPONENTS, NUM_COMPONENTS), np.float32)
-    whitening = {name: _whitening(scores[name].values) for name in names}
+    whitening = {name: _whitening(scores[name].values[_paired(scores, name)]) for name in names}
     size = NUM_COMPONENTS
     correlation = np.eye(len(names) * size)
     paired = set()
@@ -79,6 +98,12 @@ def _pairs(scores: Mapping[str, Scores]):
             continue
         a, b = scores[first].values[left], scores[second].values[right]
         yield first, second, a - a.mean(axis=0), b - b.mean(axis=0)
+
+
+def _paired(scores: Mapping[str, Scores], name: str) -> np.ndarray:
+    """bool [n]: which cells of modality `name` were measured in another one too."""
+    others = [own.cells for other, own in scores.items() if other != name]
+    return np.isin(scores[name].cells, np.concatenate([np.zeros(0, int), *others]))
 
 
 def _whitening(values: np.ndarray) -> np.ndarray:
