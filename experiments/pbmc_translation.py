@@ -6,9 +6,9 @@
     scmbert evaluate translation --model model --train-batches p3_0 --test-batches p4_0
     scmbert evaluate matching --model model --train-batches p3_0 --test-batches p4_0
 
-p1 (RNA only) and p2 (protein only) have no pairs, but their cells are in the principal components. Without pairs: make
-pseudo-pairs first (`scmbert pseudo-pairs example:pbmc_mosaic -o pseudo.h5mu`) and build the corpus from those. What came
-out, beside the baselines: experiments/README.md.
+p1 (RNA only) and p2 (protein only) have no pairs, but their cells are in the principal components. Without pairs, make
+pseudo-pairs first (`scmbert pseudo-pairs example:pbmc_mosaic -o pseudo.h5mu`), and build the corpus from those. What
+came out, beside the baselines: experiments/README.md.
 """
 
 from scmbert_jax.config import (
