@@ -47,6 +47,7 @@ class _Tokens(NamedTuple):
     weights: np.ndarray
     cells: np.ndarray
     technical_batches: np.ndarray
+    num_measured: np.ndarray
 
 
 def feature_statistics(
@@ -80,6 +81,8 @@ def feature_statistics(
     for name, (first, stop) in layout.slices.items():
         target[first:stop] = target_sums.get(name, 1.0)
         median_library[first:stop] = libraries[MODALITIES.index(name), len(LIBRARY_QUANTILES) // 2]
+    in_components = tokens.weights
+    tokens = tokens._replace(weights=_calibrated_weights(tokens, layout))
     of_cells = _marginal(tokens, tokens.weights, rows)
     relative = tokens.counts / np.maximum(tokens.libraries, 1.0)
     value = _moments(np.log1p(relative * target[ids]), tokens, rows)
@@ -98,6 +101,7 @@ def feature_statistics(
             linear_centre[first:stop] = linear_mean[first:stop]
     _fill_unseen((of_cells[1], centre, value[1], *log1p, *clr, linear_centre, linear_std), tokens, rows)
     columns = (*of_tokens, *of_cells, centre, value[1], *log1p, *clr, linear_centre, linear_std)
+    tokens = tokens._replace(weights=in_components)
     loadings, offset, scores = _components(in_linear - linear_centre[ids], tokens, layout)
     named = zip(FeatureStatistics._fields, columns, strict=False)
     return FeatureStatistics(
@@ -162,6 +166,7 @@ def _read(batches: Iterable[CellBatch], max_tokens: int) -> tuple[_Tokens, np.nd
                     cell_weights(tokens)[real],
                     np.repeat(number_of_cells + np.arange(len(tokens.lengths)), tokens.lengths),
                     np.repeat(technical_batches, tokens.lengths),
+                    np.repeat(tokens.num_measured, tokens.lengths),
                 )
             )
             libraries.setdefault(name, []).append(tokens.library_size[tokens.measured])
@@ -175,6 +180,25 @@ def _read(batches: Iterable[CellBatch], max_tokens: int) -> tuple[_Tokens, np.nd
         if len(sizes):
             quantiles[MODALITIES.index(name)] = np.maximum(np.quantile(sizes, LIBRARY_QUANTILES), 1.0)
     return _Tokens(*(np.concatenate(column) for column in zip(*parts, strict=True))), quantiles
+
+
+def _calibrated_weights(tokens: _Tokens, layout: FeatureLayout) -> np.ndarray:
+    """`tokens.weights`, those of zeros scaled such that each feature's tokens stand for as many cells as measured it.
+
+    How often a zero of a feature was drawn is chance, and a mean of a few hundred cells would carry it. What is known
+    is how many cells measured a feature, where a cell measured all features of its modality; other cells keep theirs.
+    """
+    weights = tokens.weights.copy()
+    for first, stop in layout.slices.values():
+        whole = (tokens.ids >= first) & (tokens.ids < stop) & (tokens.num_measured == stop - first)
+        number = len(np.unique(tokens.cells[whole]))
+        expressed, zero = whole & (tokens.counts > 0), whole & (tokens.counts == 0)
+        rows = layout.num_features
+        of_expressed = np.bincount(tokens.ids[expressed], weights[expressed], minlength=rows)
+        of_zeros = np.bincount(tokens.ids[zero], weights[zero], minlength=rows)
+        scale = np.maximum(number - of_expressed, 0.0) / np.maximum(of_zeros, 1e-8)
+        weights[zero] *= scale[tokens.ids[zero]]
+    return weights
 
 
 def _without_seen(batch: CellBatch, seen: set[int]) -> CellBatch:
