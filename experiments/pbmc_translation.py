@@ -41,6 +41,6 @@ def config() -> ExperimentConfig:
             cross_modal_translation=CrossModalTranslationConfig(weight=0.75, source_fraction=0.5),
             contrastive_alignment=ContrastiveAlignmentConfig(weight=0.25, source_fraction=0.5),
         ),
-        optimizer=OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=20),
+        optimizer=OptimizerConfig(peak_learning_rate=3e-4, warmup_steps=20),
         train=TrainConfig(num_steps=100, log_every=20, checkpoint_every=1000),
     )
