@@ -6,6 +6,8 @@ step 0 by itself.
 """
 
 import logging
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,18 @@ def _is_no_failure_of_orbax(record: logging.LogRecord) -> bool:
 
 # Its threads log the traceback of a failed write besides raising it; it is raised to us, and told once.
 logging.getLogger("absl").addFilter(_is_no_failure_of_orbax)
+
+
+def _all_but_late_writes(tell: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def hook(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+            tell(unraisable)
+
+    return hook
+
+
+# When one of its writes fails, the others end later, find that nobody waits, and print a traceback of that.
+sys.unraisablehook = _all_but_late_writes(sys.unraisablehook)
 
 
 class RunCheckpoints:
