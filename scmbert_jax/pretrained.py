@@ -12,7 +12,9 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +60,14 @@ class PretrainedModel:
         model starts (models/linear_path.py) are a result of its corpus, so they are zero here.
         """
         key = jax.random.key(seed, impl="threefry2x32")
-        params = jax.jit(ModelDefinition(self.config, _without_components(self.definition.layout)).init)(key)
+        params = _initialiser_without_components(self.definition)(key)
         # The same definition as the trained model's, so that what is compiled for one serves the other.
         return replace(self, params=params, info={**self.info, "step": 0})
+
+
+@lru_cache(maxsize=4)  # compiled once for all seeds
+def _initialiser_without_components(definition: ModelDefinition) -> Callable[[jax.Array], dict[str, Any]]:
+    return jax.jit(ModelDefinition(definition.config, _without_components(definition.layout)).init)
 
 
 def _without_components(layout: FeatureLayout) -> FeatureLayout:
