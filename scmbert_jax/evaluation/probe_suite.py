@@ -80,10 +80,11 @@ def probe_model(
         # Which tokens a cell shows is drawn anew for each seed of the trained model; the untrained one is another
         # initialisation each time.
         trained = [first.embeddings[cells]] + [
-            embed(model, dataset, modalities=names, seed=seed).embeddings[cells] for seed in range(1, num_seeds)
+            embed(model, dataset, modalities=names, rows=cells, seed=seed).embeddings[cells]
+            for seed in range(1, num_seeds)
         ]
         untrained = [
-            embed(model.untrained(1000 + seed), dataset, modalities=names, seed=seed).embeddings[cells]
+            embed(model.untrained(1000 + seed), dataset, modalities=names, rows=cells, seed=seed).embeddings[cells]
             for seed in range(num_seeds)
         ]
         pca = _joint_pca(first, names, cells, model.config.model.embed_dim)

@@ -53,6 +53,7 @@ def embed_dataset(
     num_tokens: Mapping[str, int] | None = None,
     organism: str | None = None,
     assembly: str | None = None,
+    rows: np.ndarray | None = None,
     batch_size: int = 64,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -66,6 +67,7 @@ def embed_dataset(
         of the contrastive space, each modality read alone and the cell's mean taken: comparable across modalities.
       num_tokens: modality -> tokens per cell, where they should differ from training.
       organism, assembly: as in `check_dataset`; what the file does not tell is taken from the model.
+      rows: int64, cells to embed, the others get nan; None: all.
       batch_size: cells per device call; changes speed and memory only.
       seed: which tokens are drawn for cells with more features than tokens; the same seed gives the same embedding.
       progress: called with (cells done, cells in all).
@@ -80,8 +82,8 @@ def embed_dataset(
     opened = open_model_cells(model, cells, modalities, organism, assembly)
     embed = _embedding_function(model, space)
     result = _no_embeddings(opened, _width(model, space))
-    for rows, batch, done in opened.batches(num_tokens, batch_size, seed):
-        result[rows] = embed(batch)[: len(rows)]
+    for mine, batch, done in opened.batches(num_tokens, batch_size, seed, rows):
+        result[mine] = embed(batch)[: len(mine)]
         if progress is not None:
             progress(done, len(result))
     if progress is not None:

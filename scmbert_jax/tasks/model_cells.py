@@ -34,7 +34,7 @@ class ModelCells:
     overlaps: dict[str, Overlap]
 
     def batches(
-        self, num_tokens: Mapping[str, int] | None, batch_size: int, seed: int
+        self, num_tokens: Mapping[str, int] | None, batch_size: int, seed: int, only: np.ndarray | None = None
     ) -> Iterator[tuple[np.ndarray, CellBatch, int]]:
         """(cells int64 [n], batch of `batch_size` rows of which the first n are those cells, cells done) in order.
 
@@ -43,6 +43,7 @@ class ModelCells:
         Args:
           num_tokens: modality -> tokens per cell, where they should differ from the configuration's.
           seed: which tokens are drawn for cells with more features than tokens.
+          only: int64, the cells that are wanted; None: all.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size {batch_size}: expected 1 or more cells per device call.")
@@ -61,6 +62,8 @@ class ModelCells:
                 seed=seed,
             )
             rows = np.flatnonzero(np.sum([tokens.lengths for tokens in batch.modalities.values()], axis=0) > 0)
+            if only is not None:
+                rows = rows[np.isin(chunk.first + rows, only)]
             for start in range(0, len(rows), batch_size):
                 mine = rows[start : start + batch_size]
                 # The last rows are repeated to fill the batch, so that one program serves all of them.

@@ -12,6 +12,7 @@ from multimodal_model import multimodal_model  # noqa: F401
 import scmbert_jax
 from data_pipelines.readers import example_path
 from scmbert_jax.errors import ConfigError, InputError
+from scmbert_jax.pretrained import load_model
 from scmbert_jax.tasks.embed import embed_dataset, embed_jointly, provenance
 
 # A row's arithmetic does not depend on its neighbours; another batch size, or another place in the batch, makes XLA
@@ -79,6 +80,13 @@ def test_a_cell_does_not_depend_on_the_cells_beside_it(model, rna):
 def test_the_batch_size_changes_no_embedding(model, rna, batch_size):
     few = rna[:9].copy()
     np.testing.assert_allclose(model.embed(few, batch_size=batch_size), model.embed(few), **TOLERANCE)
+
+
+def test_chosen_cells_alone_are_embedded_as_they_are_among_all(pbmc_model, mdata, embedded):
+    chosen = np.array([3, 130, 131, 200])
+    found = embed_dataset(load_model(pbmc_model), mdata, rows=chosen).embeddings
+    np.testing.assert_allclose(found[chosen], embedded[chosen], **TOLERANCE)
+    assert np.isnan(np.delete(found, chosen, axis=0)).all()
 
 
 def test_a_batch_size_of_nothing_is_refused(model, rna):
