@@ -75,7 +75,7 @@ class FeatureStatistics(NamedTuple):
       value_std: the standard deviation of that over cells.
       log1p_mean, log1p_std: over cells, of log1p(count / library_size * median library size of the modality).
       clr_mean, clr_std: over cells, of log1p(count / g), g = exp(mean over the measured features of log1p(count)).
-      linear_centre, linear_std: over cells, of `linear_values`; the centre is 0 where most cells lack the feature.
+      linear_centre, linear_std: over cells, of `linear_values`; the centre is 0 in modalities of mostly zeros.
       loadings: float32 [F, K], principal components of each modality's linear values.
       component_offset: float32 [modalities, K], the mean scores, by `MODALITIES`.
       translation_maps: float32 [modalities, modalities, K, K], scores of a source to scores of a target; of pairs.

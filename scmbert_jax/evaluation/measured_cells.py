@@ -17,6 +17,7 @@ from data_pipelines.input_report import InputReport, ModalityReport
 from data_pipelines.readers import open_dataset
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.value_scale import ValueScale, median_library_size
+from scmbert_jax.tasks.modality_cells import full_batch_names
 
 Array = np.ndarray
 
@@ -152,16 +153,7 @@ def batches_named(cells: MeasuredCells, names: Sequence[str], option: str) -> Ar
 
     Raises `ConfigError` for a name that no batch or several batches answer to.
     """
-    existing = sorted(set(cells.technical_batches.tolist()) - {""})
-    chosen = []
-    for name in names:
-        found = [name] if name in existing else [batch for batch in existing if batch.startswith(f"{name}_")]
-        if len(found) != 1:
-            several = f"; it could be any of {', '.join(found)}" if found else ""
-            raise ConfigError(
-                f"{option} {name}: {cells.path} has the technical batches {', '.join(existing) or '(none)'}{several}."
-            )
-        chosen += found
+    chosen = full_batch_names(names, cells.technical_batches.tolist(), option, cells.path)
     return np.isin(cells.technical_batches, chosen)
 
 

@@ -3,7 +3,7 @@
 Nothing here joins modalities: which rows are the same cell is only known to who compares `cell_ids`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -176,17 +176,23 @@ def in_batches(cells: ModalityCells, names: Sequence[str]) -> ModalityCells:
 
 def batch_rows(cells: ModalityCells, names: Sequence[str]) -> Array:
     """bool [n]: cells of the named technical batches; as `in_batches`."""
-    existing = sorted(set(cells.all_batches) - {""})
+    return np.isin(cells.technical_batches, full_batch_names(names, cells.all_batches, "technical batch", cells.path))
+
+
+def full_batch_names(names: Sequence[str], existing: Iterable[str], option: str, path: str) -> list[str]:
+    """Technical batches that `names` mean: themselves, or "p3_0" for "p3" where no other batch begins so.
+
+    Raises `ConfigError`, naming `option` and `path`, for a name that no batch, or several, answer to.
+    """
+    known = sorted(set(existing) - {""})
     chosen = []
     for name in names:
-        found = [name] if name in existing else [batch for batch in existing if batch.startswith(f"{name}_")]
+        found = [name] if name in known else [batch for batch in known if batch.startswith(f"{name}_")]
         if len(found) != 1:
             several = f"; it could be any of {', '.join(found)}" if found else ""
-            raise ConfigError(
-                f"technical batch {name}: {cells.path} has {', '.join(existing) or 'no technical batches'}{several}."
-            )
+            raise ConfigError(f"{option} {name}: {path} has {', '.join(known) or 'no technical batches'}{several}.")
         chosen += found
-    return np.isin(cells.technical_batches, chosen)
+    return chosen
 
 
 def shared_cells(first: ModalityCells, second: ModalityCells) -> tuple[Array, Array]:
