@@ -20,7 +20,7 @@ pretrain=(scmbert pretrain pbmc_demo --corpus "$out/corpus" --run-dir "$out/run"
 printf '\n\033[1m$ %s &   # to be killed after its first checkpoint\033[0m\n' "${pretrain[*]}"
 "${pretrain[@]}" &
 pid=$!
-while [ ! -d "$out/run/checkpoints/200" ]; do
+while [ ! -d "$out/run/checkpoints/100" ]; do
     kill -0 "$pid" 2> /dev/null || { wait "$pid"; exit 1; } # it ended by itself: show how
     sleep 0.5
 done

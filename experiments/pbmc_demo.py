@@ -7,7 +7,7 @@ or step by step:
     scmbert corpus build demo_run/corpus example:pbmc_mosaic --min-genes 1 --block-size 16
     scmbert pretrain pbmc_demo --corpus demo_run/corpus --run-dir demo_run/run
 
-About a minute for the 400 steps on two idle cores. What to expect: the table in README.md of the repository.
+Half a minute for the 200 steps on two idle cores. What to expect: the table in README.md of the repository.
 """
 
 from scmbert_jax.config import (
@@ -31,10 +31,10 @@ def config() -> ExperimentConfig:
             # 211 of 224 antibodies have counts in a cell: a step sees half of them, the embedding all and the zeros.
             protein=ModalityConfig(num_tokens=112, embed_tokens=248, zero_fraction=0.1),
         ),
-        # So few cells are learned in small batches: a step is 0.1 s, and the number of steps is what counts.
+        # So few cells are learned in small batches: a step is 0.1 to 0.3 s.
         data=DataConfig(global_batch_size=32, num_streams=4, window_blocks=8),
         model=ModelConfig(embed_dim=64, num_layers=2, num_heads=2, head_dim=32, mlp_dim=256),
         objectives=ObjectivesConfig(masked_modeling=MaskedModelingConfig(mask_fraction=0.5)),
-        optimizer=OptimizerConfig(peak_learning_rate=3e-3, warmup_steps=100),
-        train=TrainConfig(num_steps=400, log_every=10, checkpoint_every=200),
+        optimizer=OptimizerConfig(peak_learning_rate=3e-3, warmup_steps=50),
+        train=TrainConfig(num_steps=200, log_every=10, checkpoint_every=100),
     )
