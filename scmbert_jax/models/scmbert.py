@@ -96,15 +96,28 @@ class ScMbert(nnx.Module):
     def translate(
         self, feature_table: jax.Array, batch: CellBatch, source: str, target: str, feature_ids: jax.Array
     ) -> Prediction:
-        """Values float32 [B, M] that modality `source` of the cells predicts for features int32 [M] of `target`.
+        """What modality `source` of the cells predicts for features of `target`; the cells are encoded once.
 
-        Only models that were trained with `cross_modal_translation` have it.
+        Args:
+          feature_table: float32 [F, D].
+          batch: B cells.
+          source, target: modalities.
+          feature_ids: int32 [C, M], table rows in C parts that are decoded one after the other: what bounds memory.
+
+        Returns:
+          Values float32 [B, C * M]. Only models that were trained with `cross_modal_translation` can.
         """
         tokens = pack_tokens(batch, (source,))
         states = self.encode(feature_table, tokens, covariates=batch.covariates)
-        ids = jnp.broadcast_to(feature_ids, (tokens.lengths.shape[0], feature_ids.shape[0]))
-        outputs = self._translation_outputs(feature_table, target, ids, states, tokens, batch.covariates)
-        return self.translation_head.likelihoods[target].predict(*outputs)
+        number_of_cells = tokens.lengths.shape[0]
+
+        def decoded(part: jax.Array) -> Prediction:
+            ids = jnp.broadcast_to(part, (number_of_cells, len(part)))
+            outputs = self._translation_outputs(feature_table, target, ids, states, tokens, batch.covariates)
+            return self.translation_head.likelihoods[target].predict(*outputs)
+
+        parts = jax.lax.map(decoded, feature_ids)  # [C, B, M] each
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(number_of_cells, -1), parts)
 
     def translation_nll(
         self,

@@ -19,8 +19,8 @@ from scmbert_jax.tasks.embed import feature_table
 from scmbert_jax.tasks.model_cells import open_model_cells
 from scmbert_jax.tasks.translation_targets import learned_sources, require_same_space, target_features
 
-# Target features decoded in one device call: what bounds memory for a modality of a million regions.
-FEATURES_PER_CALL = 1024
+# Target features decoded at a time: what bounds memory for a modality of a million regions.
+FEATURES_AT_A_TIME = 1024
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,9 @@ def translate_dataset(
     table = feature_table(definition, model.params, definition.constants)
     predict = partial(_predict, definition, source, target, model.params, definition.constants, table)
     num_cells, num_features = len(dataset.cell_ids), len(places)
+    # The last part is filled up; what is predicted for the filling is dropped.
+    width = min(num_features, FEATURES_AT_A_TIME)
+    asked = np.resize(places + np.int32(first_row), (-(-num_features // width), width))
     # Mean and summed squares over draws by Welford's updates: float32 loses nothing to the difference of two squares.
     values = np.zeros((num_cells, num_features), np.float32)
     spread = np.zeros_like(values)
@@ -113,15 +116,10 @@ def translate_dataset(
     for draw in range(num_draws):
         for rows, batch, done in opened.batches(None, batch_size, seed + draw):
             seen[rows] = True
-            for first in range(0, num_features, FEATURES_PER_CALL):
-                asked = places[first : first + FEATURES_PER_CALL]
-                # The last part is filled up, so that one program serves all of them.
-                filled = np.resize(asked, min(num_features, FEATURES_PER_CALL)) + np.int32(first_row)
-                value, std = (np.asarray(part)[: len(rows), : len(asked)] for part in predict(batch, filled))
-                block = rows, slice(first, first + len(asked))
-                change = value - values[block]
-                values[block] += change / (draw + 1)
-                spread[block] += std**2 + change * (value - values[block])
+            value, std = (np.asarray(part)[: len(rows), :num_features] for part in predict(batch, asked))
+            change = value - values[rows]
+            values[rows] += change / (draw + 1)
+            spread[rows] += std**2 + change * (value - values[rows])
             if progress is not None:
                 progress(draw * num_cells + done, num_draws * num_cells)
     if progress is not None:

@@ -60,7 +60,7 @@ class Built:
         return model.translate(model.feature_table(), batch, source, target, ids)
 
     def translate(self, batch, source, target, ids, params=None) -> np.ndarray:
-        asked = jnp.asarray(ids, jnp.int32)
+        asked = jnp.asarray(ids, jnp.int32)[None]
         found = self._translate(batch, source, target, asked, self.params if params is None else params)
         assert np.isfinite(found.std).all()
         assert (np.asarray(found.std) > 0).all()

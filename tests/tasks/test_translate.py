@@ -138,7 +138,7 @@ def test_cells_in_another_order_and_other_batches_have_the_same_predictions(mode
 def test_features_are_decoded_in_parts_of_any_size(model, rna, monkeypatch):
     few = rna[:5].copy()
     whole = translate_dataset(model.pretrained, few, target="protein")
-    monkeypatch.setattr(translate, "FEATURES_PER_CALL", 50)  # 224 features: four parts and one to be filled up
+    monkeypatch.setattr(translate, "FEATURES_AT_A_TIME", 50)  # 224 features: four parts and one to be filled up
     parts = translate_dataset(model.pretrained, few, target="protein")
     np.testing.assert_allclose(parts.values, whole.values, **TOLERANCE)
     np.testing.assert_allclose(parts.std, whole.std, **TOLERANCE)
