@@ -28,6 +28,7 @@ from scmbert_jax.batch import (
     FeatureLayout,
     FeatureStatistics,
     ModalityTokens,
+    fold_of,
 )
 from scmbert_jax.errors import InputError
 from scmbert_jax.value_scales import linear_values
@@ -46,6 +47,7 @@ class _Tokens(NamedTuple):
     mean_log_counts: np.ndarray
     weights: np.ndarray
     cells: np.ndarray
+    folds: np.ndarray
     technical_batches: np.ndarray
     num_measured: np.ndarray
 
@@ -165,6 +167,7 @@ def _read(batches: Iterable[CellBatch], max_tokens: int) -> tuple[_Tokens, np.nd
                     *of_cell,
                     cell_weights(tokens)[real],
                     np.repeat(number_of_cells + np.arange(len(tokens.lengths)), tokens.lengths),
+                    np.repeat(fold_of(batch.cell_index), tokens.lengths),
                     np.repeat(technical_batches, tokens.lengths),
                     np.repeat(tokens.num_measured, tokens.lengths),
                 )
@@ -241,7 +244,7 @@ def _components(
         place = MODALITIES.index(name)
         loadings[first:stop], offset[place] = principal_components(matrix)
         own_scores = matrix @ loadings[first:stop] - offset[place]
-        scores[name] = Scores(cells, own_scores, tokens.technical_batches[mine][firsts])
+        scores[name] = Scores(cells, own_scores, tokens.folds[mine][firsts], tokens.technical_batches[mine][firsts])
     return loadings, offset, scores
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.linear_model import RidgeCV
 
-from scmbert_jax.batch import MODALITIES, NUM_COMPONENTS
+from scmbert_jax.batch import MODALITIES, NUM_COMPONENTS, NUM_FOLDS
 
 # Ridge strengths among which leave-one-out chooses; scores have mean square 1 over components.
 _ALPHAS = np.geomspace(1.0, 1e5, 21)
@@ -26,11 +26,13 @@ class Scores(NamedTuple):
     Attributes:
       cells: int [n], ascending.
       values: float64 [n, K], centred.
+      folds: int [n], 1 .. `NUM_FOLDS`.
       technical_batches: int [n], codes; None: all cells are of one.
     """
 
     cells: np.ndarray
     values: np.ndarray
+    folds: np.ndarray
     technical_batches: np.ndarray | None = None
 
     def within_batches(self) -> "Scores":
@@ -45,15 +47,19 @@ class Scores(NamedTuple):
 
 
 def translation_maps(scores: Mapping[str, Scores]) -> np.ndarray:
-    """Ridge regression of a modality's scores on another's: float32 [source, target, K, K], by `MODALITIES`.
+    """Ridge regression of a modality's scores on another's: float32 [1 + folds, source, target, K, K], by `MODALITIES`.
 
-    The strength is chosen per direction by leave-one-out error.
+    Entry 0 is of all pairs, entry i of all but those of fold i: what is to learn from a regression's errors must see
+    those of a regression that has not seen the cell (stacking, Wolpert 1992). The strength is chosen per direction by
+    leave-one-out error.
     """
-    maps = np.zeros((len(MODALITIES), len(MODALITIES), NUM_COMPONENTS, NUM_COMPONENTS), np.float32)
-    for first, second, a, b in _pairs(scores):
+    maps = np.zeros((1 + NUM_FOLDS, len(MODALITIES), len(MODALITIES), NUM_COMPONENTS, NUM_COMPONENTS), np.float32)
+    for first, second, a, b, folds in _pairs(scores):
         for source, target, x, y in ((first, second, a, b), (second, first, b, a)):
-            fitted = RidgeCV(_ALPHAS, fit_intercept=False).fit(x, y)
-            maps[MODALITIES.index(source), MODALITIES.index(target)] = np.round(fitted.coef_.T, 5)
+            place = MODALITIES.index(source), MODALITIES.index(target)
+            for fold in range(1 + NUM_FOLDS):
+                fitted = RidgeCV(_ALPHAS, fit_intercept=False).fit(x[folds != fold], y[folds != fold])
+                maps[fold, *place] = np.round(fitted.coef_.T, 5)
     return maps
 
 
@@ -71,7 +77,7 @@ def alignment_maps(scores: Mapping[str, Scores]) -> np.ndarray:
     size = NUM_COMPONENTS
     correlation = np.eye(len(names) * size)
     paired = set()
-    for first, second, a, b in _pairs(scores):
+    for first, second, a, b, _ in _pairs(scores):
         i, j = names.index(first) * size, names.index(second) * size
         block = whitening[first].T @ (a.T @ b / len(a)) @ whitening[second]
         correlation[i : i + size, j : j + size], correlation[j : j + size, i : i + size] = block, block.T
@@ -89,7 +95,7 @@ def alignment_maps(scores: Mapping[str, Scores]) -> np.ndarray:
 
 
 def _pairs(scores: Mapping[str, Scores]):
-    """(first, second, scores of first, scores of second) of the cells measured in both, centred over them."""
+    """(first, second, scores of first, of second, folds) of the cells measured in both, centred over them."""
     for first, second in combinations([name for name in MODALITIES if name in scores], 2):
         _, left, right = np.intersect1d(
             scores[first].cells, scores[second].cells, assume_unique=True, return_indices=True
@@ -97,7 +103,7 @@ def _pairs(scores: Mapping[str, Scores]):
         if len(left) < _FEWEST_PAIRS:
             continue
         a, b = scores[first].values[left], scores[second].values[right]
-        yield first, second, a - a.mean(axis=0), b - b.mean(axis=0)
+        yield first, second, a - a.mean(axis=0), b - b.mean(axis=0), scores[first].folds[left]
 
 
 def _paired(scores: Mapping[str, Scores], name: str) -> np.ndarray:

@@ -62,6 +62,15 @@ LIBRARY_QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 # Principal components per modality of the linear path.
 NUM_COMPONENTS = 64
 
+# Parts of the cells, each of which has a translation map that has not seen it.
+NUM_FOLDS = 5
+
+
+def fold_of(cell_index: Array) -> Array:
+    """int32 [B] in 1 .. `NUM_FOLDS`, of numpy or jax arrays int32 [B]: a hash, so that no order of the cells shows."""
+    mixed = (cell_index.astype("uint32") * np.uint32(2654435761)) >> np.uint32(16)
+    return (mixed % np.uint32(NUM_FOLDS)).astype("int32") + 1
+
 
 class FeatureStatistics(NamedTuple):
     """What each feature is like by itself; row i is row i of the feature table. float32 [F] unless said.
@@ -78,7 +87,8 @@ class FeatureStatistics(NamedTuple):
       linear_centre, linear_std: over cells, of `linear_values`; the centre is 0 in modalities of mostly zeros.
       loadings: float32 [F, K], principal components of each modality's linear values.
       component_offset: float32 [modalities, K], the mean scores, by `MODALITIES`.
-      translation_maps: float32 [modalities, modalities, K, K], scores of a source to scores of a target; of pairs.
+      translation_maps: float32 [1 + folds, modalities, modalities, K, K], scores of a source to scores of a target; of
+        all pairs, then of all but those of each fold (`fold_of`).
       alignment_maps: float32 [modalities, K, K], scores to axes on which modalities correlate; of pairs.
       library_quantiles: float32 [modalities, quantiles], library sizes at `LIBRARY_QUANTILES`, by `MODALITIES`.
     """

@@ -29,7 +29,7 @@ class AlignmentHead(nnx.Module):
             start = alignment_start(layout, name, own.projection_dim)
             projection = weight(rngs, (dim, own.projection_dim), dim, ("embed", None))
             if config.model.linear_path:
-                self.linear[name] = LinearMap(start)
+                self.linear[name] = LinearMap(start[None])
                 if start.any():
                     projection[...] = jnp.zeros_like(projection[...])
             self.projections[name] = projection

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from scmbert_jax.batch import LIBRARY_QUANTILES, MODALITIES, NUM_COMPONENTS, FeatureLayout
+from scmbert_jax.batch import LIBRARY_QUANTILES, MODALITIES, NUM_COMPONENTS, NUM_FOLDS, FeatureLayout
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.models.embeddings import padded_rows
 from scmbert_jax.models.encoder import constant, weight
@@ -30,14 +30,21 @@ CHANGE_SCALE = 0.1
 
 
 class LinearMap(nnx.Module):
-    """x [B, K] -> x @ (start + change) [B, P]; `start` is given, `change` is trained, from zero."""
+    """x [B, K] -> x @ (start + change) [B, P]; `starts` [N, K, P] are given, `change` is trained, from zero."""
 
-    def __init__(self, start: np.ndarray):
-        self.start = nnx.Param(jnp.asarray(start, jnp.float32), logical_axes=(None, None))
-        self.change = constant(0.0, start.shape, (None, None))
+    def __init__(self, starts: np.ndarray):
+        self.starts = nnx.Param(jnp.asarray(starts, jnp.float32), logical_axes=(None, None, None))
+        self.change = constant(0.0, starts.shape[1:], (None, None))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x @ (jax.lax.stop_gradient(self.start[...]) + self.change[...] * CHANGE_SCALE)
+    def __call__(self, x: jax.Array, which: jax.Array | None = None) -> jax.Array:
+        """`which` int32 [B], the start of each row; None: the first."""
+        starts = jax.lax.stop_gradient(self.starts[...])
+        if which is None:
+            own = x @ starts[0]
+        else:
+            each = jnp.einsum("bk,nkp->bnp", x, starts)
+            own = jnp.take_along_axis(each, which[:, None, None], axis=1)[:, 0]
+        return own + x @ (self.change[...] * CHANGE_SCALE)
 
 
 class LinearPath(nnx.Module):
@@ -49,7 +56,7 @@ class LinearPath(nnx.Module):
         size, number_of_modalities = NUM_COMPONENTS, len(MODALITIES)
         loadings = np.zeros((rows, size), np.float32)
         offset = np.zeros((number_of_modalities, size), np.float32)
-        maps = np.zeros((number_of_modalities, number_of_modalities, size, size), np.float32)
+        maps = np.zeros((1 + NUM_FOLDS, number_of_modalities, number_of_modalities, size, size), np.float32)
         columns = np.zeros((rows, 3), np.float32)
         if statistics is not None:
             number, offset, maps = layout.num_features, statistics.component_offset, statistics.translation_maps
@@ -75,10 +82,10 @@ class LinearPath(nnx.Module):
             # Loadings of a modality are orthogonal and of one length: divided by its square, they turn scores back.
             first, stop = layout.slices[target]
             squared_length = (loadings[first:stop] ** 2).sum(axis=0).max()
-            start = maps[MODALITIES.index(source), MODALITIES.index(target)] / max(squared_length, 1e-8)
+            starts = maps[:, MODALITIES.index(source), MODALITIES.index(target)] / max(squared_length, 1e-8)
             # A run that uses no pairs (cycles alone) must not start from them either.
             pairs_used = config.objectives.cross_modal_translation.pair_weight > 0
-            self.between[f"{source}>{target}"] = LinearMap(start * pairs_used)
+            self.between[f"{source}>{target}"] = LinearMap(starts * pairs_used)
 
     def scores(self, tokens: TokenSequence, hidden: jax.Array | None = None) -> dict[str, jax.Array]:
         """Modality of `tokens` -> component scores float32 [B, K] of its visible tokens; 0 where there is none."""
@@ -105,10 +112,16 @@ class LinearPath(nnx.Module):
         number = jnp.maximum((tokens.modality_lengths > 0).sum(axis=1), 1)
         return total / number[:, None]
 
-    def outputs(self, tokens: TokenSequence, target: str, feature_ids: jax.Array) -> jax.Array:
-        """From `tokens` of one modality to features int32 [B, M] of `target`: float32 [B, M], in units of output 0."""
+    def outputs(
+        self, tokens: TokenSequence, target: str, feature_ids: jax.Array, folds: jax.Array | None = None
+    ) -> jax.Array:
+        """From `tokens` of one modality to features int32 [B, M] of `target`: float32 [B, M], in units of output 0.
+
+        In training, `folds` int32 [B] (`fold_of`) chooses for each cell the map that started without it. A regression
+        fits the cells it has seen too well, and the transformer would learn to mend errors that new cells do not have.
+        """
         ((source, _),) = tokens.widths
-        scores = self.between[f"{source}>{target}"](self.scores(tokens)[source])  # [B, K]
+        scores = self.between[f"{source}>{target}"](self.scores(tokens)[source], folds)  # [B, K]
         per_value = jax.lax.stop_gradient(self.scale[...])[feature_ids, 2]
         loadings = jax.lax.stop_gradient(self.loadings[...])[feature_ids]
         return jnp.einsum("bk,bmk->bm", scores, loadings) * per_value

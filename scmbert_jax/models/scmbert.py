@@ -128,12 +128,13 @@ class ScMbert(nnx.Module):
         tokens: TokenSequence,
         truth: Truth,
         covariates: dict[str, jax.Array],
+        folds: jax.Array,
     ) -> jax.Array:
         """Negative log-likelihoods float32 [B, M] of `truth` for features int32 [B, M] of `target`.
 
-        `states` [B, 1 + S, D] is the encoded source, `tokens` [B, S], of one modality.
+        `states` [B, 1 + S, D] is the encoded source, `tokens` [B, S], of one modality; `folds` int32 [B] (`fold_of`).
         """
-        outputs = self._translation_outputs(feature_table, target, feature_ids, states, tokens, covariates)
+        outputs = self._translation_outputs(feature_table, target, feature_ids, states, tokens, covariates, folds)
         return self.translation_head.likelihoods[target].nll(*outputs, truth)
 
     def expected_counts(
@@ -144,17 +145,18 @@ class ScMbert(nnx.Module):
         states: jax.Array,
         tokens: TokenSequence,
         covariates: dict[str, jax.Array],
+        folds: jax.Array,
     ) -> jax.Array:
         """Counts float32 [B, M] that the source predicts, for a cell of the median library size; differentiable."""
-        outputs = self._translation_outputs(feature_table, target, feature_ids, states, tokens, covariates)
+        outputs = self._translation_outputs(feature_table, target, feature_ids, states, tokens, covariates, folds)
         return self.translation_head.likelihoods[target].expected_counts(*outputs)
 
-    def _translation_outputs(self, feature_table, target, feature_ids, states, tokens, covariates):
+    def _translation_outputs(self, feature_table, target, feature_ids, states, tokens, covariates, folds=None):
         """Outputs [B, M, K] of the translation head and spreads [B, M]."""
         x = self.translation_decoder(feature_table[feature_ids], target, states, tokens.lengths)
         outputs, spread = self.translation_head(target, x, feature_ids, covariates)
         if self.linear is not None:
-            outputs = outputs.at[..., 0].add(self.linear.outputs(tokens, target, feature_ids))
+            outputs = outputs.at[..., 0].add(self.linear.outputs(tokens, target, feature_ids, folds))
         return outputs, spread
 
 

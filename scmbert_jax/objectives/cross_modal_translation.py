@@ -14,7 +14,7 @@ from itertools import permutations
 import jax
 import jax.numpy as jnp
 
-from scmbert_jax.batch import MODALITIES, CellBatch
+from scmbert_jax.batch import MODALITIES, CellBatch, fold_of
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.models.likelihoods import Truth
 from scmbert_jax.models.scmbert import ScMbert
@@ -68,7 +68,7 @@ class CrossModalTranslation:
         # The same features for all cells of a step: any choice will do that does not look at what the cells measured.
         shuffled = jax.random.permutation(jax.random.fold_in(key, MODALITIES.index(target)), stop - first)
         ids = jnp.broadcast_to(first + shuffled[:number], (tokens.lengths.shape[0], number)).astype(jnp.int32)
-        counts = model.expected_counts(table, target, ids, states, tokens, covariates)
+        counts = model.expected_counts(table, target, ids, states, tokens, covariates, fold_of(batch.cell_index))
         imagined = _as_tokens(
             target, ids, counts, model.translation_head.likelihoods[target].median_library, stop - first
         )
@@ -79,7 +79,8 @@ class CrossModalTranslation:
         """Negative log-likelihoods of measured tokens of `target`, and their weights (mean 1 over a cell's tokens)."""
         measured = pack_tokens(batch, (target,))
         truth = Truth(measured.counts, measured.library_size, measured.mean_log_count)
-        nll = model.translation_nll(table, target, measured.feature_ids, states, tokens, truth, covariates)
+        folds = fold_of(batch.cell_index)
+        nll = model.translation_nll(table, target, measured.feature_ids, states, tokens, truth, covariates, folds)
         scale = measured.lengths / jnp.maximum(measured.weight.sum(1), 1e-8)
         return nll, measured.weight * scale[:, None]
 

@@ -1,12 +1,13 @@
 """Principal components and the linear maps between them, held to explicit decompositions and known maps."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
 from data_pipelines.linear_maps import Scores, alignment_maps, translation_maps
 from data_pipelines.principal_components import principal_components
-from scmbert_jax.batch import MODALITIES, NUM_COMPONENTS
+from scmbert_jax.batch import MODALITIES, NUM_COMPONENTS, NUM_FOLDS, fold_of
 
 RNA, PROTEIN, ATAC = (MODALITIES.index(name) for name in ("rna", "protein", "atac"))
 
@@ -62,15 +63,40 @@ def paired_scores(num_cells=600, noise=0.1) -> tuple[dict[str, Scores], np.ndarr
     true[:3, :3] = rng.normal(size=(3, 3))
     protein = rna @ true + noise * rng.normal(size=rna.shape)
     cells = np.arange(num_cells)
-    return {"rna": Scores(cells, rna - rna.mean(0)), "protein": Scores(cells, protein - protein.mean(0))}, true
+    folds = fold_of(cells)
+    return {
+        "rna": Scores(cells, rna - rna.mean(0), folds),
+        "protein": Scores(cells, protein - protein.mean(0), folds),
+    }, true
 
 
 def test_a_linear_map_between_modalities_is_found_again():
     scores, true = paired_scores()
     maps = translation_maps(scores)
-    np.testing.assert_allclose(maps[RNA, PROTEIN], true, atol=0.05)  # noise of 0.1 over the root of 600 cells
-    for source, target in ((RNA, ATAC), (ATAC, RNA), (RNA, RNA)):
-        assert np.abs(maps[source, target]).max() == 0
+    assert maps.shape[0] == 1 + NUM_FOLDS
+    for own in maps:
+        np.testing.assert_allclose(own[RNA, PROTEIN], true, atol=0.05)  # noise of 0.1 over the root of 600 cells
+        for source, target in ((RNA, ATAC), (ATAC, RNA), (RNA, RNA)):
+            assert np.abs(own[source, target]).max() == 0
+
+
+def test_the_map_of_a_fold_has_not_seen_its_cells():
+    scores, _ = paired_scores()
+    protein = scores["protein"]
+    in_second = protein.folds == 2
+    assert 0.1 < in_second.mean() < 0.3
+    other = {**scores, "protein": protein._replace(values=protein.values * np.where(in_second, -3.0, 1.0)[:, None])}
+    before, after = translation_maps(scores)[:, RNA, PROTEIN], translation_maps(other)[:, RNA, PROTEIN]
+    change = np.abs(after - before).max(axis=(1, 2))
+    assert change[2] < 0.02  # means over all pairs move a little
+    assert min(change[[0, 1, 3, 4, 5]]) > 0.2
+
+
+def test_folds_are_alike_on_host_and_device_and_of_one_size():
+    cells = np.arange(10_000, dtype=np.int32) * 5
+    folds = fold_of(cells)
+    np.testing.assert_array_equal(folds, fold_of(jnp.asarray(cells)))
+    assert np.abs(np.bincount(folds, minlength=1 + NUM_FOLDS)[1:] - 2000).max() < 200
 
 
 def test_axes_of_alignment_are_those_on_which_the_modalities_correlate():
@@ -93,10 +119,8 @@ def test_without_pairs_there_are_no_maps(make):
     """No cell of two modalities, or too few to say more than what these few are."""
     scores, _ = paired_scores()
     rna, protein = scores["rna"], scores["protein"]
-    apart = {"rna": rna, "protein": Scores(protein.cells + 10_000, protein.values)}
-    few = {
-        name: Scores(own.cells[: NUM_COMPONENTS - 1], own.values[: NUM_COMPONENTS - 1]) for name, own in scores.items()
-    }
+    apart = {"rna": rna, "protein": protein._replace(cells=protein.cells + 10_000)}
+    few = {name: Scores(*(array[: NUM_COMPONENTS - 1] for array in own[:3])) for name, own in scores.items()}
     for unpaired in (apart, few, {"rna": rna}):
         assert np.abs(make(unpaired)).max() == 0
 
@@ -106,11 +130,11 @@ def test_cells_are_paired_by_what_they_are_and_not_by_their_place(make):
     scores, _ = paired_scores()
     protein = scores["protein"]
     kept = np.arange(len(protein.cells)) % 3 > 0
-    some = {"rna": scores["rna"], "protein": Scores(protein.cells[kept], protein.values[kept])}
-    both = {name: Scores(own.cells[kept], own.values[kept]) for name, own in scores.items()}
+    some = {"rna": scores["rna"], "protein": Scores(*(array[kept] for array in protein[:3]))}
+    both = {name: Scores(*(array[kept] for array in own[:3])) for name, own in scores.items()}
     found, wanted = make(some), make(both)
     if make is translation_maps:
-        np.testing.assert_allclose(found[RNA, PROTEIN], wanted[RNA, PROTEIN], atol=1e-4)
+        np.testing.assert_allclose(found[:, RNA, PROTEIN], wanted[:, RNA, PROTEIN], atol=1e-4)
     else:
         assert np.abs(found[RNA]).max() > 0.1
         assert np.abs(found[PROTEIN]).max() > 0.1
