@@ -18,7 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.special import gammaln
 
-from data_pipelines.linear_maps import Scores, alignment_maps, translation_maps
+from data_pipelines.linear_maps import Scores, alignment_maps, memory_of_pairs, translation_maps
 from data_pipelines.principal_components import principal_components
 from scmbert_jax.batch import (
     LIBRARY_QUANTILES,
@@ -105,13 +105,19 @@ def feature_statistics(
     columns = (*of_tokens, *of_cells, centre, value[1], *log1p, *clr, linear_centre, linear_std)
     tokens = tokens._replace(weights=in_components)
     loadings, offset, scores = _components(in_linear - linear_centre[ids], tokens, layout)
+    maps = translation_maps(scores)
+    memory = memory_of_pairs(scores, maps)
     named = zip(FeatureStatistics._fields, columns, strict=False)
     return FeatureStatistics(
         **{name: column.astype(np.float32) for name, column in named},
         loadings=loadings,
         component_offset=offset,
-        translation_maps=translation_maps(scores),
+        translation_maps=maps,
         alignment_maps=alignment_maps(scores),
+        memory_scores=memory.scores,
+        memory_measured=memory.measured,
+        memory_folds=memory.folds,
+        neighbour_shares=memory.shares,
         library_quantiles=libraries,
     )
 

@@ -4,18 +4,21 @@ Both come from cells that were measured in two modalities. Without such cells th
 """
 
 from collections.abc import Mapping
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import NamedTuple
 
 import numpy as np
 from sklearn.linear_model import RidgeCV
+from sklearn.neighbors import NearestNeighbors
 
-from scmbert_jax.batch import MODALITIES, NUM_COMPONENTS, NUM_FOLDS
+from scmbert_jax.batch import MODALITIES, NEIGHBOUR_COMPONENTS, NUM_COMPONENTS, NUM_FOLDS, NUM_NEIGHBOURS
 
 # Ridge strengths among which leave-one-out chooses; scores have mean square 1 over components.
 _ALPHAS = np.geomspace(1.0, 1e5, 21)
 # Added to the diagonal of each covariance in CCA, as a share of its mean.
 _CCA_RIDGE = 0.1
+# Cells in the memory.
+MEMORY_SIZE = 4096
 # With fewer pairs than components, the maps would only say what these few cells are.
 _FEWEST_PAIRS = NUM_COMPONENTS
 
@@ -61,6 +64,52 @@ def translation_maps(scores: Mapping[str, Scores]) -> np.ndarray:
                 fitted = RidgeCV(_ALPHAS, fit_intercept=False).fit(x[folds != fold], y[folds != fold])
                 maps[fold, *place] = np.round(fitted.coef_.T, 5)
     return maps
+
+
+class Memory(NamedTuple):
+    """Cells of more than one modality that translations look up; see `FeatureStatistics` for what the arrays are."""
+
+    scores: np.ndarray
+    measured: np.ndarray
+    folds: np.ndarray
+    shares: np.ndarray
+
+
+def memory_of_pairs(scores: Mapping[str, Scores], maps: np.ndarray) -> Memory:
+    """The first paired cells, and for each direction the share of a translation that their neighbours shall say.
+
+    The share is that with which neighbours and `maps` (`translation_maps`) together err least, both without the cell's
+    own fold; 0 where the maps alone are best, and where there are no pairs.
+    """
+    cells = np.unique(
+        np.concatenate([np.zeros(0, int), *(own.cells[_paired(scores, name)] for name, own in scores.items())])
+    )
+    cells = cells[:MEMORY_SIZE]
+    stored = np.zeros((len(cells), len(MODALITIES), NUM_COMPONENTS), np.float32)
+    measured = np.zeros((len(cells), len(MODALITIES)), bool)
+    folds = np.zeros(len(cells), np.int32)
+    for name, own in scores.items():
+        _, places, mine = np.intersect1d(cells, own.cells, assume_unique=True, return_indices=True)
+        stored[places, MODALITIES.index(name)] = np.round(own.values[mine], 4)
+        measured[places, MODALITIES.index(name)] = True
+        folds[places] = own.folds[mine]
+    shares = np.zeros((len(MODALITIES), len(MODALITIES)), np.float32)
+    for source, target in permutations(range(len(MODALITIES)), 2):
+        both = measured[:, source] & measured[:, target]
+        if both.sum() < _FEWEST_PAIRS:
+            continue
+        x, y = stored[both, source].astype(np.float64), stored[both, target].astype(np.float64)
+        mapped = np.einsum("nk,nkp->np", x, maps[folds[both], source, target])
+        near = np.zeros_like(y)
+        for fold in np.unique(folds[both]):
+            mine = folds[both] == fold
+            index = NearestNeighbors(n_neighbors=min(NUM_NEIGHBOURS, (~mine).sum())).fit(
+                x[~mine, :NEIGHBOUR_COMPONENTS]
+            )
+            near[mine] = y[~mine][index.kneighbors(x[mine, :NEIGHBOUR_COMPONENTS], return_distance=False)].mean(axis=1)
+        other = near - mapped
+        shares[source, target] = np.clip((other * (y - mapped)).sum() / max((other**2).sum(), 1e-8), 0.0, 1.0)
+    return Memory(stored, measured, folds, np.round(shares, 3))
 
 
 def alignment_maps(scores: Mapping[str, Scores]) -> np.ndarray:

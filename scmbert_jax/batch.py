@@ -62,6 +62,10 @@ LIBRARY_QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 # Principal components per modality of the linear path.
 NUM_COMPONENTS = 64
 
+# Of the cells in its memory, a translation looks at so many nearest ones, by so many components of the source.
+NUM_NEIGHBOURS = 15
+NEIGHBOUR_COMPONENTS = 20
+
 # Parts of the cells, each of which has a translation map that has not seen it.
 NUM_FOLDS = 5
 
@@ -90,6 +94,11 @@ class FeatureStatistics(NamedTuple):
       translation_maps: float32 [1 + folds, modalities, modalities, K, K], scores of a source to scores of a target; of
         all pairs, then of all but those of each fold (`fold_of`).
       alignment_maps: float32 [modalities, K, K], scores to axes on which modalities correlate; of pairs.
+      memory_scores: float32 [n, modalities, K], scores of some paired cells; 0 where one lacks the modality.
+      memory_measured: bool [n, modalities].
+      memory_folds: int32 [n] (`fold_of`).
+      neighbour_shares: float32 [modalities, modalities], how much of a translation the nearest of those cells say, and
+        not the maps.
       library_quantiles: float32 [modalities, quantiles], library sizes at `LIBRARY_QUANTILES`, by `MODALITIES`.
     """
 
@@ -111,11 +120,22 @@ class FeatureStatistics(NamedTuple):
     component_offset: np.ndarray
     translation_maps: np.ndarray
     alignment_maps: np.ndarray
+    memory_scores: np.ndarray
+    memory_measured: np.ndarray
+    memory_folds: np.ndarray
+    neighbour_shares: np.ndarray
     library_quantiles: np.ndarray
 
 
 # Those that the linear path starts from; with zeros it has seen no cell.
-LINEAR_STATISTICS = ("loadings", "component_offset", "translation_maps", "alignment_maps")
+LINEAR_STATISTICS = (
+    "loadings",
+    "component_offset",
+    "translation_maps",
+    "alignment_maps",
+    "memory_scores",
+    "neighbour_shares",
+)
 
 
 @dataclass(frozen=True)

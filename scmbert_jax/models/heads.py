@@ -53,7 +53,11 @@ class ValueHead(nnx.Module):
             {name: constant(0.0, (dim, own.num_outputs), ("embed", None)) for name, own in self.likelihoods.items()}
         )
         bias, spread = self._marginal_model(layout, of_cells)
-        self.feature_bias = nnx.Param(jnp.asarray(bias / ROW_SCALE), logical_axes=("features", None))
+        # The means of cells are known better than a step can tell; and those of the technical batches that have pairs
+        # are not those of all.
+        self.bias_scale = 1.0 if of_cells else ROW_SCALE
+        self.output_scale = 0.1 if of_cells else 1.0
+        self.feature_bias = nnx.Param(jnp.asarray(bias / self.bias_scale), logical_axes=("features", None))
         self.spread = nnx.Param(jnp.asarray(spread / ROW_SCALE), logical_axes=("features",))
 
     def _marginal_model(self, layout: FeatureLayout, of_cells: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -88,8 +92,8 @@ class ValueHead(nnx.Module):
 
     def _outputs(self, name: str, hidden: jax.Array, feature_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Outputs [B, M, K of this modality] and spreads [B, M]."""
-        outputs = hidden @ self.outputs[name][...]
-        bias = self.feature_bias[...][feature_ids] * ROW_SCALE
+        outputs = hidden @ self.outputs[name][...] * self.output_scale
+        bias = self.feature_bias[...][feature_ids] * self.bias_scale
         return outputs + bias[..., : outputs.shape[-1]], self.spread[...][feature_ids] * ROW_SCALE
 
     def nll(

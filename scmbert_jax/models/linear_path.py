@@ -16,7 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from scmbert_jax.batch import LIBRARY_QUANTILES, MODALITIES, NUM_COMPONENTS, NUM_FOLDS, FeatureLayout
+from scmbert_jax.batch import (
+    LIBRARY_QUANTILES,
+    MODALITIES,
+    NEIGHBOUR_COMPONENTS,
+    NUM_COMPONENTS,
+    NUM_FOLDS,
+    NUM_NEIGHBOURS,
+    FeatureLayout,
+)
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.models.embeddings import padded_rows
 from scmbert_jax.models.encoder import constant, weight
@@ -45,6 +53,52 @@ class LinearMap(nnx.Module):
             each = jnp.einsum("bk,nkp->bnp", x, starts)
             own = jnp.take_along_axis(each, which[:, None, None], axis=1)[:, 0]
         return own + x @ (self.change[...] * CHANGE_SCALE)
+
+
+class NeighbourMean(nnx.Module):
+    """x [B, K] -> mean of the values [n, P] of those cells whose keys [n, K'] are nearest to the first K' of x [B, P].
+
+    None of it is trained. With no cell in the memory it is zero.
+    """
+
+    def __init__(self, keys: np.ndarray, values: np.ndarray, folds: np.ndarray):
+        for name, array in (("keys", keys[:, :NEIGHBOUR_COMPONENTS]), ("values", values), ("folds", folds)):
+            axes = (None,) * array.ndim
+            setattr(self, name, nnx.Param(jnp.asarray(array, jnp.float32), logical_axes=axes))
+
+    def __call__(self, x: jax.Array, hidden_folds: jax.Array | None = None) -> jax.Array:
+        """`hidden_folds` int32 [B]: cells of this fold are passed over; None: none are."""
+        keys, values, folds = (jax.lax.stop_gradient(own[...]) for own in (self.keys, self.values, self.folds))
+        if len(keys) == 0:
+            return jnp.zeros((len(x), values.shape[1]))
+        x = jax.lax.stop_gradient(x[:, : keys.shape[1]])
+        distance = (keys**2).sum(axis=1) - 2.0 * (x @ keys.T)  # [B, n], but for |x|^2, which all share
+        if hidden_folds is not None:
+            distance = jnp.where(folds == hidden_folds[:, None], jnp.inf, distance)
+        _, nearest = jax.lax.top_k(-distance, min(NUM_NEIGHBOURS, len(keys)))
+        return values[nearest].mean(axis=1)
+
+
+class TranslationMap(nnx.Module):
+    """Scores [B, K] of one modality -> scores [B, P] of another.
+
+    A `LinearMap` and the cell's neighbours among the pairs, each with its share, and a perceptron of one hidden layer
+    beside them that adds nothing at first. Cells come in types: what one modality says of another bends between them,
+    and that is learned from component scores in a few steps, from tokens in many.
+    """
+
+    def __init__(self, starts: np.ndarray, neighbours: NeighbourMean, share: float, hidden: int, rngs: nnx.Rngs):
+        inputs, outputs = starts.shape[1:]
+        self.linear = LinearMap(starts * (1.0 - share))
+        self.neighbours = neighbours
+        self.share = nnx.Param(jnp.asarray(share, jnp.float32), logical_axes=())
+        self.hidden = weight(rngs, (inputs, hidden), inputs, (None, None))
+        self.hidden_bias = constant(0.0, (hidden,), (None,))
+        self.out = constant(0.0, (hidden, outputs), (None, None))
+
+    def __call__(self, x: jax.Array, which: jax.Array | None = None) -> jax.Array:
+        bent = jax.nn.gelu(x @ self.hidden[...] + self.hidden_bias[...]) @ (self.out[...] * CHANGE_SCALE)
+        return self.linear(x, which) + self.share[...] * self.neighbours(x, which) + bent
 
 
 class LinearPath(nnx.Module):
@@ -82,10 +136,21 @@ class LinearPath(nnx.Module):
             # Loadings of a modality are orthogonal and of one length: divided by its square, they turn scores back.
             first, stop = layout.slices[target]
             squared_length = (loadings[first:stop] ** 2).sum(axis=0).max()
-            starts = maps[:, MODALITIES.index(source), MODALITIES.index(target)] / max(squared_length, 1e-8)
+            to_values = 1.0 / max(squared_length, 1e-8)
+            here, there = MODALITIES.index(source), MODALITIES.index(target)
+            starts, share = maps[:, here, there] * to_values, 0.0
+            memory = np.zeros((0, size)), np.zeros((0, size)), np.zeros(0)
             # A run that uses no pairs (cycles alone) must not start from them either.
-            pairs_used = config.objectives.cross_modal_translation.pair_weight > 0
-            self.between[f"{source}>{target}"] = LinearMap(starts * pairs_used)
+            if config.objectives.cross_modal_translation.pair_weight == 0:
+                starts = np.zeros_like(starts)
+            elif statistics is not None:
+                both = statistics.memory_measured[:, here] & statistics.memory_measured[:, there]
+                cells = statistics.memory_scores[both]
+                memory = cells[:, here], cells[:, there] * to_values, statistics.memory_folds[both]
+                share = float(statistics.neighbour_shares[here, there])
+            self.between[f"{source}>{target}"] = TranslationMap(
+                starts, NeighbourMean(*memory), share, config.model.mlp_dim, rngs
+            )
 
     def scores(self, tokens: TokenSequence, hidden: jax.Array | None = None) -> dict[str, jax.Array]:
         """Modality of `tokens` -> component scores float32 [B, K] of its visible tokens; 0 where there is none."""

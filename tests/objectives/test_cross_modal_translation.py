@@ -174,7 +174,8 @@ def test_the_first_step_has_the_loss_of_predicting_each_feature_by_itself(built,
     """The marginal model of cells, by scipy: without pairs to start from, a new model knows each feature's mean and
     spread, and nothing of a cell. (With pairs, the linear path starts from a regression on them.)"""
     statistics = built.layout.statistics
-    unpaired = statistics._replace(translation_maps=np.zeros_like(statistics.translation_maps))
+    nothing = {name: np.zeros_like(getattr(statistics, name)) for name in ("translation_maps", "neighbour_shares")}
+    unpaired = statistics._replace(**nothing)
     start = ModelDefinition(built.config, replace(built.layout, statistics=unpaired))
     start = jax.jit(start.init)(jax.random.key(0))
     found = built.loss(batch, start)
