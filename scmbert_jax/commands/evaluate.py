@@ -87,6 +87,8 @@ class EvaluateTranslation:
     """Such as "rna>protein"; all that the data has when left out."""
     skip: tuple[str, ...] = ()
     """Baselines to leave out, by name ("BABEL-type network" is the slow one)."""
+    baselines: bool = True
+    """Off: score the models alone."""
     features: tuple[str, ...] = ()
     """Features whose predictions the report draws; those that vary most when left out."""
     num_seeds: int = 5
@@ -124,6 +126,7 @@ class EvaluateTranslation:
             held_out_types=_listed(self.held_out_types),
             directions=_listed(self.directions),
             skip=_listed(self.skip),
+            baselines=self.baselines,
             features=_listed(self.features),
             name=self.name,
             settings=TranslationSettings(num_seeds=self.num_seeds),

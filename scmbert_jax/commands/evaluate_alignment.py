@@ -32,6 +32,8 @@ class EvaluateMatching:
     """Cell types that are scored instead, and that baselines do not see."""
     num_seeds: int = 5
     """Training subsamples of each baseline; the spread gives the interval."""
+    baselines: bool = True
+    """Off: score the models alone."""
     space: Literal["cell", "aligned"] | None = None
     """Embeddings of the model; the contrastive (aligned) ones where it has them, when left out."""
     organism: Organism = None
@@ -56,6 +58,7 @@ class EvaluateMatching:
             test_batches=self.test_batches,
             held_out_types=self.held_out_types,
             num_seeds=self.num_seeds,
+            baselines=self.baselines,
             space=self.space,
             organism=self.organism,
             assembly=self.assembly,

@@ -31,6 +31,7 @@ def transfer_rows(
     test: tuple[Array, Array],
     embedded: EmbeddedModels,
     num_seeds: int,
+    baselines: bool,
     say: Callable[[str], None],
 ) -> list[AlignmentRow]:
     """Rows of both directions; none where the cells have no types.
@@ -53,7 +54,7 @@ def transfer_rows(
         if not ((labelled.cell_types != "").any() and (asked.cell_types != "").any()):
             continue
         task = _Transfer(labelled, asked, sides[source].take(bridge[source]), sides[target].take(bridge[target]))
-        rows += task.rows(embedded, num_seeds, say)
+        rows += task.rows(embedded, num_seeds, baselines, say)
     return rows
 
 
@@ -72,9 +73,11 @@ class _Transfer:
         batches = [", ".join(np.unique(side.technical_batches)[:4]) for side in (labelled, asked)]
         self.direction = f"labels {labelled.modality} ({batches[0]}) -> {asked.modality} ({batches[1]})"
 
-    def rows(self, embedded: EmbeddedModels, num_seeds: int, say: Callable[[str], None]) -> list[AlignmentRow]:
+    def rows(
+        self, embedded: EmbeddedModels, num_seeds: int, baselines: bool, say: Callable[[str], None]
+    ) -> list[AlignmentRow]:
         rows = []
-        for method, uses, scores in self._methods():
+        for method, uses, scores in self._methods() if baselines else ():
             say(f"{self.direction}: {method}")
             whole = scores(None)
             rows += score_rows(

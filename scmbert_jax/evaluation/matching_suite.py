@@ -108,6 +108,7 @@ def evaluate_matching(
     test_batches: Sequence[str] = (),
     held_out_types: Sequence[str] = (),
     num_seeds: int = 5,
+    baselines: bool = True,
     space: str | None = None,
     organism: str | None = None,
     assembly: str | None = None,
@@ -119,6 +120,7 @@ def evaluate_matching(
       models: trained models of one method, one per seed; a single one is embedded with `num_seeds` token draws.
       train_batches, test_batches: technical batches; without them each batch of pairs is held out in turn.
       held_out_types: cell types whose pairs are the test set instead; baselines do not see them.
+      baselines: False: the models alone.
       space: of the models' embeddings; None: the contrastive one where a model has it.
 
     Raises:
@@ -128,6 +130,8 @@ def evaluate_matching(
     """
     if num_seeds < 1:
         raise ConfigError(f"num_seeds {num_seeds}: expected 1 or more.")
+    if not models and not baselines:
+        raise ConfigError("no baselines and no model: nothing to score. Name a model, or leave the baselines in.")
     dataset = open_dataset(data)
     cells = read_modalities(dataset, organism=organism, assembly=assembly)
     embedded = EmbeddedModels(models, dataset, num_seeds, space, organism, assembly)
@@ -137,7 +141,7 @@ def evaluate_matching(
     folds = list(matching_folds(cells, train_batches, test_batches, held_out_types))
     seen = _what_models_saw(embedded.information(), dataset.name, folds, by_batch=not held_out_types)
     for fold in folds:
-        for method, uses, vectors in _methods(fold):
+        for method, uses, vectors in _methods(fold) if baselines else ():
             say(f"{fold.direction}: {method}")
             whole = vectors(None)
             seeds = [vectors(seed) for seed in range(num_seeds)]
@@ -153,7 +157,7 @@ def evaluate_matching(
         if fold is folds[0]:
             types, names_of = fold.tested[0].cell_types, (fold.first.modality, fold.second.modality)
     for fold in folds[:1] if not held_out_types else ():
-        rows += transfer_rows(fold.first, fold.second, fold.train, fold.test, embedded, num_seeds, say)
+        rows += transfer_rows(fold.first, fold.second, fold.train, fold.test, embedded, num_seeds, baselines, say)
     result = AlignmentResult("matching", data, tuple(rows), (*_NOTES, *seen), embedded.information())
     return MatchingReport(result, pictures, types, names_of)
 

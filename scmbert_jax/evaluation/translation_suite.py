@@ -265,6 +265,7 @@ def evaluate_translation(
     held_out_types: Sequence[str] = (),
     directions: Sequence[str] = (),
     skip: Sequence[str] = (),
+    baselines: bool = True,
     features: Sequence[str] = (),
     name: str = "scMBERT",
     settings: TranslationSettings = TranslationSettings(),
@@ -278,6 +279,7 @@ def evaluate_translation(
       train_batches, test_batches, held_out_types: as in `make_splits`.
       directions: such as "rna>protein"; all that the data has by default.
       skip: names of baselines to leave out.
+      baselines: False: leave all of them out.
       features: names of the features whose predictions the report draws; those that vary most by default.
       name: of the models' row.
 
@@ -288,7 +290,9 @@ def evaluate_translation(
     cells = read_measured_cells(data, organism=organism, assembly=assembly)
     splits = make_splits(cells, train_batches, test_batches, held_out_types)
     chosen = _directions(cells, directions)
-    methods = _without(ALL_BASELINES, skip)
+    if not models and not baselines:
+        raise ConfigError("no baselines and no model: nothing to score. Name a model, or leave the baselines in.")
+    methods = _without(ALL_BASELINES, skip) if baselines else []
     notes = []
     if models:
         told = [(model.info.get("provenance") or {}).get("information") for model in models]

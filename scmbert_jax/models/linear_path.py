@@ -4,8 +4,9 @@ With few cells, linear models of the whole profile are hard to beat: attention h
 features says at once. So the cell embedding is what `[CLS]` gathered plus a projection of the cell's principal
 component scores; a translation is what the decoder says plus a linear map onto the target's components; and the axes on
 which modalities are compared are those of the alignment head plus linear ones. The components are of the run's first
-cells and stay as they are; the maps start from ridge regression and canonical correlation of the pairs among those
-cells (zero where there are none) and are trained with the rest. The transformer learns what these cannot say.
+cells and stay as they are. A translation starts from ridge regression of the pairs among those cells and from the pairs
+nearest to the cell, blended as cross-fitting finds best; an alignment from canonical correlation; all are zero where
+there are no pairs. What is added to them is trained with the rest. The transformer learns what these cannot say.
 """
 
 from itertools import permutations
@@ -62,9 +63,9 @@ class NeighbourMean(nnx.Module):
     """
 
     def __init__(self, keys: np.ndarray, values: np.ndarray, folds: np.ndarray):
-        for name, array in (("keys", keys[:, :NEIGHBOUR_COMPONENTS]), ("values", values), ("folds", folds)):
-            axes = (None,) * array.ndim
-            setattr(self, name, nnx.Param(jnp.asarray(array, jnp.float32), logical_axes=axes))
+        self.keys = nnx.Param(jnp.asarray(keys[:, :NEIGHBOUR_COMPONENTS], jnp.float32), logical_axes=(None, None))
+        self.values = nnx.Param(jnp.asarray(values, jnp.float32), logical_axes=(None, None))
+        self.folds = nnx.Param(jnp.asarray(folds, jnp.float32), logical_axes=(None,))
 
     def __call__(self, x: jax.Array, hidden_folds: jax.Array | None = None) -> jax.Array:
         """`hidden_folds` int32 [B]: cells of this fold are passed over; None: none are."""

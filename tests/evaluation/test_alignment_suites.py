@@ -104,7 +104,7 @@ def test_the_matching_score_is_the_probability_of_the_partner_in_its_batch():
 
 def test_labels_cross_without_pairs_above_the_links_alone(pbmc, fold):
     none = EmbeddedModels((), None, 1)
-    rows = transfer_rows(pbmc["rna"], pbmc["protein"], fold.train, fold.test, none, 2, lambda message: None)
+    rows = transfer_rows(pbmc["rna"], pbmc["protein"], fold.train, fold.test, none, 2, True, lambda message: None)
     scores = {
         row.method: row.whole
         for row in rows

@@ -8,9 +8,18 @@ import numpy as np
 import pytest
 from conftest import without
 from flax import nnx
+from sklearn.neighbors import KNeighborsRegressor
 
 from data_pipelines.feature_statistics import feature_statistics
-from scmbert_jax.batch import CellBatch, FeatureLayout, ModalityTokens
+from scmbert_jax.batch import (
+    NEIGHBOUR_COMPONENTS,
+    NUM_FOLDS,
+    NUM_NEIGHBOURS,
+    CellBatch,
+    FeatureLayout,
+    ModalityTokens,
+    fold_of,
+)
 from scmbert_jax.config import (
     CrossModalTranslationConfig,
     ExperimentConfig,
@@ -18,7 +27,7 @@ from scmbert_jax.config import (
     ModalityConfig,
     ObjectivesConfig,
 )
-from scmbert_jax.models.linear_path import LinearPath
+from scmbert_jax.models.linear_path import LinearPath, NeighbourMean
 from scmbert_jax.models.token_sequence import pack_tokens, subsample_tokens
 
 NUM_CELLS, NUM_GENES, NUM_PROTEINS = 100, 10, 6
@@ -185,3 +194,39 @@ def test_a_run_that_uses_no_pairs_does_not_start_from_them(batch, counts):
     cycles = CrossModalTranslationConfig(weight=1.0, pair_weight=0.0, cycle_weight=1.0)
     path = linear_path_of(batch, objectives=ObjectivesConfig(cross_modal_translation=cycles))
     assert explained(path, batch, counts) == 0
+    assert len(path.between["rna>protein"].neighbours.keys[...]) == 0
+
+
+def test_neighbours_are_the_nearest_cells_of_other_folds():
+    rng = np.random.default_rng(0)
+    keys, values = rng.normal(size=(200, 64)), rng.normal(size=(200, 8))
+    folds, asked = rng.integers(1, 4, 200), rng.normal(size=(30, 64))
+    memory = NeighbourMean(keys, values, folds)
+
+    def wanted(kept, cells):
+        nearest = KNeighborsRegressor(NUM_NEIGHBOURS).fit(keys[kept, :NEIGHBOUR_COMPONENTS], values[kept])
+        return nearest.predict(cells[:, :NEIGHBOUR_COMPONENTS])
+
+    np.testing.assert_allclose(memory(jnp.asarray(asked)), wanted(folds > 0, asked), atol=1e-5)
+    own = jnp.full(30, 2)
+    np.testing.assert_allclose(memory(jnp.asarray(asked), own), wanted(folds != 2, asked), atol=1e-5)
+    # A cell of the memory does not find itself in training.
+    alone = memory(jnp.asarray(keys), jnp.asarray(folds))
+    for fold in (1, 2, 3):
+        np.testing.assert_allclose(alone[folds == fold], wanted(folds != fold, keys[folds == fold]), atol=1e-5)
+
+
+def test_an_empty_memory_says_nothing():
+    empty = NeighbourMean(np.zeros((0, 64)), np.zeros((0, 8)), np.zeros(0))
+    np.testing.assert_array_equal(empty(jnp.ones((3, 64)), jnp.ones(3, jnp.int32)), np.zeros((3, 8)))
+
+
+def test_in_training_a_cell_is_predicted_by_the_map_that_has_not_seen_it(path, batch):
+    tokens = pack_tokens(batch, ("rna",))
+    ids = jnp.broadcast_to(NUM_GENES + jnp.arange(NUM_PROTEINS), (NUM_CELLS, NUM_PROTEINS))
+    folds = fold_of(batch.cell_index)
+    found = np.asarray(path.outputs(tokens, "protein", ids, jnp.asarray(folds)))
+    for fold in range(1, 1 + NUM_FOLDS):
+        each = np.asarray(path.outputs(tokens, "protein", ids, jnp.full(NUM_CELLS, fold)))
+        np.testing.assert_array_equal(found[folds == fold], each[folds == fold])
+        assert np.abs(found[folds != fold] - each[folds != fold]).max() > 1e-3
