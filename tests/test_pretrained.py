@@ -28,8 +28,9 @@ def twin(model) -> PretrainedModel:
 def linear_numbers(params) -> dict[str, np.ndarray]:
     """What a linear path starts from that is a result of cells."""
     path = params["linear"]
-    between = {f"from {name}": own["start"] for name, own in path["between"].items()}
-    aligned = {f"aligned {name}": own["start"] for name, own in params["alignment_head"]["linear"].items()}
+    between = {f"from {name}": own["linear"]["starts"] for name, own in path["between"].items()}
+    between |= {f"memory {name}": own["neighbours"]["values"] for name, own in path["between"].items()}
+    aligned = {f"aligned {name}": own["starts"] for name, own in params["alignment_head"]["linear"].items()}
     return {"loadings": path["loadings"], "offset": path["offset"], **between, **aligned}
 
 

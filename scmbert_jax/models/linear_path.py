@@ -59,7 +59,7 @@ class LinearMap(nnx.Module):
 class NeighbourMean(nnx.Module):
     """x [B, K] -> mean of the values [n, P] of those cells whose keys [n, K'] are nearest to the first K' of x [B, P].
 
-    None of it is trained. With no cell in the memory it is zero.
+    None of it is trained.
     """
 
     def __init__(self, keys: np.ndarray, values: np.ndarray, folds: np.ndarray):
@@ -70,8 +70,6 @@ class NeighbourMean(nnx.Module):
     def __call__(self, x: jax.Array, hidden_folds: jax.Array | None = None) -> jax.Array:
         """`hidden_folds` int32 [B]: cells of this fold are passed over; None: none are."""
         keys, values, folds = (jax.lax.stop_gradient(own[...]) for own in (self.keys, self.values, self.folds))
-        if len(keys) == 0:
-            return jnp.zeros((len(x), values.shape[1]))
         x = jax.lax.stop_gradient(x[:, : keys.shape[1]])
         distance = (keys**2).sum(axis=1) - 2.0 * (x @ keys.T)  # [B, n], but for |x|^2, which all share
         if hidden_folds is not None:
@@ -88,18 +86,19 @@ class TranslationMap(nnx.Module):
     and that is learned from component scores in a few steps, from tokens in many.
     """
 
-    def __init__(self, starts: np.ndarray, neighbours: NeighbourMean, share: float, hidden: int, rngs: nnx.Rngs):
+    def __init__(self, starts: np.ndarray, neighbours: NeighbourMean | None, share: float, hidden: int, rngs: nnx.Rngs):
         inputs, outputs = starts.shape[1:]
         self.linear = LinearMap(starts * (1.0 - share))
-        self.neighbours = neighbours
-        self.share = nnx.Param(jnp.asarray(share, jnp.float32), logical_axes=())
+        self.neighbours: Any = nnx.data(neighbours)
+        self.share = constant(share, (), ())
         self.hidden = weight(rngs, (inputs, hidden), inputs, (None, None))
         self.hidden_bias = constant(0.0, (hidden,), (None,))
         self.out = constant(0.0, (hidden, outputs), (None, None))
 
     def __call__(self, x: jax.Array, which: jax.Array | None = None) -> jax.Array:
         bent = jax.nn.gelu(x @ self.hidden[...] + self.hidden_bias[...]) @ (self.out[...] * CHANGE_SCALE)
-        return self.linear(x, which) + self.share[...] * self.neighbours(x, which) + bent
+        mapped = self.linear(x, which) + bent
+        return mapped if self.neighbours is None else mapped + self.share[...] * self.neighbours(x, which)
 
 
 class LinearPath(nnx.Module):
@@ -139,19 +138,17 @@ class LinearPath(nnx.Module):
             squared_length = (loadings[first:stop] ** 2).sum(axis=0).max()
             to_values = 1.0 / max(squared_length, 1e-8)
             here, there = MODALITIES.index(source), MODALITIES.index(target)
-            starts, share = maps[:, here, there] * to_values, 0.0
-            memory = np.zeros((0, size)), np.zeros((0, size)), np.zeros(0)
+            starts, neighbours, share = maps[:, here, there] * to_values, None, 0.0
             # A run that uses no pairs (cycles alone) must not start from them either.
             if config.objectives.cross_modal_translation.pair_weight == 0:
                 starts = np.zeros_like(starts)
             elif statistics is not None:
                 both = statistics.memory_measured[:, here] & statistics.memory_measured[:, there]
-                cells = statistics.memory_scores[both]
-                memory = cells[:, here], cells[:, there] * to_values, statistics.memory_folds[both]
                 share = float(statistics.neighbour_shares[here, there])
-            self.between[f"{source}>{target}"] = TranslationMap(
-                starts, NeighbourMean(*memory), share, config.model.mlp_dim, rngs
-            )
+                if both.any():
+                    cells, folds = statistics.memory_scores[both], statistics.memory_folds[both]
+                    neighbours = NeighbourMean(cells[:, here], cells[:, there] * to_values, folds)
+            self.between[f"{source}>{target}"] = TranslationMap(starts, neighbours, share, config.model.mlp_dim, rngs)
 
     def scores(self, tokens: TokenSequence, hidden: jax.Array | None = None) -> dict[str, jax.Array]:
         """Modality of `tokens` -> component scores float32 [B, K] of its visible tokens; 0 where there is none."""

@@ -31,7 +31,7 @@ def decay_mask(logical_axes: dict[str, Any]) -> dict[str, Any]:
     def is_matrix(path: tuple, axes: tuple[str | None, ...]) -> bool:
         in_embedding = path[0].key == "embedding" and path[1].key != "continuous"
         # What the corpus gave is not trained, so it must not decay either.
-        given = path[-1].key in ("start", "offset")
+        given = path[-1].key in ("starts", "offset", "keys", "values")
         # By its name: a bias per expert has the shape of a matrix.
         is_bias = path[-1].key.endswith("bias")
         of_matrix = len([axis for axis in axes if axis != "layers"]) >= 2
