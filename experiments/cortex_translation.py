@@ -41,5 +41,5 @@ def config() -> ExperimentConfig:
             contrastive_alignment=ContrastiveAlignmentConfig(weight=0.5, source_fraction=0.7),
         ),
         optimizer=OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=50),
-        train=TrainConfig(num_steps=600, log_every=20, checkpoint_every=1000),
+        train=TrainConfig(num_steps=200, log_every=20, checkpoint_every=1000),
     )
