@@ -170,6 +170,33 @@ def test_a_protein_that_no_cell_ever_showed_is_predicted_through_its_gene(built,
     assert np.abs(built.translate(batch, "rna", "protein", [unseen], other) - before).max() > 1e-3
 
 
+def test_training_sees_the_maps_of_other_folds_and_prediction_the_map_of_all_pairs(built, batch):
+    """In training, what predicts a cell linearly has not seen it."""
+    statistics = built.layout.statistics
+
+    def start_with(keep) -> tuple[float, np.ndarray]:
+        maps = np.where(keep[:, None, None, None, None], statistics.translation_maps, 0.0).astype(np.float32)
+        changed = statistics._replace(
+            translation_maps=maps, neighbour_shares=np.zeros_like(statistics.neighbour_shares)
+        )
+        definition = ModelDefinition(built.config, replace(built.layout, statistics=changed))
+        params = jax.jit(definition.init)(jax.random.key(0))
+        first, stop = built.layout.slices["protein"]
+        ids = np.arange(first, stop)
+        return values(built.loss(batch, params), "rna_to_protein_nll")[0], built.translate(
+            batch, "rna", "protein", ids, params
+        )
+
+    of_all = np.arange(len(statistics.translation_maps)) == 0
+    loss, predicted = start_with(np.ones_like(of_all))
+    loss_without, predicted_without = start_with(~of_all)
+    assert loss_without == loss
+    assert np.abs(predicted_without - predicted).max() > 1e-3
+    loss_without, predicted_without = start_with(of_all)
+    assert loss_without != loss
+    np.testing.assert_array_equal(predicted_without, predicted)
+
+
 def test_the_first_step_has_the_loss_of_predicting_each_feature_by_itself(built, batch):
     """The marginal model of cells, by scipy: without pairs to start from, a new model knows each feature's mean and
     spread, and nothing of a cell. (With pairs, the linear path starts from a regression on them.)"""
