@@ -24,7 +24,7 @@ from jax.sharding import SingleDeviceSharding
 
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.feature_statistics import load_statistics
-from scmbert_jax.batch import LINEAR_STATISTICS, FeatureLayout
+from scmbert_jax.batch import LINEAR_STATISTICS, NUM_COMPONENTS, FeatureLayout
 from scmbert_jax.config import ExperimentConfig, load_config
 from scmbert_jax.errors import CheckpointError
 from scmbert_jax.models.scmbert import ModelDefinition
@@ -188,10 +188,20 @@ def model_card(model: PretrainedModel) -> str:
     )
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
     told = "\n".join(f"- {sentence}" for sentence in information_in_words(provenance.get("information")))
-    shape = config.model
+    shape, weights = config.model, config.objectives.weights()
+    uses = ['`scmbert embed MODEL_DIR cells.h5ad -o out.h5ad`, or `scmbert_jax.load("MODEL_DIR").embed(adata)`.']
+    if "cross_modal_translation" in weights:
+        uses.append("`scmbert translate MODEL_DIR cells.h5ad --to MODALITY -o out.h5mu`.")
+    if "contrastive_alignment" in weights:
+        uses.append("`scmbert embed --joint`, `scmbert match`, `scmbert label-transfer`: modalities in one space.")
+    statistics = model.definition.layout.statistics
+    remembered = 0 if statistics is None else len(statistics.memory_folds)
+    if remembered:
+        kept = f"{NUM_COMPONENTS} component scores per modality of {remembered:,} training cells, without their ids"
+        told += f"\n- feature_statistics.npz keeps {kept}."
     return f"""# Model card
 
-A multi-omic single-cell transformer, pre-trained by scmbert_jax ({", ".join(config.objectives.weights())}).
+A multi-omic single-cell transformer, pre-trained by scmbert_jax ({", ".join(weights)}).
 
 | | |
 |---|---|
@@ -211,7 +221,7 @@ Raw integer counts go in; normalised values are refused. Features that the model
 {told}
 
 ## Use
-`scmbert embed MODEL_DIR cells.h5ad -o out.h5ad`, or `scmbert_jax.load("MODEL_DIR").embed(adata)`.
+{chr(10).join(uses)}
 
 ## Limits
 The embedding describes cells like those of the corpus; other tissues, assays or species are outside of what was

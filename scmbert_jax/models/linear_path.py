@@ -132,7 +132,8 @@ class LinearPath(nnx.Module):
             {name: weight(rngs, (size, dim), size, (None, "embed")) for name in self.modalities}
         )
         self.between: Any = nnx.Dict()
-        for source, target in permutations(self.modalities, 2):
+        translated = config.objectives.cross_modal_translation.weight > 0
+        for source, target in permutations(self.modalities, 2) if translated else ():
             # Loadings of a modality are orthogonal and of one length: divided by its square, they turn scores back.
             first, stop = layout.slices[target]
             squared_length = (loadings[first:stop] ** 2).sum(axis=0).max()
