@@ -16,11 +16,13 @@ class Doctor:
     """Check counts files: raw counts? known features? duplicates? A report; exit code 2 if one cannot be used.
 
     Example:  scmbert doctor cells.h5ad
+              scmbert doctor filtered_feature_bc_matrix cells.zarr
               scmbert doctor rna.h5ad+atac.h5ad --assembly mm10 --json
     """
 
     files: tyro.conf.Positional[CountsFiles]
-    """.h5ad, .h5mu or 10x .h5 files, A+B (files of the same cells), or example:pbmc_mosaic."""
+    """.h5ad, .h5mu, .zarr, 10x .h5, a 10x folder with matrix.mtx (or one of its .mtx files), A+B (files of the same
+    cells), or example:pbmc_mosaic."""
     organism: Organism = None
     """Taken from the gene names when left out."""
     assembly: str | None = None
@@ -36,10 +38,10 @@ class Doctor:
         import json
 
         from data_pipelines.input_check import check_dataset
-        from data_pipelines.readers import open_dataset
+        from data_pipelines.readers import ACCEPTED, open_dataset
 
         if not self.files:
-            raise InputError("doctor: no files given; give at least one .h5ad, .h5mu, 10x .h5 or example:pbmc_mosaic.")
+            raise InputError(f"doctor: no files given; give at least one {ACCEPTED}.")
         obs_fields = _obs_fields(self.obs_field)
         reports = [
             check_dataset(
@@ -72,7 +74,7 @@ class CorpusBuild:
     out: tyro.conf.Positional[CorpusFolder]
     """Folder to write."""
     files: tyro.conf.Positional[CountsFiles]
-    """One data set each: a file, or A+B for files of the same cells."""
+    """One data set each, whatever scmbert doctor takes; A+B for files of the same cells."""
     organism: Organism = None
     """Taken from the gene names when left out."""
     assembly: str | None = None

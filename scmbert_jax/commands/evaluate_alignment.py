@@ -34,6 +34,8 @@ class EvaluateMatching:
     """Training subsamples of each baseline; the spread gives the interval."""
     baselines: bool = True
     """Off: score the models alone."""
+    labels_only: bool = False
+    """Score label transfer alone: in a mosaic its cells have no partner, so models may know all pairs."""
     space: Literal["cell", "aligned"] | None = None
     """Embeddings of the model; the contrastive (aligned) ones where it has them, when left out."""
     organism: Organism = None
@@ -59,6 +61,7 @@ class EvaluateMatching:
             held_out_types=self.held_out_types,
             num_seeds=self.num_seeds,
             baselines=self.baselines,
+            labels_only=self.labels_only,
             space=self.space,
             organism=self.organism,
             assembly=self.assembly,

@@ -31,7 +31,7 @@ class Embed:
     file: tyro.conf.Positional[CountsFile]
     """Raw counts; whatever scmbert doctor takes."""
     output: Output
-    """.h5ad (or .h5mu for an .h5mu)."""
+    """.h5ad (or .h5mu for an .h5mu). Of a 10x or .zarr FILE it holds cells, metadata and embedding, no counts."""
     joint: bool = False
     """Also the space in which modalities are compared: obsm["X_scmbert_rna"], ... of each modality read alone, and
     their mean, obsm["X_scmbert_joint"]. For models trained with contrastive_alignment."""

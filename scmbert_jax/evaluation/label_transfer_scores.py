@@ -39,10 +39,7 @@ def transfer_rows(
     Args:
       train, test: pairs (rows of first, rows of second) of a fold, for data without cells of one modality only.
     """
-    order = ((first, second), (second, first))
-    lone = [~np.isin(side.technical_batches, other.technical_batches) for side, other in order]
-    mosaic = min(part.sum() for part in lone) >= FEWEST_CELLS
-    sides = (first, second)
+    lone, mosaic, sides = _lone_cells(first, second), is_mosaic(first, second), (first, second)
     rows = []
     for source, target in ((0, 1), (1, 0)):
         if mosaic:
@@ -56,6 +53,17 @@ def transfer_rows(
         task = _Transfer(labelled, asked, sides[source].take(bridge[source]), sides[target].take(bridge[target]))
         rows += task.rows(embedded, num_seeds, baselines, say)
     return rows
+
+
+def is_mosaic(first: ModalityCells, second: ModalityCells) -> bool:
+    """Whether each modality has technical batches that the other lacks, with enough cells to carry labels between."""
+    return min(part.sum() for part in _lone_cells(first, second)) >= FEWEST_CELLS
+
+
+def _lone_cells(first: ModalityCells, second: ModalityCells) -> list[Array]:
+    """bool [n], [m]: cells of technical batches that have that modality alone."""
+    order = ((first, second), (second, first))
+    return [~np.isin(side.technical_batches, other.technical_batches) for side, other in order]
 
 
 class _Transfer:

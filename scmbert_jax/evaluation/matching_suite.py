@@ -24,7 +24,7 @@ from scmbert_jax.evaluation.alignment_baselines import (
     type_vectors,
 )
 from scmbert_jax.evaluation.alignment_result import AlignmentResult, AlignmentRow, score_rows
-from scmbert_jax.evaluation.label_transfer_scores import transfer_rows
+from scmbert_jax.evaluation.label_transfer_scores import is_mosaic, transfer_rows
 from scmbert_jax.evaluation.model_vectors import EmbeddedModels
 from scmbert_jax.evaluation.translation_model import held_out_cells_seen, require_unseen_pairs
 from scmbert_jax.pretrained import PretrainedModel
@@ -109,6 +109,7 @@ def evaluate_matching(
     held_out_types: Sequence[str] = (),
     num_seeds: int = 5,
     baselines: bool = True,
+    labels_only: bool = False,
     space: str | None = None,
     organism: str | None = None,
     assembly: str | None = None,
@@ -121,6 +122,8 @@ def evaluate_matching(
       train_batches, test_batches: technical batches; without them each batch of pairs is held out in turn.
       held_out_types: cell types whose pairs are the test set instead; baselines do not see them.
       baselines: False: the models alone.
+      labels_only: leave the matching out, for models that were trained on all pairs: labels go between cells that have
+        no partner, so no pair tells of them.
       space: of the models' embeddings; None: the contrastive one where a model has it.
 
     Raises:
@@ -139,8 +142,15 @@ def evaluate_matching(
     pictures: dict[str, Vectors] = {}
     types, names_of = np.zeros(0, str), ("", "")
     folds = list(matching_folds(cells, train_batches, test_batches, held_out_types))
-    seen = _what_models_saw(embedded.information(), dataset.name, folds, by_batch=not held_out_types)
-    for fold in folds:
+    seen = []
+    if labels_only and (held_out_types or not is_mosaic(folds[0].first, folds[0].second)):
+        raise ConfigError(
+            f"labels alone: {dataset.path} has no technical batches of one modality only, so labels would go between "
+            "cells whose pairs a model may have seen. Score the matching, too."
+        )
+    if not labels_only:
+        seen = _what_models_saw(embedded.information(), dataset.name, folds, by_batch=not held_out_types)
+    for fold in folds if not labels_only else ():
         for method, uses, vectors in _methods(fold) if baselines else ():
             say(f"{fold.direction}: {method}")
             whole = vectors(None)
@@ -342,7 +352,7 @@ def write_matching_report(path: Path, report: MatchingReport, run_info: Mapping[
     from scmbert_jax.evaluation.report import write_report
 
     shown = [name for name in ("model", "pseudo-pairs", "CCA") if name in report.vectors][:2]
-    umaps, figures = matching_figures(report, shown)
+    umaps, figures = matching_figures(report, shown) if shown else ([], [])
     return write_report(
         path,
         title="Matching cells across modalities",

@@ -20,7 +20,7 @@ KEY = "X_scmbert"
 def write_embedding(path: Path, spec: str, model: PretrainedModel, result: CellEmbeddings) -> None:
     """Writes `obsm["X_scmbert"]` (and the others of `obsm_keys`) and `uns["scmbert"]`, whole or not at all.
 
-    An .h5ad or .h5mu is copied and added to, without loading its matrices. From any other source (a 10x file, several
+    An .h5ad or .h5mu is copied and added to, without loading its matrices. From any other source (10x, zarr, several
     files read together) a new .h5ad holds the cells, their metadata and the embedding, and no counts.
 
     Raises `InputError` when the file cannot be written, or its ending does not fit its kind.

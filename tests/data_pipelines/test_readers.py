@@ -366,7 +366,7 @@ def test_a_full_temporary_folder_is_named_when_a_matrix_must_be_turned_over(tmp_
     def full(*_args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("data_pipelines.stored_matrix._ScratchArray.write", full)
+    monkeypatch.setattr("data_pipelines.compressed_copy.ScratchArray.write", full)
     refused(tmp_path / "x.h5ad", "No space left on device.*set TMPDIR")
 
 

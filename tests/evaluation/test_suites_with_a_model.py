@@ -76,3 +76,29 @@ def test_a_model_is_not_scored_on_pairs_it_was_trained_on(suite, multimodal_mode
     assert ran.code == 2
     assert "it trained on 400 pairs of the held-out batches; their score would say nothing" in ran.err
     assert ran.out == ""
+
+
+def test_labels_between_cells_without_partner_are_scored_for_a_model_of_all_pairs(
+    multimodal_model,  # noqa: F811
+    data,
+    tmp_path,
+):
+    """p1 and p2 have no pairs: whichever pairs the model has seen, none is of them."""
+    command = ("evaluate", "matching", "--model", multimodal_model, "--data", data, *SEEN, "--num-seeds", "1")
+    alone = ("--labels-only", "--no-baselines", "--report", tmp_path / "report.html", "--json")
+    found = json.loads(scmbert_ok(*command, *alone))
+    assert {row["method"] for row in found["rows"]} == {"model"}
+    assert {row["direction"].split()[0] for row in found["rows"]} == {"labels"}
+    assert "accuracy (knn)" in (tmp_path / "report.html").read_text()
+    paired = mudata.read_h5mu(data)
+    paired[paired.obs["batch"].astype(str).isin(["p3_0", "p4_0"])].copy().write(tmp_path / "pbmc_mosaic.h5mu")
+    ran = scmbert("evaluate", "matching", "--data", tmp_path / "pbmc_mosaic.h5mu", *SEEN, "--labels-only")
+    assert ran.code == 4
+    assert "no technical batches of one modality only" in ran.err
+
+
+@pytest.mark.parametrize("suite", ["translation", "matching"])
+def test_nothing_to_score_is_said(suite):
+    ran = scmbert("evaluate", suite, "--no-baselines")
+    assert ran.code == 4
+    assert "no baselines and no model" in ran.err
