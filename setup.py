@@ -34,6 +34,7 @@ setup(
         "anndata>=0.12",
         "mudata>=0.3.8",
         "h5py>=3.12",
+        "zarr>=3.1",
         "numba>=0.63",
         "pandas>=2.2,<3",
         "pyarrow>=18",

@@ -1,8 +1,7 @@
-"""AnnData and MuData, on disk (.h5ad, .h5mu) and in memory -> `CountsMatrix` and `Dataset`."""
+"""AnnData and MuData, on disk (.h5ad, .h5mu, .zarr) and in memory -> `CountsMatrix` and `Dataset`."""
 
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 
@@ -11,23 +10,25 @@ from data_pipelines.counts_matrix import CountsMatrix, Dataset, join_matrices
 from data_pipelines.modality_names import modality_of_features, modality_of_name
 from data_pipelines.pseudo_pairs import pseudo_pairs_of, pseudo_pairs_of_file
 from data_pipelines.stored_matrix import ColumnsOf, MatrixInMemory, StoredMatrix, open_stored_matrix
+from data_pipelines.stored_nodes import StoredArray, StoredGroup, is_group, is_null
 from scmbert_jax.errors import InputError
 
 _FEATURE_TYPE_COLUMNS = ("feature_types", "feature_type", "modality")
 _GENOME_COLUMNS = ("genome", "assembly")
 
 
-def read_h5ad(file: h5py.File, path: str, name: str) -> Dataset:
+def read_stored_anndata(file: StoredGroup, path: str, name: str) -> Dataset:
+    """`file`: the root of an .h5ad or of a zarr store."""
     return join_matrices(name, _matrices_of_group(file, path, prefix="", declared=None))
 
 
-def read_h5mu(file: h5py.File, path: str, name: str) -> Dataset:
-    """A MuData file whose modalities share cells (axis 0); cells missing from a modality are allowed."""
+def read_stored_mudata(file: StoredGroup, path: str, name: str) -> Dataset:
+    """A MuData file or store whose modalities share cells (axis 0); cells missing from a modality are allowed."""
     if int(file.attrs.get("axis", 0)) != 0:
         raise InputError(
             f"{path}: a MuData that joins features (axis {file.attrs['axis']}); expected one that joins cells (axis 0)"
         )
-    modalities = list(file["mod"].keys())
+    modalities = sorted(file["mod"].keys())  # zarr gives them in the order of the disk
     ordered = [str(key) for key in file["mod"].attrs.get("mod-order", modalities)]
     matrices = []
     for key in [*[k for k in ordered if k in modalities], *[k for k in modalities if k not in ordered]]:
@@ -54,12 +55,12 @@ def read_mudata(mdata: Any, name: str) -> Dataset:
     return dataset
 
 
-def _matrices_of_group(group: h5py.Group, path: str, prefix: str, declared: str | None) -> list[CountsMatrix]:
-    candidates: dict[str, tuple[h5py.Group | h5py.Dataset, str]] = {}
+def _matrices_of_group(group: StoredGroup, path: str, prefix: str, declared: str | None) -> list[CountsMatrix]:
+    candidates: dict[str, tuple[StoredGroup | StoredArray, str]] = {}
     # Newer AnnData writes an absent element as an empty dataset, not as a missing one.
-    if isinstance(group.get("layers"), h5py.Group) and "counts" in group["layers"]:
+    if is_group(group.get("layers")) and "counts" in group["layers"]:
         candidates["layers['counts']"] = (group["layers/counts"], "var")
-    if isinstance(group.get("raw"), h5py.Group) and "X" in group["raw"]:
+    if is_group(group.get("raw")) and "X" in group["raw"]:
         candidates["raw.X"] = (group["raw/X"], "raw/var")
     if "X" in group:
         candidates["X"] = (group["X"], "var")
@@ -69,14 +70,16 @@ def _matrices_of_group(group: h5py.Group, path: str, prefix: str, declared: str 
     stored = {
         field: open_stored_matrix(node, f"{path}, {prefix}{field}")
         for field, (node, _) in candidates.items()
-        if not _is_null(node)
+        if not is_null(node)
     }
     if not stored:
         raise InputError(f"{path}: {prefix}X is empty (None); write the counts into X or layers['counts']")
     field, considered = _choose(stored, path, prefix)
     var = _frame(group, candidates[field][1], path)
     uns = group.get("uns", {})
-    genome = _genome(var, {key: uns[key][()] for key in _GENOME_COLUMNS if key in uns and uns[key].shape == ()})
+    genome = _genome(
+        var, {key: uns[key][()] for key in _GENOME_COLUMNS if key in uns and getattr(uns[key], "shape", None) == ()}
+    )
     return _split(path, prefix + field, declared, var, obs, genome, stored[field], considered)
 
 
@@ -151,7 +154,7 @@ def _split(
     return [matrix(None, f"{called}feature names such as {', '.join(names[:3])} are no genes, antibodies or regions")]
 
 
-def _frame(group: h5py.Group, key: str, path: str) -> pd.DataFrame:
+def _frame(group: StoredGroup, key: str, path: str) -> pd.DataFrame:
     from anndata.io import read_elem
 
     if key not in group:
@@ -190,7 +193,3 @@ def _genome(var: pd.DataFrame, uns: dict[str, Any]) -> str | None:
         if text:
             return text
     return None
-
-
-def _is_null(node: h5py.Group | h5py.Dataset) -> bool:
-    return node.attrs.get("encoding-type") == "null" or (isinstance(node, h5py.Dataset) and node.shape is None)

@@ -1,5 +1,6 @@
 """The data sets that a corpus is built from: opened, cells selected, checked, and what the manifest says of them."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from data_pipelines.cell_selection import CellSelection, select_cells
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.input_check import InputReport, check_dataset, require_usable
 from data_pipelines.pair_check import refuse_unpaired_files
-from data_pipelines.readers import CountsMatrix, Dataset, open_dataset
+from data_pipelines.readers import ACCEPTED, CountsMatrix, Dataset, open_dataset
 from scmbert_jax.errors import InputError
 
 Progress = Callable[[str, int, int], None]
@@ -66,7 +67,7 @@ def checked_sources(
       InputError: a data set that cannot be used, a selection of what is not there, or the same file twice.
     """
     if not specs:
-        raise InputError("no input files; give at least one .h5ad, .h5mu, 10x .h5 or example:pbmc_mosaic")
+        raise InputError(f"no input files; give at least one {ACCEPTED}")
     datasets = [open_dataset(spec, unpaired=unpaired) for spec in specs]
     if not unpaired:
         refuse_unpaired_files(datasets)
@@ -105,13 +106,26 @@ def _unused_name(name: str, taken: Sequence[str]) -> str:
 
 
 def _source_files(matrices: list[CountsMatrix]) -> list[dict[str, Any]]:
-    """Base name, bytes and sha256 of the files; nothing of where they lie on this machine. None: data in memory."""
+    """Base name, bytes and sha256 of the files; nothing of where they lie on this machine. None: data in memory.
+
+    Of a 10x folder the file of counts, which is what would be twice in a corpus; of a zarr store its whole folder.
+    """
     paths = [Path(path) for path in dict.fromkeys(matrix.path for matrix in matrices)]
-    return [
-        {"file": path.name, "bytes": path.stat().st_size, "sha256": corpus.sha256_of_file(path)}
-        for path in paths
-        if path.is_file()
-    ]
+    return [_file_entry(path) for path in paths if path.is_file()] + [_folder_entry(p) for p in paths if p.is_dir()]
+
+
+def _file_entry(path: Path) -> dict[str, Any]:
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": corpus.sha256_of_file(path)}
+
+
+def _folder_entry(folder: Path) -> dict[str, Any]:
+    """`sha256`: of the lines `<sha256 of the file>  <its path in the folder>`, sorted by path."""
+    files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
+    digest = hashlib.sha256()
+    for name, path in files:
+        digest.update(f"{corpus.sha256_of_file(path)}  {name}\n".encode())
+    num_bytes = sum(path.stat().st_size for _, path in files)
+    return {"file": folder.resolve().name, "bytes": num_bytes, "sha256": digest.hexdigest()}
 
 
 def joint_feature_space(sources: list[Source]) -> FeatureSpace:

@@ -7,9 +7,9 @@ one cell each declares it here. A corpus carries the declaration on, so that nob
 from collections.abc import Mapping
 from typing import Any
 
-import h5py
 import numpy as np
 
+from data_pipelines.stored_nodes import StoredGroup
 from scmbert_jax.errors import InputError
 
 PSEUDO_PAIRS = "scmbert_pseudo_pairs"
@@ -32,8 +32,8 @@ def pseudo_pairs_of(uns: Mapping[str, Any], path: str) -> dict[str, Any] | None:
     return {str(name): _json_value(value, f"{where}[{name!r}]") for name, value in declared.items()}
 
 
-def pseudo_pairs_of_file(file: h5py.File, path: str) -> dict[str, Any] | None:
-    """As `pseudo_pairs_of`, from an open .h5mu."""
+def pseudo_pairs_of_file(file: StoredGroup, path: str) -> dict[str, Any] | None:
+    """As `pseudo_pairs_of`, from an open .h5mu or zarr store."""
     from anndata.io import read_elem
 
     uns = file.get("uns", {})
@@ -44,7 +44,7 @@ def pseudo_pairs_of_file(file: h5py.File, path: str) -> dict[str, Any] | None:
 
 def _json_value(value: Any, where: str) -> Any:
     if isinstance(value, (np.generic, np.ndarray)):
-        value = value.tolist()  # what HDF5 makes of numbers, texts and lists
+        value = value.tolist()  # what HDF5 and zarr make of numbers, texts and lists
     if isinstance(value, Mapping):
         return {str(name): _json_value(part, f"{where}[{name!r}]") for name, part in value.items()}
     if isinstance(value, (list, tuple)):

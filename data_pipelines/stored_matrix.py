@@ -4,17 +4,17 @@ Every source yields `(first_row, csr_matrix [rows, features])` with sorted colum
 """
 
 import itertools
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import h5py
 import numpy as np
 import scipy.sparse as sp
 
+from data_pipelines.compressed_copy import CompressedCopy, compress_by_cell
+from data_pipelines.stored_nodes import StoredArray, StoredGroup, is_array, lacks_chunks
 from scmbert_jax.errors import InputError
 
-# Values held at once while a dense slab or a column-compressed matrix is read: 1 Mi values = 4-8 MiB an array.
+# Values held at once while a dense tile or a column-compressed matrix is read: 1 Mi values = 4-8 MiB an array.
 _SLAB_VALUES = 1 << 20
 
 
@@ -35,12 +35,13 @@ def canonical(matrix: sp.csr_matrix) -> sp.csr_matrix:
 
 
 class CsrFile:
-    """`data, indices, indptr` in an HDF5 group, compressed by cell (h5ad CSR; 10x: feature x barcode by barcode)."""
+    """`data, indices, indptr` in a group, compressed by cell (AnnData CSR; 10x: feature x barcode by barcode)."""
 
-    def __init__(self, group: h5py.Group, shape: tuple[int, int], where: str):
+    def __init__(self, group: StoredGroup, shape: tuple[int, int], where: str):
         self.shape, self._where = shape, where
         self._data, self._indices = group["data"], group["indices"]
-        self._indptr = _checked_indptr(group["indptr"], shape[0], len(self._data), len(self._indices), where)
+        self._indptr = _checked_indptr(group, shape[0], where)
+        self._chunks_lost = _may_have_lost_chunks(group, where)
 
     def chunks(self, rows: int) -> Iterator[tuple[int, sp.csr_matrix]]:
         for first in range(0, self.shape[0], rows):
@@ -49,72 +50,43 @@ class CsrFile:
             data = _read(self._data, start, stop, self._where)
             indices = _read(self._indices, start, stop, self._where)
             _check_indices(indices, self.shape[1], self._where)
-            indptr = self._indptr[first : last + 1] - start
-            yield first, canonical(sp.csr_matrix((data, indices, indptr), shape=(last - first, self.shape[1])))
+            part = sp.csr_matrix((data, indices, self._indptr[first : last + 1] - start), (last - first, self.shape[1]))
+            if self._chunks_lost:
+                _refuse_repeats(part, self._where)
+            yield first, canonical(part)
 
 
 class CscFile:
-    """Compressed by feature (h5ad CSC). Cells lie scattered over the whole file, so the first use turns it over.
+    """Compressed by feature (AnnData CSC). Cells lie scattered over the whole file, so the first use turns it over.
 
-    The compressed-by-cell copy lies in two anonymous temporary files (8-16 bytes a value, gone with this object) and
-    is made in three passes, each of which holds one slab of values: count the values of every cell, which fixes
-    where each cell will lie; deal the values out to groups of neighbouring cells; sort each group by cell.
-    Memory: one slab and a few eight-byte numbers a cell.
+    The compressed-by-cell copy lies in temporary files (12-16 bytes a value, gone with this object) and is made in
+    three passes, each of which holds one slab of values: count the values of every cell, which fixes where each cell
+    will lie; then the two of `compress_by_cell`. Memory: one slab and a few eight-byte numbers a cell.
     """
 
-    def __init__(self, group: h5py.Group, shape: tuple[int, int], where: str):
+    def __init__(self, group: StoredGroup, shape: tuple[int, int], where: str):
         self.shape, self._where = shape, where
         self._data, self._indices = group["data"], group["indices"]
-        self._indptr = _checked_indptr(group["indptr"], shape[1], len(self._data), len(self._indices), where)
-        self._copy: tuple[_ScratchArray, _ScratchArray, np.ndarray] | None = None
+        self._num_values = int(self._data.shape[0])
+        self._indptr = _checked_indptr(group, shape[1], where)
+        self._chunks_lost = _may_have_lost_chunks(group, where)
+        self._copy: CompressedCopy | None = None
 
     def chunks(self, rows: int) -> Iterator[tuple[int, sp.csr_matrix]]:
         if self._copy is None:
             try:
-                self._copy = self._turn_over()
+                dtype = self._data.dtype
+                self._copy = compress_by_cell(self._values_of_cell(), self._entries(), dtype, _SLAB_VALUES)
             except OSError as error:
                 raise InputError(
-                    f"{self._where}: stored by feature; reading it by cell needs about {16 * len(self._data):,} bytes "
+                    f"{self._where}: stored by feature; reading it by cell needs about {16 * self._num_values:,} bytes "
                     f"in the temporary folder ({error}). Make room, set TMPDIR, or store the matrix as CSR"
                 ) from error
-        data, columns, indptr = self._copy
         for first in range(0, self.shape[0], rows):
-            last = min(first + rows, self.shape[0])
-            start, stop = int(indptr[first]), int(indptr[last])
-            values = (data.read(start, stop), columns.read(start, stop), indptr[first : last + 1] - start)
-            yield first, canonical(sp.csr_matrix(values, shape=(last - first, self.shape[1])))
-
-    def _turn_over(self) -> tuple["_ScratchArray", "_ScratchArray", np.ndarray]:
-        indptr = np.concatenate([[0], np.cumsum(self._values_of_cell())])
-        # Group g holds the cells [bounds[g], bounds[g + 1]): as many as fit a slab, at least one.
-        bounds = [0]
-        while bounds[-1] < self.shape[0]:
-            end = int(np.searchsorted(indptr, indptr[bounds[-1]] + _SLAB_VALUES, side="right")) - 1
-            bounds.append(min(max(end, bounds[-1] + 1), self.shape[0]))
-        scratch = (
-            _ScratchArray(self._data.dtype),
-            _ScratchArray(np.dtype(np.int32)),
-            _ScratchArray(np.dtype(np.int64)),  # cells
-        )
-        next_free = indptr[np.array(bounds[:-1])].copy()
-        for start, stop in self._slabs():
-            cells = _read(self._indices, start, stop, self._where).astype(np.int64)
-            column = np.searchsorted(self._indptr, np.arange(start, stop), side="right") - 1
-            group = np.searchsorted(bounds, cells, side="right") - 1
-            order = np.argsort(group, kind="stable")  # stable: columns stay ascending within a cell
-            dealt = (_read(self._data, start, stop, self._where)[order], column[order], cells[order])
-            edges = np.searchsorted(group[order], np.arange(len(bounds)))
-            for g in np.flatnonzero(np.diff(edges)).tolist():
-                for array, values in zip(scratch, dealt, strict=True):
-                    array.write(int(next_free[g]), values[edges[g] : edges[g + 1]])
-                next_free[g] += edges[g + 1] - edges[g]
-        data, columns, cells_of_value = scratch
-        for first, last in itertools.pairwise(bounds):
-            start, stop = int(indptr[first]), int(indptr[last])
-            order = np.argsort(cells_of_value.read(start, stop), kind="stable")
-            data.write(start, data.read(start, stop)[order])
-            columns.write(start, columns.read(start, stop)[order])
-        return data, columns, indptr
+            part = self._copy.rows(first, min(first + rows, self.shape[0]), self.shape[1])
+            if self._chunks_lost:
+                _refuse_repeats(part, self._where)
+            yield first, canonical(part)
 
     def _values_of_cell(self) -> np.ndarray:
         values = np.zeros(self.shape[0], np.int64)
@@ -124,45 +96,58 @@ class CscFile:
             values += np.bincount(cells, minlength=self.shape[0])
         return values
 
+    def _entries(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(cells, columns, values) of one slab each; columns ascend."""
+        for start, stop in self._slabs():
+            cells = _read(self._indices, start, stop, self._where).astype(np.int64)
+            columns = np.searchsorted(self._indptr, np.arange(start, stop), side="right") - 1
+            yield cells, columns, _read(self._data, start, stop, self._where)
+
     def _slabs(self) -> Iterator[tuple[int, int]]:
-        for start in range(0, len(self._data), _SLAB_VALUES):
-            yield start, min(start + _SLAB_VALUES, len(self._data))
-
-
-class _ScratchArray:
-    """A one-dimensional array in an anonymous temporary file; read and written by range, never mapped."""
-
-    def __init__(self, dtype: np.dtype):
-        self._dtype = dtype
-        self._file = tempfile.TemporaryFile(prefix="scmbert-csc-")  # noqa: SIM115  (lives as long as self)
-
-    def write(self, start: int, values: np.ndarray) -> None:
-        self._file.seek(start * self._dtype.itemsize)
-        self._file.write(values.astype(self._dtype).tobytes())
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        self._file.seek(start * self._dtype.itemsize)
-        return np.frombuffer(self._file.read((stop - start) * self._dtype.itemsize), self._dtype).copy()
+        for start in range(0, self._num_values, _SLAB_VALUES):
+            yield start, min(start + _SLAB_VALUES, self._num_values)
 
 
 class DenseFile:
-    """A 2-D HDF5 dataset. Read in slabs of a bounded number of values, kept sparse."""
+    """A 2-D array of cells x features. Read tile by tile, kept sparse.
 
-    def __init__(self, dataset: h5py.Dataset, where: str):
-        if dataset.ndim != 2:
-            raise InputError(f"{where}: {dataset.ndim}-dimensional; expected a matrix [cells, features]")
-        self.shape = (int(dataset.shape[0]), int(dataset.shape[1]))
-        self._dataset, self._where = dataset, where
+    A tile is made of whole stored chunks, so that none is decoded twice; it holds a bounded number of values, or one
+    stored chunk where the file has larger ones.
+    """
+
+    def __init__(self, array: StoredArray, where: str):
+        if len(array.shape) != 2:
+            raise InputError(f"{where}: {len(array.shape)}-dimensional; expected a matrix [cells, features]")
+        self.shape = (int(array.shape[0]), int(array.shape[1]))
+        self._array, self._where = array, where
 
     def chunks(self, rows: int) -> Iterator[tuple[int, sp.csr_matrix]]:
-        slab = max(1, min(rows, _SLAB_VALUES // max(1, self.shape[1])))
+        height, width = self._tile()
         for first in range(0, self.shape[0], rows):
             last = min(first + rows, self.shape[0])
-            parts = [
-                sp.csr_matrix(_read(self._dataset, start, min(start + slab, last), self._where))
-                for start in range(first, last, slab)
+            # Tiles end where stored chunks end, wherever the chunk of cells begins.
+            edges = [first, *range((first // height + 1) * height, last, height), last]
+            bands = [
+                _joined(
+                    [self._read_tile(top, bottom, left, width) for left in range(0, self.shape[1], width)], sp.hstack
+                )
+                for top, bottom in itertools.pairwise(edges)
             ]
-            yield first, canonical(sp.vstack(parts, format="csr") if len(parts) > 1 else parts[0])
+            yield first, canonical(_joined(bands, sp.vstack))
+
+    def _tile(self) -> tuple[int, int]:
+        """(cells, features) to read at once."""
+        num_cells, num_features = (max(1, size) for size in self.shape)
+        tall, wide = self._array.chunks or (1, num_features)
+        width = min(num_features, wide * max(1, _SLAB_VALUES // (tall * wide)))
+        return min(num_cells, tall * max(1, _SLAB_VALUES // (tall * width))), width
+
+    def _read_tile(self, top: int, bottom: int, left: int, width: int) -> sp.csr_matrix:
+        return sp.csr_matrix(_read(self._array, top, bottom, self._where, (slice(left, left + width),)))
+
+
+def _joined(parts: list[sp.csr_matrix], stack: Callable[..., Any]) -> sp.csr_matrix:
+    return parts[0] if len(parts) == 1 else stack(parts, format="csr")
 
 
 class MatrixInMemory:
@@ -206,15 +191,15 @@ class RowsOf:
                 yield int(start), part[self._rows[start:stop] - first].tocsr()
 
 
-def open_stored_matrix(node: h5py.Group | h5py.Dataset, where: str) -> StoredMatrix:
-    """The matrix at an AnnData element (`X`, `layers/counts`, `raw/X`), by its `encoding-type`."""
-    if isinstance(node, h5py.Dataset):
+def open_stored_matrix(node: StoredGroup, where: str) -> StoredMatrix:
+    """The matrix at an AnnData element (`X`, `layers/counts`, `raw/X`; group or array), by its `encoding-type`."""
+    if is_array(node):
+        encoding = str(node.attrs.get("encoding-type", "array"))
+        if encoding != "array":
+            raise InputError(f"{where}: stored as {encoding!r}; expected csr_matrix, csc_matrix or a dense array")
         return DenseFile(node, where)
     missing = [part for part in ("data", "indices", "indptr") if part not in node]
     shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
-    if missing or shape is None:
-        lacks = ", ".join(missing) or "shape"
-        raise InputError(f"{where}: a sparse matrix without {lacks}; the file is incomplete, write it again")
     encoding = str(node.attrs.get("encoding-type", node.attrs.get("h5sparse_format", "")))
     kinds: dict[str, type[CsrFile] | type[CscFile]] = {
         "csr_matrix": CsrFile,
@@ -222,23 +207,27 @@ def open_stored_matrix(node: h5py.Group | h5py.Dataset, where: str) -> StoredMat
         "csc_matrix": CscFile,
         "csc": CscFile,
     }
-    if encoding not in kinds:
+    if encoding not in kinds and (encoding or not missing):
         raise InputError(f"{where}: stored as {encoding!r}; expected csr_matrix, csc_matrix or a dense array")
+    if missing or shape is None:
+        lacks = ", ".join(missing) or "shape"
+        raise InputError(f"{where}: a sparse matrix without {lacks}; the file is incomplete, write it again")
     return kinds[encoding](node, (int(shape[0]), int(shape[1])), where)
 
 
-def _read(dataset: h5py.Dataset, start: int, stop: int, where: str) -> np.ndarray:
+def _read(array: StoredArray, start: int, stop: int, where: str, columns: tuple[slice, ...] = ()) -> np.ndarray:
     try:
-        return dataset[start:stop]
-    except OSError as error:
+        return array[(slice(start, stop), *columns)]
+    except Exception as error:  # every codec of zarr raises its own types; to a user all mean the same
         raise InputError(
             f"{where}: cannot be read from entry {start:,} to {stop:,} ({error}); "
             "the file is damaged: copy or download it again"
         ) from error
 
 
-def _checked_indptr(dataset: h5py.Dataset, num_major: int, num_data: int, num_indices: int, where: str) -> np.ndarray:
-    indptr = _read(dataset, 0, len(dataset), where).astype(np.int64)
+def _checked_indptr(group: StoredGroup, num_major: int, where: str) -> np.ndarray:
+    num_data, num_indices = int(group["data"].shape[0]), int(group["indices"].shape[0])
+    indptr = _read(group["indptr"], 0, group["indptr"].shape[0], where).astype(np.int64)
     sound = len(indptr) == num_major + 1 and num_data == num_indices
     if not (sound and indptr[0] == 0 and indptr[-1] == num_data and np.all(np.diff(indptr) >= 0)):
         raise InputError(
@@ -246,6 +235,30 @@ def _checked_indptr(dataset: h5py.Dataset, num_major: int, num_data: int, num_in
             f"{num_data:,} values, {num_indices:,} indices); the file is damaged: write it again"
         )
     return indptr
+
+
+def _may_have_lost_chunks(group: StoredGroup, where: str) -> bool:
+    """Whether places of values were never written to a zarr store, or got lost: they read as zeros then.
+
+    Raises InputError where values were: a sparse matrix stores no zeros.
+    """
+    if lacks_chunks(group["data"]):
+        raise InputError(
+            f"{where}/data: {group['data'].nchunks - group['data'].nchunks_initialized:,} of its "
+            f"{group['data'].nchunks:,} chunks are missing; the store is incomplete: copy or download it again"
+        )
+    return lacks_chunks(group["indices"]) or lacks_chunks(group["indptr"])
+
+
+def _refuse_repeats(part: sp.csr_matrix, where: str) -> None:
+    """Raises InputError when a feature stands twice in a cell, as it does where places read as zeros."""
+    unique = part.copy()
+    unique.sum_duplicates()
+    if unique.nnz < part.nnz:
+        raise InputError(
+            f"{where}: chunks of its indices or indptr are missing ({part.nnz - unique.nnz:,} features stand twice in "
+            "a cell); the store is incomplete: copy or download it again"
+        )
 
 
 def _check_indices(indices: np.ndarray, limit: int, where: str) -> None:

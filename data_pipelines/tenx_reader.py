@@ -3,12 +3,14 @@
 The stored matrix is features x barcodes compressed by barcode, so its arrays are a cells x features CSR as they are.
 """
 
+from collections.abc import Iterable
+
 import h5py
 import numpy as np
 import pandas as pd
 
 from data_pipelines.counts_matrix import CountsMatrix, Dataset, join_matrices
-from data_pipelines.modality_names import modality_of_name
+from data_pipelines.modality_names import modality_of_features, modality_of_name
 from data_pipelines.stored_matrix import ColumnsOf, CsrFile, StoredMatrix
 from scmbert_jax.errors import InputError
 
@@ -41,27 +43,49 @@ def _read_v3(group: h5py.Group, path: str, name: str) -> Dataset:
     table = pd.DataFrame({key: _text(features[key]) for key in columns})
     table.index = pd.Index(table["id"], dtype=object, name=None)
     stored, cell_ids = _stored(group, path, "matrix")
+    return join_matrices(name, split_by_feature_type(path, table, stored, cell_ids))
+
+
+def split_by_feature_type(
+    path: str, table: pd.DataFrame, stored: StoredMatrix, cell_ids: np.ndarray
+) -> list[CountsMatrix]:
+    """One `CountsMatrix` per `feature_type`, in the order of the file.
+
+    Args:
+      table: one row per feature, indexed by `id`; may have `genome` and `interval` ("chr1:100-200").
+      stored: cells x features.
+    """
     kinds = table["feature_type"].to_numpy(dtype=str)
     matrices = []
     for kind in dict.fromkeys(kinds.tolist()):
-        columns_of_kind = np.flatnonzero(kinds == kind)
-        part = table.iloc[columns_of_kind]
+        columns = np.flatnonzero(kinds == kind)
+        part, evidence = table.iloc[columns], f"feature_type {kind!r}"
+        modality = modality_of_name(kind) or ""
+        places = part["interval"] if modality == "atac" and "interval" in part else ()
+        if len(places) and not _are_regions(part.index) and _are_regions(places):
+            part = part.set_axis(pd.Index(places, dtype=object, name=None))
+            evidence += ", regions from interval"
         genomes = sorted(set(part["genome"]) - {""}) if "genome" in part else []
         matrices.append(
             CountsMatrix(
                 path=path,
                 field=f"matrix[{kind}]",
-                modality=modality_of_name(kind) or "",
-                modality_evidence=f"feature_type {kind!r}",
+                modality=modality,
+                modality_evidence=evidence,
                 feature_names=part.index.to_numpy(dtype=str),
                 feature_table=part,
                 cell_ids=cell_ids,
                 obs=pd.DataFrame(index=pd.Index(cell_ids, dtype=object)),
                 genome="+".join(genomes) or None,
-                stored=stored if len(columns_of_kind) == len(table) else ColumnsOf(stored, columns_of_kind),
+                stored=stored if len(columns) == len(table) else ColumnsOf(stored, columns),
             )
         )
-    return join_matrices(name, matrices)
+    return matrices
+
+
+def _are_regions(names: Iterable[str]) -> bool:
+    """Whether most are; peaks may be numbered instead, and have their place in `interval`."""
+    return modality_of_features(np.asarray(list(names), dtype=str)) == "atac"
 
 
 def _read_v2(group: h5py.Group, genome: str, path: str, name: str) -> Dataset:

@@ -62,8 +62,9 @@ LIBRARY_QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 # Principal components per modality of the linear path.
 NUM_COMPONENTS = 64
 
-# Of the cells in its memory, a translation looks at so many nearest ones, by so many components of the source.
-NUM_NEIGHBOURS = 15
+# Of the cells in its memory, a translation looks at so many nearest ones, by so many components of the source: what
+# erred least on cells left out of the training pairs of pbmc_mosaic, both ways (experiments/README.md).
+NUM_NEIGHBOURS = 8
 NEIGHBOUR_COMPONENTS = 20
 
 # Parts of the cells, each of which has a translation map that has not seen it.

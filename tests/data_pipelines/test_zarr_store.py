@@ -182,8 +182,11 @@ def test_chunks_of_zeros_that_nobody_wrote_are_zeros(tmp_path, zarr_format):
 @pytest.mark.parametrize("storage", list(STORAGE))
 def test_a_damaged_chunk_is_named(tmp_path, storage, zarr_format):
     path = write_zarr(tmp_path / "x.zarr", as_anndata(random_counts(), STORAGE[storage]), zarr_format)
-    (array,) = [path / "X"] if storage == "dense" else [path / "X" / "data"]
-    chunk = max((file for file in array.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    chunk = (
+        chunk_file(path, "X", "0.0" if zarr_format == 2 else "0/0")
+        if storage == "dense"
+        else chunk_file(path, "X/data", 0)
+    )
     chunk.write_bytes(chunk.read_bytes()[: chunk.stat().st_size // 2])
     refused(path, path, "X: cannot be read", "damaged")
 
