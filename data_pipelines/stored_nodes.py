@@ -1,0 +1,40 @@
+"""Groups and arrays of HDF5 files and zarr stores, which have nearly the same interface, as one.
+
+What differs: an absent HDF5 element is an array without a shape; a zarr array whose chunk is absent reads as zeros.
+"""
+
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+# h5py.Group or zarr.Group: neither library types what indexing gives.
+StoredGroup: TypeAlias = Any
+
+
+class StoredArray(Protocol):
+    """h5py.Dataset or zarr.Array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunks: Any  # tuple of ints, or None where HDF5 stores it in one piece
+    attrs: Any
+
+    def __getitem__(self, key: Any) -> Any: ...
+
+
+def is_array(node: Any) -> bool:
+    return hasattr(node, "dtype") and hasattr(node, "shape")
+
+
+def is_group(node: Any) -> bool:
+    return hasattr(node, "keys") and not is_array(node)
+
+
+def is_null(node: Any) -> bool:
+    """How AnnData writes None."""
+    return node.attrs.get("encoding-type") == "null" or (is_array(node) and node.shape is None)
+
+
+def lacks_chunks(array: StoredArray) -> bool:
+    """Whether a zarr array has chunks that nobody wrote: all zeros, or lost. HDF5 knows its own chunks: False."""
+    return getattr(array, "nchunks_initialized", 0) < getattr(array, "nchunks", 0)
