@@ -22,6 +22,7 @@ LAYERS = (
     ("pretrained",),
     ("tasks",),
     ("evaluation",),
+    ("benchmarks",),
     ("commands",),
     ("cli",),
 )
