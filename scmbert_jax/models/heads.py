@@ -56,6 +56,8 @@ class ValueHead(nnx.Module):
         # The means of cells are known better than a step can tell; and those of the technical batches that have pairs
         # are not those of all.
         self.bias_scale = 1.0 if of_cells else ROW_SCALE
+        # An output is a sum over the width, each weight of which moves by the learning rate: ten times slower, or a
+        # few steps on a few hundred pairs undo what the linear path knows.
         self.output_scale = 0.1 if of_cells else 1.0
         self.feature_bias = nnx.Param(jnp.asarray(bias / self.bias_scale), logical_axes=("features", None))
         self.spread = nnx.Param(jnp.asarray(spread / ROW_SCALE), logical_axes=("features",))
