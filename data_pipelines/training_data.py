@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from data_pipelines.batch_reader import BatchReader
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus import Corpus
 from data_pipelines.feature_statistics import feature_statistics, save_statistics
-from data_pipelines.input_pipeline import BatchReader, tf_batches, thread_batches
+from data_pipelines.input_pipeline import tf_batches, thread_batches
 from scmbert_jax.batch import CellBatch
 
 # How batches are read ahead; both give the same batches bit for bit. `threads` needs no TensorFlow.

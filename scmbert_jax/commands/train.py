@@ -55,9 +55,9 @@ class Pretrain:
 
             join(self.coordinator, self.num_processes, self.process_index)
 
+        from data_pipelines.batch_reader import BatchReader
         from data_pipelines.collate import TokenSampling
         from data_pipelines.corpus import open_corpus
-        from data_pipelines.input_pipeline import BatchReader
         from data_pipelines.training_data import CorpusData
         from scmbert_jax.training.loop import pretrain
 

@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from data_pipelines.batch_reader import BatchReader
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus import open_corpus
-from data_pipelines.input_pipeline import BatchReader, tf_batches, thread_batches
+from data_pipelines.input_pipeline import tf_batches, thread_batches
 from data_pipelines.synthetic import synthetic_cells
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import ConfigError, CorpusError
@@ -137,7 +138,7 @@ def test_many_threads_may_share_a_reader(corpus, reader):
 def test_the_windows_in_memory_are_bounded(reader):
     for step in range(2 * reader.steps_per_epoch):
         reader.batch_at(step)
-    assert len(reader._cache) <= reader._cache_size <= 3 * SETTINGS["num_streams"]
+    assert len(reader._windows._cache) <= reader._windows._capacity <= 3 * SETTINGS["num_streams"]
 
 
 def test_each_window_is_decoded_once_an_epoch(corpus, reader, monkeypatch):
@@ -231,7 +232,9 @@ def test_reading_needs_no_tensorflow(corpus_path):
 import sys
 sys.modules["tensorflow"] = None
 from data_pipelines.corpus import open_corpus
-from data_pipelines.input_pipeline import BatchReader, TokenSampling, thread_batches
+from data_pipelines.batch_reader import BatchReader
+from data_pipelines.collate import TokenSampling
+from data_pipelines.input_pipeline import thread_batches
 reader = BatchReader(open_corpus({str(corpus_path)!r}), {{"rna": TokenSampling(16, 0.2)}}, **{json.dumps(SETTINGS)})
 print(sum(len(batch.row) for _, batch in thread_batches(reader, 0, 3)))
 """

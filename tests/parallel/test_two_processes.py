@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from conftest import TINY
 
+from data_pipelines.batch_reader import BatchReader
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus import open_corpus
-from data_pipelines.input_pipeline import BatchReader
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.parallel.multihost import join
 from scmbert_jax.training.run_folder import read_metrics
