@@ -14,6 +14,7 @@ METRICS = {
     "auroc_per_peak": "AUROC per peak",
     "auprc_per_peak": "AUPRC per peak",
     "auroc_per_peak_same_depth": "AUROC, same depth",
+    "auroc_per_peak_told_depth": "AUROC, told depth",
 }
 
 

@@ -209,6 +209,7 @@ def scores(fold: TranslationFold, truth: Array, predicted: Array, min_cells: int
         peaks = score_peaks(truth, predicted, fold.trap_test_depth, min_cells)
         if peaks is not None:
             found |= {"auroc_per_peak": peaks.auroc, "auprc_per_peak": peaks.auprc}
+            found["auroc_per_peak_told_depth"] = peaks.auroc_told_depth
             if np.isfinite(peaks.auroc_same_depth):
                 found["auroc_per_peak_same_depth"] = peaks.auroc_same_depth
     return found
@@ -229,7 +230,9 @@ def _protocol(cells: MeasuredCells, settings: TranslationSettings) -> list[str]:
     if "atac" in cells.scales:
         notes.append(
             f"Peaks are scored when {settings.min_cells} test cells have them open, and as many closed. 'Same depth' "
-            "compares cells of like depth only: a method that knows or guesses nothing but depth gets .5 there."
+            "compares cells of like depth only: a method that knows or guesses nothing but depth gets .5 there. 'Told "
+            "depth' tells every method how many peaks of the test cell are open, which no user knows: compare it with "
+            "the depth alone."
         )
     for name, columns in cells.features.items():
         unknown = int((columns.ids == "").sum())

@@ -72,3 +72,24 @@ def test_knowing_only_the_depth_scores_well_until_cells_of_one_depth_are_compare
     assert told.auroc > 0.65
     assert abs(told.auroc_same_depth - 0.5) < 0.02
     assert real.auroc_same_depth > 0.55
+
+
+def test_told_its_depth_a_cell_gets_as_many_open_peaks_and_peaks_keep_their_order():
+    rng = np.random.default_rng(3)
+    predicted = rng.uniform(-0.1, 0.6, (70, 400))  # a linear model may leave [0, 1]
+    num_open = rng.integers(0, 401, 70)
+    told = tm.told_depth(predicted, num_open)
+    np.testing.assert_allclose(told.sum(1), np.clip(num_open, 0.5, 399.5), rtol=0.01, atol=0.1)
+    inside = (predicted > 1e-3) & (predicted < 1)
+    for cell in range(70):
+        order = np.argsort(predicted[cell, inside[cell]])
+        assert (np.diff(told[cell, inside[cell]][order]) >= 0).all()
+
+
+def test_told_depth_lifts_a_method_that_knows_nothing_to_what_depth_alone_gives():
+    rng = np.random.default_rng(4)
+    depth = rng.uniform(0.05, 0.6, 300)
+    truth = rng.random((300, 200)) < depth[:, None]
+    found = tm.score_peaks(truth, np.full(truth.shape, 0.3), truth.sum(1))
+    assert found.auroc == 0.5
+    assert found.auroc_told_depth == pytest.approx(tm.auroc(truth, np.repeat(depth[:, None], 200, 1)).mean(), abs=0.02)
