@@ -15,7 +15,7 @@ class EvaluateProbe:
     Beside the trained model stand the same model untrained, PCA and the majority class.
 
     Example:  scmbert evaluate probe --model my_model --report report.html
-              scmbert evaluate probe --model my_model --data cells.h5ad --json
+              scmbert evaluate probe --model my_model --data cells.h5ad --test-batches day2 day3 --json
     """
 
     model: Path
@@ -24,6 +24,8 @@ class EvaluateProbe:
     """Labelled cells: obs columns for cell_type and technical_batch."""
     num_seeds: int = 5
     """Embeddings of the trained model, and untrained models, that are scored; the spread gives the interval."""
+    test_batches: tuple[str, ...] = ()
+    """Technical batches that are held out together; each batch in turn when left out."""
     organism: Organism = None
     """Taken from the gene names when left out."""
     assembly: str | None = None
@@ -52,7 +54,13 @@ class EvaluateProbe:
             rows = read_metrics(self.run_dir / "metrics.jsonl")
         model = load_model(self.model)
         result = probe_model(
-            model, self.data, num_seeds=self.num_seeds, organism=self.organism, assembly=self.assembly, say=say
+            model,
+            self.data,
+            num_seeds=self.num_seeds,
+            test_batches=_listed(self.test_batches),
+            organism=self.organism,
+            assembly=self.assembly,
+            say=say,
         )
         print_json(result.to_dict()) if self.json else print(result.text())
         if self.report is not None:

@@ -4,7 +4,7 @@ Wires a model, its untrained twin and PCA to `run_probe`, modality by modality: 
 from that modality alone, and cells with several from all of them together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from scmbert_jax.evaluation.projection import compute_umap
 from scmbert_jax.evaluation.report import Umap, write_report
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import CellEmbeddings, embed_dataset
+from scmbert_jax.tasks.modality_cells import full_batch_names
 
 DEFAULT_DATA = "example:pbmc_mosaic"
 
@@ -60,11 +61,16 @@ def probe_model(
     data: str = DEFAULT_DATA,
     *,
     num_seeds: int = 5,
+    test_batches: Sequence[str] = (),
     organism: str | None = None,
     assembly: str | None = None,
     say: Say = lambda message: None,
 ) -> ProbeReport:
     """Scores `model` on the labelled cells of `data`.
+
+    Args:
+      num_seeds: embeddings per method.
+      test_batches: technical batches that are held out together, in one fold; none: each batch in turn.
 
     Raises `InputError` when the data has no cell types or no technical batches, or cannot be read by the model.
     """
@@ -76,7 +82,13 @@ def probe_model(
         say(f"{kind}: embedding {num_seeds} x trained, {num_seeds} x untrained")
         first = embed(model, dataset, modalities=names)
         cells = _cells_with(first, names)
-        labels, batches = _labels(first, "cell_type")[cells], _labels(first, "technical_batch")[cells]
+        all_batches = _labels(first, "technical_batch")
+        labels, batches = _labels(first, "cell_type")[cells], all_batches[cells]
+        chosen = full_batch_names(test_batches, all_batches.tolist(), "--test-batches", dataset.path)
+        if chosen and not np.isin(batches, chosen).any():
+            say(f"{kind}: none of these cells is of {', '.join(chosen)}; not scored")
+            continue
+        groups, held_out = _held_out_together(batches, chosen)
         # Which tokens a cell shows is drawn anew for each seed of the trained model; the untrained one is another
         # initialisation each time.
         trained = [first.embeddings[cells]] + [
@@ -93,8 +105,9 @@ def probe_model(
             run_probe(
                 {"trained": trained, "untrained": untrained, "pca": [pca]},
                 labels,
-                batches,
+                groups,
                 modality=kind,
+                held_out=held_out,
                 settings=ProbeSettings(num_seeds=num_seeds),
             )
         )
@@ -135,6 +148,14 @@ def _labels(result: CellEmbeddings, field: str) -> np.ndarray:
             f"the probe needs cell_type and technical_batch. Name a column of obs '{field}'."
         )
     return result.dataset.obs[column].astype(object).where(result.dataset.obs[column].notna(), "").to_numpy(str)
+
+
+def _held_out_together(batches: np.ndarray, chosen: list[str]) -> tuple[np.ndarray, list[str] | None]:
+    """The batches, the chosen ones under one name "a+b"; and what to hold out (None: each in turn)."""
+    if not chosen:
+        return batches, None
+    joined = "+".join(name for name in chosen if name in batches)
+    return np.where(np.isin(batches, chosen), joined, batches.astype(object)).astype(str), [joined]
 
 
 def _joint_pca(result: CellEmbeddings, names: tuple[str, ...], cells: np.ndarray, dim: int) -> np.ndarray:

@@ -70,6 +70,17 @@ def test_a_model_is_scored_on_integration_of_all_cells(multimodal_model, data): 
     assert rows["total"]["num_cells"] == 480
 
 
+def test_batches_of_a_probe_are_held_out_together(multimodal_model, data):  # noqa: F811
+    command = ("evaluate", "probe", "--model", multimodal_model, "--data", data, "--num-seeds", "1", "--json")
+    found = json.loads(scmbert_ok(*command, "--test-batches", "p1", "p4"))
+    (rna,) = [result for result in found["results"] if result["modality"] == "rna"]
+    folds = [(fold["held_out"], fold["num_train"], fold["num_test"]) for fold in rna["folds"]]
+    assert folds == [("p1_0+p4_0", 120, 240)]
+    refused = scmbert(*command, "--test-batches", "p9")
+    assert refused.code != 0
+    assert "--test-batches p9" in refused.err
+
+
 @pytest.mark.parametrize("suite", ["translation", "matching"])
 def test_a_model_is_not_scored_on_pairs_it_was_trained_on(suite, multimodal_model, data):  # noqa: F811
     ran = scmbert("evaluate", suite, "--model", multimodal_model, "--data", data, *SEEN, "--num-seeds", "2")
