@@ -5,7 +5,8 @@
 #     bash experiments/ablations.sh cortex OUT rna.h5ad atac.h5ad # SNARE-seq nuclei, batches 09B, 09C, 09H held out
 #
 # Further arguments go to every `scmbert pretrain` (such as --train.num-steps 200). Models that stand in OUT are not
-# trained again. What came out stands in experiments/README.md.
+# trained again. SCORED=FILES scores the cells of other files than it trains on (a sample of them: scores of 25,734 peaks
+# take minutes per thousand cells). What came out stands in experiments/README.md.
 set -euo pipefail
 which=${1:?pbmc or cortex}
 out=${2:?a folder to write to}
@@ -40,6 +41,7 @@ case $which in
         ;;
 esac
 extra=("$@")
+scored=${SCORED:-$data}
 
 show() { # prints a command as a user would type it, then runs it
     printf '$ %s\n' "$*"
@@ -71,9 +73,9 @@ row() { # NAME CORPUS FLAGS...
             > "$folder.log"
         scmbert export "$folder/run" "$folder/model" >> "$folder.log"
     fi
-    [ -s "$folder/translation.json" ] || scmbert evaluate translation --model "$folder/model" --data "$data" \
+    [ -s "$folder/translation.json" ] || scmbert evaluate translation --model "$folder/model" --data "$scored" \
         "${space[@]}" "${test[@]}" --no-baselines --json > "$folder/translation.json"
-    [ -s "$folder/matching.json" ] || scmbert evaluate matching --model "$folder/model" --data "$data" \
+    [ -s "$folder/matching.json" ] || scmbert evaluate matching --model "$folder/model" --data "$scored" \
         "${space[@]}" "${test[@]}" --num-seeds 1 --no-baselines --json > "$folder/matching.json"
     echo "$name" >> "$out/rows"
 }
