@@ -6,7 +6,8 @@
 #
 # Further arguments go to every `scmbert pretrain` (such as --train.num-steps 200). Models that stand in OUT are not
 # trained again. SCORED=FILES scores the cells of other files than it trains on (a sample of them: scores of 25,734 peaks
-# take minutes per thousand cells). What came out stands in experiments/README.md.
+# take minutes per thousand cells), DIRECTIONS='atac>rna' these directions alone. What came out stands in
+# experiments/README.md.
 set -euo pipefail
 which=${1:?pbmc or cortex}
 out=${2:?a folder to write to}
@@ -42,6 +43,7 @@ case $which in
 esac
 extra=("$@")
 scored=${SCORED:-$data}
+read -ra directions <<< "${DIRECTIONS:+--directions $DIRECTIONS}"
 
 show() { # prints a command as a user would type it, then runs it
     printf '$ %s\n' "$*"
@@ -74,7 +76,7 @@ row() { # NAME CORPUS FLAGS...
         scmbert export "$folder/run" "$folder/model" >> "$folder.log"
     fi
     [ -s "$folder/translation.json" ] || scmbert evaluate translation --model "$folder/model" --data "$scored" \
-        "${space[@]}" "${test[@]}" --no-baselines --json > "$folder/translation.json"
+        "${space[@]}" "${test[@]}" "${directions[@]}" --no-baselines --json > "$folder/translation.json"
     [ -s "$folder/matching.json" ] || scmbert evaluate matching --model "$folder/model" --data "$scored" \
         "${space[@]}" "${test[@]}" --num-seeds 1 --no-baselines --json > "$folder/matching.json"
     echo "$name" >> "$out/rows"
