@@ -80,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         upstream.close()
         if fault == SHORT:
             data = data[: len(data) // 2]
-        if fault == FLIP:
+        if fault == FLIP and data:
             data = data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]
         headers = {
             name: value

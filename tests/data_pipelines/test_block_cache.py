@@ -161,7 +161,8 @@ def test_a_disk_that_refuses_costs_one_warning_and_the_cache(broken, tmp_path, m
 
         monkeypatch.setattr(Path, "write_bytes", full)
     shard = tmp_path / "shard"
-    shard.write_bytes(block(0, 1000)) if broken != "full" else open(shard, "wb").write(block(0, 1000))
+    with open(shard, "wb") as file:
+        file.write(block(0, 1000))
     files = CachedFiles(LocalFiles(tmp_path), BlockCache(folder, 10_000), {"shard": SHARD})
     for start in (0, 100, 200, 0):
         assert files.read("shard", start, start + 100) == block(0, 1000)[start : start + 100]
