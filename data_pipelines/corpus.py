@@ -132,9 +132,15 @@ class Corpus:
         return self.decode_frame(index, self.read_frame(index), modalities)[1]
 
     def read_ahead(self, indices: Iterable[int]) -> None:
-        """Blocks that will be read soon: at a URL they come together, while something else is done."""
-        if self.files.remote:
-            self.files.read_ahead([self._range(int(index)) for index in indices])
+        """Blocks that will be read soon: at a URL they come together, while something else is done.
+
+        Raises CorpusError: where they lie cannot be read."""
+        if not self.files.remote:
+            return
+        indices = [int(index) for index in indices]
+        shards = dict.fromkeys(self._place(index)[0] for index in indices)
+        self.files.read_ahead([self._offsets_range(shard) for shard in shards if shard not in self._shard_offsets])
+        self.files.read_ahead([self._range(index) for index in indices])
 
     def read_frame(self, index: int) -> bytes:
         """The record of a block as it lies in the shard. Damaged on its way or in the cache, it is read once more."""
@@ -197,12 +203,15 @@ class Corpus:
         """Two threads may read the same offsets at first; no lock is held while they travel."""
         offsets = self._shard_offsets.get(shard)
         if offsets is None:
-            entry = self.manifest["shards"][shard]
-            file = tfrecord.offsets_path(Path(entry["file"])).name
-            raw = self.files.read(file, 0, tfrecord.offsets_bytes(entry["blocks"]))
-            offsets = tfrecord.parse_offsets(raw, entry["bytes"], self.files.path(file))
+            wanted = self._offsets_range(shard)
+            size = self.manifest["shards"][shard]["bytes"]
+            offsets = tfrecord.parse_offsets(self.files.read(*wanted), size, self.files.path(wanted[0]))
             self._shard_offsets[shard] = offsets
         return offsets
+
+    def _offsets_range(self, shard: int) -> tuple[str, int, int]:
+        entry = self.manifest["shards"][shard]
+        return tfrecord.offsets_path(Path(entry["file"])).name, 0, tfrecord.offsets_bytes(entry["blocks"])
 
     def shard_path(self, shard: int) -> Location:
         return self.files.path(self.manifest["shards"][shard]["file"])

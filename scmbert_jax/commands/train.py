@@ -85,6 +85,7 @@ class Pretrain:
         }
         data = CorpusData(corpus, reader, self.reader, target_sums, shown)
         outcome = pretrain(config, data, self.run_dir)
+        corpus.close()  # nothing that was read ahead keeps the process waiting
         if self.process_index == 0:
             how = "stopped by a signal; the same command continues" if outcome.interrupted else "done"
             say(f"{self.run_dir}: step {outcome.step} of {config.train.num_steps}, {how}")

@@ -1,4 +1,4 @@
-"""Corpora on object storage: the batches of the local corpus bit for bit, whatever fails on the way; or a clear error."""
+"""Corpora on object storage: the batches of the folder, bit for bit, whatever fails on the way; or a clear error."""
 
 import functools
 import json
