@@ -41,6 +41,7 @@ setup(
         "scipy>=1.15",
         "zstandard>=0.23",
         "google-crc32c>=1.6",
+        "fsspec>=2025.3",
         # what people see
         "tyro>=1.0",
         "cattrs>=25.1",
@@ -54,7 +55,13 @@ setup(
         "scib-metrics>=0.5.10",
     ],
     extras_require={
-        "test": ["pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18"],
+        # corpora on object storage
+        "s3": ["s3fs>=2025.3"],
+        "gcs": ["gcsfs>=2025.3"],
+        "test": [
+            *("pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18"),
+            *("s3fs>=2025.3", "gcsfs>=2025.3", "moto[server]>=5"),
+        ],
     },
     entry_points={"console_scripts": ["scmbert=scmbert_jax.cli:main"]},
 )

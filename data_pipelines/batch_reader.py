@@ -73,6 +73,7 @@ class BatchReader:
         windows_a_step = 2 + self.order.cells_per_stream // max(smallest_window, 1)
         capacity = (num_streams // process_count) * windows_a_step
         self._windows = WindowReader(corpus, tuple(self.sampling), self.covariates, capacity)
+        self._steps_ahead = max(1, smallest_window // self.order.cells_per_stream)  # about a window
 
     def of_all_processes(self, sampling: dict[str, TokenSampling]) -> "BatchReader":
         """The same reader, giving all rows of the global batch, tokens drawn by `sampling`."""
@@ -93,6 +94,10 @@ class BatchReader:
           CorpusError: a block cannot be read; the shard and the block are named.
         """
         cells = self.order.cells_at(step, self.process_index, self.process_count)
+        if self.corpus.files.remote:  # the windows of this step come together, and those of the next are on their way
+            for soon in (cells, self.order.cells_at(step + self._steps_ahead, self.process_index, self.process_count)):
+                for piece in soon.pieces:
+                    self._windows.read_ahead((soon.epoch, piece.stream, piece.window), piece.blocks)
         tokens = {name: empty_tokens(self.rows, choice.num_tokens) for name, choice in self.sampling.items()}
         keys = {name: token_key(self.seed, cells.epoch, name) for name in self.sampling}
         covariates = {name: np.full(self.rows, -1, np.int32) for name in self.covariates}

@@ -25,6 +25,7 @@ from data_pipelines.cell_selection import CellSelection
 from data_pipelines.collate import MAX_COUNT
 from data_pipelines.corpus import Corpus
 from data_pipelines.corpus_blocks import write_blocks
+from data_pipelines.corpus_files import is_url
 from data_pipelines.corpus_sources import (
     Progress,
     Source,
@@ -88,6 +89,11 @@ def build_corpus(
       InputError: a data set that cannot be used, or data sets that cannot be together in one corpus.
       CorpusError: `out` is there already, another process builds it, or the disk refuses.
     """
+    if is_url(out):
+        raise CorpusError(
+            f"{out}: a corpus is built in a folder of this machine: build it there, and bring it to its place with "
+            f"`scmbert corpus copy FOLDER {out}`"
+        )
     out = Path(out)
     if codec not in cell_block.CODECS:
         raise CorpusError(f"codec {codec!r}; known: {sorted(cell_block.CODECS)}")

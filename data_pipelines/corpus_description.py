@@ -1,16 +1,16 @@
 """What `scmbert corpus info` says of a corpus, for programs and for people."""
 
-from pathlib import Path
 from typing import Any
 
 from data_pipelines.corpus import open_corpus
+from data_pipelines.corpus_files import Location
 from data_pipelines.supervision import CellCounts
 
 NOT_RECORDED = "not recorded: the corpus was built by an earlier version; build it again to know"
 _MAX_BATCHES = 20  # technical batches listed in the text
 
 
-def describe_corpus(path: str | Path) -> dict[str, Any]:
+def describe_corpus(path: Location) -> dict[str, Any]:
     """What `scmbert corpus info` prints: sizes, modalities, data sets, vocabularies, bytes per cell, pairs.
 
     `cells_by_modalities`, `cell_selection`, `unpaired` and what `information` says of cells are None where the corpus,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -219,11 +220,12 @@ class FeatureSpace:
         )
 
     @classmethod
-    def load(cls, path: str | Path) -> "FeatureSpace":
-        """Reads what `save` wrote. Raises InputError when it is missing, damaged, or of another format version."""
+    def load(cls, path: str | Path, file: BinaryIO | None = None) -> "FeatureSpace":
+        """Reads what `save` wrote; out of `file` where it was opened before. Raises InputError when it is missing,
+        damaged, or of another format version."""
         remedy = "restore the file, or rebuild the corpus or the model folder it belongs to"
         try:
-            table = read_parquet_table(path)
+            table = read_parquet_table(path if file is None else file)
             about = json.loads((table.schema.metadata or {})[b"scmbert_feature_space"])
             version = about["format_version"]
             if version != FORMAT_VERSION:

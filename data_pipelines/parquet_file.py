@@ -6,18 +6,19 @@ would gain nothing.
 """
 
 from pathlib import Path
+from typing import BinaryIO
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-def read_parquet_table(path: str | Path) -> pa.Table:
-    """The whole table. Raises OSError or `pyarrow.ArrowException` when it is missing or damaged."""
+def read_parquet_table(path: str | Path | BinaryIO) -> pa.Table:
+    """The whole table of a file (its name, or open). Raises OSError or `pyarrow.ArrowException`: missing or damaged."""
     with pq.ParquetFile(path, pre_buffer=False) as file:
         return file.read(use_threads=False)
 
 
-def read_parquet_frame(path: str | Path) -> pd.DataFrame:
+def read_parquet_frame(path: str | Path | BinaryIO) -> pd.DataFrame:
     """The same as a pandas frame."""
     return read_parquet_table(path).to_pandas(use_threads=False)

@@ -47,22 +47,40 @@ def unframe(framed: bytes) -> bytes:
     return data
 
 
+def is_sound(framed: bytes) -> bool:
+    """Whether `unframe` would take it."""
+    try:
+        unframe(framed)
+    except CorpusError:
+        return False
+    return True
+
+
 def offsets_path(shard: Path) -> Path:
     return shard.with_suffix(".offsets")
 
 
-def read_offsets(shard: Path, num_records: int) -> np.ndarray:
-    """Where the frames begin, and the end: int64 [num_records + 1]. Raises CorpusError: missing or not ascending."""
-    path = offsets_path(shard)
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise CorpusError(f"{path}: cannot be read ({error.strerror}); rebuild the corpus") from error
-    if len(raw) != 8 * (num_records + 1):
-        raise CorpusError(f"{path}: {len(raw)} bytes, expected {8 * (num_records + 1)} for {num_records} blocks")
+def offsets_bytes(num_records: int) -> int:
+    """Size of the sidecar of a shard."""
+    return 8 * (num_records + 1)
+
+
+def parse_offsets(raw: bytes, shard_bytes: int, path: object) -> np.ndarray:
+    """Where the frames begin, and the end: int64 [records + 1].
+
+    Args:
+      raw: the bytes of the sidecar.
+      shard_bytes: size of the shard.
+      path: of the sidecar, for messages.
+
+    Raises:
+      CorpusError: they do not ascend from 0 to the size of the shard.
+    """
     offsets = np.frombuffer(raw, "<u8").astype(np.int64)
-    if offsets[0] != 0 or np.any(np.diff(offsets) < FRAME_BYTES):
-        raise CorpusError(f"{path}: offsets do not ascend from 0 by at least a frame; rebuild the corpus")
+    if offsets[0] != 0 or np.any(np.diff(offsets) < FRAME_BYTES) or offsets[-1] != shard_bytes:
+        raise CorpusError(
+            f"{path}: offsets do not ascend from 0 to {shard_bytes}, by at least a frame each; rebuild the corpus"
+        )
     return offsets
 
 
@@ -72,15 +90,3 @@ def write_offsets(shard: Path, offsets: list[int]) -> None:
         file.write(np.asarray(offsets, "<u8").tobytes())
         file.flush()
         os.fsync(file.fileno())
-
-
-def read_frame(descriptor: int, start: int, stop: int) -> bytes:
-    """Bytes [start, stop) of an open file, or fewer at its end. Safe from many threads: `pread` moves no position."""
-    parts = []
-    while start < stop:
-        part = os.pread(descriptor, stop - start, start)
-        if not part:
-            break
-        parts.append(part)
-        start += len(part)
-    return b"".join(parts)

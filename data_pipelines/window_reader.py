@@ -76,6 +76,13 @@ class WindowReader:
                 future.set_exception(error)
         return future.result()
 
+    def read_ahead(self, key: tuple[int, int, int], block_numbers: np.ndarray) -> None:
+        """The window will be asked for: unless it is here, its blocks begin to come (`Corpus.read_ahead`)."""
+        with self._lock:
+            here = key in self._cache
+        if not here:
+            self._corpus.read_ahead(block_numbers)
+
     def _decode(self, block_numbers: np.ndarray) -> Window:
         blocks = [self._corpus.read_block(int(number), self._modalities) for number in block_numbers]
         modalities = {}

@@ -11,8 +11,8 @@ import tyro
 
 from scmbert_jax import __version__
 from scmbert_jax.commands.align import LabelTransfer, MakePseudoPairs, Match
-from scmbert_jax.commands.bench import BenchObjectives
-from scmbert_jax.commands.data import CorpusBuild, CorpusInfo, CorpusVerify, Doctor
+from scmbert_jax.commands.bench import BenchObjectives, BenchStorage
+from scmbert_jax.commands.data import CorpusBuild, CorpusCopy, CorpusInfo, CorpusVerify, Doctor
 from scmbert_jax.commands.evaluate import EvaluateProbe, EvaluateTranslation
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
 from scmbert_jax.commands.terminal import say
@@ -22,7 +22,7 @@ from scmbert_jax.errors import ConfigError, UserError
 
 VERBS: dict[str, Any] = {
     "doctor": Doctor,
-    "corpus": {"build": CorpusBuild, "info": CorpusInfo, "verify": CorpusVerify},
+    "corpus": {"build": CorpusBuild, "info": CorpusInfo, "verify": CorpusVerify, "copy": CorpusCopy},
     "pretrain": Pretrain,
     "export": Export,
     "embed": Embed,
@@ -36,7 +36,7 @@ VERBS: dict[str, Any] = {
         "matching": EvaluateMatching,
         "integration": EvaluateIntegration,
     },
-    "bench": {"objectives": BenchObjectives},
+    "bench": {"objectives": BenchObjectives, "storage": BenchStorage},
 }
 
 

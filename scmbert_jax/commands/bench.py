@@ -1,8 +1,10 @@
-"""Verbs that measure speed: bench objectives."""
+"""Verbs that measure speed: bench objectives, bench storage."""
 
 from dataclasses import dataclass
 
-from scmbert_jax.commands.terminal import print_json, say
+import tyro
+
+from scmbert_jax.commands.terminal import CorpusFolder, print_json, say
 from scmbert_jax.errors import ConfigError
 
 
@@ -55,4 +57,51 @@ class BenchObjectives:
         else:
             print(found.text())
             print(", ".join(f"{name} {value}" for name, value in found.settings.items()))
+        return 0
+
+
+@dataclass(frozen=True)
+class BenchStorage:
+    """Cells per second out of a corpus whose every read takes a journey, beside the same corpus in its folder.
+
+    The latency is injected; no network is used.
+
+    Example:  scmbert bench storage my_corpus
+              scmbert bench storage my_corpus --milliseconds 100 --batch-size 1024 --json
+    """
+
+    folder: tyro.conf.Positional[CorpusFolder]
+    """Written by scmbert corpus build."""
+    milliseconds: float = 50.0
+    """Until each read is answered."""
+    batch_size: int = 256
+    """Cells per step; a multiple of 4, the number of streams."""
+    num_tokens: int = 1024
+    """Per cell, of each modality."""
+    num_steps: int = 100
+    """Timed together."""
+    turns: int = 5
+    """Each figure is the median over so many."""
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        from pathlib import Path
+
+        from scmbert_jax.benchmarks.storage_latency import measure_latency
+
+        sizes = {"batch-size": self.batch_size, "num-tokens": self.num_tokens, "num-steps": self.num_steps}
+        for name, number in {**sizes, "turns": self.turns}.items():
+            if number < 1:
+                raise ConfigError(f"--{name} {number}: expected 1 or more.")
+        if not self.milliseconds >= 0:
+            raise ConfigError(f"--milliseconds {self.milliseconds}: expected 0 or more.")
+        found = measure_latency(
+            Path(self.folder), self.milliseconds, self.batch_size, self.num_tokens, self.num_steps, self.turns
+        )
+        if self.json:
+            print_json({"cells_per_second": found, "milliseconds": self.milliseconds, **sizes, "turns": self.turns})
+        else:
+            for name, speed in found.items():
+                print(f"{name:20s}{speed:10,.0f} cells/s{speed / found['folder']:8.2f} of the folder")
         return 0

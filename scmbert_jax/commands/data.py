@@ -1,4 +1,4 @@
-"""Verbs from counts files to a corpus: doctor, corpus build, corpus info, corpus verify."""
+"""Verbs from counts files to a corpus: doctor, corpus build, corpus info, corpus verify, corpus copy."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -153,10 +153,11 @@ class CorpusInfo:
     """Say what a corpus holds.
 
     Example:  scmbert corpus info my_corpus
+              scmbert corpus info s3://bucket/my_corpus
     """
 
     folder: tyro.conf.Positional[CorpusFolder]
-    """Written by scmbert corpus build."""
+    """Written by scmbert corpus build; or the URL of a copy (s3://, gs://, https://)."""
     json: bool = False
     """One JSON document on stdout."""
 
@@ -173,15 +174,16 @@ class CorpusVerify:
     """Read every block of a corpus and check it; names each damaged shard and block.
 
     Example:  scmbert corpus verify my_corpus
+              scmbert corpus verify s3://bucket/my_corpus
     """
 
     folder: tyro.conf.Positional[CorpusFolder]
-    """Written by scmbert corpus build."""
+    """Written by scmbert corpus build; or the URL of a copy (s3://, gs://, https://)."""
     json: bool = False
     """One JSON document on stdout."""
 
     def run(self) -> int:
-        from data_pipelines.corpus import verify_corpus
+        from data_pipelines.verify_corpus import verify_corpus
 
         report = verify_corpus(self.folder, progress("verify"))
         if self.json:
@@ -191,3 +193,29 @@ class CorpusVerify:
         else:
             print("\n".join(report.problems))
         return 0 if report.ok else 3
+
+
+@dataclass(frozen=True)
+class CorpusCopy:
+    """Copy a corpus between a folder and object storage; every file is read back and compared.
+
+    A copy that was broken off is completed by the same command; until then there is no corpus.
+
+    Example:  scmbert corpus copy my_corpus s3://bucket/my_corpus
+              scmbert corpus copy gs://bucket/my_corpus my_corpus
+    """
+
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]]
+    """Folder or URL of a corpus."""
+    target: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TARGET")]]
+    """Folder or URL to copy it to."""
+
+    def run(self) -> int:
+        from data_pipelines.copy_corpus import copy_corpus
+
+        report = copy_corpus(self.source, self.target, progress("copy"))
+        print(
+            f"{self.target}: {report.copied} files copied, {report.found} were there; {report.bytes / 1e6:,.1f} MB, "
+            "all compared"
+        )
+        return 0

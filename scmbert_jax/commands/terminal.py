@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 Organism = Literal["human", "mouse"] | None
-CorpusFolder = Annotated[Path, tyro.conf.arg(metavar="CORPUS")]
+CorpusFolder = Annotated[str, tyro.conf.arg(metavar="CORPUS")]  # a folder or a URL
 RunFolder = Annotated[Path, tyro.conf.arg(metavar="RUN_DIR")]
 ModelFolder = Annotated[Path, tyro.conf.arg(metavar="MODEL_DIR")]
 CountsFile = Annotated[str, tyro.conf.arg(metavar="FILE")]

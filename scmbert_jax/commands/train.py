@@ -21,10 +21,15 @@ class Pretrain:
 
     experiment: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="EXPERIMENT")]]
     """Name of a file in experiments/, or the path of one."""
-    corpus: Path | None = None
-    """Corpus folder (scmbert corpus build)."""
+    corpus: str | None = None
+    """Corpus folder (scmbert corpus build), or the URL of a copy (scmbert corpus copy): s3://, gs://, https://."""
     run_dir: Path | None = None
     """Folder of the run; made when missing."""
+    cache_dir: Path | None = None
+    """Where blocks of the corpus that were read once are kept on this machine; shared by all processes here. For a
+    corpus at a URL also $SCMBERT_CACHE_DIR, else the user's cache folder; a local corpus is cached only on request."""
+    cache_gigabytes: float | None = None
+    """Size limit of that cache; 0 for none. When left out, 32 or half of what the disk has free."""
     steps: int | None = None
     """Short for --train.num-steps."""
     reader: Literal["tfdata", "threads"] = "tfdata"
@@ -61,7 +66,7 @@ class Pretrain:
         from data_pipelines.training_data import CorpusData
         from scmbert_jax.training.loop import pretrain
 
-        corpus = open_corpus(self.corpus)
+        corpus = open_corpus(self.corpus, cache_dir=self.cache_dir, cache_gigabytes=self.cache_gigabytes)
         in_use = config.modalities.in_use()
         reader = BatchReader(
             corpus,
@@ -80,6 +85,7 @@ class Pretrain:
         }
         data = CorpusData(corpus, reader, self.reader, target_sums, shown)
         outcome = pretrain(config, data, self.run_dir)
+        corpus.close()  # nothing that was read ahead keeps the process waiting
         if self.process_index == 0:
             how = "stopped by a signal; the same command continues" if outcome.interrupted else "done"
             say(f"{self.run_dir}: step {outcome.step} of {config.train.num_steps}, {how}")

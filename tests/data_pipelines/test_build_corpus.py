@@ -14,9 +14,10 @@ import scipy.sparse
 
 from data_pipelines import build_corpus as building
 from data_pipelines.build_corpus import build_corpus
-from data_pipelines.corpus import MANIFEST, building_path, open_corpus, verify_corpus
+from data_pipelines.corpus import MANIFEST, building_path, open_corpus
 from data_pipelines.external_shuffle import cell_hashes, choose_num_buckets, shuffled_order
 from data_pipelines.synthetic import SyntheticCells, synthetic_cells
+from data_pipelines.verify_corpus import verify_corpus
 from scmbert_jax.errors import CorpusError, InputError
 
 SMALL = {"min_genes": 5, "block_size": 16}

@@ -6,10 +6,11 @@ from conftest import scmbert, scmbert_ok
 
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.cell_selection import CellSelection, select_cells
-from data_pipelines.corpus import open_corpus, verify_corpus
+from data_pipelines.corpus import open_corpus
 from data_pipelines.readers import open_dataset
 from data_pipelines.stored_matrix import MatrixInMemory, RowsOf
 from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.verify_corpus import verify_corpus
 from scmbert_jax.errors import InputError
 
 SMALL = {"min_genes": 5, "block_size": 16}

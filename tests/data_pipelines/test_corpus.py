@@ -17,10 +17,10 @@ from data_pipelines.corpus import (
     OBS,
     balanced_block_sizes,
     open_corpus,
-    verify_corpus,
 )
 from data_pipelines.corpus_description import describe_corpus, describe_text
 from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.verify_corpus import verify_corpus
 from scmbert_jax.errors import CorpusError
 
 
@@ -177,7 +177,7 @@ def test_a_flipped_byte_is_found_and_its_shard_and_block_are_named(copied, place
         shard, within = 1, 1
         block = corpus.manifest["shards"][0]["blocks"] + within
         path = corpus.shard_path(shard)
-        offsets = tfrecord.read_offsets(path, corpus.manifest["shards"][shard]["blocks"])
+        offsets = tfrecord.parse_offsets(tfrecord.offsets_path(path).read_bytes(), path.stat().st_size, path)
     flip(path, offsets[within] + POSITIONS[place] if place in POSITIONS else offsets[within + 1] - 2)
     with open_corpus(copied) as corpus:
         with pytest.raises(CorpusError, match=rf"{path.name}: block {block} \(record {within} of the shard\)"):
