@@ -18,7 +18,8 @@ import jax
 from scmbert_jax.batch import CellBatch, FeatureLayout
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import TrainingError
-from scmbert_jax.models.attention import AttentionShape, attention_backend
+from scmbert_jax.models.attention import attention_backend
+from scmbert_jax.models.attention_shape import shape_of_run
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import objective_at, objectives_of
 from scmbert_jax.parallel.mesh import batch_to_devices, check_process_order, make_mesh, replicated
@@ -69,7 +70,7 @@ def pretrain(
     model = ModelDefinition(config, data.layout)
     optimizer = make_optimizer(config, model.logical_axes)
     # A configuration that cannot run is refused before there is a folder that holds on to it.
-    _check_attention(config)
+    attention_backend(config.model.attention, shape_of_run(config.model, mesh.devices.flat[0]))
     abstract = abstract_state(model, optimizer, mesh)
     folder = RunFolder(run_dir, config, data, is_coordinator)
     checkpoints = RunCheckpoints(folder.checkpoints, config.train.keep_checkpoints)
@@ -114,13 +115,6 @@ def pretrain(
             writer.close()
         checkpoints.close()
         folder.close()
-
-
-def _check_attention(config: ExperimentConfig) -> None:
-    seq_len = 1 + sum(modality.num_tokens for modality in config.modalities.in_use().values())  # [CLS] and the tokens
-    size = config.model
-    shape = AttentionShape(seq_len, size.num_heads, size.head_dim, size.compute_dtype, jax.default_backend())
-    attention_backend(size.attention, shape)
 
 
 class _StepLog:

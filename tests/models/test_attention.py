@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models.attention import BACKENDS, AttentionShape, attention_backend
+from scmbert_jax.models.attention import BACKENDS, attention_backend
+from scmbert_jax.models.attention_shape import AttentionShape
 
-SHAPE = AttentionShape(seq_len=12, num_heads=2, head_dim=8, dtype="float32", platform="cpu")
+SHAPE = AttentionShape(num_heads=2, head_dim=8, dtype="float32", platform="cpu")
 
 
 def reference(q, k, v, lengths):
