@@ -31,6 +31,7 @@ from data_pipelines.corpus_sources import (
     checked_sources,
     dataset_entry,
     joint_feature_space,
+    key_columns,
     measured_features,
 )
 from data_pipelines.durable_files import GrowingFolder
@@ -44,6 +45,7 @@ from data_pipelines.external_shuffle import (
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.readers import CountsMatrix
 from data_pipelines.supervision import cells_by_modalities
+from scmbert_jax.batch import MODALITIES
 from scmbert_jax.errors import CorpusError, InputError
 
 DEFAULT_SHARD_BYTES = 512 << 20
@@ -66,6 +68,7 @@ def build_corpus(
     unpaired: bool = False,
     only: Mapping[str, Sequence[str]] | None = None,
     exclude: Mapping[str, Sequence[str]] | None = None,
+    keep_duplicates: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Corpus:
@@ -81,6 +84,7 @@ def build_corpus(
       shard_bytes: aim for the size of a shard.
       unpaired: every modality of every file becomes cells of its own; no cell is joined to another by its id.
       only, exclude: obs field -> values; only cells that have one of them, none that has one (`CellSelection`).
+      keep_duplicates: keep cells that are copies of others, in the same file or in an earlier one (`duplicate_cells`).
       overwrite: replace a corpus that is there. Nothing but a corpus (or an empty folder) is ever replaced.
       progress: called with (what is being done, how much is done, of how much).
 
@@ -99,7 +103,7 @@ def build_corpus(
     with GrowingFolder(out, corpus.building_path(out), overwrite) as folder:
         options = {"organism": organism, "assembly": assembly, "min_genes": min_genes, "min_coverage": min_coverage}
         selection = CellSelection(only or {}, exclude or {})
-        sources = checked_sources(specs, options, obs_fields, selection, unpaired, report_progress)
+        sources = checked_sources(specs, options, obs_fields, selection, unpaired, keep_duplicates, report_progress)
         feature_space = joint_feature_space(sources)
         cells = _decide(sources, seed)
         vocabularies, codes, obs = _metadata(sources, cells)
@@ -129,6 +133,7 @@ def build_corpus(
             "min_genes": min_genes,
             "unpaired": unpaired,
             "cell_selection": selection.to_dict(),
+            "keep_duplicates": keep_duplicates,
             "cells_by_modalities": cells_by_modalities(obs, written.measured),
             "shards": written.shards,
             "files": files,
@@ -199,7 +204,9 @@ def _metadata(sources: list[Source], cells: _Cells) -> tuple[dict[str, list[str]
         )
         for source in sources
     ]
-    obs = cell_metadata.join_metadata(tables).iloc[cells.order].reset_index(drop=True)
+    modalities = [name for name in MODALITIES if any(name in source.report.modalities for source in sources)]
+    joined = cell_metadata.join_metadata(tables).assign(**key_columns(sources, modalities))
+    obs = joined.iloc[cells.order].reset_index(drop=True)
     vocabularies, codes = cell_metadata.code_fields(obs, [source.name for source in sources])
     return vocabularies, codes, obs
 

@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines import corpus
+from data_pipelines.cell_identity import NOT_MEASURED
+from data_pipelines.cell_metadata import KEY_COLUMNS
 from data_pipelines.cell_selection import CellSelection, select_cells
+from data_pipelines.duplicate_cells import Keys, cells_of_dataset, drop_copies
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.input_check import InputReport, check_dataset, require_usable
 from data_pipelines.pair_check import refuse_unpaired_files
@@ -27,6 +30,7 @@ class Source(NamedTuple):
       rows: per matrix, int64 [its cells]: place of each in `dataset.cell_ids`; -1 where the check drops it.
       files: base name, bytes and sha256 of each file.
       num_not_selected: cells of the files that were not asked for; `dataset` is without them.
+      keys: modality -> uint64 [cells of `dataset`], what tells whether two cells are the same (`duplicate_cells`).
     """
 
     name: str
@@ -36,6 +40,7 @@ class Source(NamedTuple):
     rows: list[np.ndarray]
     files: list[dict[str, Any]]
     num_not_selected: int
+    keys: Keys
 
     @property
     def kept(self) -> np.ndarray:
@@ -52,6 +57,7 @@ def checked_sources(
     obs_fields: Mapping[str, str | None] | None,
     selection: CellSelection,
     unpaired: bool,
+    keep_duplicates: bool,
     progress: Progress,
 ) -> list[Source]:
     """Opens the data sets, selects their cells and checks what is left.
@@ -61,42 +67,95 @@ def checked_sources(
       options, obs_fields: for `check_dataset`.
       selection: which cells; the check sees no others.
       unpaired: see `open_dataset`.
+      keep_duplicates: do not drop cells that are copies of others (`duplicate_cells`).
       progress: called with (what is being done, how much is done, of how much).
 
     Raises:
       InputError: a data set that cannot be used, a selection of what is not there, or the same file twice.
     """
+    datasets, names, num_opened = _opened(specs, obs_fields, selection, unpaired)
+    if not unpaired:
+        refuse_unpaired_files(datasets)
+    reports = []
+    for number, dataset in enumerate(datasets):
+        progress("checking", number, len(datasets))
+        reports.append(check_dataset(dataset, obs_fields=obs_fields, **options))
+        require_usable(reports[-1])
+    progress("checking", len(datasets), len(datasets))
+    files = _files_of(datasets, reports)
+    checked = list(zip(names, datasets, reports, strict=True))
+    sets = [cells_of_dataset(*found) for found in checked]
+    if not keep_duplicates:
+        drop_copies(checked, sets)
+    sources = []
+    for place, (name, dataset, report) in enumerate(checked):
+        require_usable(report)
+        matrices = [matrix for matrix in dataset.matrices if matrix.modality in report.modalities]
+        rows = [np.where(report.modalities[matrix.modality].keep, dataset.rows_of(matrix), -1) for matrix in matrices]
+        num_not_selected = num_opened[place] - len(dataset.cell_ids)
+        sources.append(Source(name, dataset, report, matrices, rows, files[place], num_not_selected, sets[place].keys))
+    return sources
+
+
+def check_files(
+    specs: Sequence[Any],
+    options: dict[str, Any],
+    obs_fields: Mapping[str, str | None] | None,
+    selection: CellSelection,
+    keep_duplicates: bool,
+) -> list[InputReport]:
+    """The report of each data set, usable or not, as a build would see them together (`checked_sources`).
+
+    Raises InputError where one cannot be opened, or a selection asks for what is not there.
+    """
+    datasets, names, _ = _opened(specs, obs_fields, selection, unpaired=False)
+    reports = [check_dataset(dataset, obs_fields=obs_fields, **options) for dataset in datasets]
+    usable = [place for place, report in enumerate(reports) if report.usable]
+    if not keep_duplicates:
+        of_usable = [(names[place], datasets[place], reports[place]) for place in usable]
+        drop_copies(of_usable, [cells_of_dataset(*found) for found in of_usable])
+    return reports
+
+
+def _opened(
+    specs: Sequence[Any], obs_fields: Mapping[str, str | None] | None, selection: CellSelection, unpaired: bool
+) -> tuple[list[Dataset], list[str], list[int]]:
+    """The data sets with the selected cells, their names in a corpus, and how many cells each had."""
     if not specs:
         raise InputError(f"no input files; give at least one {ACCEPTED}")
     datasets = [open_dataset(spec, unpaired=unpaired) for spec in specs]
-    if not unpaired:
-        refuse_unpaired_files(datasets)
     names: list[str] = []
     for dataset in datasets:
         names.append(_unused_name(dataset.name, names))
     num_opened = [len(dataset.cell_ids) for dataset in datasets]
-    if selection:
-        datasets = select_cells(datasets, names, selection, obs_fields)
-    sources: list[Source] = []
+    return select_cells(datasets, names, selection, obs_fields) if selection else datasets, names, num_opened
+
+
+def _files_of(datasets: Sequence[Dataset], reports: Sequence[InputReport]) -> list[list[dict[str, Any]]]:
+    """Per data set, the entry of each of its files. Raises InputError where a file is given twice."""
+    files = []
     where_seen: dict[str, str] = {}
-    for number, (name, dataset) in enumerate(zip(names, datasets, strict=True)):
-        progress("checking", number, len(datasets))
-        report = check_dataset(dataset, obs_fields=obs_fields, **options)
-        require_usable(report)
-        matrices = [matrix for matrix in dataset.matrices if matrix.modality in report.modalities]
-        rows = [np.where(report.modalities[matrix.modality].keep, dataset.rows_of(matrix), -1) for matrix in matrices]
-        files = _source_files(matrices)
-        for entry in files:
+    for dataset, report in zip(datasets, reports, strict=True):
+        files.append(_source_files([matrix for matrix in dataset.matrices if matrix.modality in report.modalities]))
+        for entry in files[-1]:
             if entry["sha256"] in where_seen:
                 raise InputError(
                     f"{dataset.path} and {where_seen[entry['sha256']]} are the same file: its cells would be in the "
                     "corpus twice; give it once"
                 )
             where_seen[entry["sha256"]] = dataset.path
-        num_not_selected = num_opened[number] - len(dataset.cell_ids)
-        sources.append(Source(name, dataset, report, matrices, rows, files, num_not_selected))
-    progress("checking", len(datasets), len(datasets))
-    return sources
+    return files
+
+
+def key_columns(sources: Sequence[Source], modalities: Sequence[str]) -> dict[str, np.ndarray]:
+    """Column of the obs table -> uint64 [cells that are kept, source after source]."""
+    absent = [np.full(len(source.dataset.cell_ids), NOT_MEASURED) for source in sources]
+    return {
+        KEY_COLUMNS[name]: np.concatenate(
+            [source.keys.get(name, none)[source.kept] for source, none in zip(sources, absent, strict=True)]
+        )
+        for name in modalities
+    }
 
 
 def _unused_name(name: str, taken: Sequence[str]) -> str:
@@ -158,6 +217,7 @@ def dataset_entry(source: Source) -> dict[str, Any]:
         "cells_not_selected": source.num_not_selected,
         "cells": len(source.kept),
         "cells_dropped": report.num_cells - len(source.kept),
+        "copies_dropped": report.copies,
         "combinations": report.combinations,
         "pseudo_pairs": source.dataset.pseudo_pairs,
         "modalities": {

@@ -2,21 +2,39 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from scmbert_jax.commands.terminal import CorpusFolder, CountsFiles, Organism, print_json, progress, staged_progress
-from scmbert_jax.errors import ConfigError, InputError
+from scmbert_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from data_pipelines.cell_selection import CellSelection
 
 ObsFields = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=COLUMN")]
+Only = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(
+        metavar="FIELD=VALUE,...",
+        help="Only cells that have one of the values of this field of obs, or meet a bound; e.g. "
+        "technical_batch=p1_0,p3_0 is_primary_data=True 'n_genes>=500'. A value with a comma in double quotes.",
+    ),
+]
+Exclude = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(metavar="FIELD=VALUE,...", help="No cells that have one of the values; e.g. 'cell_type=B cell,NK'."),
+]
 
 
 @dataclass(frozen=True)
 class Doctor:
     """Check counts files: raw counts? known features? duplicates? A report; exit code 2 if one cannot be used.
 
+    Several files are also compared: a cell that an earlier one has already is counted as a copy.
+
     Example:  scmbert doctor cells.h5ad
+              scmbert doctor study_1.h5ad study_2.h5ad --only is_primary_data=True
               scmbert doctor filtered_feature_bc_matrix cells.zarr
               scmbert doctor rna.h5ad+atac.h5ad --assembly mm10 --json
     """
@@ -32,28 +50,21 @@ class Doctor:
     """Cells with fewer detected genes would be dropped."""
     obs_field: ObsFields = ()
     """Which column of obs holds cell_type, technical_batch, donor, ...; e.g. cell_type=my_labels. NAME= for none."""
+    only: Only = ()
+    exclude: Exclude = ()
+    keep_duplicates: bool = False
+    """Do not look for cells that have the barcode and the counts of another, in one file or in several."""
     json: bool = False
     """One JSON document on stdout."""
 
     def run(self) -> int:
         import json
 
-        from data_pipelines.input_check import check_dataset
-        from data_pipelines.readers import ACCEPTED, open_dataset
+        from data_pipelines.corpus_sources import check_files
 
-        if not self.files:
-            raise InputError(f"doctor: no files given; give at least one {ACCEPTED}.")
-        obs_fields = _obs_fields(self.obs_field)
-        reports = [
-            check_dataset(
-                open_dataset(file),
-                organism=self.organism,
-                assembly=self.assembly,
-                min_genes=self.min_genes,
-                obs_fields=obs_fields,
-            )
-            for file in self.files
-        ]
+        options = {"organism": self.organism, "assembly": self.assembly, "min_genes": self.min_genes}
+        selection = _selection(self.only, self.exclude)
+        reports = check_files(self.files, options, _obs_fields(self.obs_field), selection, self.keep_duplicates)
         if self.json:
             documents = [json.loads(report.to_json()) for report in reports]
             print_json(documents[0] if len(documents) == 1 else documents)
@@ -69,6 +80,7 @@ class CorpusBuild:
     Example:  scmbert corpus build my_corpus cells_1.h5ad cells_2.h5ad
               scmbert corpus build cortex rna.h5ad+atac.h5ad --assembly mm10
               scmbert corpus build train example:pbmc_mosaic --only technical_batch=p1_0,p3_0 --min-genes 1
+              scmbert corpus build lung atlas.h5ad --only is_primary_data=True 'disease=COVID-19,normal' 'n_genes>=500'
               scmbert corpus build no_pairs example:pbmc_mosaic --unpaired --min-genes 1
     """
 
@@ -93,10 +105,10 @@ class CorpusBuild:
     """Which column of obs holds cell_type, technical_batch, donor, ...; e.g. cell_type=my_labels. NAME= for none."""
     unpaired: bool = False
     """Every modality of every file becomes cells of its own: none is joined to another by its id."""
-    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE,...")] = ()
-    """Only cells that have one of the values; e.g. technical_batch=p1_0,p3_0. A value with a comma in double quotes."""
-    exclude: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE,...")] = ()
-    """No cells that have one of the values; e.g. 'cell_type=B cell,NK'."""
+    only: Only = ()
+    exclude: Exclude = ()
+    keep_duplicates: bool = False
+    """Keep cells that have the barcode and the counts of another, in the same file or in one given before it."""
     overwrite: bool = False
     """Replace OUT if it is a corpus."""
 
@@ -118,6 +130,7 @@ class CorpusBuild:
             unpaired=self.unpaired,
             only=_field_values("--only", self.only),
             exclude=_field_values("--exclude", self.exclude),
+            keep_duplicates=self.keep_duplicates,
             overwrite=self.overwrite,
             progress=staged_progress(),
         )
@@ -131,6 +144,12 @@ def _obs_fields(given: tuple[str, ...]) -> dict[str, str | None] | None:
     if any(not equals for _, equals, _ in pairs):
         raise ConfigError(f"--obs-field {' '.join(given)}: expected NAME=COLUMN, e.g. cell_type=labels.")
     return {name: column or None for name, _, column in pairs} or None
+
+
+def _selection(only: tuple[str, ...], exclude: tuple[str, ...]) -> "CellSelection":
+    from data_pipelines.cell_selection import CellSelection
+
+    return CellSelection(_field_values("--only", only), _field_values("--exclude", exclude))
 
 
 def _field_values(option: str, given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
