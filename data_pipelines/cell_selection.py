@@ -18,6 +18,7 @@ from scmbert_jax.errors import InputError
 
 # How CELLxGENE joins the values of a cell that has several (schema 7, `disease`).
 VALUE_SEPARATOR = " || "
+PRIMARY = "is_primary_data"
 _SHOWN = 20  # values listed in a message
 _TRUTH = {"true": ("True", "true", "TRUE", "1"), "false": ("False", "false", "FALSE", "0")}
 _TRUTH |= {"1": _TRUTH["true"], "0": _TRUTH["false"]}
@@ -112,6 +113,17 @@ def selected_rows(obs: pd.DataFrame, selection: CellSelection, where: str = "the
       InputError: a field that the table has not, or a value that no cell has.
     """
     return _kept([obs], selection, where, sorted(map(str, obs.columns)), in_files=False)[0]
+
+
+def not_primary(obs: pd.DataFrame) -> np.ndarray:
+    """bool [cells]: those that CELLxGENE says another data set holds as well (`is_primary_data` is False).
+
+    They are reported and kept, unless a selection says otherwise: which other data set, the field does not say, and one
+    that is not in the corpus would lose the cell. Copies within a corpus are found by their counts (`duplicate_cells`).
+    """
+    if PRIMARY not in obs:
+        return np.zeros(len(obs), bool)
+    return _field_of(obs, PRIMARY).having(("False",))
 
 
 def _table_of(

@@ -13,8 +13,9 @@ Of copies with the same modalities the first stays. A cell stays that has a moda
 stays, so that dropping copies never loses a count: RNA alone is a copy of the same RNA with protein, wherever it comes.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import cached_property
 
 import numpy as np
 
@@ -43,7 +44,8 @@ Keys = dict[str, np.ndarray]  # modality -> uint64 [cells], NOT_MEASURED where a
 HashesOver = Callable[[str, np.ndarray], np.ndarray]
 
 
-class CellSet(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class CellSet:
     """Cells whose features are the same: those of one data set.
 
     Attributes:
@@ -60,6 +62,11 @@ class CellSet(NamedTuple):
     keys: Keys
     features: dict[str, tuple[str, np.ndarray]]
     hashes_over: HashesOver
+
+    @cached_property
+    def distinct_barcodes(self) -> np.ndarray:
+        """uint64, ascending."""
+        return np.unique(self.barcodes)
 
 
 def cells_of_dataset(name: str, dataset: Dataset, report: InputReport) -> CellSet:
@@ -89,18 +96,23 @@ def cells_of_dataset(name: str, dataset: Dataset, report: InputReport) -> CellSe
 
 
 def comparable_keys(sets: Sequence[CellSet]) -> list[Keys]:
-    """The keys of each set; where a cell is a copy of one of an earlier set over the features of both, that one's."""
-    keys = [dict(cells.keys) for cells in sets]
-    distinct = [np.unique(cells.barcodes) for cells in sets]
-    for place, later in enumerate(sets):
-        for before, earlier in enumerate(sets[:place]):
-            for modality in [name for name in later.features if name in earlier.features]:
-                shared = _shared_features(earlier.features[modality], later.features[modality])
-                if shared is None or not _share_barcodes(distinct[before], distinct[place]):
-                    continue
-                copy_of = _same_cells(*(_keys_over(cells, modality, shared) for cells in (earlier, later)))
-                found = keys[before][modality][copy_of]
-                keys[place][modality] = np.where(copy_of >= 0, found, keys[place][modality])
+    """The keys of each set, by which copies in all of them are known: those of the earlier sets where it has copies."""
+    keys: list[Keys] = []
+    for later in sets:
+        keys.append(keys_beside(later, list(zip(sets, keys, strict=False))))
+    return keys
+
+
+def keys_beside(cells: CellSet, others: Sequence[tuple[CellSet, Keys]]) -> Keys:
+    """The keys of the cells; where a cell is a copy of one in a set of other features, the key of that one."""
+    keys = dict(cells.keys)
+    for other, keys_of_other in others:
+        for modality in [name for name in cells.features if name in other.features]:
+            shared = _shared_features(other.features[modality], cells.features[modality])
+            if shared is None or not _share_barcodes(other.distinct_barcodes, cells.distinct_barcodes):
+                continue
+            copy_of = _same_cells(*(_keys_over(of_set, modality, shared) for of_set in (other, cells)))
+            keys[modality] = np.where(copy_of >= 0, keys_of_other[modality][copy_of], keys[modality])
     return keys
 
 
@@ -224,7 +236,7 @@ def drop_cells(
         part = report.modalities[modality]
         leaving = part.keep & dropped[places]
         if leaving.any():
-            part.dropped[reason] = int(np.count_nonzero(leaving))
+            part.dropped[reason] = part.dropped.get(reason, 0) + int(np.count_nonzero(leaving))
             part.examples[reason] = dataset.cell_ids[places[leaving]][:_EXAMPLES].tolist()
             part.keep &= ~leaving
     before = report.num_cells_kept

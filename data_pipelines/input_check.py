@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from data_pipelines.cell_identity import column_weights, feature_weights
+from data_pipelines.cell_selection import PRIMARY, not_primary
 from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.counts_scan import scan_counts
 from data_pipelines.feature_mapping import (
@@ -383,6 +384,12 @@ def _check_obs(dataset: Dataset, report: InputReport, chosen: Mapping[str, str |
     report.obs_fields, problems, notes = recognise_obs_fields(dataset.obs.columns, chosen)
     report.problems += [f"{report.path}: {problem}" for problem in problems]
     report.warnings += [f"{report.path}: {note}" for note in notes]
+    elsewhere = np.count_nonzero(not_primary(dataset.obs))
+    if elsewhere:
+        report.warnings.append(
+            f"{report.path}: {elsewhere:,} of {len(dataset.obs):,} cells are not primary data (obs[{PRIMARY!r}] is "
+            f"False: another data set of CELLxGENE holds them too) and are kept; --only {PRIMARY}=True leaves them out"
+        )
     for name, column in report.obs_fields.items():
         values = dataset.obs[column]
         report.obs_categories[name] = int(values.nunique(dropna=True))

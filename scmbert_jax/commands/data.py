@@ -1,4 +1,4 @@
-"""Verbs from counts files to a corpus: doctor, corpus build, corpus info, corpus verify."""
+"""Verbs from counts files to a corpus: doctor, corpus build, info, overlap and verify."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from scmbert_jax.commands.terminal import CorpusFolder, CountsFiles, Organism, print_json, progress, staged_progress
-from scmbert_jax.errors import ConfigError
+from scmbert_jax.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from data_pipelines.cell_selection import CellSelection
@@ -61,7 +61,10 @@ class Doctor:
         import json
 
         from data_pipelines.corpus_sources import check_files
+        from data_pipelines.readers import ACCEPTED
 
+        if not self.files:
+            raise InputError(f"doctor: no files given; give at least one {ACCEPTED}.")
         options = {"organism": self.organism, "assembly": self.assembly, "min_genes": self.min_genes}
         selection = _selection(self.only, self.exclude)
         reports = check_files(self.files, options, _obs_fields(self.obs_field), selection, self.keep_duplicates)
@@ -81,6 +84,7 @@ class CorpusBuild:
               scmbert corpus build cortex rna.h5ad+atac.h5ad --assembly mm10
               scmbert corpus build train example:pbmc_mosaic --only technical_batch=p1_0,p3_0 --min-genes 1
               scmbert corpus build lung atlas.h5ad --only is_primary_data=True 'disease=COVID-19,normal' 'n_genes>=500'
+              scmbert corpus build train study_1.h5ad study_2.h5ad --disjoint-from held_out.h5ad
               scmbert corpus build no_pairs example:pbmc_mosaic --unpaired --min-genes 1
     """
 
@@ -109,6 +113,10 @@ class CorpusBuild:
     exclude: Exclude = ()
     keep_duplicates: bool = False
     """Keep cells that have the barcode and the counts of another, in the same file or in one given before it."""
+    disjoint_from: Annotated[tuple[str, ...], tyro.conf.arg(metavar="OTHER...")] = ()
+    """Corpora or counts files (held-out data) of which no cell may be in this corpus: copies of theirs are dropped."""
+    licence: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=TEXT")] = ()
+    """The licence of a data set, for DATA_CARD.md, where its file does not state it; e.g. 'cells=CC BY 4.0'."""
     overwrite: bool = False
     """Replace OUT if it is a corpus."""
 
@@ -131,6 +139,8 @@ class CorpusBuild:
             only=_field_values("--only", self.only),
             exclude=_field_values("--exclude", self.exclude),
             keep_duplicates=self.keep_duplicates,
+            disjoint_from=self.disjoint_from,
+            licences=_licences(self.licence),
             overwrite=self.overwrite,
             progress=staged_progress(),
         )
@@ -144,6 +154,14 @@ def _obs_fields(given: tuple[str, ...]) -> dict[str, str | None] | None:
     if any(not equals for _, equals, _ in pairs):
         raise ConfigError(f"--obs-field {' '.join(given)}: expected NAME=COLUMN, e.g. cell_type=labels.")
     return {name: column or None for name, _, column in pairs} or None
+
+
+def _licences(given: tuple[str, ...]) -> dict[str, str]:
+    """NAME=TEXT ... -> data set -> licence."""
+    pairs = [text.partition("=") for text in given]
+    if any(not (name and licence.strip()) for name, _, licence in pairs):
+        raise ConfigError(f"--licence {' '.join(given)}: expected NAME=TEXT, e.g. 'cells=CC BY 4.0'.")
+    return {name: licence.strip() for name, _, licence in pairs}
 
 
 def _selection(only: tuple[str, ...], exclude: tuple[str, ...]) -> "CellSelection":
@@ -197,6 +215,40 @@ class CorpusInfo:
 
         description = describe_corpus(self.folder)
         print_json(description) if self.json else print(describe_text(description))
+        return 0
+
+
+@dataclass(frozen=True)
+class CorpusOverlap:
+    """How many cells of other data are in a corpus: the same barcode and the same counts. And which donors, files, ...
+
+    Example:  scmbert corpus overlap my_corpus held_out.h5ad
+              scmbert corpus overlap my_corpus held_out_corpus --json
+    """
+
+    folder: tyro.conf.Positional[CorpusFolder]
+    """Written by scmbert corpus build."""
+    other: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OTHER")]]
+    """Another corpus, or whatever scmbert doctor takes."""
+    organism: Organism = None
+    """Of a file: taken from the gene names when left out."""
+    assembly: str | None = None
+    """Of a file: genome build of regions (hg38, mm10, ...)."""
+    obs_field: ObsFields = ()
+    """Of a file: which column of obs holds donor, technical_batch, ...; e.g. donor=patient. NAME= for none."""
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        from data_pipelines.corpus import open_corpus
+        from data_pipelines.corpus_overlap import cells_of_corpus, open_known_cells, overlap, overlap_text
+
+        with open_corpus(self.folder) as corpus:
+            known = cells_of_corpus(corpus)
+        obs_fields = _obs_fields(self.obs_field)
+        other = open_known_cells(self.other, organism=self.organism, assembly=self.assembly, obs_fields=obs_fields)
+        found = overlap(known, other)
+        print_json(found) if self.json else print(overlap_text(found))
         return 0
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import scmbert, scmbert_ok
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.build_corpus import build_corpus
@@ -208,6 +208,7 @@ def test_a_selection_may_leave_no_row():
 _VALUES = st.one_of(st.none(), st.sampled_from(["a", "b", "a || b", "c || a", "b/c"]))
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a machine may be busy
 @given(
     st.lists(st.tuples(st.sampled_from(["x", "y"]), _VALUES, st.integers(-3, 3)), min_size=1, max_size=30),
     st.sets(st.sampled_from(["a", "b", "c", "x/a", "y/b", "y/b/c"]), min_size=1),

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from conftest import scmbert, scmbert_ok
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stored_counts import ANTIBODIES, GENE_IDS
 
@@ -84,6 +84,7 @@ def test_the_barcode_is_what_is_left_without_what_studies_put_around_it(cell_id,
     assert barcode_of(cell_id) == barcode
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a machine may be busy
 @given(
     st.lists(st.lists(st.integers(0, 2**31 - 1), min_size=6, max_size=6), min_size=1, max_size=5),
     st.permutations(range(6)),
@@ -103,6 +104,7 @@ def test_a_hash_of_counts_knows_neither_the_order_of_columns_nor_how_they_were_s
     assert hashes.tolist() == exact
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a machine may be busy
 @given(st.lists(st.integers(0, 4), min_size=8, max_size=8), st.integers(0, 7), st.integers(1, 1000))
 def test_one_count_more_is_another_hash(counts, place, more):
     weights = np.random.default_rng(1).integers(0, 2**64, 8, dtype=np.uint64) | np.uint64(1)
@@ -211,6 +213,7 @@ def test_modalities_taken_apart_are_copies_of_themselves_together():
 _KEY = st.integers(0, 6)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a machine may be busy
 @given(st.lists(st.lists(st.tuples(_KEY, _KEY), max_size=12), min_size=1, max_size=4))
 def test_dropping_copies_loses_no_key_and_keeps_no_cell_that_adds_nothing(sets):
     keys = [
