@@ -156,13 +156,14 @@ def cells_known(cells: CellSet, known: KnownCells) -> np.ndarray:
     return cells_in(keys_beside(cells, others), [keys for _, keys in others])
 
 
-def shared_metadata(obs: pd.DataFrame, files: Mapping[str, str], known: KnownCells) -> dict[str, list[str]]:
-    """What is in both: `files` (the same sha256), then field -> values. A donor "1" of both may be two people."""
-    shared = {"files": sorted(files[digest] for digest in files.keys() & known.files.keys())}
+def shared_metadata(obs: pd.DataFrame, files: Mapping[str, str], known: KnownCells) -> dict[str, list[str] | None]:
+    """What is in both: `files` (the same sha256), then field -> values; None where one of the two does not know the
+    field. A donor "1" of both may be two people."""
+    shared: dict[str, list[str] | None] = {"files": sorted(files[sha] for sha in files.keys() & known.files.keys())}
     for field in SHARED_FIELDS:
         tables = [table for table in (obs, known.obs) if field in table]
         values = [{str(value) for value in table[field].dropna().unique()} for table in tables]
-        shared[field] = sorted(values[0] & values[1]) if len(values) == 2 else []
+        shared[field] = sorted(values[0] & values[1]) if len(values) == 2 else None
     return shared
 
 
@@ -202,11 +203,13 @@ def overlap_text(found: dict[str, Any]) -> str:
     return "\n".join([*lines, *shared_lines(found["shared"])])
 
 
-def shared_lines(shared: Mapping[str, Sequence[str]]) -> list[str]:
+def shared_lines(shared: Mapping[str, Sequence[str] | None]) -> list[str]:
     """One line per kind of `shared_metadata`."""
-    lines = []
-    for kind, values in shared.items():
-        what = "the same files" if kind == "files" else f"{kind} in both"
-        more = f" and {len(values) - _SHOWN:,} more" if len(values) > _SHOWN else ""
-        lines.append(f"  {what}: {', '.join(values[:_SHOWN]) + more if values else 'none'}")
-    return lines
+    return [f"  {'the same files' if kind == 'files' else f'{kind} in both'}: {_few(v)}" for kind, v in shared.items()]
+
+
+def _few(values: Sequence[str] | None) -> str:
+    if values is None:
+        return "not known of both"
+    more = f" and {len(values) - _SHOWN:,} more" if len(values) > _SHOWN else ""
+    return (", ".join(values[:_SHOWN]) or "none") + more

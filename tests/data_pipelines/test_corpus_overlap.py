@@ -53,6 +53,7 @@ def test_cells_of_a_file_are_known_again_in_a_corpus_of_others(whole, tmp_path):
     assert result["barcodes_in_both"] >= expected
     assert result["other"]["cells"] == other.n_obs
     assert result["shared"]["donor"] == ["d0", "d1", "d2", "d3", "d4"]
+    assert result["shared"]["dataset_id"] is None  # neither has the field, so that nothing is known of it
     nothing = found(corpus, rna[100:].copy())
     assert nothing["cells_in_both"] == 0
     assert nothing["shared"]["technical_batch"]
@@ -102,7 +103,8 @@ def test_a_disjoint_corpus_has_none_of_the_cells_and_says_so(whole, tmp_path):
     assert stated["shared"]["donor"] == ["d0", "d1", "d2", "d3", "d4"]
     card = (train.path / "DATA_CARD.md").read_text()
     assert f"`held_out` ({held_out.num_cells} cells, `{held_out.fingerprint}`): {held_out.num_cells} cells of" in card
-    assert "- donor in both: d0, d1, d2, d3, d4" in card
+    assert "- donor in both: d0, d1, d2, d3, d4\n" in card
+    assert "- dataset_id in both: not known of both\n" in card
 
 
 def test_a_cell_goes_when_any_of_its_modalities_is_known(whole, tmp_path):

@@ -199,6 +199,13 @@ def test_a_cell_of_which_something_is_new_stays(tmp_path):
     assert copies_of(corpus) == [{}, {"mudata": 30}]
 
 
+def test_a_modality_of_which_every_cell_is_a_copy_leaves_the_others(tmp_path):
+    apart = mudata.MuData({"rna": rna(slice(0, 30)), "prot": protein(slice(30, 60))})
+    corpus = build_corpus(tmp_path / "corpus", [rna(), apart], **SMALL)
+    assert copies_of(corpus) == [{}, {"adata": 30}]
+    assert corpus.manifest["cells_by_modalities"]["mudata"] == {"protein": 30}
+
+
 def test_modalities_taken_apart_are_copies_of_themselves_together():
     paired = {"rna": np.array([5, 6, 7], np.uint64), "protein": np.array([8, 9, 0], np.uint64)}
     apart = {"rna": np.array([5, 0, 7, 0, 4], np.uint64), "protein": np.array([0, 9, 0, 3, 0], np.uint64)}
