@@ -18,7 +18,7 @@ from data_pipelines.build_corpus import build_corpus
 from data_pipelines.cell_identity import NOT_MEASURED, barcode_keys, barcode_of, cell_keys, counts_hashes
 from data_pipelines.cell_metadata import KEY_COLUMNS
 from data_pipelines.corpus import verify_corpus
-from data_pipelines.duplicate_cells import STAYS, copies_among
+from data_pipelines.duplicate_cells import STAYS, cells_in, copies_among
 from data_pipelines.gene_tables import load_gene_table
 from scmbert_jax.errors import InputError
 
@@ -197,6 +197,19 @@ def test_a_cell_of_which_something_is_new_stays(tmp_path):
     one_more(changed.mod["prot"], slice(0, 10))
     corpus = build_corpus(tmp_path / "corpus", [both(), changed], **SMALL)
     assert copies_of(corpus) == [{}, {"mudata": 30}]
+
+
+def test_a_mosaic_of_other_features_is_compared_by_cell_and_not_by_row(tmp_path):
+    """The first rows of its RNA are not the first of its cells."""
+    mosaic = mudata.MuData({"prot": protein(slice(0, 30)), "rna": rna(slice(20, 60), genes=slice(1, 40))})
+    corpus = build_corpus(tmp_path / "corpus", [rna(genes=slice(0, 39)), mosaic], **SMALL)
+    assert copies_of(corpus) == [{"mudata": 10}, {"adata": 30}]
+
+
+def test_cells_that_both_lack_a_modality_are_not_the_same_for_it():
+    mine = {"rna": np.array([5, 6, 0], np.uint64), "protein": np.array([0, 0, 9], np.uint64)}
+    others = [{"rna": np.array([7, 0], np.uint64), "protein": np.array([0, 9], np.uint64)}]
+    assert cells_in(mine, others).tolist() == [False, False, True]
 
 
 def test_a_modality_of_which_every_cell_is_a_copy_leaves_the_others(tmp_path):
