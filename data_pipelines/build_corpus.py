@@ -5,7 +5,7 @@
     decide     the order of the cells that the check keeps; the obs table
     pass 1     chunks of counts -> corpus feature numbers -> hash-range buckets on disk
     pass 2     bucket after bucket, sorted -> blocks of balanced sizes -> shards
-    publish    manifest, fsync, rename: only now is there a corpus
+    publish    data card, manifest, fsync, rename: only now is there a corpus
 
 The same specs, options and seed give the same bytes, however often the build was killed before.
 """
@@ -26,14 +26,18 @@ from data_pipelines.collate import MAX_COUNT
 from data_pipelines.corpus import Corpus
 from data_pipelines.corpus_blocks import write_blocks
 from data_pipelines.corpus_files import is_url
+from data_pipelines.corpus_overlap import open_known_cells
 from data_pipelines.corpus_sources import (
     Progress,
     Source,
     checked_sources,
     dataset_entry,
+    disjoint_entries,
     joint_feature_space,
+    key_columns,
     measured_features,
 )
+from data_pipelines.data_card import DATA_CARD, composition, data_card, software_versions
 from data_pipelines.durable_files import GrowingFolder
 from data_pipelines.external_shuffle import (
     CellRows,
@@ -45,6 +49,7 @@ from data_pipelines.external_shuffle import (
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.readers import CountsMatrix
 from data_pipelines.supervision import cells_by_modalities
+from scmbert_jax.batch import MODALITIES
 from scmbert_jax.errors import CorpusError, InputError
 
 DEFAULT_SHARD_BYTES = 512 << 20
@@ -67,6 +72,9 @@ def build_corpus(
     unpaired: bool = False,
     only: Mapping[str, Sequence[str]] | None = None,
     exclude: Mapping[str, Sequence[str]] | None = None,
+    keep_duplicates: bool = False,
+    disjoint_from: Sequence[Any] = (),
+    licences: Mapping[str, str] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Corpus:
@@ -82,6 +90,9 @@ def build_corpus(
       shard_bytes: aim for the size of a shard.
       unpaired: every modality of every file becomes cells of its own; no cell is joined to another by its id.
       only, exclude: obs field -> values; only cells that have one of them, none that has one (`CellSelection`).
+      keep_duplicates: keep cells that are copies of others, in the same file or in an earlier one (`duplicate_cells`).
+      disjoint_from: corpora, or what `open_dataset` takes, of which no cell may be in this corpus: held-out data, say.
+      licences: data set -> its licence, for the data card, over what its files say.
       overwrite: replace a corpus that is there. Nothing but a corpus (or an empty folder) is ever replaced.
       progress: called with (what is being done, how much is done, of how much).
 
@@ -105,7 +116,11 @@ def build_corpus(
     with GrowingFolder(out, corpus.building_path(out), overwrite) as folder:
         options = {"organism": organism, "assembly": assembly, "min_genes": min_genes, "min_coverage": min_coverage}
         selection = CellSelection(only or {}, exclude or {})
-        sources = checked_sources(specs, options, obs_fields, selection, unpaired, report_progress)
+        organisms = {"organism": organism, "assembly": assembly}
+        known = [open_known_cells(spec, **organisms, obs_fields=obs_fields) for spec in disjoint_from]
+        sources = checked_sources(
+            specs, options, obs_fields, selection, unpaired, keep_duplicates, known, licences or {}, report_progress
+        )
         feature_space = joint_feature_space(sources)
         cells = _decide(sources, seed)
         vocabularies, codes, obs = _metadata(sources, cells)
@@ -135,6 +150,10 @@ def build_corpus(
             "min_genes": min_genes,
             "unpaired": unpaired,
             "cell_selection": selection.to_dict(),
+            "keep_duplicates": keep_duplicates,
+            "disjoint_from": disjoint_entries(sources, known, obs),
+            "composition": composition(obs),
+            "versions": software_versions(),
             "cells_by_modalities": cells_by_modalities(obs, written.measured),
             "shards": written.shards,
             "files": files,
@@ -145,6 +164,7 @@ def build_corpus(
                 feature_space.content_hash, corpus.measured_digest(measured), vocabularies, written.content_sha256
             ),
         }
+        manifest["data_card"] = corpus_writer.write_text(folder.path / DATA_CARD, data_card(manifest))
         corpus_writer.write_manifest(folder.path, manifest)
         folder.publish()
     return corpus.open_corpus(out)
@@ -205,7 +225,9 @@ def _metadata(sources: list[Source], cells: _Cells) -> tuple[dict[str, list[str]
         )
         for source in sources
     ]
-    obs = cell_metadata.join_metadata(tables).iloc[cells.order].reset_index(drop=True)
+    modalities = [name for name in MODALITIES if any(name in source.report.modalities for source in sources)]
+    joined = cell_metadata.join_metadata(tables).assign(**key_columns(sources, modalities))
+    obs = joined.iloc[cells.order].reset_index(drop=True)
     vocabularies, codes = cell_metadata.code_fields(obs, [source.name for source in sources])
     return vocabularies, codes, obs
 

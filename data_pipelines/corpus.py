@@ -4,6 +4,7 @@
     feature_space.parquet    what was measured (feature_space.py)
     measured.npz             per modality: one bit per (dataset, feature), measured or not
     obs.parquet              what is known of each cell, one row per cell in corpus order
+    DATA_CARD.md             where the cells come from and which they are, for people (data_card.py)
     shard-00000.tfrecord     blocks (cell_block.py), framed as TFRecord; shard-00000.offsets beside it
 
 `fingerprint` is the sha256 of all that determines the batches (feature space, measured features, vocabularies, cells in

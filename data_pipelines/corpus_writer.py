@@ -96,6 +96,14 @@ def write_side_files(
     return files
 
 
+def write_text(path: Path, text: str) -> dict[str, Any]:
+    """A file for people; returns its name and sha256. It may be edited later, so no reader compares the two."""
+    with writing(path):
+        path.write_text(text, encoding="utf-8")
+        sync(path)
+        return {"file": path.name, "sha256": corpus.sha256_of_file(path)}
+
+
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """The last file: written beside, then renamed, so that a manifest is whole or not there."""
     path = folder / corpus.MANIFEST

@@ -28,6 +28,7 @@ class CountsMatrix:
       genome: what the file says of its reference ("GRCh38", "mm10"), or None.
       stored: the values.
       considered: other fields that might have held the counts -> what was seen there.
+      statements: what its file says of itself: title, citation, licence ... (`source_statements`).
     """
 
     path: str
@@ -41,6 +42,7 @@ class CountsMatrix:
     genome: str | None
     stored: StoredMatrix
     considered: dict[str, str] = dataclasses.field(default_factory=dict)
+    statements: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shape = self.stored.shape

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from data_pipelines.cell_identity import column_weights, feature_weights
+from data_pipelines.cell_selection import PRIMARY, not_primary
 from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.counts_scan import scan_counts
 from data_pipelines.feature_mapping import (
@@ -194,15 +196,16 @@ def _check_matrix(
         mapping=mapping,
     )
     _check_names(matrix, mapping, report)
+    weights = feature_weights(mapping.space, mapping.features.ids) if mapping is not None else np.zeros(0, np.uint64)
     try:
-        scan = scan_counts(matrix, columns)
+        scan = scan_counts(matrix, columns, column_weights(weights, columns))
     except InputError as error:
         report.problems.append(str(error))
         return part
     report.problems += [f"{matrix.where}: {fault}" for fault in scan.faults]
     part.are_counts = not scan.faults
     part.storage, part.num_values, part.num_mapped_values = scan.storage, scan.num_values, scan.num_mapped_values
-    part.max_value, part.total_counts = scan.max_value, scan.totals
+    part.max_value, part.total_counts, part.counts_hashes = scan.max_value, scan.totals, scan.hashes
     if scan.totals_all > 0:
         part.mapped_count_share = float(scan.totals.sum()) / scan.totals_all
     if mapping is None or not part.are_counts or mapping.coverage < report.min_coverage:
@@ -364,8 +367,7 @@ def _check_cells(dataset: Dataset, matrices: list[CountsMatrix], report: InputRe
     rna = report.modalities.get("rna")
     if rna is not None and len(rna.total_counts):
         poor[rows["rna"][~rna.keep & (rna.total_counts > 0)]] = True
-    measured = np.zeros((len(matrices), report.num_cells), bool)
-    for place, matrix in enumerate(matrices):
+    for matrix in matrices:
         part = report.modalities[matrix.modality]
         follows = part.keep & poor[rows[matrix.modality]]
         if follows.any():
@@ -373,12 +375,7 @@ def _check_cells(dataset: Dataset, matrices: list[CountsMatrix], report: InputRe
             part.dropped[reason] = int(np.count_nonzero(follows))
             part.examples[reason] = matrix.cell_ids[follows][:_EXAMPLES].tolist()
             part.keep &= ~follows
-        measured[place, rows[matrix.modality][part.keep]] = True
-    report.num_cells_kept = int(np.count_nonzero(measured.any(axis=0))) if matrices else 0
-    code = (measured * (1 << np.arange(len(matrices)))[:, None]).sum(axis=0)
-    for value, count in zip(*np.unique(code[code > 0], return_counts=True), strict=True):
-        names = [matrix.modality for place, matrix in enumerate(matrices) if value >> place & 1]
-        report.combinations["+".join(names)] = int(count)
+    report.count_kept(rows)
     if matrices and report.num_cells_kept == 0 and report.usable:
         report.problems.append(f"{report.path}: no cell is left; see why cells are dropped above")
 
@@ -387,6 +384,12 @@ def _check_obs(dataset: Dataset, report: InputReport, chosen: Mapping[str, str |
     report.obs_fields, problems, notes = recognise_obs_fields(dataset.obs.columns, chosen)
     report.problems += [f"{report.path}: {problem}" for problem in problems]
     report.warnings += [f"{report.path}: {note}" for note in notes]
+    elsewhere = np.count_nonzero(not_primary(dataset.obs))
+    if elsewhere:
+        report.warnings.append(
+            f"{report.path}: {elsewhere:,} of {len(dataset.obs):,} cells are not primary data (obs[{PRIMARY!r}] is "
+            f"False: another data set of CELLxGENE holds them too) and are kept; --only {PRIMARY}=True leaves them out"
+        )
     for name, column in report.obs_fields.items():
         values = dataset.obs[column]
         report.obs_categories[name] = int(values.nunique(dropna=True))

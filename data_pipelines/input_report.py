@@ -1,6 +1,7 @@
 """What the input check found, for people (`to_text`) and for programs (`to_json`)."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ class ModalityReport:
       dropped: reason -> number of cells.
       examples: reason -> first few cell ids.
       total_counts: float64 [cells of the matrix], over the mapped features.
+      counts_hashes: uint64 [cells of the matrix], of the counts over the mapped features (`cell_identity`).
     """
 
     modality: str
@@ -40,6 +42,7 @@ class ModalityReport:
     keep: np.ndarray
     mapping: FeatureMapping | None = None
     total_counts: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    counts_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     storage: str = ""
     are_counts: bool = False
     num_values: int = 0
@@ -111,6 +114,7 @@ class InputReport:
       modalities: modality -> its report ("" holds a matrix whose modality is not known).
       combinations: "rna+protein" -> number of kept cells measured in exactly these modalities.
       obs_fields: standard name -> column of obs.
+      copies: data set -> number of cells that were dropped because it holds copies of them (`duplicate_cells`).
     """
 
     name: str
@@ -125,6 +129,7 @@ class InputReport:
     combinations: dict[str, int] = field(default_factory=dict)
     obs_fields: dict[str, str] = field(default_factory=dict)
     obs_categories: dict[str, int] = field(default_factory=dict)
+    copies: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -135,6 +140,22 @@ class InputReport:
     @property
     def features(self) -> dict[str, ModalityFeatures]:
         return {name: part.mapping.features for name, part in self.modalities.items() if part.mapping is not None}
+
+    def count_kept(self, rows: Mapping[str, np.ndarray]) -> None:
+        """Fills `num_cells_kept` and `combinations` from what each modality keeps.
+
+        Args:
+          rows: modality -> int64 [cells of its matrix], the place of each in the data set.
+        """
+        code = np.zeros(self.num_cells, np.int64)
+        for place, (name, places) in enumerate(rows.items()):
+            code[places[self.modalities[name].keep]] |= 1 << place
+        values, counts = np.unique(code[code > 0], return_counts=True)
+        self.num_cells_kept = int(counts.sum())
+        self.combinations = {
+            "+".join(name for place, name in enumerate(rows) if value >> place & 1): count
+            for value, count in zip(values.tolist(), counts.tolist(), strict=True)
+        }
 
     @property
     def memory_bytes(self) -> int:
@@ -157,6 +178,7 @@ class InputReport:
             "min_coverage": self.min_coverage,
             "cells": self.num_cells,
             "cells_kept": self.num_cells_kept,
+            "copies_dropped": self.copies,
             "cells_by_modalities": self.combinations,
             "obs_fields": self.obs_fields,
             "obs_categories": self.obs_categories,

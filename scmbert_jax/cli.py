@@ -12,7 +12,7 @@ import tyro
 from scmbert_jax import __version__
 from scmbert_jax.commands.align import LabelTransfer, MakePseudoPairs, Match
 from scmbert_jax.commands.bench import BenchObjectives, BenchStorage
-from scmbert_jax.commands.data import CorpusBuild, CorpusCopy, CorpusInfo, CorpusVerify, Doctor
+from scmbert_jax.commands.data import CorpusBuild, CorpusCopy, CorpusInfo, CorpusOverlap, CorpusVerify, Doctor
 from scmbert_jax.commands.evaluate import EvaluateProbe, EvaluateTranslation
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
 from scmbert_jax.commands.terminal import say
@@ -22,7 +22,13 @@ from scmbert_jax.errors import ConfigError, UserError
 
 VERBS: dict[str, Any] = {
     "doctor": Doctor,
-    "corpus": {"build": CorpusBuild, "info": CorpusInfo, "verify": CorpusVerify, "copy": CorpusCopy},
+    "corpus": {
+        "build": CorpusBuild,
+        "info": CorpusInfo,
+        "overlap": CorpusOverlap,
+        "verify": CorpusVerify,
+        "copy": CorpusCopy,
+    },
     "pretrain": Pretrain,
     "export": Export,
     "embed": Embed,

@@ -1,21 +1,40 @@
-"""Verbs from counts files to a corpus: doctor, corpus build, corpus info, corpus verify, corpus copy."""
+"""Verbs from counts files to a corpus: doctor, corpus build, info, overlap, verify and copy."""
 
+import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from scmbert_jax.commands.terminal import CorpusFolder, CountsFiles, Organism, print_json, progress, staged_progress
 from scmbert_jax.errors import ConfigError, InputError
 
+if TYPE_CHECKING:
+    from data_pipelines.cell_selection import CellSelection
+
 ObsFields = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=COLUMN")]
+Only = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(
+        metavar="FIELD=VALUE,...",
+        help="Only cells that have one of the values of this field of obs, or meet a bound; e.g. "
+        "technical_batch=p1_0,p3_0 is_primary_data=True 'n_genes>=500'. A value with a comma in double quotes.",
+    ),
+]
+Exclude = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(metavar="FIELD=VALUE,...", help="No cells that have one of the values; e.g. 'cell_type=B cell,NK'."),
+]
 
 
 @dataclass(frozen=True)
 class Doctor:
     """Check counts files: raw counts? known features? duplicates? A report; exit code 2 if one cannot be used.
 
+    Several files are also compared: a cell that an earlier one has already is counted as a copy.
+
     Example:  scmbert doctor cells.h5ad
+              scmbert doctor study_1.h5ad study_2.h5ad --only is_primary_data=True
               scmbert doctor filtered_feature_bc_matrix cells.zarr
               scmbert doctor rna.h5ad+atac.h5ad --assembly mm10 --json
     """
@@ -31,28 +50,24 @@ class Doctor:
     """Cells with fewer detected genes would be dropped."""
     obs_field: ObsFields = ()
     """Which column of obs holds cell_type, technical_batch, donor, ...; e.g. cell_type=my_labels. NAME= for none."""
+    only: Only = ()
+    exclude: Exclude = ()
+    keep_duplicates: bool = False
+    """Do not look for cells that have the barcode and the counts of another, in one file or in several."""
     json: bool = False
     """One JSON document on stdout."""
 
     def run(self) -> int:
         import json
 
-        from data_pipelines.input_check import check_dataset
-        from data_pipelines.readers import ACCEPTED, open_dataset
+        from data_pipelines.corpus_sources import check_files
+        from data_pipelines.readers import ACCEPTED
 
         if not self.files:
             raise InputError(f"doctor: no files given; give at least one {ACCEPTED}.")
-        obs_fields = _obs_fields(self.obs_field)
-        reports = [
-            check_dataset(
-                open_dataset(file),
-                organism=self.organism,
-                assembly=self.assembly,
-                min_genes=self.min_genes,
-                obs_fields=obs_fields,
-            )
-            for file in self.files
-        ]
+        options = {"organism": self.organism, "assembly": self.assembly, "min_genes": self.min_genes}
+        selection = _selection(self.only, self.exclude)
+        reports = check_files(self.files, options, _obs_fields(self.obs_field), selection, self.keep_duplicates)
         if self.json:
             documents = [json.loads(report.to_json()) for report in reports]
             print_json(documents[0] if len(documents) == 1 else documents)
@@ -68,6 +83,8 @@ class CorpusBuild:
     Example:  scmbert corpus build my_corpus cells_1.h5ad cells_2.h5ad
               scmbert corpus build cortex rna.h5ad+atac.h5ad --assembly mm10
               scmbert corpus build train example:pbmc_mosaic --only technical_batch=p1_0,p3_0 --min-genes 1
+              scmbert corpus build lung atlas.h5ad --only is_primary_data=True 'disease=COVID-19,normal' 'n_genes>=500'
+              scmbert corpus build train study_1.h5ad study_2.h5ad --disjoint-from held_out.h5ad
               scmbert corpus build no_pairs example:pbmc_mosaic --unpaired --min-genes 1
     """
 
@@ -92,10 +109,14 @@ class CorpusBuild:
     """Which column of obs holds cell_type, technical_batch, donor, ...; e.g. cell_type=my_labels. NAME= for none."""
     unpaired: bool = False
     """Every modality of every file becomes cells of its own: none is joined to another by its id."""
-    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE,...")] = ()
-    """Only cells that have one of the values; e.g. technical_batch=p1_0,p3_0. A value with a comma in double quotes."""
-    exclude: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE,...")] = ()
-    """No cells that have one of the values; e.g. 'cell_type=B cell,NK'."""
+    only: Only = ()
+    exclude: Exclude = ()
+    keep_duplicates: bool = False
+    """Keep cells that have the barcode and the counts of another, in the same file or in one given before it."""
+    disjoint_from: Annotated[tuple[str, ...], tyro.conf.arg(metavar="OTHER...")] = ()
+    """Corpora or counts files (held-out data) of which no cell may be in this corpus: copies of theirs are dropped."""
+    licence: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=TEXT")] = ()
+    """The licence of a data set, for DATA_CARD.md, where its file does not state it; e.g. 'cells=CC BY 4.0'."""
     overwrite: bool = False
     """Replace OUT if it is a corpus."""
 
@@ -117,6 +138,9 @@ class CorpusBuild:
             unpaired=self.unpaired,
             only=_field_values("--only", self.only),
             exclude=_field_values("--exclude", self.exclude),
+            keep_duplicates=self.keep_duplicates,
+            disjoint_from=self.disjoint_from,
+            licences=_licences(self.licence),
             overwrite=self.overwrite,
             progress=staged_progress(),
         )
@@ -132,20 +156,46 @@ def _obs_fields(given: tuple[str, ...]) -> dict[str, str | None] | None:
     return {name: column or None for name, _, column in pairs} or None
 
 
+def _licences(given: tuple[str, ...]) -> dict[str, str]:
+    """NAME=TEXT ... -> data set -> licence."""
+    pairs = [text.partition("=") for text in given]
+    if any(not (name and licence.strip()) for name, _, licence in pairs):
+        raise ConfigError(f"--licence {' '.join(given)}: expected NAME=TEXT, e.g. 'cells=CC BY 4.0'.")
+    return {name: licence.strip() for name, _, licence in pairs}
+
+
+def _selection(only: tuple[str, ...], exclude: tuple[str, ...]) -> "CellSelection":
+    from data_pipelines.cell_selection import CellSelection
+
+    return CellSelection(_field_values("--only", only), _field_values("--exclude", exclude))
+
+
 def _field_values(option: str, given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """FIELD=VALUE,VALUE ... -> field -> values; the same field twice adds to its values."""
+    """FIELD=VALUE,VALUE or FIELD>=NUMBER ... -> field -> values or bounds; the same field twice adds to them."""
     import csv
+    import re
 
     wanted: dict[str, tuple[str, ...]] = {}
     for text in given:
-        field, equals, values = text.partition("=")
+        parts = re.match(r"([^=<>]+)(=|[<>]=?)(.*)$", text, re.DOTALL)
+        field, sign, values = parts.groups() if parts else ("", "", "")
         listed = tuple(next(csv.reader([values], skipinitialspace=True), ()))
-        if not (field and equals and listed and all(listed)):
+        if sign not in ("", "="):
+            listed = (sign + values.strip(),) if _is_number(values) else ()
+        if not (field and listed and all(listed)):
             raise ConfigError(
-                f"{option} {text}: expected FIELD=VALUE or FIELD=VALUE,VALUE, e.g. technical_batch=p1,p2."
+                f"{option} {text}: expected FIELD=VALUE, FIELD=VALUE,VALUE or FIELD>=NUMBER, e.g. "
+                "technical_batch=p1,p2 or 'n_genes>=500'."
             )
-        wanted[field] = (*wanted.get(field, ()), *listed)
+        wanted[field.strip()] = (*wanted.get(field.strip(), ()), *listed)
     return wanted
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -166,6 +216,40 @@ class CorpusInfo:
 
         description = describe_corpus(self.folder)
         print_json(description) if self.json else print(describe_text(description))
+        return 0
+
+
+@dataclass(frozen=True)
+class CorpusOverlap:
+    """How many cells of other data are in a corpus: the same barcode and the same counts. And which donors, files, ...
+
+    Example:  scmbert corpus overlap my_corpus held_out.h5ad
+              scmbert corpus overlap my_corpus held_out_corpus --json
+    """
+
+    folder: tyro.conf.Positional[CorpusFolder]
+    """Written by scmbert corpus build."""
+    other: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OTHER")]]
+    """Another corpus, or whatever scmbert doctor takes."""
+    organism: Organism = None
+    """Of a file: taken from the gene names when left out."""
+    assembly: str | None = None
+    """Of a file: genome build of regions (hg38, mm10, ...)."""
+    obs_field: ObsFields = ()
+    """Of a file: which column of obs holds donor, technical_batch, ...; e.g. donor=patient. NAME= for none."""
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        from data_pipelines.corpus import open_corpus
+        from data_pipelines.corpus_overlap import cells_of_corpus, open_known_cells, overlap, overlap_text
+
+        with open_corpus(self.folder) as corpus:
+            known = cells_of_corpus(corpus)
+        obs_fields = _obs_fields(self.obs_field)
+        other = open_known_cells(self.other, organism=self.organism, assembly=self.assembly, obs_fields=obs_fields)
+        found = overlap(known, other)
+        print_json(found) if self.json else print(overlap_text(found))
         return 0
 
 
