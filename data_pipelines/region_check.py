@@ -18,7 +18,7 @@ def map_atac(matrix: CountsMatrix, report: InputReport) -> FeatureMapping | None
     """The mapping, or None with a problem reported; problems and warnings go to the report."""
     if report.assembly is None:
         said = f"its genome field says {matrix.genome!r}" if matrix.genome else "the file names no genome"
-        if not any("assembl" in problem for problem in report.problems):
+        if not any("assembl" in problem.replace(report.path, "") for problem in report.problems):
             report.problems.append(
                 f"{matrix.where}: the assembly of the regions must be stated ({said}); "
                 f"state --assembly with one of {', '.join(CHROMOSOME_LENGTHS)}"

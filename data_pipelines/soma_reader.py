@@ -52,6 +52,7 @@ _CELL_NAMES, _FEATURE_NAMES = ("obs_id", "cell_id", "barcode"), ("feature_id", "
 class _Store(NamedTuple):
     """An open experiment and what is read of it."""
 
+    root: Any  # tiledbsoma closes what is in it when nobody holds it any more
     experiment: Any
     datasets: pd.DataFrame | None  # the Census's table: soma_joinid and dataset_id
     place: str
@@ -91,7 +92,7 @@ def read_soma(place: str, options: dict[str, str], name: str | None = None) -> l
         about |= {"obs_value_filter": options.get("obs_value_filter"), "dataset_id": dataset_id}
         about |= {"genes_by_presence_matrix": presence.is_there}
         stored = SomaMatrix(
-            values, part["soma_joinid"].to_numpy(), var["soma_joinid"].to_numpy(), columns, f"{path}, {where}"
+            store, values, part["soma_joinid"].to_numpy(), var["soma_joinid"].to_numpy(), columns, f"{path}, {where}"
         )
         cell_ids = _names(part, _CELL_NAMES)
         part = part.set_axis(pd.Index(cell_ids, dtype=object))
@@ -118,15 +119,18 @@ class SomaMatrix:
     """Some cells and genes of a sparse X layer, read chunk by chunk.
 
     Args:
+      store: that of the values; held, so that it stays open.
       values: the open SparseNDArray.
       cells: int64 [cells], join ids, ascending.
       features: int64 [all features], join ids, ascending.
       columns: int64, which of the features are read; a value in another one is a contradiction.
     """
 
-    def __init__(self, values: Any, cells: np.ndarray, features: np.ndarray, columns: np.ndarray, where: str):
+    def __init__(
+        self, store: _Store, values: Any, cells: np.ndarray, features: np.ndarray, columns: np.ndarray, where: str
+    ):
         self.shape = (len(cells), len(columns))
-        self._values, self._cells, self._features, self._where = values, cells, features, where
+        self._store, self._values, self._cells, self._features, self._where = store, values, cells, features, where
         self._column_of = np.full(len(features), -1, np.int64)
         self._column_of[columns] = np.arange(len(columns))
 
@@ -153,7 +157,7 @@ class SomaMatrix:
                     "matrix says was not measured in this data set; the store contradicts itself"
                 )
             shape = (len(cells), self.shape[1])
-            yield first, canonical(sp.csr_matrix((data, (np.searchsorted(self._cells, row), column)), shape=shape))
+            yield first, canonical(sp.csr_matrix((data, (np.searchsorted(cells, row), column)), shape=shape))
 
 
 class _Presence:
@@ -177,8 +181,10 @@ class _Presence:
         if not self.is_there:
             return self._everything
         joinid = self._joinid.get(dataset_id)
-        table = None if joinid is None else self._matrix.read((int(joinid), slice(None))).tables().concat()
-        present = np.zeros(0, np.int64) if table is None else table["soma_dim_1"].filter(table["soma_data"]).to_numpy()
+        present = np.zeros(0, np.int64)
+        if joinid is not None:
+            table = self._matrix.read((int(joinid), slice(None))).tables().concat()
+            present = table["soma_dim_1"].to_numpy()[table["soma_data"].to_numpy() != 0]
         if not len(present):
             raise InputError(
                 f"{self._place}: the {PRESENCE} knows no gene of the data set {dataset_id}; it is incomplete"
@@ -222,7 +228,7 @@ def _open(place: str, options: dict[str, str]) -> _Store:
         )
         raise InputError(f"{place}: cannot be opened ({_first_line(error)}); {remedy}") from error
     if isinstance(root, tiledbsoma.Experiment):
-        return _Store(root, None, place, about)
+        return _Store(root, root, None, place, about)
     if not isinstance(root, tiledbsoma.Collection) or "census_data" not in root:
         raise InputError(f"{place}: a SOMA {type(root).__name__}; expected an Experiment, or a Census with census_data")
     known = list(root["census_data"])
@@ -231,7 +237,7 @@ def _open(place: str, options: dict[str, str]) -> _Store:
         raise InputError(f"{place}: a Census of several organisms ({', '.join(known)}); write {place}?organism=human")
     experiment = _member(root["census_data"], _ORGANISMS.get(organism, organism), f"{place}, census_data")
     datasets = root["census_info"]["datasets"].read(column_names=["soma_joinid", "dataset_id"]).concat().to_pandas()
-    return _Store(experiment, datasets, place, {**about, "organism": organism})
+    return _Store(root, experiment, datasets, place, {**about, "organism": organism})
 
 
 def _census_version(version: str) -> str:
