@@ -148,6 +148,10 @@ def _parse(path: str | Path, layout: Layout, text: bytes, first_line: int) -> In
     if "count" in columns:
         counts = columns["count"].to_numpy()
         _refuse(path, first_line, counts < 1, "a count of {0}; expected at least 1 read pair", counts)
+    for name in ("chrom", "barcode"):
+        if name in columns and "" in (names_there := columns[name].dictionary.to_pylist()):
+            empty = columns[name].indices.to_numpy() == names_there.index("")
+            _refuse(path, first_line, empty, f"no {name}; expected {_expected(layout)}")
     chrom = columns["chrom"]
     return IntervalBlock(
         first_line,

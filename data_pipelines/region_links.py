@@ -137,7 +137,7 @@ def _read(spec: str, assembly: str, version: tuple[int, int]) -> LinksOfFile:
     ):
         if bad.any():
             place = int(np.argmax(bad))
-            raise InputError(f"{spec}, line {place + 2:,}: {names[place]!r} {why}")
+            raise InputError(f"{spec}, line {place + 2:,}: {str(names[place])!r} {why}")
     ids = [f"{c}:{s}-{e}" for c, s, e in zip(regions.chrom.tolist(), regions.start, regions.end, strict=True)]
     genes = load_gene_table(ORGANISM_OF_ASSEMBLY[assembly])
     found_genes = {name: find_gene(name, genes)[0] for name in set(table["gene"])}

@@ -1,6 +1,7 @@
 """Region spaces: windows tile an assembly, a catalogue is read as it is; peaks go where they overlap most."""
 
 import gzip
+import itertools
 
 import anndata as ad
 import numpy as np
@@ -12,10 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.corpus import open_corpus
+from data_pipelines.feature_mapping import map_regions
+from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.genome_assembly import CHROMOSOME_LENGTHS
 from data_pipelines.input_check import check_dataset
-from data_pipelines.reading_options import ReadingOptions
+from data_pipelines.model_counts import model_counts, overlap_with_model
 from data_pipelines.readers import open_dataset
+from data_pipelines.reading_options import ReadingOptions
 from data_pipelines.region_space import RegionSpace, region_space
 from scmbert_jax.errors import InputError
 
@@ -63,7 +67,7 @@ def test_chromosomes_without_chr_are_the_same(tmp_path):
 @settings(max_examples=100, deadline=None)
 def test_an_interval_goes_to_the_region_it_shares_most_with(data):
     edges = sorted(data.draw(st.sets(st.integers(0, 60), min_size=2, max_size=12)))
-    pairs = list(zip(edges[:-1], edges[1:], strict=True))
+    pairs = list(itertools.pairwise(edges))
     kept = [pair for pair in pairs if data.draw(st.booleans())] or pairs[:1]
     chrom = np.array([data.draw(st.sampled_from(["chr1", "chr2"])) for _ in kept])
     space = RegionSpace("hg38", "test", None, chrom, *np.array(kept, np.int64).T)
@@ -193,6 +197,29 @@ def test_peaks_of_another_assembly_or_mostly_elsewhere_are_refused(tmp_path):
     assert "cannot be used" in scmbert("corpus", "build", tmp_path / "c", tmp_path / "b.h5ad", *options).err
     ran = scmbert("doctor", tmp_path / "b.h5ad", *options[:2])
     assert "the assembly of the regions must be stated" in ran.out
+
+
+def test_a_model_of_the_catalogue_reads_other_peaks_when_they_are_mapped(tmp_path):
+    """By the options behind the name, which every verb takes: `scmbert embed MODEL 'atac.h5ad?regions=cat.bed'`."""
+    values = peaks(tmp_path / "atac.h5ad")
+    catalogue = bed(tmp_path / "cat.bed")
+    reading = ReadingOptions(assembly="hg38", regions=catalogue)
+    space = FeatureSpace(check_dataset(open_dataset(tmp_path / "atac.h5ad", reading=reading)).features)
+    dataset = open_dataset(f"{tmp_path / 'atac.h5ad'}?regions={catalogue}&assembly=hg38")
+    report = check_dataset(dataset)
+    overlaps = overlap_with_model(report, space, ["atac"])
+    assert int(overlaps["atac"].measured.sum()) == 3
+    (chunk,) = model_counts(dataset, report, overlaps)
+    counts = dict(zip(space.modalities["atac"].ids.tolist(), chunk.counts["atac"].toarray().T.tolist(), strict=True))
+    assert counts["chr1:100-300"] == (values[:, 0] + values[:, 2]).tolist()
+    assert counts["chr2:500-700"] == [0, 0, 0, 0]
+    elsewhere = check_dataset(open_dataset(f"{tmp_path / 'atac.h5ad'}?regions=windows:200&assembly=hg38"))
+    with pytest.raises(InputError, match=r"FILE\?regions=catalogue\.bed"):
+        overlap_with_model(elsewhere, FeatureSpace({"atac": named(["chr9:7-8"])}), ["atac"])
+
+
+def named(ids):
+    return map_regions(np.array(ids), "hg38").features
 
 
 def test_one_corpus_has_one_set_of_regions(tmp_path):

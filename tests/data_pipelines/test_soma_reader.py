@@ -172,7 +172,7 @@ def test_without_a_network_or_the_package_the_census_says_what_it_needs(monkeypa
             "vfs.s3.connect_max_tries": "1",
         },
     )
-    with pytest.raises(InputError, match="cannot be opened .*the public Census needs the network"):
+    with pytest.raises(InputError, match=r"cannot be opened .*the public Census needs the network"):
         open_dataset("census:2025-11-08?organism=human")
     monkeypatch.setitem(__import__("sys").modules, "tiledbsoma", None)
     with pytest.raises(InputError, match=r"pip install 'scmbert_jax\[census\]'"):
@@ -225,7 +225,7 @@ def test_the_same_cells_twice_are_refused(census, tmp_path):
 
 
 def test_where_one_data_set_is_needed_the_choice_is_named(census):
-    with pytest.raises(InputError, match="2 data sets .*obs_value_filter=dataset_id == 'd2'"):
+    with pytest.raises(InputError, match=r"2 data sets .*obs_value_filter=dataset_id == 'd2'"):
         open_dataset(f"soma:{census}?organism=human")
     one = open_dataset(f"soma:{census}?organism=human&obs_value_filter=dataset_id == 'd2'")
     assert one.name == "d2"
