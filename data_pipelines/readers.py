@@ -42,7 +42,7 @@ __all__ = ["open_dataset", "open_datasets", "ReadingOptions", "CountsMatrix", "D
 # Name after "example:" -> file in data_pipelines/example.
 EXAMPLES = {"pbmc_mosaic": "pbmc_mosaic.h5mu"}
 ACCEPTED = ".h5ad, .h5mu, .zarr, 10x .h5, 10x .mtx folder, fragments .tsv.gz, soma:, census: or example:pbmc_mosaic"
-_EXPECTED = f"expected a {ACCEPTED}"
+_EXPECTED = f"expected an {ACCEPTED}"
 
 
 def open_dataset(

@@ -22,7 +22,7 @@ FullLength = Literal["refuse", "length-normalise"]
 
 @dataclasses.dataclass(frozen=True)
 class ReadingOptions:
-    """Strings as people write them; what they name is opened where it is needed.
+    """For all files; for one of them behind its name: 'FILE?option=value&option=value' (full_length, min_fragments, ...).
 
     Attributes:
       assembly: genome build of regions ("hg38", "mm10", ...); None: the one the file names.

@@ -109,7 +109,7 @@ def read_soma(place: str, options: dict[str, str], name: str | None = None) -> l
             stored=stored,
             derivation={"soma": about},
         )
-        known_as = "/".join(part for part in (name, dataset_id) if part) or _base_name(store.place)
+        known_as = "/".join(text for text in (name, dataset_id) if text) or _base_name(store.place)
         notes = presence.notes(path) if dataset_id else []
         datasets.append(Dataset(known_as, [matrix], cell_ids, part, notes))
     return datasets
