@@ -58,9 +58,12 @@ setup(
         # corpora on object storage
         "s3": ["s3fs>=2025.3"],
         "gcs": ["gcsfs>=2025.3"],
+        # CELLxGENE Census and other TileDB-SOMA experiments
+        "census": ["tiledbsoma>=2.3"],
         "test": [
             *("pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18"),
             *("s3fs>=2025.3", "gcsfs>=2025.3", "moto[server]>=5"),
+            *("tiledbsoma>=2.3", "pysam>=0.23"),
         ],
     },
     entry_points={"console_scripts": ["scmbert=scmbert_jax.cli:main"]},

@@ -10,6 +10,7 @@
 The same specs, options and seed give the same bytes, however often the build was killed before.
 """
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,7 @@ from data_pipelines.external_shuffle import (
 )
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.readers import CountsMatrix
+from data_pipelines.reading_options import DEFAULT_READING, ReadingOptions
 from data_pipelines.supervision import cells_by_modalities
 from scmbert_jax.batch import MODALITIES
 from scmbert_jax.errors import CorpusError, InputError
@@ -75,6 +77,7 @@ def build_corpus(
     keep_duplicates: bool = False,
     disjoint_from: Sequence[Any] = (),
     licences: Mapping[str, str] | None = None,
+    reading: ReadingOptions = DEFAULT_READING,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Corpus:
@@ -93,6 +96,7 @@ def build_corpus(
       keep_duplicates: keep cells that are copies of others, in the same file or in an earlier one (`duplicate_cells`).
       disjoint_from: corpora, or what `open_dataset` takes, of which no cell may be in this corpus: held-out data, say.
       licences: data set -> its licence, for the data card, over what its files say.
+      reading: what was decided about the files: regions, cells of fragments files, full-length assays.
       overwrite: replace a corpus that is there. Nothing but a corpus (or an empty folder) is ever replaced.
       progress: called with (what is being done, how much is done, of how much).
 
@@ -118,8 +122,18 @@ def build_corpus(
         selection = CellSelection(only or {}, exclude or {})
         organisms = {"organism": organism, "assembly": assembly}
         known = [open_known_cells(spec, **organisms, obs_fields=obs_fields) for spec in disjoint_from]
+        reading = dataclasses.replace(reading, assembly=assembly or reading.assembly)
         sources = checked_sources(
-            specs, options, obs_fields, selection, unpaired, keep_duplicates, known, licences or {}, report_progress
+            specs,
+            options,
+            obs_fields,
+            selection,
+            unpaired,
+            reading,
+            keep_duplicates,
+            known,
+            licences or {},
+            report_progress,
         )
         feature_space = joint_feature_space(sources)
         cells = _decide(sources, seed)

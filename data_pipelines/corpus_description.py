@@ -4,6 +4,8 @@ from typing import Any
 
 from data_pipelines.corpus import open_corpus
 from data_pipelines.corpus_files import Location
+from data_pipelines.derivation import derivation_lines
+from data_pipelines.input_report import regions_text
 from data_pipelines.supervision import CellCounts
 
 NOT_RECORDED = "not recorded: the corpus was built by an earlier version; build it again to know"
@@ -98,7 +100,7 @@ def _card_lines(description: dict[str, Any]) -> list[str]:
         lines.append(f"  of data set {entry['name']}: {', '.join(stated)}")
     for entry in description["disjoint_from"]:
         lines.append(f"  without the cells of {entry['name']}: {entry['cells_dropped']:,} were dropped")
-    return [*lines, f"  data card: {Path(description['path']) / description['data_card']}"]
+    return [*lines, f"  data card: {description['path']}/{description['data_card']}"]
 
 
 def _coverage_lines(entry: dict[str, Any]) -> list[str]:
@@ -109,6 +111,9 @@ def _coverage_lines(entry: dict[str, Any]) -> list[str]:
         if name != "rna" and "linked" in part:
             known.append(f"{part['linked']:,} of {part['features']:,} are linked to genes")
         lines += [f"    {name}: {', '.join(known)}"] if known else []
+        lines += [f"    {name}: {line}" for line in derivation_lines(part.get("derivation") or {})]
+        if part.get("regions"):
+            lines.append(f"    {name}: regions: {regions_text(part['regions'])}")
     return lines
 
 

@@ -22,6 +22,11 @@ def is_url(location: Location) -> bool:
     return isinstance(location, str) and "://" in location
 
 
+def base_name(location: Location) -> str:
+    """Of the folder or of the last part of the URL."""
+    return Path(location).resolve().name if not is_url(location) else str(location).rstrip("/").rpartition("/")[2]
+
+
 class CorpusFiles(Protocol):
     """Threads may share it."""
 

@@ -15,6 +15,7 @@ import pandas as pd
 from data_pipelines.cell_identity import NOT_MEASURED, barcode_keys, counts_hashes
 from data_pipelines.cell_metadata import KEY_COLUMNS, dataset_metadata
 from data_pipelines.corpus import MANIFEST, Corpus, open_corpus
+from data_pipelines.corpus_files import Location, base_name, is_url
 from data_pipelines.duplicate_cells import CellSet, Keys, cells_in, cells_of_dataset, keys_beside
 from data_pipelines.input_check import check_dataset, require_usable
 from data_pipelines.readers import open_dataset
@@ -72,7 +73,7 @@ def open_known_cells(
       CorpusError: a corpus that cannot be read, or that was built before keys of cells were stored.
       InputError: a file that cannot be used.
     """
-    if isinstance(spec, (str, Path)) and (Path(spec) / MANIFEST).is_file():
+    if isinstance(spec, (str, Path)) and (is_url(spec) or (Path(spec) / MANIFEST).is_file()):
         with open_corpus(spec) as corpus:
             return cells_of_corpus(corpus)
     dataset = open_dataset(spec)
@@ -116,7 +117,7 @@ def cells_of_corpus(corpus: Corpus) -> KnownCells:
             )
         )
     files = {file["sha256"]: file["file"] for entry in corpus.datasets for file in entry["files"]}
-    return KnownCells(corpus.path.resolve().name, corpus.fingerprint, sets, obs, files)
+    return KnownCells(base_name(corpus.path), corpus.fingerprint, sets, obs, files)
 
 
 class _HashesOfCorpus:
@@ -128,7 +129,7 @@ class _HashesOfCorpus:
       measured: modality -> bool [features of the corpus], those of the data set.
     """
 
-    def __init__(self, path: Path, rows: np.ndarray, measured: Mapping[str, np.ndarray]):
+    def __init__(self, path: Location, rows: np.ndarray, measured: Mapping[str, np.ndarray]):
         self._path, self._rows, self._measured = path, rows, measured
 
     def __call__(self, modality: str, weights: np.ndarray) -> np.ndarray:

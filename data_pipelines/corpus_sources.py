@@ -14,7 +14,8 @@ from data_pipelines.duplicate_cells import CellSet, Keys, cells_of_dataset, drop
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.input_check import InputReport, check_dataset, require_usable
 from data_pipelines.pair_check import refuse_unpaired_files
-from data_pipelines.readers import ACCEPTED, CountsMatrix, Dataset, open_dataset
+from data_pipelines.readers import ACCEPTED, CountsMatrix, Dataset, ReadingOptions, open_datasets
+from data_pipelines.region_check import refuse_several_region_spaces
 from data_pipelines.source_files import source_files
 from scmbert_jax.errors import InputError
 
@@ -61,6 +62,7 @@ def checked_sources(
     obs_fields: Mapping[str, str | None] | None,
     selection: CellSelection,
     unpaired: bool,
+    reading: ReadingOptions,
     keep_duplicates: bool,
     disjoint_from: Sequence[KnownCells],
     licences: Mapping[str, str],
@@ -72,7 +74,7 @@ def checked_sources(
       specs: what `open_dataset` takes.
       options, obs_fields: for `check_dataset`.
       selection: which cells; the check sees no others.
-      unpaired: see `open_dataset`.
+      unpaired, reading: see `open_dataset`.
       keep_duplicates: do not drop cells that are copies of others (`duplicate_cells`).
       disjoint_from: cells that are dropped wherever they are found.
       licences: data set -> what its licence is, over what its files say.
@@ -81,7 +83,7 @@ def checked_sources(
     Raises:
       InputError: a data set that cannot be used, a selection of what is not there, or the same file twice.
     """
-    datasets, names, num_opened = _opened(specs, obs_fields, selection, unpaired)
+    datasets, names, num_opened = _opened(specs, obs_fields, selection, unpaired, reading)
     if not unpaired:
         refuse_unpaired_files(datasets)
     for name in licences:
@@ -143,13 +145,14 @@ def check_files(
     options: dict[str, Any],
     obs_fields: Mapping[str, str | None] | None,
     selection: CellSelection,
+    reading: ReadingOptions,
     keep_duplicates: bool,
 ) -> list[InputReport]:
     """The report of each data set, usable or not, as a build would see them together (`checked_sources`).
 
     Raises InputError where one cannot be opened, or a selection asks for what is not there.
     """
-    datasets, names, _ = _opened(specs, obs_fields, selection, unpaired=False)
+    datasets, names, _ = _opened(specs, obs_fields, selection, False, reading)
     reports = [check_dataset(dataset, obs_fields=obs_fields, **options) for dataset in datasets]
     usable = [place for place, report in enumerate(reports) if report.usable]
     if not keep_duplicates:
@@ -159,12 +162,17 @@ def check_files(
 
 
 def _opened(
-    specs: Sequence[Any], obs_fields: Mapping[str, str | None] | None, selection: CellSelection, unpaired: bool
+    specs: Sequence[Any],
+    obs_fields: Mapping[str, str | None] | None,
+    selection: CellSelection,
+    unpaired: bool,
+    reading: ReadingOptions,
 ) -> tuple[list[Dataset], list[str], list[int]]:
     """The data sets with the selected cells, their names in a corpus, and how many cells each had."""
     if not specs:
         raise InputError(f"no input files; give at least one {ACCEPTED}")
-    datasets = [open_dataset(spec, unpaired=unpaired) for spec in specs]
+    datasets = open_datasets(specs, unpaired=unpaired, reading=reading, obs_fields=obs_fields)
+    refuse_several_region_spaces(datasets)
     names: list[str] = []
     for dataset in datasets:
         names.append(_unused_name(dataset.name, names))
@@ -237,7 +245,9 @@ def measured_features(feature_space: FeatureSpace, sources: list[Source]) -> dic
         measured[name] = np.zeros((len(sources), len(features)), bool)
         for index, source in enumerate(sources):
             if name in source.report.features:
-                measured[name][index, features.index_of(source.report.features[name].ids)] = True
+                part = source.report.modalities[name].mapping
+                assert part is not None  # a report with features has their mapping
+                measured[name][index, features.index_of(part.features.ids[part.measured])] = True
     return measured
 
 
@@ -267,6 +277,8 @@ def dataset_entry(source: Source) -> dict[str, Any]:
                 "features": len(report.features[name]),
                 "linked": sum(bool(genes) for genes in report.features[name].links),
                 "coverage": round(part.mapping.coverage, 6) if part.mapping is not None else None,
+                "derivation": part.derivation,
+                "regions": part.regions,
             }
             for name, part in report.modalities.items()
         },

@@ -96,6 +96,8 @@ class ModalityFeatures:
         return np.where(self.ids[place] == wanted, place, -1).astype(np.int64)
 
     def union(self, other: "ModalityFeatures") -> "ModalityFeatures":
+        if self is other:  # the regions of a catalogue are the same object in all data sets, and may be millions
+            return self
         if self.space != other.space:
             raise InputError(
                 f"{self.modality}: features of {self.space} and of {other.space} cannot share one feature space; "

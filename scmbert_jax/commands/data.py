@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from data_pipelines.reading_options import DEFAULT_READING, ReadingOptions
 from scmbert_jax.commands.terminal import CorpusFolder, CountsFiles, Organism, print_json, progress, staged_progress
 from scmbert_jax.errors import ConfigError, InputError
 
@@ -37,15 +38,17 @@ class Doctor:
               scmbert doctor study_1.h5ad study_2.h5ad --only is_primary_data=True
               scmbert doctor filtered_feature_bc_matrix cells.zarr
               scmbert doctor rna.h5ad+atac.h5ad --assembly mm10 --json
+              scmbert doctor fragments.tsv.gz --regions windows:5000 --assembly hg38 --barcodes barcodes.tsv
+              scmbert doctor cells.h5ad --full-length length-normalise --gene-lengths lengths.tsv
+              scmbert doctor 'soma:census_copy?organism=human&obs_value_filter=tissue_general == "blood"'
     """
 
     files: tyro.conf.Positional[CountsFiles]
-    """.h5ad, .h5mu, .zarr, 10x .h5, a 10x folder with matrix.mtx (or one of its .mtx files), A+B (files of the same
-    cells), or example:pbmc_mosaic."""
+    """.h5ad, .h5mu, .zarr, 10x .h5, a 10x folder with matrix.mtx (or one of its .mtx files), a fragments file
+    (.tsv.gz), soma:PLACE, census:VERSION?organism=human, A+B (files of the same cells), or example:pbmc_mosaic.
+    Options for one file stand behind it: 'FILE?assay=Smart-seq2&full_length=length-normalise'."""
     organism: Organism = None
     """Taken from the gene names when left out."""
-    assembly: str | None = None
-    """Genome build of regions (hg38, mm10, ...); needed for peaks unless the file names it."""
     min_genes: int = 200
     """Cells with fewer detected genes would be dropped."""
     obs_field: ObsFields = ()
@@ -54,6 +57,7 @@ class Doctor:
     exclude: Exclude = ()
     keep_duplicates: bool = False
     """Do not look for cells that have the barcode and the counts of another, in one file or in several."""
+    reading: tyro.conf.OmitArgPrefixes[ReadingOptions] = DEFAULT_READING
     json: bool = False
     """One JSON document on stdout."""
 
@@ -65,9 +69,11 @@ class Doctor:
 
         if not self.files:
             raise InputError(f"doctor: no files given; give at least one {ACCEPTED}.")
-        options = {"organism": self.organism, "assembly": self.assembly, "min_genes": self.min_genes}
+        options = {"organism": self.organism, "assembly": self.reading.assembly, "min_genes": self.min_genes}
         selection = _selection(self.only, self.exclude)
-        reports = check_files(self.files, options, _obs_fields(self.obs_field), selection, self.keep_duplicates)
+        reports = check_files(
+            self.files, options, _obs_fields(self.obs_field), selection, self.reading, self.keep_duplicates
+        )
         if self.json:
             documents = [json.loads(report.to_json()) for report in reports]
             print_json(documents[0] if len(documents) == 1 else documents)
@@ -86,6 +92,9 @@ class CorpusBuild:
               scmbert corpus build lung atlas.h5ad --only is_primary_data=True 'disease=COVID-19,normal' 'n_genes>=500'
               scmbert corpus build train study_1.h5ad study_2.h5ad --disjoint-from held_out.h5ad
               scmbert corpus build no_pairs example:pbmc_mosaic --unpaired --min-genes 1
+              scmbert corpus build multiome rna.h5ad+fragments.tsv.gz --regions ccre.bed.gz --assembly hg38
+              scmbert corpus build peaks atac.h5ad --regions ccre.bed.gz --region-links links.tsv --assembly hg38
+              scmbert corpus build blood 'census:2025-11-08?organism=human&obs_value_filter=tissue_general == "blood"'
     """
 
     out: tyro.conf.Positional[CorpusFolder]
@@ -94,8 +103,6 @@ class CorpusBuild:
     """One data set each, whatever scmbert doctor takes; A+B for files of the same cells."""
     organism: Organism = None
     """Taken from the gene names when left out."""
-    assembly: str | None = None
-    """Genome build of regions (hg38, mm10, ...)."""
     min_genes: int = 200
     """Drop cells with fewer detected genes."""
     min_coverage: float = 0.5
@@ -117,6 +124,7 @@ class CorpusBuild:
     """Corpora or counts files (held-out data) of which no cell may be in this corpus: copies of theirs are dropped."""
     licence: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=TEXT")] = ()
     """The licence of a data set, for DATA_CARD.md, where its file does not state it; e.g. 'cells=CC BY 4.0'."""
+    reading: tyro.conf.OmitArgPrefixes[ReadingOptions] = DEFAULT_READING
     overwrite: bool = False
     """Replace OUT if it is a corpus."""
 
@@ -128,7 +136,7 @@ class CorpusBuild:
             self.out,
             list(self.files),
             organism=self.organism,
-            assembly=self.assembly,
+            reading=self.reading,
             min_genes=self.min_genes,
             min_coverage=self.min_coverage,
             block_size=self.block_size,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.cell_selection import CellSelection, select_cells, selected_rows
-from data_pipelines.corpus import open_corpus, verify_corpus
+from data_pipelines.corpus import open_corpus
 from data_pipelines.readers import open_dataset
 from data_pipelines.stored_matrix import MatrixInMemory, RowsOf
 from data_pipelines.synthetic import synthetic_cells
