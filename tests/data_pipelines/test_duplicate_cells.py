@@ -17,9 +17,9 @@ from stored_counts import ANTIBODIES, GENE_IDS
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.cell_identity import NOT_MEASURED, barcode_keys, barcode_of, cell_keys, counts_hashes
 from data_pipelines.cell_metadata import KEY_COLUMNS
-from data_pipelines.corpus import verify_corpus
 from data_pipelines.duplicate_cells import STAYS, cells_in, copies_among
 from data_pipelines.gene_tables import load_gene_table
+from data_pipelines.verify_corpus import verify_corpus
 from scmbert_jax.errors import InputError
 
 SMALL = {"min_genes": 1, "block_size": 16}
