@@ -192,8 +192,9 @@ def _field_of(table: pd.DataFrame, field: str) -> _Field:
         pairs, distinct = pd.factorize(np.where(codes >= 0, of_cell * len(texts) + codes, -1))
         codes = np.where(codes >= 0, pairs, -1)
         name_of, text_of = np.divmod(np.maximum(distinct, 0), len(texts))
-        spellings = [
-            spellings[text] | {f"{names[name]}/{texts[text]}"} for name, text in zip(name_of, text_of, strict=True)
+        spellings = [  # what is not known is spelled in no way
+            spellings[text] | {f"{names[name]}/{texts[text]}"} if pair >= 0 else set()
+            for pair, name, text in zip(distinct, name_of, text_of, strict=True)
         ]
         numbers = numbers[text_of]
     return _Field(codes, spellings, shown, None if not texts or np.isnan(numbers).any() else numbers)
