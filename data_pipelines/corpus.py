@@ -5,6 +5,7 @@
     measured.npz             per modality: one bit per (dataset, feature), measured or not
     obs.parquet              what is known of each cell, one row per cell in corpus order
     shard-00000.tfrecord     blocks (cell_block.py), framed as TFRecord; shard-00000.offsets beside it
+    dataset_info.json, features.json     what `tfds.builder_from_directory` needs (tfds_blocks.py)
 
 `fingerprint` is the sha256 of all that determines the batches (feature space, measured features, vocabularies, cells in
 their order), and of nothing else: codec, shard size and the names of source files do not change it.
@@ -14,7 +15,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,13 +31,15 @@ from data_pipelines.supervision import information_of
 from scmbert_jax.errors import CorpusError, UserError
 
 FORMAT = "scmbert-corpus"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 MANIFEST = "manifest.json"
 FEATURE_SPACE = "feature_space.parquet"
 MEASURED = "measured.npz"
 OBS = "obs.parquet"
-SIDE_FILES = (FEATURE_SPACE, MEASURED, OBS)
+TFDS_INFO = "dataset_info.json"
+TFDS_FEATURES = "features.json"
+SIDE_FILES = (FEATURE_SPACE, MEASURED, OBS, TFDS_INFO, TFDS_FEATURES)
 
 _REQUIRED = (
     *("feature_space_hash", "block_size", "codec", "num_cells", "num_blocks", "shards", "files", "modalities"),
@@ -60,9 +63,15 @@ def balanced_block_sizes(num_cells: int, block_size: int) -> np.ndarray:
 
 
 def fingerprint_of(feature_space_hash: str, measured_sha256: str, vocabularies: dict, content_sha256: str) -> str:
-    """The sha256 of what determines the batches; `content_sha256` is over the uncompressed blocks in order."""
+    """The sha256 of what determines the batches."""
     parts = [FORMAT_VERSION, feature_space_hash, measured_sha256, vocabularies, content_sha256]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def content_digest(block_sha256: Iterable[str]) -> str:
+    """The sha256 of the cells in their order: over the hex digests of the uncompressed payloads of all blocks, so that
+    shards can be made and verified side by side, and their limits do not show."""
+    return hashlib.sha256("".join(block_sha256).encode()).hexdigest()
 
 
 def measured_digest(measured: dict[str, np.ndarray]) -> str:
@@ -333,12 +342,12 @@ def verify_corpus(path: str | Path, progress: Callable[[int, int], None] | None 
         measured = _read_measured(path, manifest, feature_space)
     except UserError as error:
         return VerifyReport(path, 0, 0, (*problems, str(error)), ())
-    damaged, cells, digest = [], 0, hashlib.sha256()
+    damaged, cells, digests = [], 0, []
     with Corpus(path, manifest, feature_space, measured) as corpus:
         for index in range(corpus.num_blocks):
             try:
                 payload, block = corpus.read_payload_and_block(index)
-                digest.update(payload)
+                digests.append(hashlib.sha256(payload).hexdigest())
                 cells += block.num_cells
             except CorpusError as error:
                 problems.append(str(error))
@@ -351,7 +360,7 @@ def verify_corpus(path: str | Path, progress: Callable[[int, int], None] | None 
             problems.append(str(error))
     if not damaged:
         found = fingerprint_of(
-            feature_space.content_hash, measured_digest(measured), manifest["vocabularies"], digest.hexdigest()
+            feature_space.content_hash, measured_digest(measured), manifest["vocabularies"], content_digest(digests)
         )
         if found != manifest["fingerprint"]:
             problems.append(

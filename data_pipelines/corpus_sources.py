@@ -1,7 +1,7 @@
 """The data sets that a corpus is built from: opened, cells selected, checked, and what the manifest says of them."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,20 @@ from data_pipelines.pair_check import refuse_unpaired_files
 from data_pipelines.readers import ACCEPTED, CountsMatrix, Dataset, open_dataset
 from scmbert_jax.errors import InputError
 
-Progress = Callable[[str, int, int], None]
+
+class OpenedSource(NamedTuple):
+    """A data set before its check: a name unique in the corpus, its selected cells, and how many others it has."""
+
+    name: str
+    dataset: Dataset
+    num_not_selected: int
+
+
+class Inspection(NamedTuple):
+    """What reading a whole data set tells: the check's report, and base name, bytes and sha256 of each file."""
+
+    report: InputReport
+    files: list[dict[str, Any]]
 
 
 class Source(NamedTuple):
@@ -46,25 +59,19 @@ class Source(NamedTuple):
         return np.flatnonzero(is_kept)
 
 
-def checked_sources(
-    specs: Sequence[Any],
-    options: dict[str, Any],
-    obs_fields: Mapping[str, str | None] | None,
-    selection: CellSelection,
-    unpaired: bool,
-    progress: Progress,
-) -> list[Source]:
-    """Opens the data sets, selects their cells and checks what is left.
+def open_sources(
+    specs: Sequence[Any], obs_fields: Mapping[str, str | None] | None, selection: CellSelection, unpaired: bool
+) -> list[OpenedSource]:
+    """Opens the data sets and selects their cells.
 
     Args:
       specs: what `open_dataset` takes.
-      options, obs_fields: for `check_dataset`.
-      selection: which cells; the check sees no others.
+      obs_fields: standard field -> column of obs, for the selection.
+      selection: which cells.
       unpaired: see `open_dataset`.
-      progress: called with (what is being done, how much is done, of how much).
 
     Raises:
-      InputError: a data set that cannot be used, a selection of what is not there, or the same file twice.
+      InputError: a data set that cannot be opened, or a selection of what is not there.
     """
     if not specs:
         raise InputError(f"no input files; give at least one {ACCEPTED}")
@@ -77,15 +84,28 @@ def checked_sources(
     num_opened = [len(dataset.cell_ids) for dataset in datasets]
     if selection:
         datasets = select_cells(datasets, names, selection, obs_fields)
+    return [
+        OpenedSource(name, dataset, number - len(dataset.cell_ids))
+        for name, dataset, number in zip(names, datasets, num_opened, strict=True)
+    ]
+
+
+def checked_sources(opened: Sequence[OpenedSource], inspections: Sequence[Inspection]) -> list[Source]:
+    """Those that passed.
+
+    Args:
+      opened: the data sets.
+      inspections: `inspect_dataset` of each.
+
+    Raises:
+      InputError: a data set that cannot be used, or the same file twice.
+    """
     sources: list[Source] = []
     where_seen: dict[str, str] = {}
-    for number, (name, dataset) in enumerate(zip(names, datasets, strict=True)):
-        progress("checking", number, len(datasets))
-        report = check_dataset(dataset, obs_fields=obs_fields, **options)
+    for (name, dataset, num_not_selected), (report, files) in zip(opened, inspections, strict=True):
         require_usable(report)
         matrices = [matrix for matrix in dataset.matrices if matrix.modality in report.modalities]
         rows = [np.where(report.modalities[matrix.modality].keep, dataset.rows_of(matrix), -1) for matrix in matrices]
-        files = _source_files(matrices)
         for entry in files:
             if entry["sha256"] in where_seen:
                 raise InputError(
@@ -93,10 +113,17 @@ def checked_sources(
                     "corpus twice; give it once"
                 )
             where_seen[entry["sha256"]] = dataset.path
-        num_not_selected = num_opened[number] - len(dataset.cell_ids)
         sources.append(Source(name, dataset, report, matrices, rows, files, num_not_selected))
-    progress("checking", len(datasets), len(datasets))
     return sources
+
+
+def inspect_dataset(
+    dataset: Dataset, options: dict[str, Any], obs_fields: Mapping[str, str | None] | None
+) -> Inspection:
+    """Reads every count and every byte; `options` and `obs_fields` are for `check_dataset`."""
+    report = check_dataset(dataset, obs_fields=obs_fields, **options)
+    matrices = [matrix for matrix in dataset.matrices if matrix.modality in report.modalities]
+    return Inspection(report, _source_files(matrices) if report.usable else [])
 
 
 def _unused_name(name: str, taken: Sequence[str]) -> str:
