@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+BEAM = ["apache-beam>=2.77"]
 
 setup(
     name="scmbert_jax",
@@ -54,7 +55,8 @@ setup(
         "scib-metrics>=0.5.10",
     ],
     extras_require={
-        "test": ["pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18"],
+        "beam": BEAM,
+        "test": [*BEAM, "pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18"],
     },
     entry_points={"console_scripts": ["scmbert=scmbert_jax.cli:main"]},
 )

@@ -6,12 +6,13 @@
     open_dataset("GSM1_a_matrix.mtx.gz")       one sample of a folder that holds several
     open_dataset("rna.h5ad+atac.h5ad")         several files of one dataset, paired by cell id
     open_dataset("example:pbmc_mosaic")        the data set that travels with the package
-    open_dataset(adata)                        an AnnData or MuData
+    open_dataset(adata)                        an AnnData or MuData; a Dataset, as it is
 
 Opening reads names and metadata; the values are read later, chunk by chunk (`CountsMatrix.chunks`).
 """
 
 import os
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ def _open_alone(spec: Any, name: str | None) -> Dataset:
 
 
 def _open_object(spec: Any, name: str | None) -> Dataset:
+    if isinstance(spec, Dataset):
+        return spec if name is None else replace(spec, name=name)
     if hasattr(spec, "mod") and hasattr(spec, "obs"):
         return read_mudata(spec, name or "mudata")
     if all(hasattr(spec, part) for part in ("X", "obs", "var", "layers")):

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -73,11 +73,14 @@ class LocalProcesses:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[None]:
         """As `Runner`. Raises CorpusError when a worker dies."""
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")  # what this process has open and running is not copied
-            ended, self._alive = context.Pipe(duplex=False)
-            self._pool = ProcessPoolExecutor(self._workers, context, _end_with_the_parent, (ended,))
         try:
+            if self._pool is None:
+                context = multiprocessing.get_context("spawn")  # what this process has open and running is not copied
+                ended, self._alive = context.Pipe(duplex=False)
+                self._pool = ProcessPoolExecutor(self._workers, context, _end_with_the_parent, (ended,))
+                # Python (3.11) watches a process that was started by `submit` only after the next result; so all
+                # are started, and results waited for, before there is work that takes long.
+                wait([self._pool.submit(os.getpid) for _ in range(self._workers)])
             for future in as_completed([self._pool.submit(task.run) for task in tasks]):
                 future.result()
                 yield

@@ -67,7 +67,7 @@ class CellBlocks(tfds.features.FeatureConnector):
             raise ValueError("the blocks of a corpus take no decoders")
         info = self.get_tensor_info()
         flat = tf.nest.flatten(info)
-        arrays = tf.numpy_function(self._decode, [example["block"]], [part.dtype for part in flat], stateful=False)
+        arrays = tf.numpy_function(self._decode, [example["block"]], [part.tf_dtype for part in flat], stateful=False)
         for array in arrays:
             array.set_shape((None,))
         return tf.nest.pack_sequence_as(info, arrays)

@@ -3,7 +3,8 @@
 A record is framed as: length u64, masked CRC32C of the length u32, data, masked CRC32C of the data u32 (all little
 endian; tensorflow/core/lib/io/record_writer.h). Its data are a `tf.train.Example` with one feature, `block`, of bytes:
 the block is the end of it, after five nested headers. So TensorFlow Datasets reads the files as they are. Beside
-`x.tfrecord` lies `x.offsets`: u64 little endian, where each record's frame begins, and last the size of the file; so any record is one `pread` away.
+`x.tfrecord` lies `x.offsets`: u64 little endian, where each record's frame begins, and last the size of the file; so
+any record is one `pread` away.
 """
 
 import os

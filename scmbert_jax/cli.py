@@ -72,6 +72,10 @@ def _parse(arguments: list[str]) -> Any:
     if node is Pretrain:
         verb, overrides = tyro.cli(Pretrain, args=arguments, prog=prog, return_unknown_args=True)
         return replace(verb, overrides=tuple(overrides))
+    if node is CorpusBuild and "--" in arguments:
+        place = arguments.index("--")
+        verb = tyro.cli(CorpusBuild, args=arguments[:place], prog=prog)
+        return replace(verb, beam_options=tuple(arguments[place + 1 :]))
     return tyro.cli(node, args=arguments, prog=prog)
 
 

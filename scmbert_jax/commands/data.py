@@ -5,7 +5,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-from scmbert_jax.commands.terminal import CorpusFolder, CountsFiles, Organism, print_json, progress, staged_progress
+from scmbert_jax.commands.terminal import (
+    CorpusFolder,
+    CountsFiles,
+    Organism,
+    print_json,
+    progress,
+    say,
+    staged_progress,
+)
 from scmbert_jax.errors import ConfigError, InputError
 
 ObsFields = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=COLUMN")]
@@ -69,6 +77,9 @@ class CorpusBuild:
               scmbert corpus build cortex rna.h5ad+atac.h5ad --assembly mm10
               scmbert corpus build train example:pbmc_mosaic --only technical_batch=p1_0,p3_0 --min-genes 1
               scmbert corpus build no_pairs example:pbmc_mosaic --unpaired --min-genes 1
+              scmbert corpus build atlas shared/*.h5ad --runner beam -- --runner=FlinkRunner --flink_master=host:8081
+
+    A build that was stopped or killed goes on when the same command is given again.
     """
 
     out: tyro.conf.Positional[CorpusFolder]
@@ -98,11 +109,23 @@ class CorpusBuild:
     """No cells that have one of the values; e.g. 'cell_type=B cell,NK'."""
     overwrite: bool = False
     """Replace OUT if it is a corpus."""
+    workers: int | None = None
+    """Processes. Left out: one for each CPU, or a single one where there are few cells. The bytes are the same."""
+    runner: Literal["local", "beam"] = "local"
+    """beam: as Apache Beam pipelines, in this process or where the options after -- say."""
+    beam_options: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """What stands after --."""
 
     def run(self) -> int:
         from data_pipelines.build_corpus import build_corpus
         from data_pipelines.corpus_description import describe_corpus, describe_text
 
+        if self.beam_options and self.runner != "beam":
+            raise ConfigError(f"-- {' '.join(self.beam_options)}: options of Beam, but --runner beam is not given.")
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"--workers {self.workers}: expected at least 1.")
+        if self.workers is not None and self.runner == "beam":
+            raise ConfigError("--workers is for --runner local; give Beam its own option after --.")
         build_corpus(
             self.out,
             list(self.files),
@@ -118,7 +141,10 @@ class CorpusBuild:
             only=_field_values("--only", self.only),
             exclude=_field_values("--exclude", self.exclude),
             overwrite=self.overwrite,
+            workers=self.workers,
+            beam_options=self.beam_options if self.runner == "beam" else None,
             progress=staged_progress(),
+            notice=say,
         )
         print(describe_text(describe_corpus(self.out)))
         return 0
