@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from data_pipelines import cell_block, cell_metadata, corpus, corpus_writer
+from data_pipelines import cell_block, cell_metadata, corpus, corpus_writer, external_shuffle, source_tasks
 from data_pipelines.cell_selection import CellSelection
 from data_pipelines.corpus import Corpus
 from data_pipelines.corpus_blocks import ShardTask
@@ -122,6 +122,7 @@ def build_corpus(
         "codec": codec,
         "seed": seed,
         "shard_bytes": shard_bytes,
+        "division": [source_tasks.MIN_TASK_ROWS, source_tasks.MAX_TASK_ROWS, external_shuffle.BUCKET_ENTRIES],
     }
     with GrowingFolder(out, corpus.building_path(out), overwrite) as folder:
         opened = open_sources(specs, obs_fields, selection, unpaired)

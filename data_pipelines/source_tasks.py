@@ -20,7 +20,7 @@ from data_pipelines.work_folder import WorkFolder
 from scmbert_jax.errors import InputError
 
 CHUNK_ROWS = 2048  # rows of a matrix in memory at a time
-_MIN_TASK_ROWS, _MAX_TASK_ROWS = 4096, 65536
+MIN_TASK_ROWS, MAX_TASK_ROWS = 4096, 65536  # that one task of pass 1 reads
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class SegmentTask:
 def stretches(matrix: Any, all_rows: int) -> list[tuple[int, int]]:
     """(first, last) of the tasks of a matrix, if all matrices have `all_rows` cells: the more there are, the fewer
     cells of a task belong into one bucket, and the shorter and worse compressed its segments would be."""
-    return row_ranges(matrix, min(max(all_rows // 64, _MIN_TASK_ROWS), _MAX_TASK_ROWS))
+    return row_ranges(matrix, min(max(all_rows // 64, MIN_TASK_ROWS), MAX_TASK_ROWS))
 
 
 def _mapped(

@@ -11,13 +11,13 @@ OPTIONS = {"min_genes": 5, "block_size": 16, "shard_bytes": 3000}
 # For programs that tests start: `python -c DIVIDED + "..."`.
 DIVIDED = """
 from data_pipelines import external_shuffle, source_tasks
-source_tasks._MIN_TASK_ROWS, external_shuffle.BUCKET_ENTRIES = 40, 2000
+source_tasks.MIN_TASK_ROWS, external_shuffle.BUCKET_ENTRIES = 40, 2000
 """
 
 
 def divide(monkeypatch, *, task_rows: int = 40, chunk_rows: int = 16, bucket: int = 2000, gather: int = 500) -> None:
     """Tasks of so many rows, chunks of so many, buckets and segments of about so many entries."""
-    monkeypatch.setattr(source_tasks, "_MIN_TASK_ROWS", task_rows)
+    monkeypatch.setattr(source_tasks, "MIN_TASK_ROWS", task_rows)
     monkeypatch.setattr(source_tasks, "CHUNK_ROWS", chunk_rows)
     monkeypatch.setattr(external_shuffle, "BUCKET_ENTRIES", bucket)
     monkeypatch.setattr(external_shuffle, "GATHER_ENTRIES", gather)
