@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.durable_files import growing_file
-from data_pipelines.stored_nodes import load_pickle
+from data_pipelines.stored_nodes import close_all, load_pickle
 from data_pipelines.task_runner import Task
 from scmbert_jax.errors import ConfigError, CorpusError, UserError
 
@@ -67,7 +67,8 @@ class BeamPipelines:
         yield from (None for _ in tasks)
 
     def close(self) -> None:
-        """A pipeline is over when `run` is."""
+        """A pipeline is over when `run` is; what its tasks opened in this process is closed."""
+        close_all()
 
 
 def _run(task: Any, failures: str) -> None:  # Beam checks annotations, and `Task` is a protocol

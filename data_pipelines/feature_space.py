@@ -268,7 +268,7 @@ class FeatureSpace:
 
 
 def _row_text(feature_id: str, chrom: str, start: int, end: int, links: tuple[str, ...], name: str) -> str:
-    """What `json.dumps` makes of the row, at a fifth of the time: every start of a run waits for it. Quoted, so that no
-    two spaces can have the same text."""
+    """What `json.dumps` makes of the row, in a quarter of the time: every start of a run waits for it. Quoted, so that
+    no two spaces can have the same text."""
     linked = ", ".join([_quoted(gene) for gene in links])
     return f"[{_quoted(feature_id)}, {_quoted(chrom)}, {start}, {end}, [{linked}], {_quoted(name)}]"

@@ -1,6 +1,5 @@
 """The tasks of a build that read its data sets: check one whole, or read a stretch of cells of one matrix (pass 1)."""
 
-import functools
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from data_pipelines.corpus_sources import inspect_dataset
 from data_pipelines.durable_files import growing_file
 from data_pipelines.external_shuffle import SegmentWriter
 from data_pipelines.stored_matrix import chunks_between, row_ranges
-from data_pipelines.stored_nodes import load_pickle, write_pickle
+from data_pipelines.stored_nodes import opened_pickle, write_pickle
 from data_pipelines.work_folder import WorkFolder
 from scmbert_jax.errors import InputError
 
@@ -31,12 +30,7 @@ class Handed:
     path: Path | None = None
 
     def get(self) -> Any:
-        return self.thing if self.path is None else _opened(self.path)
-
-
-@functools.lru_cache(maxsize=2)
-def _opened(path: Path) -> Any:
-    return load_pickle(path)
+        return self.thing if self.path is None else opened_pickle(self.path)
 
 
 def hand_over(thing: Any, name: str, where: str, work: WorkFolder, in_process: bool) -> Handed:

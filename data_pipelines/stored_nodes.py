@@ -67,10 +67,31 @@ def load_pickle(path: Path) -> Any:
         return pickle.load(file)
 
 
+def opened_pickle(path: Path) -> Any:
+    """As `load_pickle`; the last few, and the files they opened, stay open for the next call, until `close_all`."""
+    return _opened_pickle(path, _version(path))
+
+
+def close_all() -> None:
+    """Forget what `opened_pickle` keeps open; files close when nobody uses them."""
+    _opened_pickle.cache_clear()
+    _open_file.cache_clear()
+
+
+def _version(path: str | Path) -> tuple[int, int]:
+    stat = os.stat(path)
+    return stat.st_ino, stat.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=2)
+def _opened_pickle(path: Path, version: tuple[int, int]) -> Any:
+    return load_pickle(path)
+
+
 def _open_node(path: str, name: str) -> Any:
-    return _open_file(path)[name]
+    return _open_file(path, _version(path))[name]
 
 
 @functools.lru_cache(maxsize=8)
-def _open_file(path: str) -> h5py.File:
+def _open_file(path: str, version: tuple[int, int]) -> h5py.File:
     return h5py.File(path, "r")

@@ -1,5 +1,6 @@
 """A build in many tasks: the same bytes however they are cut and wherever they run, memory bounded, Beam, TFDS."""
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,19 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(mosaic_file, undivid
 def test_beam_gives_the_same_bytes(mosaic_file, undivided, tmp_path, monkeypatch):
     divide(monkeypatch, task_rows=100)
     assert contents(build(tmp_path / "corpus", mosaic_file, beam_options=["--runner=DirectRunner"]).path) == undivided
+
+
+@pytest.mark.slow
+def test_beam_in_this_process_reads_what_lies_there_now_and_closes_it(mosaic_cells, tmp_path):
+    """The same names twice: of the source, and of all that the build writes."""
+    data = mosaic_cells.to_mudata().mod["rna"]
+    source, found = tmp_path / "cells.h5ad", []
+    for part in (data, data[:100].copy()):
+        part.write_h5ad(source)
+        found.append(build(tmp_path / "corpus", source, beam_options=[], overwrite=True).num_cells)
+        with open(source, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # HDF5 locks what it has open
+    assert found == [200, 100]
 
 
 @pytest.mark.slow
