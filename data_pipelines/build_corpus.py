@@ -16,6 +16,7 @@ take (about 0.5 kB a cell) while it is checked. Memory of the process that decid
 Disk: 1.6 kB a cell of RNA for the segments, beside the corpus itself.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ from data_pipelines.cell_selection import CellSelection
 from data_pipelines.corpus import Corpus
 from data_pipelines.corpus_blocks import ShardTask
 from data_pipelines.corpus_sources import (
+    OpenedSource,
     Source,
     checked_sources,
     dataset_entry,
@@ -42,7 +44,7 @@ from data_pipelines.counts_matrix import CountsMatrix
 from data_pipelines.durable_files import GrowingFolder
 from data_pipelines.external_shuffle import cell_hashes, partition, shuffled_order
 from data_pipelines.feature_space import FeatureSpace
-from data_pipelines.source_tasks import CheckTask, SegmentTask, hand_over, stretches
+from data_pipelines.source_tasks import CheckTask, Handed, SegmentTask, hand_over, stretches
 from data_pipelines.stored_nodes import load_pickle
 from data_pipelines.supervision import cells_by_modalities
 from data_pipelines.task_runner import InProcess, LocalProcesses, Progress, Runner, available_cores, run_tasks
@@ -130,14 +132,8 @@ def build_corpus(
         num_opened = sum(len(source.dataset.cell_ids) for source in opened)
         with closing(_runner(work, workers, beam_options, num_opened)) as runner:
             checks = [
-                CheckTask(
-                    work,
-                    number,
-                    hand_over(source.dataset, f"dataset-{number:06d}", source.dataset.path, work, runner.in_process),
-                    check_options,
-                    obs_fields,
-                )
-                for number, source in enumerate(opened)
+                CheckTask(work, number, dataset, check_options, obs_fields)
+                for number, dataset in enumerate(_handed_datasets(runner, work, opened))
             ]
             run_tasks(runner, "checking", checks, report_progress)
             sources = checked_sources(opened, [load_pickle(check.output) for check in checks])
@@ -152,14 +148,14 @@ def build_corpus(
                 ShardTask(
                     work=work,
                     path=folder.path.resolve() / f"shard-{number:05d}.tfrecord",
-                    buckets=(int(deal.shards[number]), int(deal.shards[number + 1])),
+                    buckets=(first, last),
                     modalities=tuple(feature_space.modalities),
                     obs_fields=tuple(codes),
                     num_cells=len(cells.order),
                     block_size=block_size,
                     codec=codec,
                 )
-                for number in range(len(deal.shards) - 1)
+                for number, (first, last) in enumerate(itertools.pairwise(deal.shards.tolist()))
             ]
             if not all(shard.output.exists() for shard in shards):
                 work.save_array("buckets", deal.buckets)
@@ -319,6 +315,13 @@ def _runner(work: WorkFolder, workers: int | None, beam_options: Sequence[str] |
     if workers is None:
         workers = 1 if num_cells < _ONE_PROCESS_CELLS else available_cores()
     return InProcess() if workers == 1 else LocalProcesses(workers)
+
+
+def _handed_datasets(runner: Runner, work: WorkFolder, opened: list[OpenedSource]) -> list[Handed]:
+    return [
+        hand_over(source.dataset, f"dataset-{number:06d}", source.dataset.path, work, runner.in_process)
+        for number, source in enumerate(opened)
+    ]
 
 
 def _segment_tasks(
