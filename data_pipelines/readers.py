@@ -9,7 +9,7 @@
     open_dataset("soma:experiment.soma")       a TileDB-SOMA experiment; "census:2025-11-08?organism=human": the public
     Census open_dataset("cells.h5ad?assay=Smart-seq2") options for one file behind its name
     open_dataset("example:pbmc_mosaic")        the data set that travels with the package
-    open_dataset(adata)                        an AnnData or MuData
+    open_dataset(adata)                        an AnnData or MuData; a Dataset, as it is
 
 Opening reads names and metadata; the values are read later, chunk by chunk (`CountsMatrix.chunks`).
 """
@@ -180,6 +180,8 @@ def _with_assay(dataset: Dataset, assay: str, obs_fields: Mapping[str, str | Non
 
 
 def _open_object(spec: Any, name: str | None) -> Dataset:
+    if isinstance(spec, Dataset):
+        return spec if name is None else dataclasses.replace(spec, name=name)
     if hasattr(spec, "mod") and hasattr(spec, "obs"):
         return read_mudata(spec, name or "mudata")
     if all(hasattr(spec, part) for part in ("X", "obs", "var", "layers")):

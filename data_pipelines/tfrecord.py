@@ -1,11 +1,12 @@
-"""TFRecord files, written and read without TensorFlow.
+"""TFRecord files of blocks, written and read without TensorFlow.
 
 A record is framed as: length u64, masked CRC32C of the length u32, data, masked CRC32C of the data u32 (all little
-endian; tensorflow/core/lib/io/record_writer.h). Beside `x.tfrecord` lies `x.offsets`: u64 little endian, where each
-record's frame begins, and last the size of the file; so any record is one `pread` away.
+endian; tensorflow/core/lib/io/record_writer.h). Its data are a `tf.train.Example` with one feature, `block`, of bytes:
+the block is the end of it, after five nested headers. So TensorFlow Datasets reads the files as they are. Beside
+`x.tfrecord` lies `x.offsets`: u64 little endian, where each record's frame begins, and last the size of the file; so
+any record is one `pread` away.
 """
 
-import os
 import struct
 from pathlib import Path
 
@@ -24,8 +25,9 @@ def masked_crc32c(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 
 
-def frame(data: bytes) -> bytes:
+def frame(block: bytes) -> bytes:
     """The bytes of one record in the file."""
+    data = _example(block)
     length = struct.pack("<Q", len(data))
     return b"".join(
         [length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data))],
@@ -33,7 +35,7 @@ def frame(data: bytes) -> bytes:
 
 
 def unframe(framed: bytes) -> bytes:
-    """The data of one record. Raises CorpusError if the frame or the data are damaged."""
+    """The block of one record. Raises CorpusError if the frame or the data are damaged."""
     if len(framed) < FRAME_BYTES:
         raise CorpusError(f"record of {len(framed)} bytes; its frame alone has {FRAME_BYTES}")
     length, length_crc = struct.unpack("<QI", framed[:12])
@@ -44,7 +46,45 @@ def unframe(framed: bytes) -> bytes:
     data = framed[12:-4]
     if masked_crc32c(data) != struct.unpack("<I", framed[-4:])[0]:
         raise CorpusError("record is damaged: the checksum of its data does not match")
-    return data
+    return data[_block_start(data) :]
+
+
+# --- tf.train.Example ------------------------------------------------------------------------------------------------
+
+# Example.features, Features.feature (one entry of a map), its value, Feature.bytes_list, BytesList.value: each a tag
+# and a length around the next (tensorflow/core/example/{example,feature}.proto). An entry's key is before its value.
+_KEY = b"\x0a\x05block"
+
+
+def _example(block: bytes) -> bytes:
+    """A serialised `tf.train.Example` whose only feature is `block`."""
+    header, size = b"", len(block)
+    # from the inside out
+    for before, tag in ((b"", b"\x0a"), (b"", b"\x0a"), (_KEY, b"\x12"), (b"", b"\x0a"), (b"", b"\x0a")):
+        header = before + tag + _varint(size) + header
+        size = len(header) + len(block)
+    return header + block
+
+
+def _varint(value: int) -> bytes:
+    parts = bytearray()
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*parts, value])
+
+
+def _block_start(data: bytes) -> int:
+    """Where the block begins in what `_example` made."""
+    start = data.find(_KEY) + len(_KEY)
+    for tag in (0x12, 0x0A, 0x0A):
+        if start >= len(data) or data[start] != tag:
+            raise CorpusError("record holds no block: not a tf.train.Example with the one feature `block`")
+        start += 1
+        while start < len(data) and data[start] > 127:
+            start += 1
+        start += 1
+    return start
 
 
 def is_sound(framed: bytes) -> bool:
@@ -82,11 +122,3 @@ def parse_offsets(raw: bytes, shard_bytes: int, path: object) -> np.ndarray:
             f"{path}: offsets do not ascend from 0 to {shard_bytes}, by at least a frame each; rebuild the corpus"
         )
     return offsets
-
-
-def write_offsets(shard: Path, offsets: list[int]) -> None:
-    """Write the sidecar; `offsets` ends with the size of the shard. Durable when this returns."""
-    with open(offsets_path(shard), "wb") as file:
-        file.write(np.asarray(offsets, "<u8").tobytes())
-        file.flush()
-        os.fsync(file.fileno())

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from data_pipelines.corpus import (
     MANIFEST,
     Corpus,
+    content_digest,
     fingerprint_of,
     measured_digest,
     read_feature_space,
@@ -68,7 +69,7 @@ def verify_corpus(path: Location, progress: Callable[[int, int], None] | None = 
     except UserError as error:
         return VerifyReport(files.root, 0, 0, (*problems, str(error)), ())
     damaged: list[int] = []
-    cells, content = 0, hashlib.sha256()
+    cells, digests = 0, []
     with Corpus(files, manifest, feature_space, measured) as corpus:
         for shard, entry in enumerate(manifest["shards"]):
             stop = int(corpus.shard_ends[shard])
@@ -80,7 +81,7 @@ def verify_corpus(path: Location, progress: Callable[[int, int], None] | None = 
                     framed = corpus.read_frame(index)
                     frames.update(framed)
                     payload, block = corpus.decode_frame(index, framed)
-                    content.update(payload)
+                    digests.append(hashlib.sha256(payload).hexdigest())
                     cells += block.num_cells
                     damaged.pop()
                 if progress is not None:
@@ -90,7 +91,7 @@ def verify_corpus(path: Location, progress: Callable[[int, int], None] | None = 
             corpus.obs()
     if not damaged:
         found = fingerprint_of(
-            feature_space.content_hash, measured_digest(measured), manifest["vocabularies"], content.hexdigest()
+            feature_space.content_hash, measured_digest(measured), manifest["vocabularies"], content_digest(digests)
         )
         if found != manifest["fingerprint"]:
             problems.append(

@@ -11,7 +11,7 @@ import tyro
 
 from scmbert_jax import __version__
 from scmbert_jax.commands.align import LabelTransfer, MakePseudoPairs, Match
-from scmbert_jax.commands.bench import BenchObjectives, BenchStorage
+from scmbert_jax.commands.bench import BenchBuild, BenchObjectives, BenchStorage
 from scmbert_jax.commands.data import CorpusBuild, CorpusCopy, CorpusInfo, CorpusOverlap, CorpusVerify, Doctor
 from scmbert_jax.commands.evaluate import EvaluateProbe, EvaluateTranslation
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
@@ -42,7 +42,7 @@ VERBS: dict[str, Any] = {
         "matching": EvaluateMatching,
         "integration": EvaluateIntegration,
     },
-    "bench": {"objectives": BenchObjectives, "storage": BenchStorage},
+    "bench": {"objectives": BenchObjectives, "build": BenchBuild, "storage": BenchStorage},
 }
 
 
@@ -78,6 +78,10 @@ def _parse(arguments: list[str]) -> Any:
     if node is Pretrain:
         verb, overrides = tyro.cli(Pretrain, args=arguments, prog=prog, return_unknown_args=True)
         return replace(verb, overrides=tuple(overrides))
+    if node is CorpusBuild and "--" in arguments:
+        place = arguments.index("--")
+        verb = tyro.cli(CorpusBuild, args=arguments[:place], prog=prog)
+        return replace(verb, beam_options=tuple(arguments[place + 1 :]))
     return tyro.cli(node, args=arguments, prog=prog)
 
 

@@ -1,10 +1,11 @@
-"""Verbs that measure speed: bench objectives, bench storage."""
+"""Verbs that measure speed: bench objectives, bench build, bench storage."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 
-from scmbert_jax.commands.terminal import CorpusFolder, print_json, say
+from scmbert_jax.commands.terminal import CorpusFolder, print_json, say, staged_progress
 from scmbert_jax.errors import ConfigError
 
 
@@ -104,4 +105,38 @@ class BenchStorage:
         else:
             for name, speed in found.items():
                 print(f"{name:20s}{speed:10,.0f} cells/s{speed / found['folder']:8.2f} of the folder")
+        return 0
+
+
+@dataclass(frozen=True)
+class BenchBuild:
+    """Time, memory and disk of building a corpus of synthetic cells, and the wait for the first batch of it.
+
+    Example:  scmbert bench build --cells 100000
+              scmbert bench build --cells 5000000 --workers 8 --folder /scratch --json
+    """
+
+    cells: int
+    """How many; of 36,601 genes, about 1,635 with a count."""
+    workers: int | None = None
+    """Processes; left out: one for each CPU."""
+    folder: Path | None = None
+    """Where to build, with about 4 kB of room per cell; what is built is removed. Left out: the temporary folder."""
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        from scmbert_jax.benchmarks.build_speed import measure_build
+
+        for name, number in {"cells": self.cells, "workers": self.workers}.items():
+            if number is not None and number < 1:
+                raise ConfigError(f"--{name} {number}: expected 1 or more.")
+        if self.folder is not None and not self.folder.is_dir():
+            raise ConfigError(f"--folder {self.folder}: no such folder.")
+        found = measure_build(self.cells, self.workers, self.folder, staged_progress())
+        if self.json:
+            print_json(found.to_dict())
+        else:
+            print(found.text())
+            print(", ".join(f"{name} {value}" for name, value in found.settings.items()))
         return 0

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from data_pipelines.reading_options import DEFAULT_READING, ReadingOptions
-from scmbert_jax.commands.terminal import CorpusFolder, CountsFiles, Organism, print_json, progress, staged_progress
+from scmbert_jax.commands.terminal import (
+    CorpusFolder,
+    CountsFiles,
+    Organism,
+    print_json,
+    progress,
+    say,
+    staged_progress,
+)
 from scmbert_jax.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -95,6 +103,9 @@ class CorpusBuild:
               scmbert corpus build multiome rna.h5ad+fragments.tsv.gz --regions ccre.bed.gz --assembly hg38
               scmbert corpus build peaks atac.h5ad --regions ccre.bed.gz --region-links links.tsv --assembly hg38
               scmbert corpus build blood 'census:2025-11-08?organism=human&obs_value_filter=tissue_general == "blood"'
+              scmbert corpus build atlas shared/*.h5ad --runner beam -- --runner=FlinkRunner --flink_master=host:8081
+
+    A build that was stopped or killed goes on when the same command is given again.
     """
 
     out: tyro.conf.Positional[CorpusFolder]
@@ -127,11 +138,23 @@ class CorpusBuild:
     reading: tyro.conf.OmitArgPrefixes[ReadingOptions] = DEFAULT_READING
     overwrite: bool = False
     """Replace OUT if it is a corpus."""
+    workers: int | None = None
+    """Processes. Left out: one for each CPU, or a single one where there are few cells. The bytes are the same."""
+    runner: Literal["local", "beam"] = "local"
+    """beam: as Apache Beam pipelines, in this process or where the options after -- say."""
+    beam_options: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """What stands after --."""
 
     def run(self) -> int:
         from data_pipelines.build_corpus import build_corpus
         from data_pipelines.corpus_description import describe_corpus, describe_text
 
+        if self.beam_options and self.runner != "beam":
+            raise ConfigError(f"-- {' '.join(self.beam_options)}: options of Beam, but --runner beam is not given.")
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"--workers {self.workers}: expected at least 1.")
+        if self.workers is not None and self.runner == "beam":
+            raise ConfigError("--workers is for --runner local; give Beam its own option after --.")
         build_corpus(
             self.out,
             list(self.files),
@@ -150,7 +173,10 @@ class CorpusBuild:
             disjoint_from=self.disjoint_from,
             licences=_licences(self.licence),
             overwrite=self.overwrite,
+            workers=self.workers,
+            beam_options=self.beam_options if self.runner == "beam" else None,
             progress=staged_progress(),
+            notice=say,
         )
         print(describe_text(describe_corpus(self.out)))
         return 0
