@@ -1,5 +1,6 @@
 """Verbs from counts files to a corpus: doctor, corpus build, corpus info, corpus verify."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -133,19 +134,31 @@ def _obs_fields(given: tuple[str, ...]) -> dict[str, str | None] | None:
 
 
 def _field_values(option: str, given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """FIELD=VALUE,VALUE ... -> field -> values; the same field twice adds to its values."""
+    """FIELD=VALUE,VALUE or FIELD>=NUMBER ... -> field -> values or bounds; the same field twice adds to them."""
     import csv
+    import re
 
     wanted: dict[str, tuple[str, ...]] = {}
     for text in given:
-        field, equals, values = text.partition("=")
+        parts = re.match(r"([^=<>]+)(=|[<>]=?)(.*)$", text, re.DOTALL)
+        field, sign, values = parts.groups() if parts else ("", "", "")
         listed = tuple(next(csv.reader([values], skipinitialspace=True), ()))
-        if not (field and equals and listed and all(listed)):
+        if sign not in ("", "="):
+            listed = (sign + values.strip(),) if _is_number(values) else ()
+        if not (field and listed and all(listed)):
             raise ConfigError(
-                f"{option} {text}: expected FIELD=VALUE or FIELD=VALUE,VALUE, e.g. technical_batch=p1,p2."
+                f"{option} {text}: expected FIELD=VALUE, FIELD=VALUE,VALUE or FIELD>=NUMBER, e.g. "
+                "technical_batch=p1,p2 or 'n_genes>=500'."
             )
-        wanted[field] = (*wanted.get(field, ()), *listed)
+        wanted[field.strip()] = (*wanted.get(field.strip(), ()), *listed)
     return wanted
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
