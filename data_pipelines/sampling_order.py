@@ -76,6 +76,7 @@ class SamplingOrder:
     Attributes:
       steps_per_epoch: steps until as many cells were drawn as there are; of one source: until every block was used.
       lanes: one `LaneOrder` per source.
+      draws: as given.
 
     Raises:
       ConfigError: V does not divide B; or an epoch shorter than one batch.
@@ -109,8 +110,8 @@ class SamplingOrder:
                 f"than one batch of {global_batch_size} cells: lower global_batch_size to "
                 f"{shortest // num_streams * num_streams} or less"
             )
-        self._draws = [int(count) for count in draws]
-        self._pattern = SourcePattern(draws, self.seed, self.num_streams)
+        self.draws = np.asarray(draws, np.int64)
+        self._pattern = SourcePattern(self.draws, self.seed, self.num_streams)
 
     def cells_at(self, step: int, process_index: int = 0, process_count: int = 1) -> list[Piece]:
         """The cells that process `process_index` of `process_count` puts into the global batch of `step`, by row.
@@ -137,7 +138,7 @@ class SamplingOrder:
     def most_draws(self, source: int) -> int:
         """Of a source by one lane in one step, at most."""
         turns = self.num_streams // self.lanes[source].num_lanes
-        return turns * min(self.draws_per_step, 2 + self.draws_per_step * self._draws[source] // sum(self._draws))
+        return turns * min(self.draws_per_step, 2 + self.draws_per_step * int(self.draws[source]) // int(self.draws.sum()))
 
     def _pieces(self, stream: int, first_draw: int) -> list[Piece]:
         """Draws [first_draw, first_draw + B/V) of a stream."""

@@ -17,13 +17,14 @@ from scmbert_jax.errors import ConfigError
 _PATTERN = 5  # what a hash is for; lane_order has 1 and 2, collate 3, sampling_order 4
 MIN_PERIOD = 4096
 MAX_SOURCES = 4096
+_PERIODS = 512  # that are compared
 
 
 def draws_per_period(shares: Sequence[float]) -> np.ndarray:
     """Shares as whole numbers of draws: int64 [sources], each at least 1; P is their sum.
 
-    Of the periods between half of the longest and it, the one with the smallest error is taken, so that 1 : 1 : 1 or
-    0.3 : 0.7 are exact. No share is off by more than one draw of P >= 2048, but for sources that would never be drawn.
+    Of the 512 longest periods the one with the smallest error is taken, so that whole weights that sum to 512 or less
+    are exact. No share is off by more than one draw of P > 3584, but where sources would otherwise never be drawn.
 
     Raises:
       ConfigError: no source, too many, or a share that is not a positive number.
@@ -48,7 +49,7 @@ def draws_per_period(shares: Sequence[float]) -> np.ndarray:
         counts = counts_of(period)
         return round(float(np.abs(counts / counts.sum() - wanted).max()), 9)
 
-    return counts_of(min(range(longest, longest // 2, -1), key=error_of))
+    return counts_of(min(range(longest, longest - _PERIODS, -1), key=error_of))
 
 
 class SourceDraws(NamedTuple):
