@@ -138,7 +138,9 @@ class SamplingOrder:
     def most_draws(self, source: int) -> int:
         """Of a source by one lane in one step, at most."""
         turns = self.num_streams // self.lanes[source].num_lanes
-        return turns * min(self.draws_per_step, 2 + self.draws_per_step * int(self.draws[source]) // int(self.draws.sum()))
+        return turns * min(
+            self.draws_per_step, 2 + self.draws_per_step * int(self.draws[source]) // int(self.draws.sum())
+        )
 
     def _pieces(self, stream: int, first_draw: int) -> list[Piece]:
         """Draws [first_draw, first_draw + B/V) of a stream."""

@@ -1,4 +1,4 @@
-"""The order: every cell at most once an epoch, the same for any number of processes, seekable; alone and in mixtures."""
+"""The order, alone and in mixtures: every cell at most once an epoch, for any number of processes, seekable."""
 
 import numpy as np
 import pytest
@@ -26,9 +26,7 @@ def orders(draw) -> SamplingOrder:
     sizes = np.full(num_blocks, block_size)
     sizes[:larger] += 1
     per_stream = draw(st.integers(1, (num_blocks // num_streams) * block_size))
-    return order_of(
-        sizes, draw(st.integers(-5, 2**40)), per_stream * num_streams, num_streams, draw(st.integers(1, 7))
-    )
+    return order_of(sizes, draw(st.integers(-5, 2**40)), per_stream * num_streams, num_streams, draw(st.integers(1, 7)))
 
 
 @st.composite
