@@ -95,6 +95,14 @@ class JoinedCorpora:
                         f"could serve the other. Build them on the same features, or set num_tokens of {name} to 0"
                     )
 
+    def shared_files(self) -> dict[str, list[str]]:
+        """Source file -> the corpora that were built from it, where they are several."""
+        found: dict[str, tuple[str, list[str]]] = {}  # sha256 -> (file, corpora)
+        for corpus in self.corpora:
+            for digest, name in {f["sha256"]: f["file"] for entry in corpus.datasets for f in entry["files"]}.items():
+                found.setdefault(digest, (name, []))[1].append(str(corpus.path))
+        return {name: paths for name, paths in found.values() if len(paths) > 1}
+
     def measured(self, modality: str) -> list[np.ndarray]:
         """Per data set, in the order of their codes: bool [features of the modality], which of them it measured."""
         masks = []

@@ -26,7 +26,7 @@ from data_pipelines.source_shares import capped, given, tempered
 from scmbert_jax.errors import ConfigError
 
 UNKNOWN_CLASS = "(not known)"
-_SHOWN = 20  # sources and values listed in a message
+_SHOWN = 20  # sources listed in a message
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Mixture:
         }
 
     def in_words(self) -> list[str]:
-        """One line per source, the most often drawn first: what is drawn how often; nothing of a corpus as it is."""
+        """What is drawn how often, the most often drawn sources first; nothing of a corpus as it is."""
         if self.fingerprint == self.joined.corpora[0].fingerprint:
             return []
         period = int(self.draws.sum())
@@ -162,6 +162,8 @@ class Mixture:
             lines.append(f"  {share:7.2%} from {source.num_cells:,} cells of {path}{group} ({repeats:.2g} times each)")
         if len(self.sources) > _SHOWN:
             lines.append(f"  and {len(self.sources) - _SHOWN:,} more")
+        for file, paths in self.joined.shared_files().items():
+            lines.append(f"  note: {file} is in {' and in '.join(paths)}: a cell that is in both is drawn from both")
         return lines
 
     def _fingerprint(self) -> str:
