@@ -10,7 +10,7 @@ from data_pipelines.corpus import Corpus
 from data_pipelines.mixture import Mixture
 from data_pipelines.sampling_order import SamplingOrder, SourcePlan, check_batch
 from data_pipelines.source_blocks import SourceBlocks, plan_alone, plan_in_mixture
-from data_pipelines.window_reader import Window, WindowColumns, WindowReader
+from data_pipelines.window_reader import Window, WindowReader
 from scmbert_jax.batch import MODALITIES, CellBatch, ModalityTokens
 from scmbert_jax.errors import ConfigError
 
@@ -54,6 +54,7 @@ class BatchReader:
     ):
         self.mixture = mixture if isinstance(mixture, Mixture) else Mixture([mixture])
         joined = self.mixture.joined
+        self._translations = joined.translations
         check_sampling(sampling, joined.modalities, f"the corpus {joined.where}")
         unknown = [name for name in covariates if name not in joined.vocabularies]
         if unknown:
@@ -76,23 +77,23 @@ class BatchReader:
         self.order.cells_at(0, process_index, process_count)  # the number of processes is checked here, not at step 0
         self.steps_per_epoch = self.order.steps_per_epoch
         self.rows = global_batch_size // process_count
-        self._measured = {name: MeasuredFeatures.from_masks(joined.measured(name)) for name in self.sampling}
+        self._measured = [_measured_features(corpus, tuple(self.sampling)) for corpus in joined.corpora]
         self._windows = [self._window_reader(source, plan) for source, plan in enumerate(plans)]
 
     def _window_reader(self, number: int, plan: SourcePlan) -> WindowReader:
         """Of a source: keeps two windows per lane of this process, and what one step of each may touch beyond that."""
-        source, joined = self.mixture.sources[number], self.mixture.joined
-
-        def read_block(block: int, modalities: tuple[str, ...]):
-            return joined.read_block(source.corpus, block, modalities)
-
-        sizes = joined.corpora[source.corpus].block_sizes
-        blocks = SourceBlocks(read_block, sizes, source.rows, plan.block_sizes)
+        source = self.mixture.sources[number]
+        corpus = self.mixture.joined.corpora[source.corpus]
         streams_here = self.order.num_streams // self.process_count
         streams_of_lane = self.order.num_streams // plan.num_lanes
         lanes_here = max(1, streams_here // streams_of_lane)
         windows_a_step = 2 + self.order.most_draws(number) // self.order.lanes[number].smallest_window
-        return WindowReader(blocks, tuple(self.sampling), self.covariates, lanes_here * windows_a_step)
+        return WindowReader(
+            SourceBlocks(corpus, source.rows, plan.block_sizes),
+            tuple(name for name in self.sampling if name in corpus.modalities),
+            tuple(name for name in self.covariates if name in corpus.vocabularies),
+            lanes_here * windows_a_step,
+        )
 
     def of_all_processes(self, sampling: dict[str, TokenSampling]) -> "BatchReader":
         """The same reader, giving all rows of the global batch, tokens drawn by `sampling`."""
@@ -117,14 +118,16 @@ class BatchReader:
         cell_index = np.zeros(self.rows, np.int32)
         first_row = self.process_index * self.rows
         for piece in self.order.cells_at(step, self.process_index, self.process_count):
-            window = self._windows[piece.source].window(piece.blocks)
+            corpus = self.mixture.sources[piece.source].corpus
+            window, translation = self._windows[piece.source].window(piece.blocks), self._translations[corpus]
             rows = slice(piece.first_row - first_row, piece.first_row - first_row + len(piece.cells))
-            cell_index[rows] = window.cell_index[piece.cells]
+            cell_index[rows] = window.cell_index[piece.cells] + translation.first_cell
             for name in self.covariates:
-                covariates[name][rows] = window.obs_codes[name][piece.cells]
-            for name, columns in window.modalities.items():
+                if name in translation.codes:
+                    covariates[name][rows] = translation.codes[name][window.obs_codes[name][piece.cells]]
+            for name in window.modalities:
                 key = token_key(self.seed, piece.epoch, name)
-                self._fill(tokens[name], rows, piece.cells, window, name, columns, key)
+                self._fill(tokens[name], rows, piece.cells, window, name, corpus, key)
         return CellBatch(
             modalities=tokens,
             covariates=covariates,
@@ -139,9 +142,10 @@ class BatchReader:
         cells: np.ndarray,
         window: Window,
         modality: str,
-        columns: WindowColumns,
+        corpus: int,
         key: int,
     ) -> None:
+        columns, translation = window.modalities[modality], self._translations[corpus]
         tokens.library_size[rows] = columns.library_size[cells]
         tokens.measured[rows] = columns.measured[cells]
         fill_tokens(
@@ -151,14 +155,25 @@ class BatchReader:
             columns.cell_starts,
             columns.feature_ids,
             columns.counts,
-            window.cell_index.astype(np.uint64),
+            (window.cell_index + translation.first_cell).astype(np.uint64),
             window.obs_codes["dataset"],
             columns.measured,
-            self._measured[modality],
-            self.mixture.joined.feature_space.slices[modality][0],
+            self._measured[corpus][modality],
+            0,
             self.sampling[modality].zero_fraction,
             key,
         )
+        ids = tokens.feature_ids[rows]
+        real = np.arange(ids.shape[1]) < tokens.lengths[rows, None]
+        np.copyto(ids, translation.features[modality][ids], where=real)
+
+
+def _measured_features(corpus: Corpus, modalities: tuple[str, ...]) -> dict[str, MeasuredFeatures]:
+    return {
+        name: MeasuredFeatures.from_masks([corpus.measured(dataset, name) for dataset in range(len(corpus.datasets))])
+        for name in modalities
+        if name in corpus.modalities
+    }
 
 
 def _plans(mixture: Mixture, global_batch_size: int, num_streams: int, window_blocks: int) -> list[SourcePlan]:

@@ -1,8 +1,8 @@
 """Several corpora as one: features joined by id, vocabularies by name, cells one corpus after another.
 
-The feature ids and codes of a block are translated when it is read. One corpus is joined with nothing: nothing of it
-changes. Data sets of the same name in several corpora stay apart (`name_2`), and so do their technical batches and
-donors.
+What is read of a corpus has its own numbers; a `Translation` says which numbers they are of all. Nothing of one corpus
+alone changes. Data sets of the same name in several corpora stay apart (`name_2`), and so do their technical batches
+and donors.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.cell_block import CellBlock
 from data_pipelines.cell_metadata import LOCAL_FIELDS
 from data_pipelines.corpus import Corpus
 from data_pipelines.feature_space import FeatureSpace, ModalityFeatures
 from scmbert_jax.errors import ConfigError, InputError
 
 
-class _Translation(NamedTuple):
-    """From the numbers of one corpus to those of all; None where they are the same."""
+class Translation(NamedTuple):
+    """From the numbers of one corpus to those of all.
 
-    features: dict[str, np.ndarray | None]  # modality -> int32 [its features]
-    codes: dict[str, np.ndarray | None]  # obs field -> int32 [its categories + 1]; the last one is for -1
+    Attributes:
+      features: modality -> int32 [features there], their rows of the joint feature table, ascending.
+      codes: obs field of the corpus -> int32 [categories + 1], their codes; the last one is for -1.
+      first_cell: the number of its first cell.
+    """
+
+    features: dict[str, np.ndarray]
+    codes: dict[str, np.ndarray]
+    first_cell: int
 
 
 class JoinedCorpora:
@@ -36,8 +42,8 @@ class JoinedCorpora:
       feature_space: every feature of any of them.
       vocabularies: obs field -> its categories in all of them, sorted (data sets: in the order of the corpora).
       dataset_names: per corpus, old name of a data set -> its name here.
-      first_cells: int64 [corpora], the number of the first cell of each; `CellBlock.cell_index` counts on from it.
       num_cells: of all.
+      translations: one per corpus.
       datasets: the manifests' entries of all data sets, under their names here.
 
     Raises:
@@ -48,7 +54,6 @@ class JoinedCorpora:
         self.corpora = tuple(corpora)
         _refuse_the_same_twice(self.corpora)
         self.feature_space = _joint_space(self.corpora)
-        self.first_cells = np.cumsum([0, *(corpus.num_cells for corpus in self.corpora[:-1])])
         self.num_cells = sum(corpus.num_cells for corpus in self.corpora)
         if self.num_cells > np.iinfo(np.int32).max:
             raise ConfigError(f"{self.num_cells:,} cells in all; a run can number {np.iinfo(np.int32).max:,} of them")
@@ -60,16 +65,24 @@ class JoinedCorpora:
         ]
         own = [_vocabularies(corpus, names) for corpus, names in zip(self.corpora, self.dataset_names, strict=True)]
         self.vocabularies = _joint_vocabularies(own)
-        self._translations = [
-            _Translation(
-                {
-                    name: _or_none(self.feature_space.modalities[name].index_of(features.ids))
-                    for name, features in corpus.feature_space.modalities.items()
-                },
-                {field: _code_translation(values, mine.get(field, [])) for field, values in self.vocabularies.items()},
-            )
-            for corpus, mine in zip(self.corpora, own, strict=True)
+        first_cells = np.cumsum([0, *(corpus.num_cells for corpus in self.corpora)]).tolist()
+        self.translations = [
+            self._translation(corpus, mine, first)
+            for corpus, mine, first in zip(self.corpora, own, first_cells, strict=False)
         ]
+
+    def _translation(self, corpus: Corpus, vocabularies: dict[str, list[str]], first_cell: int) -> Translation:
+        features = {
+            name: (self.feature_space.slices[name][0] + self.feature_space.modalities[name].index_of(own.ids)).astype(
+                np.int32
+            )
+            for name, own in corpus.feature_space.modalities.items()
+        }
+        codes = {}
+        for field, values in vocabularies.items():
+            code_of = {value: code for code, value in enumerate(self.vocabularies[field])}
+            codes[field] = np.array([*(code_of[value] for value in values), -1], np.int32)
+        return Translation(features, codes, first_cell)
 
     @property
     def modalities(self) -> list[str]:
@@ -102,41 +115,6 @@ class JoinedCorpora:
             for digest, name in {f["sha256"]: f["file"] for entry in corpus.datasets for f in entry["files"]}.items():
                 found.setdefault(digest, (name, []))[1].append(str(corpus.path))
         return {name: paths for name, paths in found.values() if len(paths) > 1}
-
-    def measured(self, modality: str) -> list[np.ndarray]:
-        """Per data set, in the order of their codes: bool [features of the modality], which of them it measured."""
-        masks = []
-        for corpus, translation in zip(self.corpora, self._translations, strict=True):
-            for dataset in range(len(corpus.datasets)):
-                mask = np.zeros(len(self.feature_space.modalities[modality]), bool)
-                if modality in translation.features:
-                    own = corpus.measured(dataset, modality)
-                    places = translation.features[modality]
-                    mask[np.arange(len(own)) if places is None else places] = own
-                masks.append(mask)
-        return masks
-
-    def read_block(self, corpus: int, number: int, modalities: tuple[str, ...]) -> CellBlock:
-        """A block of a corpus with the numbers of this: features, codes, cells."""
-        block = self.corpora[corpus].read_block(number, modalities)
-        if len(self.corpora) == 1:
-            return block
-        translation = self._translations[corpus]
-        columns = {}
-        for name, of_modality in block.modalities.items():
-            places = translation.features[name]
-            # ids are sorted in either space, so features stay ascending within a cell
-            columns[name] = (
-                of_modality if places is None else of_modality._replace(feature_ids=places[of_modality.feature_ids])
-            )
-        codes = {}
-        for field, new_codes in translation.codes.items():
-            old = block.obs_codes.get(field)
-            if old is None:
-                codes[field] = np.full(block.num_cells, -1, np.int32)
-            else:
-                codes[field] = old if new_codes is None else new_codes[old]
-        return CellBlock(columns, codes, block.cell_index + self.first_cells[corpus])
 
 
 def _refuse_the_same_twice(corpora: Sequence[Corpus]) -> None:
@@ -219,12 +197,3 @@ def _joint_vocabularies(own: Sequence[dict[str, list[str]]]) -> dict[str, list[s
         values = [value for vocabularies in own for value in vocabularies.get(field, ())]
         joint[field] = values if field == "dataset" else sorted(set(values))
     return joint
-
-
-def _code_translation(values: Sequence[str], own: Sequence[str]) -> np.ndarray | None:
-    code_of = {value: code for code, value in enumerate(values)}
-    return None if list(values) == list(own) else np.array([*(code_of[value] for value in own), -1], np.int32)
-
-
-def _or_none(places: np.ndarray) -> np.ndarray | None:
-    return None if np.array_equal(places, np.arange(len(places))) else places.astype(np.int32)

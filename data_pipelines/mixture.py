@@ -210,7 +210,8 @@ def _all_sources(joined: JoinedCorpora, options: MixtureOptions) -> Iterator[Sou
     if balance_by is not None:
         codes, classes = _classes(table, balance_by, joined.where)
     for index, corpus in enumerate(joined.corpora):
-        cells = slice(int(joined.first_cells[index]), int(joined.first_cells[index]) + corpus.num_cells)
+        first = joined.translations[index].first_cell
+        cells = slice(first, first + corpus.num_cells)
         rows = np.flatnonzero(keep[cells]).astype(np.int32)
         if not len(rows):
             raise ConfigError(

@@ -6,11 +6,10 @@ good as any. Reading a virtual block reads the blocks of the corpus that its cel
 corpus decodes about a hundred cells for each one it gives, unless it is small enough to be held whole.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from data_pipelines.cell_block import CellBlock, ModalityColumns
+from data_pipelines.corpus import Corpus
 from data_pipelines.sampling_order import SourcePlan
 from scmbert_jax.errors import ConfigError
 
@@ -92,47 +91,44 @@ class SourceBlocks:
     """Reads the blocks of one source. Threads may share it.
 
     Args:
-      read_block: reads a block of the corpus: (number, modalities) -> `CellBlock`.
-      corpus_sizes: int64, cells of the blocks of the corpus.
+      corpus: of its cells.
       rows: int32 [n] ascending, which cells; None: all.
       block_sizes: int64, cells of the blocks of the source.
     """
 
-    def __init__(
-        self,
-        read_block: Callable[[int, tuple[str, ...]], CellBlock],
-        corpus_sizes: np.ndarray,
-        rows: np.ndarray | None,
-        block_sizes: np.ndarray,
-    ):
-        self._read_block = read_block
-        self._corpus_ends = np.cumsum(corpus_sizes)
-        self._as_in_corpus = rows is None and np.array_equal(corpus_sizes, block_sizes)
-        self._rows = np.arange(int(corpus_sizes.sum()), dtype=np.int32) if rows is None else rows
+    def __init__(self, corpus: Corpus, rows: np.ndarray | None, block_sizes: np.ndarray):
+        self._corpus = corpus
+        self._corpus_ends = np.cumsum(corpus.block_sizes)
+        self._corpus_firsts = self._corpus_ends - corpus.block_sizes
+        self._as_in_corpus = rows is None and np.array_equal(corpus.block_sizes, block_sizes)
+        self._rows = np.arange(corpus.num_cells, dtype=np.int32) if rows is None else rows
         self._ends = np.cumsum(block_sizes)
 
-    def read_block(self, number: int, modalities: tuple[str, ...]) -> CellBlock:
-        """Block `number` of the source, of the modalities only those asked for; `cell_index` is that of the corpus.
+    def read_blocks(self, numbers: np.ndarray, modalities: tuple[str, ...]) -> list[CellBlock]:
+        """The cells of some blocks of the source, in their order: parts of blocks of the corpus, one after the other.
 
         Raises:
           CorpusError: a block of the corpus cannot be read; the shard and the block are named.
         """
         if self._as_in_corpus:
-            return self._read_block(number, modalities)
-        rows = self._rows[self._ends[number - 1] if number else 0 : self._ends[number]]
-        of_block = np.searchsorted(self._corpus_ends, rows, side="right")
-        parts = []
-        for corpus_block in np.unique(of_block).tolist():
-            first = int(self._corpus_ends[corpus_block - 1]) if corpus_block else 0
-            block = self._read_block(corpus_block, modalities)
-            parts.append(take_cells(block, rows[of_block == corpus_block].astype(np.int64) - first))
-        return parts[0] if len(parts) == 1 else join_blocks(parts)
+            return [self._corpus.read_block(number, modalities) for number in numbers.tolist()]
+        return [
+            take_cells(self._corpus.read_block(block, modalities), cells)
+            for number in numbers.tolist()
+            for block, cells in self._parts(number)
+        ]
+
+    def _parts(self, number: int) -> list[tuple[int, np.ndarray]]:
+        """Of a block of the source: the blocks of the corpus with its cells, and where they are there (int64)."""
+        rows = self._rows[self._ends[number - 1] if number else 0 : self._ends[number]].astype(np.int64)
+        of_row = np.searchsorted(self._corpus_ends, rows, side="right")
+        places = rows - self._corpus_firsts[of_row]
+        blocks, starts = np.unique(of_row, return_index=True)
+        return list(zip(blocks.tolist(), np.split(places, starts[1:]), strict=True))
 
 
 def take_cells(block: CellBlock, cells: np.ndarray) -> CellBlock:
     """The cells at these positions (int64 [n]) of a block."""
-    if len(cells) == block.num_cells and np.array_equal(cells, np.arange(block.num_cells)):
-        return block
     modalities = {}
     for name, columns in block.modalities.items():
         lengths = columns.lengths[cells]
@@ -147,23 +143,3 @@ def take_cells(block: CellBlock, cells: np.ndarray) -> CellBlock:
             columns.measured[cells],
         )
     return CellBlock(modalities, {n: codes[cells] for n, codes in block.obs_codes.items()}, block.cell_index[cells])
-
-
-def join_blocks(blocks: list[CellBlock]) -> CellBlock:
-    """The cells of all blocks, one after the other."""
-    modalities = {}
-    for name in dict.fromkeys(name for block in blocks for name in block.modalities):
-        parts = [block.modalities.get(name) or _not_measured(block.num_cells) for block in blocks]
-        modalities[name] = ModalityColumns(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-    obs_codes = {name: np.concatenate([block.obs_codes[name] for block in blocks]) for name in blocks[0].obs_codes}
-    return CellBlock(modalities, obs_codes, np.concatenate([block.cell_index for block in blocks]))
-
-
-def _not_measured(num_cells: int) -> ModalityColumns:
-    return ModalityColumns(
-        np.zeros(num_cells, np.int32),
-        np.zeros(0, np.int32),
-        np.zeros(0, np.uint32),
-        np.zeros(num_cells, np.uint64),
-        np.zeros(num_cells, bool),
-    )

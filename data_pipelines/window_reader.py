@@ -7,18 +7,12 @@ flight touch, so memory is bounded whatever the corpus.
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.cell_block import CellBlock
 from data_pipelines.collate import MAX_COUNT
-
-
-class Blocks(Protocol):
-    """What windows are made of: a corpus, or `SourceBlocks`."""
-
-    def read_block(self, number: int, modalities: tuple[str, ...], /) -> CellBlock: ...
+from data_pipelines.source_blocks import SourceBlocks
 
 
 class WindowColumns(NamedTuple):
@@ -47,7 +41,7 @@ class WindowReader:
       capacity: windows in memory.
     """
 
-    def __init__(self, blocks: Blocks, modalities: tuple[str, ...], obs_fields: tuple[str, ...], capacity: int):
+    def __init__(self, blocks: SourceBlocks, modalities: tuple[str, ...], obs_fields: tuple[str, ...], capacity: int):
         self._blocks = blocks
         self._modalities = modalities
         self._obs_fields = tuple(dict.fromkeys(("dataset", *obs_fields)))
@@ -80,7 +74,7 @@ class WindowReader:
         return future.result()
 
     def _decode(self, block_numbers: np.ndarray) -> Window:
-        blocks = [self._blocks.read_block(int(number), self._modalities) for number in block_numbers]
+        blocks = self._blocks.read_blocks(block_numbers, self._modalities)
         modalities = {}
         for name in self._modalities:
             parts = [block.modalities.get(name) for block in blocks]

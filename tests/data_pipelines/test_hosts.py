@@ -88,13 +88,13 @@ def virtual_blocks_read(reader: BatchReader, steps: int) -> Counter:
     """(source, block of the source) -> how often it was read in some steps."""
     read: Counter = Counter()
     for source, windows in enumerate(reader._windows):
-        plain = windows._blocks.read_block
+        plain = windows._blocks.read_blocks
 
-        def counted(number, modalities, source=source, plain=plain):
-            read[source, number] += 1
-            return plain(number, modalities)
+        def counted(numbers, modalities, source=source, plain=plain):
+            read.update((source, number) for number in numbers.tolist())
+            return plain(numbers, modalities)
 
-        windows._blocks.read_block = counted
+        windows._blocks.read_blocks = counted
     for step in range(steps):
         reader.batch_at(step)
     return read

@@ -51,7 +51,7 @@ def test_every_token_of_a_mixture_is_a_count_of_the_cell_it_names(both, corpora)
         for row, index in enumerate(batch.cell_index):
             which = int(index >= corpora[0].num_cells)
             seen[which] += 1
-            about = obs[which].iloc[index - int(joined.first_cells[which])]
+            about = obs[which].iloc[index - joined.translations[which].first_cell]
             cell = rows[which][about["cell_id"]]
             for name, tokens in batch.modalities.items():
                 columns = both[which].columns[name]

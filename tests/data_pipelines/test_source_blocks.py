@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixed_corpora import two_corpora
 
-from data_pipelines.cell_block import CellBlock, decode, encode
+from data_pipelines.cell_block import CellBlock
 from data_pipelines.corpus import balanced_block_sizes, open_corpus
-from data_pipelines.source_blocks import SourceBlocks, join_blocks, plan_alone, plan_in_mixture, take_cells
+from data_pipelines.source_blocks import SourceBlocks, plan_alone, plan_in_mixture
 from scmbert_jax.errors import ConfigError
 
 
@@ -41,25 +41,21 @@ def contents(block: CellBlock) -> list[dict]:
 def test_virtual_blocks_hold_the_chosen_cells_in_corpus_order(corpus, data):
     rows = np.array(sorted(data.draw(st.sets(st.integers(0, corpus.num_cells - 1), min_size=1))), np.int32)
     sizes = balanced_block_sizes(len(rows), data.draw(st.integers(1, 40)))
-    blocks = SourceBlocks(corpus.read_block, corpus.block_sizes, rows, sizes)
+    blocks = SourceBlocks(corpus, rows, sizes)
     whole = [cell for number in range(corpus.num_blocks) for cell in contents(corpus.read_block(number))]
-    read = [blocks.read_block(number, ("rna", "protein")) for number in range(len(sizes))]
-    assert [block.num_cells for block in read] == sizes.tolist()
-    assert [cell for block in read for cell in contents(block)] == [whole[row] for row in rows]
+    expected = np.split(rows, np.cumsum(sizes)[:-1])
+    order = data.draw(st.permutations(range(len(sizes))))
+    read = blocks.read_blocks(np.array(order), ("rna", "protein"))
+    assert [cell for part in read for cell in contents(part)] == [whole[row] for n in order for row in expected[n]]
 
 
 def test_a_whole_corpus_is_read_by_its_own_blocks_or_as_one(corpus):
-    plain = SourceBlocks(corpus.read_block, corpus.block_sizes, None, corpus.block_sizes)
-    assert contents(plain.read_block(3, ("rna",))) == contents(corpus.read_block(3, ("rna",)))
-    one = SourceBlocks(corpus.read_block, corpus.block_sizes, None, np.array([corpus.num_cells]))
-    assert one.read_block(0, ("rna",)).cell_index.tolist() == list(range(corpus.num_cells))
-
-
-def test_what_is_taken_and_joined_is_a_block_like_any_other(corpus):
-    """It can be written and read again: no column contradicts another, in mosaic cells, either."""
-    parts = [take_cells(corpus.read_block(n), np.array([0, 3, 5])) for n in range(corpus.num_blocks)]
-    joined = join_blocks(parts)
-    assert contents(decode(encode(joined))) == contents(joined) == [cell for part in parts for cell in contents(part)]
+    plain = SourceBlocks(corpus, None, corpus.block_sizes)
+    (block,) = plain.read_blocks(np.array([3]), ("rna",))
+    assert contents(block) == contents(corpus.read_block(3, ("rna",)))
+    one = SourceBlocks(corpus, None, np.array([corpus.num_cells]))
+    parts = one.read_blocks(np.array([0]), ("rna",))
+    assert np.concatenate([part.cell_index for part in parts]).tolist() == list(range(corpus.num_cells))
 
 
 # --- layouts ---------------------------------------------------------------------------------------------------------
