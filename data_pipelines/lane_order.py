@@ -79,16 +79,16 @@ class LaneOrder:
 
     def cells(self, lane: int, draws: np.ndarray) -> Iterator[LaneCells]:
         """The cells of some draws of a lane (int64, ascending), in their order, window by window."""
-        epochs = draws // self.epoch_draws
-        for of_epoch in _runs(epochs):
-            epoch = int(epochs[of_epoch.start])
-            places = draws[of_epoch] - epoch * self.epoch_draws
+        at = 0
+        while at < len(draws):
+            epoch, place = divmod(int(draws[at]), self.epoch_draws)
             ends = self._epoch(epoch).window_ends[lane]
-            windows = np.searchsorted(ends, places, side="right") - 1
-            for run in _runs(windows):
-                window = int(windows[run.start])
-                cells = self._window_cells(epoch, lane, window)[places[run] - ends[window]]
-                yield LaneCells(epoch, window, self._window_blocks(epoch, lane, window), cells)
+            window = int(np.searchsorted(ends, place, side="right")) - 1
+            first = epoch * self.epoch_draws
+            stop = int(np.searchsorted(draws, first + min(self.epoch_draws, int(ends[window + 1]))))
+            cells = self._window_cells(epoch, lane, window)[draws[at:stop] - (first + ends[window])]
+            yield LaneCells(epoch, window, self._window_blocks(epoch, lane, window), cells)
+            at = stop
 
     def _window_blocks(self, epoch: int, lane: int, window: int) -> np.ndarray:
         """Blocks of a window. The last window of a lane is shorter where K does not divide the blocks of a lane."""
@@ -117,9 +117,3 @@ class LaneOrder:
         ends = self._epoch(epoch).window_ends[lane]
         size = int(ends[window + 1] - ends[window])
         return random_permutation(hash_of(self.seed, _WINDOW, epoch, window, lane), size)
-
-
-def _runs(values: np.ndarray) -> list[slice]:
-    """Where equal values stand one after the other."""
-    starts = np.flatnonzero(np.diff(values, prepend=values[0] - 1 if len(values) else 0))
-    return [slice(int(a), int(b)) for a, b in zip(starts, [*starts[1:], len(values)], strict=True)]

@@ -14,7 +14,7 @@ from scmbert_jax.errors import ConfigError
 def order_of(block_sizes, seed, global_batch_size, num_streams, window_blocks) -> SamplingOrder:
     """Of a corpus alone."""
     plan = plan_alone(np.asarray(block_sizes), None, num_streams, window_blocks)
-    return SamplingOrder([plan], np.array([1]), seed, global_batch_size, num_streams)
+    return SamplingOrder([plan], draws_per_period([1]), seed, global_batch_size, num_streams)
 
 
 @st.composite
