@@ -9,6 +9,7 @@ BEAM = ["apache-beam>=2.77"]
 S3 = ["s3fs>=2025.3"]
 GCS = ["gcsfs>=2025.3"]
 CENSUS = ["tiledbsoma>=2.3"]
+GRAIN = ["grain>=0.2.18"]
 
 setup(
     name="scmbert_jax",
@@ -66,9 +67,11 @@ setup(
         "census": CENSUS,
         # building on a cluster
         "beam": BEAM,
+        # another way to read ahead
+        "grain": GRAIN,
         "test": [
             *("pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18", "pysam>=0.23"),
-            *(*S3, *GCS, "moto[server]>=5", *CENSUS, *BEAM),
+            *(*S3, *GCS, "moto[server]>=5", *CENSUS, *BEAM, *GRAIN),
         ],
     },
     entry_points={"console_scripts": ["scmbert=scmbert_jax.cli:main"]},

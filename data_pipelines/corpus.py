@@ -14,7 +14,7 @@ their order), and of nothing else: codec, shard size, names of source files and 
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -226,12 +226,15 @@ class Corpus:
     def shard_path(self, shard: int) -> Location:
         return self.files.path(self.manifest["shards"][shard]["file"])
 
-    def obs(self) -> pd.DataFrame:
-        """What is known of each cell, in corpus order: cell_id, dataset, standard fields, columns of the sources."""
+    def obs(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """What is known of each cell, in corpus order: cell_id, dataset, standard fields, columns of the sources.
+
+        `columns`: only those of these that there are; None: all. Raises CorpusError when the table cannot be read.
+        """
         path = self.files.path(OBS)
         try:
             with self.files.open(OBS) as file:
-                table = read_parquet_frame(file)
+                table = read_parquet_frame(file, columns)
         except CorpusError:
             raise
         except Exception as error:  # pyarrow raises many kinds

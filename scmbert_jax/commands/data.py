@@ -167,8 +167,8 @@ class CorpusBuild:
             seed=self.seed,
             obs_fields=_obs_fields(self.obs_field),
             unpaired=self.unpaired,
-            only=_field_values("--only", self.only),
-            exclude=_field_values("--exclude", self.exclude),
+            only=field_values("--only", self.only),
+            exclude=field_values("--exclude", self.exclude),
             keep_duplicates=self.keep_duplicates,
             disjoint_from=self.disjoint_from,
             licences=_licences(self.licence),
@@ -201,10 +201,10 @@ def _licences(given: tuple[str, ...]) -> dict[str, str]:
 def _selection(only: tuple[str, ...], exclude: tuple[str, ...]) -> "CellSelection":
     from data_pipelines.cell_selection import CellSelection
 
-    return CellSelection(_field_values("--only", only), _field_values("--exclude", exclude))
+    return CellSelection(field_values("--only", only), field_values("--exclude", exclude))
 
 
-def _field_values(option: str, given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+def field_values(option: str, given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """FIELD=VALUE,VALUE or FIELD>=NUMBER ... -> field -> values or bounds; the same field twice adds to them."""
     import csv
     import re

@@ -30,6 +30,7 @@ class SyntheticData:
     def __init__(self, config, layout, at_step=lambda step: None):
         self.config, self.layout, self.at_step = config, layout, at_step
         self.fingerprint, self.feature_space_hash = "f" * 64, "a" * 64
+        self.description = {"corpora": [{"path": "made"}], "options": {}}
         self.covariates = {"technical_batch": ["1", "2", "3"]}
         self.information = {"paired_cells": 16, "links": {"protein": 3}}
 
