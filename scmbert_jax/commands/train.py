@@ -31,8 +31,8 @@ class Pretrain:
     experiment: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="EXPERIMENT")]]
     """Name of a file in experiments/, or the path of one."""
     corpus: tuple[str, ...] = ()
-    """Corpus folders (scmbert corpus build), or URLs of copies (scmbert corpus copy): s3://, gs://, https://. Of several
-    cells are drawn together, their features joined by id."""
+    """Corpus folders (scmbert corpus build), or URLs of copies (scmbert corpus copy): s3://, gs://, https://. Cells of
+    several are drawn together, their features joined by id."""
     run_dir: Path | None = None
     """Folder of the run; made when missing."""
     cache_dir: Path | None = None
