@@ -14,12 +14,13 @@ that may be a cell, 24 bytes for each such barcode's sums, one slab of the copy 
 never held: 16 bytes per cell and region go to the temporary folder, and as much again while they are turned over.
 """
 
+import dataclasses
 import gzip
 import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,7 +32,7 @@ from data_pipelines.genome_assembly import CHROMOSOME_LENGTHS, assembly_of_genom
 from data_pipelines.interval_file import FRAGMENTS, IntervalBlock, header_lines, interval_blocks
 from data_pipelines.reading_options import ReadingOptions
 from data_pipelines.region_space import HOW_TO_LIFT, RegionSpace, region_space
-from data_pipelines.stored_matrix import canonical
+from data_pipelines.stored_matrix import StoredMatrix, canonical
 from scmbert_jax.errors import InputError
 
 _NAME = re.compile(r"^(?P<stem>.+)\.(?P<kind>tsv|bed|txt)(\.b?gz)?$")
@@ -82,16 +83,16 @@ def read_fragments(path: Path, name: str, reading: ReadingOptions, partners: Cel
     listed = _listed_cells(path, reading, partners)
     counting = _Counting(path, space, reading.fragment_counts, listed)
     try:
-        for block in interval_blocks(path, FRAGMENTS):
-            counting.add(block)
-        chosen, unseen = counting.cells(reading.min_fragments)
-        stored = counting.by_cell(chosen)
+        chosen, unseen = counting.run(reading.min_fragments)
+        copy = counting.by_cell(chosen)
     except OSError as error:
         raise InputError(
             f"{path}: counting needs 32 bytes per cell and region in the temporary folder ({error}). Make room there, "
             "or set TMPDIR"
         ) from error
     cell_ids = np.array(counting.barcodes, dtype=str)[chosen]
+    again = dataclasses.replace(reading, assembly=assembly, barcodes=None, min_fragments=None)
+    stored = FragmentCounts(copy, (len(chosen), len(space)), path, again, cell_ids)
     said_by = listed.said_by if listed else f"at least {reading.min_fragments:,} fragments"
     derivation = {
         "counted": reading.fragment_counts,
@@ -189,7 +190,13 @@ class _Counting:
     def barcodes(self) -> list[str]:
         return list(self._code)
 
-    def add(self, block: IntervalBlock) -> None:
+    def run(self, min_fragments: int | None) -> tuple[np.ndarray, int]:
+        """Counts the whole file. Returns and raises as `_cells`."""
+        for block in interval_blocks(self._path, FRAGMENTS):
+            self._add(block)
+        return self._cells(min_fragments)
+
+    def _add(self, block: IntervalBlock) -> None:
         codes = self._codes(block)
         region = np.full((2, len(codes)), -1, np.int64)  # of both cuts
         edges = np.flatnonzero(np.concatenate([[True], block.chrom[1:] != block.chrom[:-1], [True]]))
@@ -249,7 +256,7 @@ class _Counting:
             )
         return chrom
 
-    def cells(self, min_fragments: int | None) -> tuple[np.ndarray, int]:
+    def _cells(self, min_fragments: int | None) -> tuple[np.ndarray, int]:
         """(int64, the barcodes that are cells; how many listed ones have no fragment). Raises InputError for none."""
         if self._listed is None:
             assert min_fragments is not None
@@ -269,15 +276,14 @@ class _Counting:
             )
         return chosen, len(self._code) - len(chosen)
 
-    def by_cell(self, chosen: np.ndarray) -> "FragmentCounts":
+    def by_cell(self, chosen: np.ndarray) -> CompressedCopy:
         """The counts of the chosen barcodes, turned over to lie by cell."""
         cell_of = np.full(len(self._code), -1, np.int64)
         cell_of[chosen] = np.arange(len(chosen))
         values_of_cell = np.zeros(len(chosen), np.int64)
         for cells, _, _ in self._slabs(cell_of):
             values_of_cell += np.bincount(cells, minlength=len(chosen))
-        copy = compress_by_cell(values_of_cell, self._slabs(cell_of), np.dtype(np.int32), _SLAB_VALUES)
-        return FragmentCounts(copy, (len(chosen), len(self._space)))
+        return compress_by_cell(values_of_cell, self._slabs(cell_of), np.dtype(np.int32), _SLAB_VALUES)
 
     def _slabs(self, cell_of: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         for first in range(0, self._num_entries, _SLAB_VALUES):
@@ -288,11 +294,29 @@ class _Counting:
 
 
 class FragmentCounts:
-    """int32 counts, cells x regions, in temporary files that go with this object."""
+    """int32 counts, cells x regions, in temporary files that go with this object; another process counts again.
 
-    def __init__(self, copy: CompressedCopy, shape: tuple[int, int]):
+    Args:
+      path, reading, cell_ids: to count the same again: `reading` has the regions, the assembly and the way of counting.
+    """
+
+    any_row = True
+
+    def __init__(
+        self, copy: CompressedCopy, shape: tuple[int, int], path: Path, reading: ReadingOptions, cell_ids: np.ndarray
+    ):
         self.shape, self._copy = shape, copy
+        self._again = (path.resolve(), reading, cell_ids)
 
-    def chunks(self, rows: int) -> Iterator[tuple[int, sp.csr_matrix]]:
-        for first in range(0, self.shape[0], rows):
-            yield first, canonical(self._copy.rows(first, min(first + rows, self.shape[0]), self.shape[1]))
+    def chunks(self, rows: int, first: int = 0, last: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
+        end = self.shape[0] if last is None else last
+        for start in range(first, end, rows):
+            yield start, canonical(self._copy.rows(start, min(start + rows, end), self.shape[1]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _count_again, self._again
+
+
+def _count_again(path: Path, reading: ReadingOptions, cell_ids: np.ndarray) -> StoredMatrix:
+    cells = Cells(cell_ids.tolist(), "those counted before")
+    return read_fragments(path, path.name, reading, cells).matrices[0].stored

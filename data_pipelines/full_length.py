@@ -129,11 +129,12 @@ class LengthNormalised:
     """
 
     def __init__(self, matrix: StoredMatrix, lengths: np.ndarray, rows: np.ndarray, where: str):
-        self.shape = matrix.shape
+        self.shape, self.any_row = matrix.shape, getattr(matrix, "any_row", False)
         self._matrix, self._lengths, self._rows, self._where = matrix, lengths, rows, where
 
-    def chunks(self, rows: int) -> Iterator[tuple[int, sp.csr_matrix]]:
-        for first, part in self._matrix.chunks(rows):
+    def chunks(self, rows: int, *stretch: int) -> Iterator[tuple[int, sp.csr_matrix]]:
+        """`stretch`: (first, last) cell, where the matrix can be read from any."""
+        for first, part in self._matrix.chunks(rows, *stretch):
             yield first, self._normalised(part, self._rows[first : first + part.shape[0]])
 
     def _normalised(self, part: sp.csr_matrix, chosen: np.ndarray) -> sp.csr_matrix:

@@ -13,6 +13,7 @@ features of the data set. Where there is no presence matrix all genes count as m
 Memory: the metadata of the selected cells, and one chunk of cells in a buffer of 64 MiB a column.
 """
 
+import functools
 import json
 import re
 import urllib.request
@@ -50,10 +51,14 @@ _CELL_NAMES, _FEATURE_NAMES = ("obs_id", "cell_id", "barcode"), ("feature_id", "
 
 
 class _Store(NamedTuple):
-    """An open experiment and what is read of it."""
+    """An open experiment and what is read of it: ms[kind].X[layer] is `values`."""
 
     root: Any  # tiledbsoma closes what is in it when nobody holds it any more
     experiment: Any
+    measurement: Any
+    values: Any
+    kind: str
+    layer: str
     datasets: pd.DataFrame | None  # the Census's table: soma_joinid and dataset_id
     place: str
     about: dict[str, Any]  # for the manifest
@@ -73,10 +78,10 @@ def read_soma(place: str, options: dict[str, str], name: str | None = None) -> l
 
     Raises InputError when tiledbsoma is not installed, nothing can be opened there, or nothing is selected.
     """
-    store = _open(place, options)
-    kind, layer = options.get("measurement", "RNA"), options.get("layer", "raw")
-    measurement = _member(store.experiment.ms, kind, f"{store.place}, ms")
-    values = _member(measurement.X, layer, f"{store.place}, ms[{kind!r}].X")
+    _open.cache_clear()  # what another process has changed since is seen
+    frozen = tuple(options.items())
+    store = _open(place, frozen)
+    kind, layer, measurement = store.kind, store.layer, store.measurement
     obs = _read_obs(store, options.get("obs_value_filter"))
     var = measurement.var.read().concat().to_pandas().sort_values("soma_joinid", ignore_index=True)
     names = _names(var, _FEATURE_NAMES)
@@ -91,9 +96,8 @@ def read_soma(place: str, options: dict[str, str], name: str | None = None) -> l
         about = {**store.about, "measurement": kind, "layer": layer}
         about |= {"obs_value_filter": options.get("obs_value_filter"), "dataset_id": dataset_id}
         about |= {"genes_by_presence_matrix": presence.is_there}
-        stored = SomaMatrix(
-            store, values, part["soma_joinid"].to_numpy(), var["soma_joinid"].to_numpy(), columns, f"{path}, {where}"
-        )
+        cells, features = part["soma_joinid"].to_numpy(), var["soma_joinid"].to_numpy()
+        stored = SomaMatrix(place, frozen, cells, features, columns, f"{path}, {where}")
         cell_ids = _names(part, _CELL_NAMES)
         part = part.set_axis(pd.Index(cell_ids, dtype=object))
         matrix = CountsMatrix(
@@ -116,29 +120,39 @@ def read_soma(place: str, options: dict[str, str], name: str | None = None) -> l
 
 
 class SomaMatrix:
-    """Some cells and genes of a sparse X layer, read chunk by chunk.
+    """Some cells and genes of a sparse X layer, read chunk by chunk; another process opens the store for itself.
 
     Args:
-      store: that of the values; held, so that it stays open.
-      values: the open SparseNDArray.
+      place, options: of the store.
       cells: int64 [cells], join ids, ascending.
       features: int64 [all features], join ids, ascending.
       columns: int64, which of the features are read; a value in another one is a contradiction.
     """
 
+    any_row = True
+
     def __init__(
-        self, store: _Store, values: Any, cells: np.ndarray, features: np.ndarray, columns: np.ndarray, where: str
+        self,
+        place: str,
+        options: tuple[tuple[str, str], ...],
+        cells: np.ndarray,
+        features: np.ndarray,
+        columns: np.ndarray,
+        where: str,
     ):
         self.shape = (len(cells), len(columns))
-        self._store, self._values, self._cells, self._features, self._where = store, values, cells, features, where
+        self._place, self._options = place, options
+        self._cells, self._features, self._where = cells, features, where
         self._column_of = np.full(len(features), -1, np.int64)
         self._column_of[columns] = np.arange(len(columns))
 
-    def chunks(self, rows: int) -> Iterator[tuple[int, sp.csr_matrix]]:
-        for first in range(0, self.shape[0], rows):
-            cells = self._cells[first : first + rows]
+    def chunks(self, rows: int, first: int = 0, last: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
+        end = self.shape[0] if last is None else last
+        for start in range(first, end, rows):
+            cells = self._cells[start : min(start + rows, end)]
+            store = _open(self._place, self._options)
             try:
-                found = list(self._values.read((cells, slice(None))).tables())
+                found = list(store.values.read((cells, slice(None))).tables())
             except Exception as error:  # tiledbsoma raises types of its own for every backend
                 raise InputError(
                     f"{self._where}: cells {cells[0]:,} to {cells[-1]:,} cannot be read ({_first_line(error)}); the "
@@ -157,7 +171,7 @@ class SomaMatrix:
                     "matrix says was not measured in this data set; the store contradicts itself"
                 )
             shape = (len(cells), self.shape[1])
-            yield first, canonical(sp.csr_matrix((data, (np.searchsorted(cells, row), column)), shape=shape))
+            yield start, canonical(sp.csr_matrix((data, (np.searchsorted(cells, row), column)), shape=shape))
 
 
 class _Presence:
@@ -197,7 +211,10 @@ class _Presence:
         return [f"{path}: without a {PRESENCE}: every gene is taken as measured in every data set of the store"]
 
 
-def _open(place: str, options: dict[str, str]) -> _Store:
+@functools.lru_cache(maxsize=4)
+def _open(place: str, frozen: tuple[tuple[str, str], ...]) -> _Store:
+    """Open once for all data sets of a store, and kept open."""
+    options = dict(frozen)
     prefix, _, where = place.partition(":")
     for name in options:
         if name not in OPTIONS:
@@ -227,17 +244,29 @@ def _open(place: str, options: dict[str, str]) -> _Store:
             else "expected a TileDB-SOMA experiment, or a Census"
         )
         raise InputError(f"{place}: cannot be opened ({_first_line(error)}); {remedy}") from error
-    if isinstance(root, tiledbsoma.Experiment):
-        return _Store(root, root, None, place, about)
+    experiment: Any = root
+    datasets: pd.DataFrame | None = None
+    if not isinstance(root, tiledbsoma.Experiment):
+        experiment, datasets = _of_census(root, place, options.get("organism"))
+        about["organism"] = options["organism"]
+    kind, layer = options.get("measurement", "RNA"), options.get("layer", "raw")
+    measurement = _member(experiment.ms, kind, f"{place}, ms")
+    values = _member(measurement.X, layer, f"{place}, ms[{kind!r}].X")
+    return _Store(root, experiment, measurement, values, kind, layer, datasets, place, about)
+
+
+def _of_census(root: Any, place: str, organism: str | None) -> tuple[Any, pd.DataFrame]:
+    """(the experiment of an organism, the table of data sets)."""
+    import tiledbsoma
+
     if not isinstance(root, tiledbsoma.Collection) or "census_data" not in root:
         raise InputError(f"{place}: a SOMA {type(root).__name__}; expected an Experiment, or a Census with census_data")
     known = list(root["census_data"])
-    organism = options.get("organism")
     if organism is None:
         raise InputError(f"{place}: a Census of several organisms ({', '.join(known)}); write {place}?organism=human")
     experiment = _member(root["census_data"], _ORGANISMS.get(organism, organism), f"{place}, census_data")
     datasets = root["census_info"]["datasets"].read(column_names=["soma_joinid", "dataset_id"]).concat().to_pandas()
-    return _Store(root, experiment, datasets, place, {**about, "organism": organism})
+    return experiment, datasets
 
 
 def _census_version(version: str) -> str:

@@ -42,7 +42,7 @@ class DataIdentity(Protocol):
 
     fingerprint: str
     feature_space_hash: str
-    description: dict[str, Any]  # the corpora, which of their cells are drawn, and how often
+    description: dict[str, Any]  # the corpora, which of their cells are drawn, how often, and in which order_version
     covariates: dict[str, list[str]]  # covariate name -> its categories, in the order of their codes
 
     @property
@@ -141,12 +141,18 @@ class RunFolder:
                 "Continue with the same fields, or use another run folder."
             )
         provenance = read_provenance(self.path)
+        recorded, order = provenance.get("data"), data.description["order_version"]
+        if recorded is not None and recorded["order_version"] != order:
+            raise CheckpointError(
+                f"{self.path}: this run draws its cells in an order of version {recorded['order_version']}, this "
+                f"program in one of version {order}: continue with the program that started it, or use another folder."
+            )
         for field, found, what in (
             ("feature_space_hash", data.feature_space_hash, "feature space"),
             ("corpus_fingerprint", data.fingerprint, "corpus, or draws other cells of it or with other shares"),
         ):
             if provenance[field] != found:
-                before, now = (_in_words(stated) for stated in (provenance.get("data"), data.description))
+                before, now = (_in_words(stated) for stated in (recorded, data.description))
                 raise CheckpointError(
                     f"{self.path}: this run folder was started on another {what} ({field} {provenance[field][:12]}... "
                     f"there, {found[:12]}... now). It was started with {before}; now it is given {now}. Give what it "

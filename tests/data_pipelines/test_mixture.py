@@ -92,6 +92,24 @@ def test_a_cell_that_comes_again_shows_other_tokens(both, corpora):
     assert all(len(set(found)) == len(found) for found in repeated)
 
 
+def test_cells_of_equal_number_in_two_corpora_are_shown_by_randomness_of_their_own(tmp_path):
+    """The same cells under other labels: two corpora, in which the same cell has the same number."""
+    corpora = []
+    for name in ("first", "second"):
+        data = synthetic_cells(64, 100, num_batches=2, mosaic=False).to_mudata().mod["rna"]
+        data.obs["cell_type"] = [f"{name} {label}" for label in data.obs["cell_type"]]
+        corpora.append(build_corpus(tmp_path / name, [data], min_genes=5, block_size=8))
+    np.testing.assert_array_equal(*(corpus.obs()["cell_id"] for corpus in corpora))
+    reader = BatchReader(Mixture(corpora, modalities=["rna"]), {"rna": TokenSampling(20)}, **SETTINGS)
+    shown = {}
+    for step in range(3):
+        batch = reader.batch_at(step)
+        shown |= dict(zip(batch.cell_index.tolist(), batch.modalities["rna"].feature_ids.tolist(), strict=True))
+    twice = [cell for cell in shown if cell < 64 and cell + 64 in shown]
+    assert len(twice) > 10
+    assert not any(shown[cell] == shown[cell + 64] for cell in twice)
+
+
 def test_a_filter_draws_its_cells_and_no_others_each_once_an_epoch(corpora):
     corpus = corpora[0]
     wanted = np.flatnonzero(corpus.obs()["cell_type"].isin(["type1", "type2"]))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import urllib.request
 
 import numpy as np
@@ -106,6 +107,15 @@ def test_every_data_set_comes_with_its_cells_and_only_the_genes_it_measured(cens
         assert np.array_equal(read_all(matrix, rows), counts()[np.ix_(cells, genes)])
         assert matrix.modality == "rna"
         assert dataset.obs["cell_type"].tolist() == [["B cell", "T cell"][joinid % 2] for joinid in cells]
+
+
+def test_another_process_opens_the_store_for_itself(census):
+    (dataset, _) = open_datasets([f"soma:{census}?organism=human"])
+    again = pickle.loads(pickle.dumps(dataset))
+    soma_reader._open.cache_clear()
+    assert np.array_equal(read_all(again.matrices[0]), counts()[:, :8][DATASET_OF == "d2"])
+    stretch = sp.vstack([part for _, part in again.matrices[0].stored.chunks(2, 1, 4)]).toarray()
+    assert np.array_equal(stretch, counts()[:, :8][DATASET_OF == "d2"][1:4])
 
 
 def test_the_filter_selects_cells(census):
