@@ -95,6 +95,9 @@ class ModalityFeatures:
         return np.where(self.ids[place] == wanted, place, -1).astype(np.int64)
 
     def union(self, other: "ModalityFeatures") -> "ModalityFeatures":
+        same_ids = self.space == other.space and np.array_equal(self.ids, other.ids)
+        if same_ids and np.array_equal(self.names, other.names) and self.links == other.links:
+            return self  # the regions of a catalogue, of which there may be millions
         if self.space != other.space:
             raise InputError(
                 f"{self.modality}: features of {self.space} and of {other.space} cannot share one feature space; "
