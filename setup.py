@@ -54,7 +54,17 @@ setup(
         "scib-metrics>=0.5.10",
     ],
     extras_require={
-        "test": ["pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18"],
+        # CELLxGENE Census and other TileDB-SOMA experiments
+        "census": ["tiledbsoma>=2.3"],
+        "test": [
+            "pytest>=9",
+            "pytest-xdist>=3.8",
+            "hypothesis>=6.150",
+            "ruff>=0.14",
+            "mypy>=1.18",
+            "tiledbsoma>=2.3",
+            "pysam>=0.23",
+        ],
     },
     entry_points={"console_scripts": ["scmbert=scmbert_jax.cli:main"]},
 )

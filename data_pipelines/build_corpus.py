@@ -10,6 +10,7 @@
 The same specs, options and seed give the same bytes, however often the build was killed before.
 """
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,7 @@ from data_pipelines.external_shuffle import (
 )
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.readers import CountsMatrix
+from data_pipelines.reading_options import DEFAULT_READING, ReadingOptions
 from data_pipelines.supervision import cells_by_modalities
 from scmbert_jax.errors import CorpusError, InputError
 
@@ -66,6 +68,7 @@ def build_corpus(
     unpaired: bool = False,
     only: Mapping[str, Sequence[str]] | None = None,
     exclude: Mapping[str, Sequence[str]] | None = None,
+    reading: ReadingOptions = DEFAULT_READING,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Corpus:
@@ -81,6 +84,7 @@ def build_corpus(
       shard_bytes: aim for the size of a shard.
       unpaired: every modality of every file becomes cells of its own; no cell is joined to another by its id.
       only, exclude: obs field -> values; only cells that have one of them, none that has one (`CellSelection`).
+      reading: what was decided about the files: regions, cells of fragments files, full-length assays.
       overwrite: replace a corpus that is there. Nothing but a corpus (or an empty folder) is ever replaced.
       progress: called with (what is being done, how much is done, of how much).
 
@@ -99,7 +103,8 @@ def build_corpus(
     with GrowingFolder(out, corpus.building_path(out), overwrite) as folder:
         options = {"organism": organism, "assembly": assembly, "min_genes": min_genes, "min_coverage": min_coverage}
         selection = CellSelection(only or {}, exclude or {})
-        sources = checked_sources(specs, options, obs_fields, selection, unpaired, report_progress)
+        reading = dataclasses.replace(reading, assembly=assembly or reading.assembly)
+        sources = checked_sources(specs, options, obs_fields, selection, unpaired, reading, report_progress)
         feature_space = joint_feature_space(sources)
         cells = _decide(sources, seed)
         vocabularies, codes, obs = _metadata(sources, cells)

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.corpus import open_corpus
+from data_pipelines.derivation import derivation_lines
+from data_pipelines.input_report import regions_text
 from data_pipelines.supervision import CellCounts
 
 NOT_RECORDED = "not recorded: the corpus was built by an earlier version; build it again to know"
@@ -87,6 +89,9 @@ def _coverage_lines(entry: dict[str, Any]) -> list[str]:
         if name != "rna" and "linked" in part:
             known.append(f"{part['linked']:,} of {part['features']:,} are linked to genes")
         lines += [f"    {name}: {', '.join(known)}"] if known else []
+        lines += [f"    {name}: {line}" for line in derivation_lines(part.get("derivation") or {})]
+        if part.get("regions"):
+            lines.append(f"    {name}: regions: {regions_text(part['regions'])}")
     return lines
 
 

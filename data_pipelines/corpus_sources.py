@@ -12,7 +12,8 @@ from data_pipelines.cell_selection import CellSelection, select_cells
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.input_check import InputReport, check_dataset, require_usable
 from data_pipelines.pair_check import refuse_unpaired_files
-from data_pipelines.readers import ACCEPTED, CountsMatrix, Dataset, open_dataset
+from data_pipelines.readers import ACCEPTED, CountsMatrix, Dataset, ReadingOptions, open_datasets
+from data_pipelines.region_check import refuse_several_region_spaces
 from scmbert_jax.errors import InputError
 
 Progress = Callable[[str, int, int], None]
@@ -52,6 +53,7 @@ def checked_sources(
     obs_fields: Mapping[str, str | None] | None,
     selection: CellSelection,
     unpaired: bool,
+    reading: ReadingOptions,
     progress: Progress,
 ) -> list[Source]:
     """Opens the data sets, selects their cells and checks what is left.
@@ -60,7 +62,7 @@ def checked_sources(
       specs: what `open_dataset` takes.
       options, obs_fields: for `check_dataset`.
       selection: which cells; the check sees no others.
-      unpaired: see `open_dataset`.
+      unpaired, reading: see `open_dataset`.
       progress: called with (what is being done, how much is done, of how much).
 
     Raises:
@@ -68,7 +70,8 @@ def checked_sources(
     """
     if not specs:
         raise InputError(f"no input files; give at least one {ACCEPTED}")
-    datasets = [open_dataset(spec, unpaired=unpaired) for spec in specs]
+    datasets = open_datasets(specs, unpaired=unpaired, reading=reading, obs_fields=obs_fields)
+    refuse_several_region_spaces(datasets)
     if not unpaired:
         refuse_unpaired_files(datasets)
     names: list[str] = []
@@ -143,7 +146,9 @@ def measured_features(feature_space: FeatureSpace, sources: list[Source]) -> dic
         measured[name] = np.zeros((len(sources), len(features)), bool)
         for index, source in enumerate(sources):
             if name in source.report.features:
-                measured[name][index, features.index_of(source.report.features[name].ids)] = True
+                part = source.report.modalities[name].mapping
+                assert part is not None  # a report with features has their mapping
+                measured[name][index, features.index_of(part.features.ids[part.measured])] = True
     return measured
 
 
@@ -168,6 +173,8 @@ def dataset_entry(source: Source) -> dict[str, Any]:
                 "features": len(report.features[name]),
                 "linked": sum(bool(genes) for genes in report.features[name].links),
                 "coverage": round(part.mapping.coverage, 6) if part.mapping is not None else None,
+                "derivation": part.derivation,
+                "regions": part.regions,
             }
             for name, part in report.modalities.items()
         },

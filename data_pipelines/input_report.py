@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.feature_mapping import SPIKE_IN, UNMAPPED, FeatureMapping
+from data_pipelines.derivation import derivation_lines
+from data_pipelines.feature_mapping import UNMAPPED, FeatureMapping
 from data_pipelines.feature_space import ModalityFeatures
+from data_pipelines.gene_names import SPIKE_IN
 
 # Measured on 10x RNA (1,635 non-zeros a cell): 1.55 kB a cell with delta-coded ids and zstd.
 CORPUS_BYTES_PER_VALUE = 0.95
@@ -26,6 +28,8 @@ class ModalityReport:
       dropped: reason -> number of cells.
       examples: reason -> first few cell ids.
       total_counts: float64 [cells of the matrix], over the mapped features.
+      derivation: how the counts were made, where they are not simply what the file holds (`CountsMatrix`).
+      regions: of ATAC, which regions its counts go to, and what that loses (`region_check.region_facts`).
     """
 
     modality: str
@@ -50,6 +54,8 @@ class ModalityReport:
     median_detected: float = 0.0
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    derivation: dict[str, Any] = field(default_factory=dict)
+    regions: dict[str, Any] | None = None
 
     @property
     def num_kept(self) -> int:
@@ -73,6 +79,7 @@ class ModalityReport:
                 "names_from": mapping.source,
                 "coverage": round(mapping.coverage, 6),
                 "features": len(mapping.features),
+                "measured": int(mapping.measured.sum()),
                 "linked": sum(bool(linked) for linked in mapping.features.links),
                 "status": mapping.status_counts,
                 "examples": {status: mapping.examples(status) for status in mapping.status_counts},
@@ -98,6 +105,8 @@ class ModalityReport:
             "median_library_size": self.median_library_size,
             "median_detected_features": self.median_detected,
             "mapped_count_share": round(self.mapped_count_share, 6),
+            "derivation": self.derivation,
+            "regions": self.regions,
             "memory_bytes": self.memory_bytes,
         }
 
@@ -200,6 +209,8 @@ def _modality_lines(part: ModalityReport) -> list[str]:
     _row(lines, "recognised by", part.evidence)
     kind = f"raw counts ({part.storage})" if part.are_counts else f"NOT usable counts ({part.storage or 'not read'})"
     _row(lines, "counts in", f"{part.counts_field}: {kind}")
+    for line in derivation_lines(part.derivation):
+        _row(lines, "", line)
     for other, seen in part.considered.items():
         _row(lines, "", f"not {other}: {seen}")
     _row(lines, "matrix", f"{part.num_cells:,} cells x {part.num_columns:,} features, {part.sparsity:.1%} zeros")
@@ -217,6 +228,8 @@ def _modality_lines(part: ModalityReport) -> list[str]:
             _row(lines, "", f"{count:,} {status}{shown}")
         if mapping.num_summed:
             _row(lines, "", f"{mapping.num_summed:,} columns summed into others: {mapping.summed_examples()[0]} ...")
+        if part.regions is not None:
+            _row(lines, "regions", regions_text(part.regions))
         linked = sum(bool(genes) for genes in mapping.features.links)
         if part.modality != "rna":
             _row(lines, "linked to genes", f"{linked:,} of {len(mapping.features):,}")
@@ -229,6 +242,17 @@ def _modality_lines(part: ModalityReport) -> list[str]:
     for reason, count in part.dropped.items():
         _row(lines, "cells dropped", f"{count:,} {reason}: {', '.join(part.examples.get(reason, []))}")
     return lines
+
+
+def regions_text(facts: dict[str, Any]) -> str:
+    """`region_facts` for people."""
+    size = f" ({facts['regions']:,} regions)" if "regions" in facts else ""
+    if not facts["lossy"]:
+        return f"{facts['source']}{size}"
+    return (
+        f"{facts['source']}{size}; LOSSY: {facts['by_overlap']:,} peaks mapped by overlap, {facts['in_no_region']:,} "
+        "left out, overlapping none"
+    )
 
 
 def _row(lines: list[str], label: str, text: str) -> None:

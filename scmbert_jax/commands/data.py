@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from data_pipelines.reading_options import DEFAULT_READING, ReadingOptions
 from scmbert_jax.commands.terminal import CorpusFolder, CountsFiles, Organism, print_json, progress, staged_progress
 from scmbert_jax.errors import ConfigError, InputError
 
@@ -18,19 +19,22 @@ class Doctor:
     Example:  scmbert doctor cells.h5ad
               scmbert doctor filtered_feature_bc_matrix cells.zarr
               scmbert doctor rna.h5ad+atac.h5ad --assembly mm10 --json
+              scmbert doctor fragments.tsv.gz --regions windows:5000 --assembly hg38 --barcodes barcodes.tsv
+              scmbert doctor cells.h5ad --full-length length-normalise --gene-lengths lengths.tsv
+              scmbert doctor 'soma:census_copy?organism=human&obs_value_filter=tissue_general == "blood"'
     """
 
     files: tyro.conf.Positional[CountsFiles]
-    """.h5ad, .h5mu, .zarr, 10x .h5, a 10x folder with matrix.mtx (or one of its .mtx files), A+B (files of the same
-    cells), or example:pbmc_mosaic."""
+    """.h5ad, .h5mu, .zarr, 10x .h5, a 10x folder with matrix.mtx (or one of its .mtx files), a fragments file
+    (.tsv.gz), soma:PLACE, census:VERSION?organism=human, A+B (files of the same cells), or example:pbmc_mosaic.
+    Options for one file stand behind it: 'FILE?assay=Smart-seq2&full_length=length-normalise'."""
     organism: Organism = None
     """Taken from the gene names when left out."""
-    assembly: str | None = None
-    """Genome build of regions (hg38, mm10, ...); needed for peaks unless the file names it."""
     min_genes: int = 200
     """Cells with fewer detected genes would be dropped."""
     obs_field: ObsFields = ()
     """Which column of obs holds cell_type, technical_batch, donor, ...; e.g. cell_type=my_labels. NAME= for none."""
+    reading: tyro.conf.OmitArgPrefixes[ReadingOptions] = DEFAULT_READING
     json: bool = False
     """One JSON document on stdout."""
 
@@ -38,20 +42,20 @@ class Doctor:
         import json
 
         from data_pipelines.input_check import check_dataset
-        from data_pipelines.readers import ACCEPTED, open_dataset
+        from data_pipelines.readers import ACCEPTED, open_datasets
 
         if not self.files:
             raise InputError(f"doctor: no files given; give at least one {ACCEPTED}.")
         obs_fields = _obs_fields(self.obs_field)
         reports = [
             check_dataset(
-                open_dataset(file),
+                dataset,
                 organism=self.organism,
-                assembly=self.assembly,
+                assembly=self.reading.assembly,
                 min_genes=self.min_genes,
                 obs_fields=obs_fields,
             )
-            for file in self.files
+            for dataset in open_datasets(self.files, reading=self.reading, obs_fields=obs_fields)
         ]
         if self.json:
             documents = [json.loads(report.to_json()) for report in reports]
@@ -69,6 +73,9 @@ class CorpusBuild:
               scmbert corpus build cortex rna.h5ad+atac.h5ad --assembly mm10
               scmbert corpus build train example:pbmc_mosaic --only technical_batch=p1_0,p3_0 --min-genes 1
               scmbert corpus build no_pairs example:pbmc_mosaic --unpaired --min-genes 1
+              scmbert corpus build multiome rna.h5ad+fragments.tsv.gz --regions ccre.bed.gz --assembly hg38
+              scmbert corpus build peaks atac.h5ad --regions ccre.bed.gz --region-links links.tsv --assembly hg38
+              scmbert corpus build blood 'census:2025-11-08?organism=human&obs_value_filter=tissue_general == "blood"'
     """
 
     out: tyro.conf.Positional[CorpusFolder]
@@ -77,8 +84,6 @@ class CorpusBuild:
     """One data set each, whatever scmbert doctor takes; A+B for files of the same cells."""
     organism: Organism = None
     """Taken from the gene names when left out."""
-    assembly: str | None = None
-    """Genome build of regions (hg38, mm10, ...)."""
     min_genes: int = 200
     """Drop cells with fewer detected genes."""
     min_coverage: float = 0.5
@@ -96,6 +101,7 @@ class CorpusBuild:
     """Only cells that have one of the values; e.g. technical_batch=p1_0,p3_0. A value with a comma in double quotes."""
     exclude: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE,...")] = ()
     """No cells that have one of the values; e.g. 'cell_type=B cell,NK'."""
+    reading: tyro.conf.OmitArgPrefixes[ReadingOptions] = DEFAULT_READING
     overwrite: bool = False
     """Replace OUT if it is a corpus."""
 
@@ -107,7 +113,7 @@ class CorpusBuild:
             self.out,
             list(self.files),
             organism=self.organism,
-            assembly=self.assembly,
+            reading=self.reading,
             min_genes=self.min_genes,
             min_coverage=self.min_coverage,
             block_size=self.block_size,
