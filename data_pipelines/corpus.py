@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -170,11 +170,14 @@ class Corpus:
     def shard_path(self, shard: int) -> Path:
         return self.path / self.manifest["shards"][shard]["file"]
 
-    def obs(self) -> pd.DataFrame:
-        """What is known of each cell, in corpus order: cell_id, dataset, standard fields, columns of the sources."""
+    def obs(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """What is known of each cell, in corpus order: cell_id, dataset, standard fields, columns of the sources.
+
+        `columns`: only those of these that there are; None: all. Raises CorpusError when the table cannot be read.
+        """
         path = self.path / OBS
         try:
-            table = read_parquet_frame(path)
+            table = read_parquet_frame(path, columns)
         except Exception as error:  # pyarrow raises many kinds
             raise CorpusError(f"{path}: cannot be read ({error}); rebuild the corpus") from error
         if len(table) != self.num_cells:
