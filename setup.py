@@ -54,7 +54,8 @@ setup(
         "scib-metrics>=0.5.10",
     ],
     extras_require={
-        "test": ["pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18"],
+        "grain": ["grain>=0.2.18"],
+        "test": ["grain>=0.2.18", "pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18"],
     },
     entry_points={"console_scripts": ["scmbert=scmbert_jax.cli:main"]},
 )

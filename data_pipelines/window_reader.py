@@ -1,4 +1,4 @@
-"""Windows of a corpus, decoded once each: the blocks that one stream draws its next cells from.
+"""Windows of a source, decoded once each: the blocks that one lane draws its next cells from.
 
 Several threads ask for the same window; the first decodes it, the others wait for it. The cache holds what the steps in
 flight touch, so memory is bounded whatever the corpus.
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.collate import MAX_COUNT
-from data_pipelines.corpus import Corpus
+from data_pipelines.source_blocks import SourceBlocks
 
 
 class WindowColumns(NamedTuple):
@@ -32,33 +32,30 @@ class Window(NamedTuple):
 
 
 class WindowReader:
-    """Decodes windows of a corpus, and keeps the last few. Threads may share it.
+    """Decodes windows of a source, and keeps the last few. Threads may share it.
 
     Args:
-      corpus: an open corpus.
+      blocks: of the source.
       modalities: those that are read.
       obs_fields: whose codes are read; `dataset` always is.
       capacity: windows in memory.
     """
 
-    def __init__(self, corpus: Corpus, modalities: tuple[str, ...], obs_fields: tuple[str, ...], capacity: int):
-        self._corpus = corpus
+    def __init__(self, blocks: SourceBlocks, modalities: tuple[str, ...], obs_fields: tuple[str, ...], capacity: int):
+        self._blocks = blocks
         self._modalities = modalities
         self._obs_fields = tuple(dict.fromkeys(("dataset", *obs_fields)))
         self._capacity = capacity
-        self._cache: OrderedDict[tuple[int, int, int], Future] = OrderedDict()
+        self._cache: OrderedDict[bytes, Future] = OrderedDict()
         self._lock = threading.Lock()
 
-    def window(self, key: tuple[int, int, int], block_numbers: np.ndarray) -> Window:
-        """The window of these blocks, decoded once however many threads ask for it.
-
-        Args:
-          key: (epoch, stream, window); names the window.
-          block_numbers: int64 [K], its blocks in order.
+    def window(self, block_numbers: np.ndarray) -> Window:
+        """The window of these blocks (int64 [K], in order), decoded once however many threads ask for it.
 
         Raises:
           CorpusError: a block cannot be read; the shard and the block are named.
         """
+        key = block_numbers.tobytes()
         with self._lock:
             future = self._cache.get(key)
             mine = future is None
@@ -77,7 +74,7 @@ class WindowReader:
         return future.result()
 
     def _decode(self, block_numbers: np.ndarray) -> Window:
-        blocks = [self._corpus.read_block(int(number), self._modalities) for number in block_numbers]
+        blocks = self._blocks.read_blocks(block_numbers, self._modalities)
         modalities = {}
         for name in self._modalities:
             parts = [block.modalities.get(name) for block in blocks]
