@@ -116,8 +116,8 @@ class CorpusBuild:
             seed=self.seed,
             obs_fields=_obs_fields(self.obs_field),
             unpaired=self.unpaired,
-            only=_field_values("--only", self.only),
-            exclude=_field_values("--exclude", self.exclude),
+            only=field_values("--only", self.only),
+            exclude=field_values("--exclude", self.exclude),
             overwrite=self.overwrite,
             progress=staged_progress(),
         )
@@ -133,7 +133,7 @@ def _obs_fields(given: tuple[str, ...]) -> dict[str, str | None] | None:
     return {name: column or None for name, _, column in pairs} or None
 
 
-def _field_values(option: str, given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+def field_values(option: str, given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """FIELD=VALUE,VALUE or FIELD>=NUMBER ... -> field -> values or bounds; the same field twice adds to them."""
     import csv
     import re

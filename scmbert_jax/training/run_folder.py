@@ -1,7 +1,8 @@
 """The folder of a run: what it was started with, its metrics, a lock against a second run on it.
 
 config.json               the whole resolved configuration
-provenance.json           versions, git commit, hardware, corpus fingerprint, feature-space hash, information, command
+provenance.json           versions, git commit, hardware, corpora and how cells are drawn from them, their fingerprint,
+                          feature-space hash, information, command
 feature_space.parquet     the features of the model's table
 feature_statistics.npz    what each of them is like by itself: where the model starts
 metrics.jsonl             one row per logged step
@@ -41,8 +42,13 @@ class DataIdentity(Protocol):
 
     fingerprint: str
     feature_space_hash: str
+    description: dict[str, Any]  # the corpora, which of their cells are drawn, how often, and in which order_version
     covariates: dict[str, list[str]]  # covariate name -> its categories, in the order of their codes
-    information: dict[str, Any]  # what the data tell beside counts; see `run_information`
+
+    @property
+    def information(self) -> dict[str, Any]:
+        """What the data tell beside counts; see `run_information`."""
+        ...
 
     def save_features(self, folder: Path) -> None:
         """Writes feature_space.parquet and feature_statistics.npz."""
@@ -112,6 +118,7 @@ class RunFolder:
             provenance = {
                 "corpus_fingerprint": data.fingerprint,
                 "feature_space_hash": data.feature_space_hash,
+                "data": data.description,
                 "covariates": data.covariates,
                 "information": run_information(data.information, data.covariates),
                 "versions": software_versions(),
@@ -134,14 +141,22 @@ class RunFolder:
                 "Continue with the same fields, or use another run folder."
             )
         provenance = read_provenance(self.path)
+        recorded, order = provenance.get("data"), data.description["order_version"]
+        if recorded is not None and recorded["order_version"] != order:
+            raise CheckpointError(
+                f"{self.path}: this run draws its cells in an order of version {recorded['order_version']}, this "
+                f"program in one of version {order}: continue with the program that started it, or use another folder."
+            )
         for field, found, what in (
             ("feature_space_hash", data.feature_space_hash, "feature space"),
-            ("corpus_fingerprint", data.fingerprint, "corpus"),
+            ("corpus_fingerprint", data.fingerprint, "corpus, or draws other cells of it or with other shares"),
         ):
             if provenance[field] != found:
+                before, now = (_in_words(stated) for stated in (recorded, data.description))
                 raise CheckpointError(
                     f"{self.path}: this run folder was started on another {what} ({field} {provenance[field][:12]}... "
-                    f"there, {found[:12]}... now). Give the corpus it was started on, or use another run folder."
+                    f"there, {found[:12]}... now). It was started with {before}; now it is given {now}. Give what it "
+                    "was started with, or use another run folder."
                 )
 
     def drop_metrics_after(self, step: int) -> None:
@@ -190,6 +205,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def _in_words(description: dict[str, Any] | None) -> str:
+    """The corpora, and the options that were given."""
+    if description is None:
+        return "what an earlier version did not record"
+    options = [f"{name} {json.dumps(value)}" for name, value in description["options"].items()]
+    corpora = ", ".join(corpus["path"] for corpus in description["corpora"])
+    return f"{corpora} ({', '.join(options) or 'all cells, by size'})"
 
 
 def _write_whole(path: Path, text: str) -> None:
