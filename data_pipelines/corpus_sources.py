@@ -30,9 +30,8 @@ class Source(NamedTuple):
       rows: per matrix, int64 [its cells]: place of each in `dataset.cell_ids`; -1 where the check drops it.
       files: base name, bytes and sha256 of each file.
       num_not_selected: cells of the files that were not asked for; `dataset` is without them.
-      known: per corpus or file that the corpus is to be disjoint from, how many cells were dropped for it.
       statements: what the files say of themselves, or the user of them: title, citation, licence ...
-      keys: modality -> uint64 [cells of `dataset`], what tells whether two cells are the same (`duplicate_cells`).
+      keys, known: see `Identities`.
     """
 
     name: str
@@ -42,9 +41,9 @@ class Source(NamedTuple):
     rows: list[np.ndarray]
     files: list[dict[str, Any]]
     num_not_selected: int
-    known: list[int]
     statements: dict[str, str]
     keys: Keys
+    known: list[int]
 
     @property
     def kept(self) -> np.ndarray:
@@ -95,13 +94,7 @@ def checked_sources(
     progress("checking", len(datasets), len(datasets))
     files = _files_of(datasets, reports)
     checked = list(zip(names, datasets, reports, strict=True))
-    sets = [cells_of_dataset(*found) for found in checked]
-    if not keep_duplicates:
-        drop_copies(checked, sets)
-    known = [
-        _drop_known(dataset, report, cells, disjoint_from)
-        for (_, dataset, report), cells in zip(checked, sets, strict=True)
-    ]
+    identities = drop_seen_cells(checked, keep_duplicates, disjoint_from)
     sources = []
     for place, (name, dataset, report) in enumerate(checked):
         require_usable(report)
@@ -110,32 +103,56 @@ def checked_sources(
         num_not_selected = num_opened[place] - len(dataset.cell_ids)
         statements = {key: value for matrix in reversed(matrices) for key, value in matrix.statements.items()}
         statements |= {"licence": licences[name]} if name in licences else {}
-        keys = sets[place].keys
         sources.append(
             Source(
-                name, dataset, report, matrices, rows, files[place], num_not_selected, known[place], statements, keys
+                name, dataset, report, matrices, rows, files[place], num_not_selected, statements, *identities[place]
             )
         )
     return sources
 
 
-def _drop_known(
-    dataset: Dataset, report: InputReport, cells: CellSet, disjoint_from: Sequence[KnownCells]
-) -> list[int]:
-    """Drops the cells that are in others; per other, how many."""
-    numbers = []
-    for known in disjoint_from:
-        before = report.num_cells_kept
-        drop_cells(
-            dataset,
-            report,
-            cells_known(cells, known),
-            f"that are in {known.name}",
-            "same barcode, same counts; dropped, since the corpus is to be disjoint from it",
-            f"every cell is in {known.name}, from which the corpus is to be disjoint; leave this file out",
-        )
-        numbers.append(before - report.num_cells_kept)
-    return numbers
+class Identities(NamedTuple):
+    """Attributes:
+    keys: modality -> uint64 [cells of the data set] (`duplicate_cells`).
+    known: per corpus or file that the corpus is to be disjoint from, how many cells were dropped for it.
+    """
+
+    keys: Keys
+    known: list[int]
+
+
+def drop_seen_cells(
+    checked: Sequence[tuple[str, Dataset, InputReport]], keep_duplicates: bool, disjoint_from: Sequence[KnownCells]
+) -> list[Identities]:
+    """Takes out of what the checks keep the copies of other cells, and the cells that are known elsewhere.
+
+    Args:
+      checked: (name, data set, report) of each; the first keep their cells. A report of which nothing is left has a
+        problem afterwards.
+      keep_duplicates, disjoint_from: see `checked_sources`.
+    """
+    sets = [cells_of_dataset(*found) for found in checked]
+    if not keep_duplicates:
+        drop_copies(checked, sets)
+    identities = []
+    for (_, dataset, report), cells in zip(checked, sets, strict=True):
+        known = [_drop_known(dataset, report, cells, other) for other in disjoint_from]
+        identities.append(Identities(cells.keys, known))
+    return identities
+
+
+def _drop_known(dataset: Dataset, report: InputReport, cells: CellSet, known: KnownCells) -> int:
+    """How many cells were dropped because they are known."""
+    before = report.num_cells_kept
+    drop_cells(
+        dataset,
+        report,
+        cells_known(cells, known),
+        f"that are in {known.name}",
+        "same barcode, same counts; dropped, since the corpus is to be disjoint from it",
+        f"every cell is in {known.name}, from which the corpus is to be disjoint; leave this file out",
+    )
+    return before - report.num_cells_kept
 
 
 def check_files(
@@ -151,10 +168,9 @@ def check_files(
     """
     datasets, names, _ = _opened(specs, obs_fields, selection, unpaired=False)
     reports = [check_dataset(dataset, obs_fields=obs_fields, **options) for dataset in datasets]
-    usable = [place for place, report in enumerate(reports) if report.usable]
+    checked = list(zip(names, datasets, reports, strict=True))
     if not keep_duplicates:
-        of_usable = [(names[place], datasets[place], reports[place]) for place in usable]
-        drop_copies(of_usable, [cells_of_dataset(*found) for found in of_usable])
+        drop_seen_cells([found for found in checked if found[2].usable], keep_duplicates, ())
     return reports
 
 
