@@ -43,9 +43,8 @@ class Source(NamedTuple):
       rows: per matrix, int64 [its cells]: place of each in `dataset.cell_ids`; -1 where the check drops it.
       files: base name, bytes and sha256 of each file.
       num_not_selected: cells of the files that were not asked for; `dataset` is without them.
-      known: per corpus or file that the corpus is to be disjoint from, how many cells were dropped for it.
       statements: what the files say of themselves, or the user of them: title, citation, licence ...
-      keys: modality -> uint64 [cells of `dataset`], what tells whether two cells are the same (`duplicate_cells`).
+      keys, known: see `Identities`.
     """
 
     name: str
@@ -55,9 +54,9 @@ class Source(NamedTuple):
     rows: list[np.ndarray]
     files: list[dict[str, Any]]
     num_not_selected: int
-    known: list[int]
     statements: dict[str, str]
     keys: Keys
+    known: list[int]
 
     @property
     def kept(self) -> np.ndarray:
@@ -139,13 +138,7 @@ def checked_sources(
         require_usable(report)
     _refuse_one_file_twice(opened, inspections)
     checked = [(name, dataset, report) for (name, dataset, _), report in zip(opened, reports, strict=True)]
-    sets = [cells_of_dataset(*found) for found in checked]
-    if not keep_duplicates:
-        drop_copies(checked, sets)
-    known = [
-        _drop_known(dataset, report, cells, disjoint_from)
-        for (_, dataset, report), cells in zip(checked, sets, strict=True)
-    ]
+    identities = drop_seen_cells(checked, keep_duplicates, disjoint_from)
     sources = []
     for place, (name, dataset, report) in enumerate(checked):
         require_usable(report)
@@ -162,31 +155,56 @@ def checked_sources(
                 rows=rows,
                 files=inspections[place].files,
                 num_not_selected=opened[place].num_not_selected,
-                known=known[place],
                 statements=statements,
-                keys=sets[place].keys,
+                keys=identities[place].keys,
+                known=identities[place].known,
             )
         )
     return sources
 
 
-def _drop_known(
-    dataset: Dataset, report: InputReport, cells: CellSet, disjoint_from: Sequence[KnownCells]
-) -> list[int]:
-    """Drops the cells that are in others; per other, how many."""
-    numbers = []
-    for known in disjoint_from:
-        before = report.num_cells_kept
-        drop_cells(
-            dataset,
-            report,
-            cells_known(cells, known),
-            f"that are in {known.name}",
-            "same barcode, same counts; dropped, since the corpus is to be disjoint from it",
-            f"every cell is in {known.name}, from which the corpus is to be disjoint; leave this file out",
-        )
-        numbers.append(before - report.num_cells_kept)
-    return numbers
+class Identities(NamedTuple):
+    """Attributes:
+    keys: modality -> uint64 [cells of the data set] (`duplicate_cells`).
+    known: per corpus or file that the corpus is to be disjoint from, how many cells were dropped for it.
+    """
+
+    keys: Keys
+    known: list[int]
+
+
+def drop_seen_cells(
+    checked: Sequence[tuple[str, Dataset, InputReport]], keep_duplicates: bool, disjoint_from: Sequence[KnownCells]
+) -> list[Identities]:
+    """Takes out of what the checks keep the copies of other cells, and the cells that are known elsewhere.
+
+    Args:
+      checked: (name, data set, report) of each; the first keep their cells. A report of which nothing is left has a
+        problem afterwards.
+      keep_duplicates, disjoint_from: see `checked_sources`.
+    """
+    sets = [cells_of_dataset(*found) for found in checked]
+    if not keep_duplicates:
+        drop_copies(checked, sets)
+    identities = []
+    for (_, dataset, report), cells in zip(checked, sets, strict=True):
+        known = [_drop_known(dataset, report, cells, other) for other in disjoint_from]
+        identities.append(Identities(cells.keys, known))
+    return identities
+
+
+def _drop_known(dataset: Dataset, report: InputReport, cells: CellSet, known: KnownCells) -> int:
+    """How many cells were dropped because they are known."""
+    before = report.num_cells_kept
+    drop_cells(
+        dataset,
+        report,
+        cells_known(cells, known),
+        f"that are in {known.name}",
+        "same barcode, same counts; dropped, since the corpus is to be disjoint from it",
+        f"every cell is in {known.name}, from which the corpus is to be disjoint; leave this file out",
+    )
+    return before - report.num_cells_kept
 
 
 def check_files(
@@ -203,13 +221,9 @@ def check_files(
     """
     opened = open_sources(specs, obs_fields, selection, False, reading)
     reports = [check_dataset(source.dataset, obs_fields=obs_fields, **options) for source in opened]
+    checked = [(source.name, source.dataset, report) for source, report in zip(opened, reports, strict=True)]
     if not keep_duplicates:
-        of_usable = [
-            (source.name, source.dataset, report)
-            for source, report in zip(opened, reports, strict=True)
-            if report.usable
-        ]
-        drop_copies(of_usable, [cells_of_dataset(*found) for found in of_usable])
+        drop_seen_cells([found for found in checked if found[2].usable], keep_duplicates, ())
     return reports
 
 

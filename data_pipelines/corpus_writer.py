@@ -51,11 +51,11 @@ def write_side_files(
 
 
 def write_text(path: Path, text: str) -> dict[str, Any]:
-    """A file for people; returns its name and sha256. It may be edited later, so no reader compares the two."""
+    """A file for people; returns its name, bytes and sha256. It may be edited later, so no reader compares them."""
     with writing(path):
         path.write_text(text, encoding="utf-8")
         sync(path)
-        return {"file": path.name, "sha256": corpus.sha256_of_file(path)}
+        return {"file": path.name, "bytes": path.stat().st_size, "sha256": corpus.sha256_of_file(path)}
 
 
 def _tfds_info(shards: list[dict[str, Any]]) -> dict[str, Any]:

@@ -22,11 +22,7 @@ FullLength = Literal["refuse", "length-normalise"]
 
 @dataclasses.dataclass(frozen=True)
 class ReadingOptions:
-<<<<<<< ours
-    """For all files; for one of them behind its name: 'FILE?option=value&option=value' (full_length, ...).
-=======
     """For all files; for one of them behind its name: 'FILE?option=value&option=value' (min_fragments=1000).
->>>>>>> theirs
 
     Attributes:
       assembly: genome build of regions ("hg38", "mm10", ...); None: the one the file names.

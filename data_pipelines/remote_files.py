@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, NamedTuple
 from data_pipelines.retries import Retries, ShortRead
 from scmbert_jax.errors import CorpusError
 
-# Requests under way at once. At 50 ms of latency, 32 blocks of 256 cells are 160,000 cells/s; what s3fs computes for each
-# request, 4 to 5 ms measured, is then the tighter limit.
+# Requests under way at once. At 50 ms of latency, 32 blocks of 256 cells are 160,000 cells/s; what s3fs computes for
+# each request, 4 to 5 ms measured, is then the tighter limit.
 CONNECTIONS = 32
 REQUEST_SECONDS = 60.0  # then a try counts as failed; a block takes well under a second
 _UPLOAD_SECONDS = 3600.0  # a shard is up to 1 GiB, and its parts are sent together
