@@ -9,12 +9,14 @@ tensorboard/              the same as TensorBoard events
 checkpoints/              Orbax
 """
 
+import errno
 import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -91,38 +93,43 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self._metrics_path = path / "metrics.jsonl"
         self._lock: TextIO | None = None
+        self._metrics: TextIO | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
             if is_coordinator:
-                self._lock = (path / "lock").open("w")
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(
-                f"{path}: another process trains in this run folder; wait or choose another."
-            ) from error
+                self._lock = _locked(path / "lock")
+                self._start_or_continue(config, data)
+                self._metrics = self._metrics_path.open("a", encoding="utf-8")
+                if self.checkpoints.exists() and not os.access(self.checkpoints, os.W_OK, effective_ids=True):
+                    # Known now, not at the first checkpoint.
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.checkpoints))
         except OSError as error:
-            raise CheckpointError(f"{path}: the run folder cannot be written ({error.strerror}).") from error
-        self._metrics: TextIO | None = None
-        if not is_coordinator:
-            return
+            self.close()
+            where = "" if error.filename in (None, str(path)) else f"{error.filename}: "
+            raise CheckpointError(f"{path}: the run folder cannot be written ({where}{error.strerror}).") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _start_or_continue(self, config: ExperimentConfig, data: DataIdentity) -> None:
+        path = self.path
         if (path / "config.json").exists():
             self._check_same_run(config, data)
-        else:
-            data.save_features(path)
-            provenance = {
-                "corpus_fingerprint": data.fingerprint,
-                "feature_space_hash": data.feature_space_hash,
-                "covariates": data.covariates,
-                "information": run_information(data.information, data.covariates),
-                "versions": software_versions(),
-                "git_commit": git_commit(),
-                "hardware": {"machine": platform.machine(), "system": platform.system(), "cpu_count": os.cpu_count()},
-                "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            }
-            _write_whole(path / "provenance.json", json.dumps(provenance, indent=2) + "\n")
-            # Last, and whole: a folder without it was never started.
-            _write_whole(path / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
-        self._metrics = self._metrics_path.open("a", encoding="utf-8")
+            return
+        data.save_features(path)
+        provenance = {
+            "corpus_fingerprint": data.fingerprint,
+            "feature_space_hash": data.feature_space_hash,
+            "covariates": data.covariates,
+            "information": run_information(data.information, data.covariates),
+            "versions": software_versions(),
+            "git_commit": git_commit(),
+            "hardware": {"machine": platform.machine(), "system": platform.system(), "cpu_count": os.cpu_count()},
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        }
+        _write_whole(path / "provenance.json", json.dumps(provenance, indent=2) + "\n")
+        # Last, and whole: a folder without it was never started.
+        _write_whole(path / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
 
     def _check_same_run(self, config: ExperimentConfig, data: DataIdentity) -> None:
         changed = differing_fields(load_config(self.path / "config.json"), config)
@@ -190,6 +197,35 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def _locked(path: Path) -> TextIO:
+    """The file, locked until it is closed or the process ends, with the holder's name in it.
+
+    Raises `CheckpointError` when another process holds it or its file system knows no locks, OSError otherwise.
+    """
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise CheckpointError(
+                f"{path.parent}: another process trains in this run folder ({holder}); wait for it, stop it or choose "
+                "another folder."
+            ) from error
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise CheckpointError(
+                f"{path}: this file system knows no file locks ({error.strerror}), so two runs could spoil each other "
+                "here. Mount it with locks (Lustre: -o flock; NFS: with its lock service), or choose another folder."
+            ) from error
+        raise
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
 
 
 def _write_whole(path: Path, text: str) -> None:
