@@ -39,3 +39,9 @@ class TrainingError(UserError):
     """Training had to stop: a non-finite loss, a full disk while saving."""
 
     exit_code = 6
+
+
+class HostError(UserError):
+    """Another process of the run cannot be reached, hangs or is gone. Starting all of them again may help."""
+
+    exit_code = 7
