@@ -54,7 +54,18 @@ setup(
         "scib-metrics>=0.5.10",
     ],
     extras_require={
-        "test": ["pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18"],
+        # the JAX of an accelerator (tpu_scripts/setup_host.sh)
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "cuda13": ["jax[cuda13]>=0.10.2"],
+        "test": [
+            "pytest>=9",
+            "pytest-xdist>=3.8",
+            "hypothesis>=6.150",
+            "jsonschema>=4.23",
+            "PyYAML>=6",
+            "ruff>=0.14",
+            "mypy>=1.18",
+        ],
     },
     entry_points={"console_scripts": ["scmbert=scmbert_jax.cli:main"]},
 )

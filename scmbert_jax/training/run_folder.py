@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from scmbert_jax.config import ExperimentConfig, differing_fields, load_config, to_dict
-from scmbert_jax.errors import CheckpointError, ConfigError, TrainingError
+from scmbert_jax.errors import CheckpointError, ConfigError, RunInProgress, TrainingError
 from scmbert_jax.training.run_information import run_information
 
 # Fields that may change when a run continues: they touch neither the data nor the parameters' path.
@@ -84,7 +84,7 @@ class RunFolder:
     """Opens or creates a run folder and holds its lock until `close`.
 
     Raises `ConfigError` when the folder belongs to another configuration, `CheckpointError` when it belongs to other
-    data, and either with the path when it cannot be written or another process runs in it.
+    data or cannot be written, `RunInProgress` when another process trains in it.
     """
 
     def __init__(self, path: Path, config: ExperimentConfig, data: DataIdentity, is_coordinator: bool = True):
@@ -202,7 +202,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _locked(path: Path) -> TextIO:
     """The file, locked until it is closed or the process ends, with the holder's name in it.
 
-    Raises `CheckpointError` when another process holds it or its file system knows no locks, OSError otherwise.
+    Raises `RunInProgress` when another process holds it, `CheckpointError` when its file system knows no locks, OSError
+    otherwise.
     """
     file = path.open("a+", encoding="utf-8")
     try:
@@ -212,7 +213,7 @@ def _locked(path: Path) -> TextIO:
         holder = file.read().strip() or "unknown"
         file.close()
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise CheckpointError(
+            raise RunInProgress(
                 f"{path.parent}: another process trains in this run folder ({holder}); wait for it, stop it or choose "
                 "another folder."
             ) from error

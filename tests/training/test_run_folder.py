@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from scmbert_jax.errors import CheckpointError, ConfigError
+from scmbert_jax.errors import CheckpointError, ConfigError, RunInProgress
 from scmbert_jax.training.checkpoint import RunCheckpoints
 from scmbert_jax.training.run_folder import RunFolder
 
@@ -80,7 +80,7 @@ def test_a_second_process_is_refused_and_told_who_runs_until_the_first_is_killed
     try:
         assert first.stdout is not None
         assert first.stdout.readline() == "held\n"
-        with pytest.raises(CheckpointError, match=r"another process trains in this run folder \(process 7 on tpu-3\)"):
+        with pytest.raises(RunInProgress, match=r"another process trains in this run folder \(process 7 on tpu-3\)"):
             open_folder(tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["lock"]
     finally:
