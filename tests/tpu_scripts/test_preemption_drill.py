@@ -2,18 +2,19 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import TINY, xla_flags
 from fake_tools import SCRIPTS, FakeTools
 
 STEPS = 60
 RUN = (sys.executable, "-m", "scmbert_jax.cli", *TINY, "--steps", str(STEPS), "--train.log-every", "2")
-RUN = (*RUN, "--train.checkpoint-every", "10", "--data.global-batch-size", "64")
+RUN = (*RUN, "--train.checkpoint-every", "20", "--data.global-batch-size", "32")
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,17 @@ def rows(*steps: int, loss: float = 1.0, seconds: float = 0.5) -> list[dict]:
 # --- a real run -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> Path:
+    """Where programs are kept, so that they are compiled once for all runs."""
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("signal", ["KILL", "TERM"])
-def test_a_run_here_is_killed_and_continues(drill, pbmc_corpus, tmp_path, capfd, signal):
+def test_a_run_here_is_killed_and_continues(drill, pbmc_corpus, compiled, tmp_path, capfd, monkeypatch, signal):
+    monkeypatch.setenv("XLA_FLAGS", xla_flags(1))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(compiled)))
     run_dir = tmp_path / "run"
     command = (*RUN, "--corpus", pbmc_corpus, "--run-dir", run_dir)
     code = drill.main(["local", "--run-dir", str(run_dir), "--signal", signal, "--", *map(str, command)])
