@@ -152,7 +152,7 @@ def drill_here(options: argparse.Namespace, command: list[str]) -> tuple[Progres
     try:
         wait_until("checkpoint", lambda: may_be_killed(run_dir), patience, lambda: process.poll() is None)
         process.send_signal(signal.Signals[f"SIG{options.signal}"])
-        ended_with(process, patience)
+        print(f"the run ended with exit code {ended_with(process, patience)}", file=sys.stderr, flush=True)
     finally:
         if process.poll() is None:
             process.kill()

@@ -41,15 +41,18 @@ def compiled(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signal", ["KILL", "TERM"])
-def test_a_run_here_is_killed_and_continues(drill, pbmc_corpus, compiled, tmp_path, capfd, monkeypatch, signal):
+@pytest.mark.parametrize(("signal", "exit_code"), [("KILL", -9), ("TERM", 75)])
+def test_a_run_here_is_killed_and_continues(
+    drill, pbmc_corpus, compiled, tmp_path, capfd, monkeypatch, signal, exit_code
+):
     monkeypatch.setenv("XLA_FLAGS", xla_flags(1))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(compiled)))
     run_dir = tmp_path / "run"
-    command = (*RUN, "--corpus", pbmc_corpus, "--run-dir", run_dir)
+    command = (*RUN, "--corpus", pbmc_corpus, "--run-dir", run_dir, "--interrupted-exit-code", "75")
     code = drill.main(["local", "--run-dir", str(run_dir), "--signal", signal, "--", *map(str, command)])
     printed = capfd.readouterr()
     assert code == 0, printed
+    assert f"ended with exit code {exit_code}\n" in printed.err
     assert "continued: no step lost, none twice" in printed.out
     assert f"now at step {STEPS}" in printed.out
     assert drill.progress_of(run_dir).starts == 2
