@@ -1,5 +1,6 @@
 """Verbs from a corpus to a model folder: pretrain, export."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +13,7 @@ from scmbert_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from data_pipelines.mixture import MixtureOptions
+    from scmbert_jax.config import ExperimentConfig
 
 CellChoice = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE,...")]
 
@@ -60,19 +62,29 @@ class Pretrain:
     """No corpus (with --balance-by: no value) is drawn more often than this while all cells would be drawn once."""
     reader: Literal["tfdata", "threads", "grain"] = "tfdata"
     """How batches are read ahead; `threads` needs neither TensorFlow nor Grain. All give the same batches."""
+    multihost: bool = False
+    """One of several processes with this same command, started by Cloud TPU, GKE, Slurm or Open MPI."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, for a run of several processes."""
+    """Elsewhere: HOST:PORT of process 0, for a run of several processes."""
     num_processes: int = 1
     """Started with the same command but for --process-index; all see the same CORPUS and RUN_DIR."""
     process_index: int = 0
     """Which of them this is, from 0."""
+    join_timeout: int = 300
+    """Of several processes: seconds to wait for all to start."""
+    host_timeout: int = 100
+    """Of several processes: seconds without a heartbeat after which one is dead, and all others end."""
+    stall_timeout: float = 1800
+    """Of several processes: seconds without a finished step after which the process ends (exit code 7)."""
+    interrupted_exit_code: int = 0
+    """What a run that a signal stopped before its last step exits with; schedulers restart what is not 0."""
     fields: bool = False
     """List the fields of the configuration with their values, and stop."""
     overrides: tyro.conf.Suppress[tuple[str, ...]] = ()
 
     def run(self) -> int:
         from experiments import load_experiment
-        from scmbert_jax.config import ExperimentConfig, batch_covariates
+        from scmbert_jax.config import ExperimentConfig
 
         default = load_experiment(self.experiment)
         arguments = ["--help"] if self.fields else [*self.overrides]
@@ -81,18 +93,36 @@ class Pretrain:
         config = tyro.cli(ExperimentConfig, default=default, args=arguments, prog=f"scmbert pretrain {self.experiment}")
         if not self.corpus or self.run_dir is None:
             raise ConfigError("pretrain needs --corpus DIR and --run-dir DIR.")
-        if self.num_processes > 1:
-            from scmbert_jax.parallel.multihost import join
+        if self.join_timeout < 1 or self.host_timeout < 1 or self.stall_timeout <= 0:
+            raise ConfigError("--join-timeout, --host-timeout and --stall-timeout are seconds, above 0.")
+        if self.multihost and (self.coordinator is not None or self.num_processes > 1):
+            raise ConfigError("--multihost finds the others itself: leave out --coordinator and --num-processes.")
+        if self.num_processes < 1 or (self.num_processes == 1 and self.coordinator is not None):
+            raise ConfigError(f"--num-processes {self.num_processes}: with --coordinator it must be 2 or more.")
 
-            join(self.coordinator, self.num_processes, self.process_index)
+        from scmbert_jax.parallel.multihost import failing_at_once, join, join_cluster
+
+        timeouts = {"host_timeout": self.host_timeout, "join_timeout": self.join_timeout}
+        if self.multihost:
+            join_cluster(**timeouts)
+        elif self.num_processes > 1:
+            join(self.coordinator, self.num_processes, self.process_index, **timeouts)
+        with failing_at_once():
+            return self._train(config, self.run_dir)
+
+    def _train(self, config: "ExperimentConfig", run_dir: Path) -> int:
+        import jax
 
         from data_pipelines.batch_reader import BatchReader
         from data_pipelines.collate import TokenSampling
         from data_pipelines.corpus import open_corpus
         from data_pipelines.mixture import Mixture
         from data_pipelines.training_data import MixtureData
+        from scmbert_jax.config import batch_covariates
+        from scmbert_jax.parallel.multihost import check_joined
         from scmbert_jax.training.loop import pretrain
 
+        check_joined()
         in_use = config.modalities.in_use()
         corpora = [
             open_corpus(path, cache_dir=self.cache_dir, cache_gigabytes=self.cache_gigabytes) for path in self.corpus
@@ -106,10 +136,10 @@ class Pretrain:
             num_streams=config.data.num_streams,
             window_blocks=config.data.window_blocks,
             covariates=batch_covariates(config, mixture.joined.vocabularies),
-            process_index=self.process_index,
-            process_count=self.num_processes,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
-        if self.process_index == 0:
+        if jax.process_index() == 0:
             for line in mixture.in_words():
                 say(line)
         target_sums = {name: modality.target_sum for name, modality in in_use.items()}
@@ -117,13 +147,19 @@ class Pretrain:
             name: TokenSampling(modality.tokens_shown, modality.zero_fraction) for name, modality in in_use.items()
         }
         data = MixtureData(reader, self.reader, target_sums, shown)
-        outcome = pretrain(config, data, self.run_dir)
+        outcome = pretrain(
+            config,
+            data,
+            run_dir,
+            report_stall_after=min(60.0, self.host_timeout / 2),  # before JAX gives a host up for dead
+            give_up_after=self.stall_timeout if jax.process_count() > 1 else math.inf,
+        )
         for corpus in corpora:
             corpus.close()  # nothing that was read ahead keeps the process waiting
-        if self.process_index == 0:
+        if jax.process_index() == 0:
             how = "stopped by a signal; the same command continues" if outcome.interrupted else "done"
-            say(f"{self.run_dir}: step {outcome.step} of {config.train.num_steps}, {how}")
-        return 0
+            say(f"{run_dir}: step {outcome.step} of {config.train.num_steps}, {how}")
+        return self.interrupted_exit_code if outcome.interrupted else 0
 
     def _mixture_options(self) -> "MixtureOptions":
         from data_pipelines.cell_selection import CellSelection
