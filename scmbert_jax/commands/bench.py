@@ -1,4 +1,4 @@
-"""Verbs that measure speed: bench objectives, bench build, bench storage."""
+"""Verbs that measure speed: bench objectives, build, storage, favor."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +134,47 @@ class BenchBuild:
         if self.folder is not None and not self.folder.is_dir():
             raise ConfigError(f"--folder {self.folder}: no such folder.")
         found = measure_build(self.cells, self.workers, self.folder, staged_progress())
+        if self.json:
+            print_json(found.to_dict())
+        else:
+            print(found.text())
+            print(", ".join(f"{name} {value}" for name, value in found.settings.items()))
+        return 0
+
+
+@dataclass(frozen=True)
+class BenchFavor:
+    """Time and memory of the encoder with `favor` attention at scBERT's sizes, beside performer-pytorch's.
+
+    One row of 16,907 tokens in float32 on CPUs: a forward pass and a training step, the two programs by turns; and
+    whether their attentions agree, given the same random directions.
+
+    Example:  scmbert bench favor --torch-python peer/bin/python
+    """
+
+    torch_python: Path | None = None
+    """A Python that has torch and performer-pytorch (python -m venv peer; peer/bin/pip install torch
+    performer-pytorch); without it, ours is measured alone."""
+    tokens: int = 16_907
+    """Per row."""
+    layers: int = 6
+    """Of the encoder."""
+    turns: int = 3
+    """Each figure is the median over so many."""
+    threads: int = 2
+    """CPUs that either may use."""
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        from scmbert_jax.benchmarks.favor_speed import EncoderSizes, measure_favor
+
+        sizes = {"tokens": self.tokens, "layers": self.layers}
+        for name, number in (sizes | {"turns": self.turns, "threads": self.threads}).items():
+            least = 2 if name == "tokens" else 1
+            if number < least:
+                raise ConfigError(f"--{name} {number}: expected {least} or more.")
+        found = measure_favor(EncoderSizes(**sizes), self.torch_python, self.turns, self.threads, say)
         if self.json:
             print_json(found.to_dict())
         else:
