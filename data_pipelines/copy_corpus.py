@@ -8,7 +8,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data_pipelines.corpus import MANIFEST, file_sizes, read_manifest
 from data_pipelines.corpus_files import CorpusFiles, LocalFiles, Location, open_files, read_chunks
@@ -45,10 +45,11 @@ def copy_corpus(source: Location, target: Location, progress: Callable[[int, int
     _refuse_another_corpus(there, text)
     digests = {entry["file"]: entry["sha256"] for entry in manifest["shards"]}
     digests |= {name: entry["sha256"] for name, entry in manifest["files"].items()}
-    sizes = file_sizes(manifest)
+    sizes = file_sizes(manifest) | _card_size(here, manifest)
     copied = done = 0
     for name, size in sizes.items():
-        digest = digests.get(name) or sha256_at(here, name, size)  # the manifest has none for offsets
+        # The manifest has none for offsets, and people may edit the card.
+        digest = digests.get(name) or sha256_at(here, name, size)
         if not _lies_there(there, name, size, digest):
             _bring(here, there, name, size)
             copied += 1
@@ -66,6 +67,17 @@ def copy_corpus(source: Location, target: Location, progress: Callable[[int, int
     here.close()
     there.close()
     return CopyReport(copied, len(sizes) + 1 - copied, sum(sizes.values()) + len(text))
+
+
+def _card_size(here: CorpusFiles, manifest: dict[str, Any]) -> dict[str, int]:
+    """Name and bytes of the data card, which people read and no program needs: none where it was taken away."""
+    card = (manifest.get("data_card") or {}).get("file")
+    try:
+        return {} if card is None else {card: here.size(card)}
+    except UnreachableError:
+        raise
+    except CorpusError:
+        return {}
 
 
 def _refuse_another_corpus(there: CorpusFiles, manifest: bytes) -> None:

@@ -213,7 +213,8 @@ def _our_calls(sizes: EncoderSizes) -> dict[str, Callable[[], None]]:
         mlp_dim=sizes.mlp,
         attention="favor",
     )
-    graph, params, constants = nnx.split(Encoder(config, (), nnx.Rngs(0)), nnx.Param, ...)
+    parts: Any = nnx.split(Encoder(config, (), nnx.Rngs(0)), nnx.Param, ...)
+    graph, params, constants = parts
     graph_constants = jax.tree.structure(constants)
     drawn = attention_favor.redraw(nnx.to_pure_dict(constants), 0, 0)
     tokens = _all_real(sizes.tokens - 1)

@@ -195,7 +195,8 @@ class ModelDefinition:
         self.config, self.layout = config, layout
         with nnx.use_eager_sharding(False):
             abstract = nnx.eval_shape(lambda: self._create(jax.random.key(0)))
-        self._graph, params, constants = nnx.split(abstract, nnx.Param, ...)
+        parts: Any = nnx.split(abstract, nnx.Param, ...)
+        self._graph, params, constants = parts
         self._params_tree, self._constants_tree = jax.tree.structure(params), jax.tree.structure(constants)
         axes = jax.tree.map(
             lambda param: param.get_metadata("logical_axes"), params, is_leaf=lambda x: isinstance(x, nnx.Variable)

@@ -53,7 +53,7 @@ def built(tmp_path_factory):
     """A corpus of three shards, 24 blocks of 12 cells."""
     cells = synthetic_cells(288, 80, 10, 0, num_batches=4, seed=0)
     out = tmp_path_factory.mktemp("built") / "corpus"
-    build_corpus(out, [cells.to_mudata()], min_genes=1, block_size=12, shard_bytes=6000)
+    build_corpus(out, [cells.to_mudata()], min_genes=1, block_size=12, shard_bytes=3000)
     return out
 
 
