@@ -23,14 +23,15 @@ import numpy as np
 import pandas as pd
 
 from data_pipelines import cell_block, tfrecord
-from data_pipelines.cell_block import CellBlock
+from data_pipelines.cell_block import CellBlock, PackedBlock
 from data_pipelines.feature_space import FeatureSpace
+from data_pipelines.packed_counts import largest_feature
 from data_pipelines.parquet_file import read_parquet_frame
 from data_pipelines.supervision import information_of
 from scmbert_jax.errors import CorpusError, UserError
 
 FORMAT = "scmbert-corpus"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 MANIFEST = "manifest.json"
 FEATURE_SPACE = "feature_space.parquet"
@@ -124,9 +125,17 @@ class Corpus:
           CorpusError: damaged; the shard and the block are named.
           IndexError: no such block.
         """
-        return self.read_payload_and_block(index, modalities)[1]
+        return self.read_packed_block(index, modalities).unpacked()
 
-    def read_payload_and_block(self, index: int, modalities: tuple[str, ...] | None = None) -> tuple[bytes, CellBlock]:
+    def read_packed_block(
+        self, index: int, modalities: Collection[str] | None = None, obs_fields: Collection[str] | None = None
+    ) -> PackedBlock:
+        """As `read_block`, the counts as they lie in the record; of the obs fields only those asked for (None: all)."""
+        return self.read_payload_and_block(index, modalities, obs_fields)[1]
+
+    def read_payload_and_block(
+        self, index: int, modalities: Collection[str] | None = None, obs_fields: Collection[str] | None = None
+    ) -> tuple[bytes, PackedBlock]:
         """The uncompressed payload of a block, and the block."""
         if not 0 <= index < self.num_blocks:
             raise IndexError(f"block {index} of {self.num_blocks}")
@@ -137,7 +146,7 @@ class Corpus:
             descriptor, offsets = self._open_shard(shard)
             framed = tfrecord.read_frame(descriptor, int(offsets[within]), int(offsets[within + 1]))
             payload = cell_block.unpack(tfrecord.unframe(framed))
-            block = cell_block.deserialise(payload, modalities)
+            block = cell_block.deserialise(payload, modalities, obs_fields)
             self._check_block(index, block)
         except CorpusError as error:
             raise CorpusError(f"{where}: {error}. Run `scmbert corpus verify` and rebuild the corpus") from error
@@ -145,20 +154,23 @@ class Corpus:
             raise CorpusError(f"{where}: cannot be read ({error.strerror})") from error
         return payload, block
 
-    def _check_block(self, index: int, block: CellBlock) -> None:
+    def _check_block(self, index: int, block: PackedBlock) -> None:
         """What the checksums cannot know: that the block is the one that belongs here."""
         size = int(self.block_sizes[index])
         if block.num_cells != size:
             raise CorpusError(f"{block.num_cells} cells, expected {size}")
         first = int(self._first_cells[index])
-        if size and (block.cell_index[0] != first or block.cell_index[-1] != first + size - 1):
+        if size and block.cell_index[0] != first:
             raise CorpusError(f"cells {block.cell_index[0]} to {block.cell_index[-1]}, expected those from {first} on")
+        for field, codes in block.obs_codes.items():
+            if field not in self.vocabularies or codes.max(initial=-1) >= len(self.vocabularies[field]):
+                raise CorpusError(f"obs field {field!r} with code {codes.max(initial=-1)}, which the manifest has not")
         for modality, columns in block.modalities.items():
             if modality not in self.feature_space.modalities:
                 raise CorpusError(f"modality {modality!r}, which the feature space has not")
             num_features = len(self.feature_space.modalities[modality])
-            if len(columns.feature_ids) and columns.feature_ids.max() >= num_features:
-                raise CorpusError(f"feature {columns.feature_ids.max()} of {num_features} of {modality}")
+            if (largest := largest_feature(columns.counts, columns.index)) >= num_features:
+                raise CorpusError(f"feature {largest} of {num_features} of {modality}")
 
     def _open_shard(self, shard: int) -> tuple[int, np.ndarray]:
         with self._lock:

@@ -20,8 +20,8 @@ import numpy as np
 from data_pipelines.counter_hash import hash_of, random_permutation
 from scmbert_jax.errors import ConfigError
 
-# Raised whenever the same arguments would give another order; stored in checkpoints and compared when a run resumes.
-ORDER_VERSION = 1
+# Raised whenever the same arguments would give other batches; stored in checkpoints and compared when a run resumes.
+ORDER_VERSION = 2
 
 _EPOCH, _WINDOW = 1, 2  # what a hash is for, so that no two uses share random numbers
 

@@ -123,7 +123,7 @@ def test_a_folder_without_manifest_is_no_corpus(built, tmp_path):
 def test_another_format_version_is_refused_by_number(copied):
     edit_manifest(copied, format_version=99)
     for use in (open_corpus, verify_corpus, describe_corpus):
-        with pytest.raises(CorpusError, match=r"format version 99.*reads version 1"):
+        with pytest.raises(CorpusError, match=r"format version 99.*reads version 2"):
             use(copied)
 
 
@@ -168,7 +168,7 @@ def test_the_feature_space_of_another_corpus_is_refused(copied, tmp_path):
 # --- damaged inside --------------------------------------------------------------------------------------------------
 
 # Where in a record: the frame (length, its checksum, the data's checksum), the block's header, its payload.
-POSITIONS = {"length": 1, "length checksum": 9, "magic": 12, "version": 16, "block checksum": 37, "payload": 90}
+POSITIONS = {"length": 1, "length checksum": 9, "magic": 12, "version": 16, "payload bytes": 20, "payload": 90}
 
 
 @pytest.mark.parametrize("place", [*POSITIONS, "data checksum"])
