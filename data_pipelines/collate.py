@@ -12,8 +12,8 @@ zero and never a token. Tokens are ordered by feature id, so that their order sa
 Randomness is counter-based: an expressed feature is kept if its hash of (seed, epoch, cell, modality, feature) is among
 the smallest; zeros come from the sequence of hashes of (seed, epoch, cell, modality, t), t = 0, 1, ..., skipping what
 is expressed or drawn already (hashing all M features instead would cost 50 us a cell). Thus the tokens of a cell depend
-on nothing but the cell and its place in the run: not on the other cells of the batch, nor on who makes it. The kernel is
-draw_tokens.py.
+on nothing but the cell and its place in the run: not on the other cells of the batch, nor on who makes it. The kernel
+is draw_tokens.py.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """The kernel that turns cells into tokens; what it must give is said in collate.py.
 
-Everything is done cell by cell in arrays that stay in the first cache of the processor. Conditions on random numbers are
-added, not branched on: a mispredicted branch costs more than the rest of the loop.
+Everything is done cell by cell in arrays that stay in the first cache of the processor. Conditions on random numbers
+are added, not branched on: a mispredicted branch costs more than the rest of the loop.
 """
 
 import numba
@@ -159,7 +159,7 @@ def _kth_smallest(keys, n, k, near):
     if below >= k or below + size < k:  # once in ten thousand cells
         lower, upper, size, below = np.uint32(0), np.uint32(4294967295), n, 0
         near[:n] = keys[:n]
-    # Regula falsi for "k keys are not above the threshold": exact, as keys are distinct, and quick, as they are uniform.
+    # Regula falsi for "k keys are not above the threshold": exact, as keys are distinct; quick, as they are uniform.
     low, high = np.int64(lower) - 1, np.int64(upper)
     low_count, high_count = below, below + size
     while high_count != k:

@@ -2,8 +2,8 @@
 
 The features of a cell ascend, and the gap before each (id - previous id - 1, the first counted from -1) mostly fits a
 byte; most counts fit four bits. What does not fit is marked by the largest value and stands in a list. So 1.5 bytes per
-entry instead of 8 travel from the file to the kernel that draws tokens, which unpacks one cell at a time, into the first
-cache of the processor.
+entry instead of 8 travel from the file to the kernel that draws tokens, which unpacks one cell at a time, into the
+first cache of the processor.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ class PackedCounts(NamedTuple):
     Attributes:
       lengths: int32 [n], entries of each cell.
       gaps: uint8 [nnz].
-      small_counts: uint8 [sum of ceil(length / 2)], two counts in a byte, the first in its lower half; every cell begins
-        with a new byte.
+      small_counts: uint8 [sum of ceil(length / 2)], two counts in a byte, the first in its lower half; every cell
+        begins with a new byte.
       large_gaps: uint32, in order of the entries.
       large_counts: uint32, likewise.
     """

@@ -11,7 +11,7 @@ import tyro
 
 from scmbert_jax import __version__
 from scmbert_jax.commands.align import LabelTransfer, MakePseudoPairs, Match
-from scmbert_jax.commands.bench import BenchObjectives
+from scmbert_jax.commands.bench import BenchInput, BenchObjectives
 from scmbert_jax.commands.data import CorpusBuild, CorpusInfo, CorpusVerify, Doctor
 from scmbert_jax.commands.evaluate import EvaluateProbe, EvaluateTranslation
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
@@ -36,7 +36,7 @@ VERBS: dict[str, Any] = {
         "matching": EvaluateMatching,
         "integration": EvaluateIntegration,
     },
-    "bench": {"objectives": BenchObjectives},
+    "bench": {"objectives": BenchObjectives, "input": BenchInput},
 }
 
 

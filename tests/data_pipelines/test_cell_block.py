@@ -15,19 +15,22 @@ from scmbert_jax.errors import CorpusError
 NUM_FEATURES = {"rna": 70_000, "protein": 5, "atac": 2**31 - 1}
 
 
+def feature_lists(num_features: int) -> list[st.SearchStrategy]:
+    """Anywhere; with equal gaps, small and large; at the limits."""
+    evenly = st.builds(
+        lambda first, step, size: [i for i in range(first, first + step * size, step) if i < num_features],
+        *(st.sampled_from([0, 1, 254, 255, 256]), st.sampled_from([1, 2, 255, 256, 257]), st.integers(0, 40)),
+    )
+    anywhere = st.lists(st.integers(0, num_features - 1), unique=True, max_size=12)
+    return [anywhere, evenly, st.just([0, num_features - 1])]
+
+
 @st.composite
 def columns_of(draw, modality: str, num_cells: int) -> ModalityColumns:
     measured = draw(st.lists(st.booleans(), min_size=num_cells, max_size=num_cells))
     ids, lengths, counts = [], [], []
     for is_measured in measured:
-        last = NUM_FEATURES[modality] - 1
-        anywhere = st.lists(st.integers(0, last), unique=True, max_size=12)
-        evenly = st.builds(  # all gaps equal
-            lambda first, step, size: [i for i in range(first, first + step * size, step) if i <= last],
-            *(st.sampled_from([0, 1, 254, 255, 256]), st.sampled_from([1, 2, 255, 256, 257]), st.integers(0, 40)),
-        )
-        at_the_limits = st.just([0, last])
-        cell = draw(st.one_of(anywhere, evenly, at_the_limits)) if is_measured else []
+        cell = draw(st.one_of(feature_lists(NUM_FEATURES[modality]))) if is_measured else []
         ids += sorted(cell)
         lengths.append(len(cell))
     counts = draw(
