@@ -5,7 +5,15 @@ No iterator state exists, so there is none to save. `input_pipeline` makes batch
 
 import numpy as np
 
-from data_pipelines.collate import MeasuredFeatures, TokenSampling, check_sampling, empty_tokens, fill_tokens, token_key
+from data_pipelines.collate import (
+    MeasuredFeatures,
+    TokenSampling,
+    check_sampling,
+    clear_tokens,
+    fill_tokens,
+    token_key,
+    unwritten_tokens,
+)
 from data_pipelines.corpus import Corpus
 from data_pipelines.mixture import Mixture
 from data_pipelines.sampling_order import SamplingOrder, SourcePlan, check_batch
@@ -123,7 +131,7 @@ class BatchReader:
             ahead = self.order.cells_at(step + self._steps_ahead, self.process_index, self.process_count)
             for piece in (*pieces, *ahead):
                 self._windows[piece.source].read_ahead(piece.blocks)
-        tokens = {name: empty_tokens(self.rows, choice.num_tokens) for name, choice in self.sampling.items()}
+        tokens = {name: unwritten_tokens(self.rows, choice.num_tokens) for name, choice in self.sampling.items()}
         covariates = {name: np.full(self.rows, -1, np.int32) for name in self.covariates}
         cell_index = np.zeros(self.rows, np.int32)
         first_row = self.process_index * self.rows
@@ -135,9 +143,12 @@ class BatchReader:
             for name in self.covariates:
                 if name in translation.codes:
                     covariates[name][rows] = translation.codes[name][window.obs_codes[name][piece.cells]]
-            for name in window.modalities:
-                key = token_key(self.seed, piece.epoch, name)
-                self._fill(tokens[name], rows, piece.cells, window, name, corpus, key)
+            for name in self.sampling:
+                if name in window.modalities:
+                    key = token_key(self.seed, piece.epoch, name)
+                    self._fill(tokens[name], rows, piece.cells, window, name, corpus, key)
+                else:
+                    clear_tokens(tokens[name], rows)
         return CellBatch(
             modalities=tokens,
             covariates=covariates,
@@ -156,26 +167,29 @@ class BatchReader:
         key: int,
     ) -> None:
         columns, translation = window.modalities[modality], self._translations[corpus]
+        features = translation.features[modality]
+        # Where a corpus' features stand side by side in the joint table, the kernel adds their first row.
+        side_by_side = int(features[-1] - features[0]) == len(features) - 1 if len(features) else True
         tokens.library_size[rows] = columns.library_size[cells]
         tokens.measured[rows] = columns.measured[cells]
         fill_tokens(
             tokens,
             rows,
             cells,
-            columns.cell_starts,
-            columns.feature_ids,
             columns.counts,
-            (window.cell_index + translation.first_cell).astype(np.uint64),
+            columns.index,
+            (window.cell_index + translation.first_cell).view(np.uint64),
             window.obs_codes["dataset"],
             columns.measured,
             self._measured[corpus][modality],
-            0,
+            int(features[0]) if side_by_side and len(features) else 0,
             self.sampling[modality].zero_fraction,
             key,
         )
-        ids = tokens.feature_ids[rows]
-        real = np.arange(ids.shape[1]) < tokens.lengths[rows, None]
-        np.copyto(ids, translation.features[modality][ids], where=real)
+        if not side_by_side:
+            ids = tokens.feature_ids[rows]
+            real = np.arange(ids.shape[1]) < tokens.lengths[rows, None]
+            np.copyto(ids, features[ids], where=real)
 
 
 def _measured_features(corpus: Corpus, modalities: tuple[str, ...]) -> dict[str, MeasuredFeatures]:

@@ -25,9 +25,10 @@ import pandas as pd
 
 from data_pipelines import cell_block, tfrecord
 from data_pipelines.block_cache import CachedFiles, cache_for
-from data_pipelines.cell_block import CellBlock
+from data_pipelines.cell_block import CellBlock, PackedBlock
 from data_pipelines.corpus_files import CorpusFiles, Location, open_files
 from data_pipelines.feature_space import FeatureSpace
+from data_pipelines.packed_counts import largest_feature
 from data_pipelines.parquet_file import read_parquet_frame
 from data_pipelines.retries import UnreachableError
 from data_pipelines.supervision import information_of
@@ -139,7 +140,13 @@ class Corpus:
           CorpusError: damaged or out of reach; the shard and the block are named.
           IndexError: no such block.
         """
-        return self.decode_frame(index, self.read_frame(index), modalities)[1]
+        return self.read_packed_block(index, modalities).unpacked()
+
+    def read_packed_block(
+        self, index: int, modalities: Collection[str] | None = None, obs_fields: Collection[str] | None = None
+    ) -> PackedBlock:
+        """As `read_block`, the counts as they lie in the record; of the obs fields only those asked for (None: all)."""
+        return self.decode_frame(index, self.read_frame(index), modalities, obs_fields)[1]
 
     def read_ahead(self, indices: Iterable[int]) -> None:
         """Blocks that will be read soon: at a URL they come together, while something else is done.
@@ -165,12 +172,16 @@ class Corpus:
         return framed
 
     def decode_frame(
-        self, index: int, framed: bytes, modalities: tuple[str, ...] | None = None
-    ) -> tuple[bytes, CellBlock]:
+        self,
+        index: int,
+        framed: bytes,
+        modalities: Collection[str] | None = None,
+        obs_fields: Collection[str] | None = None,
+    ) -> tuple[bytes, PackedBlock]:
         """The uncompressed payload of a block, and the block. Raises CorpusError: damaged."""
         try:
             payload = cell_block.unpack(tfrecord.unframe(framed))
-            block = cell_block.deserialise(payload, modalities)
+            block = cell_block.deserialise(payload, modalities, obs_fields)
             self._check_block(index, block)
         except CorpusError as error:
             remedy = "Run `scmbert corpus verify` and rebuild the corpus"
@@ -194,7 +205,7 @@ class Corpus:
         offsets = self._offsets(shard)
         return self.manifest["shards"][shard]["file"], int(offsets[within]), int(offsets[within + 1])
 
-    def _check_block(self, index: int, block: CellBlock) -> None:
+    def _check_block(self, index: int, block: PackedBlock) -> None:
         """What the checksums cannot know: that the block is the one that belongs here."""
         size = int(self.block_sizes[index])
         if block.num_cells != size:
@@ -202,12 +213,15 @@ class Corpus:
         first = int(self._first_cells[index])
         if size and (block.cell_index[0] != first or block.cell_index[-1] != first + size - 1):
             raise CorpusError(f"cells {block.cell_index[0]} to {block.cell_index[-1]}, expected those from {first} on")
+        for field, codes in block.obs_codes.items():
+            if field not in self.vocabularies or codes.max(initial=-1) >= len(self.vocabularies[field]):
+                raise CorpusError(f"obs field {field!r} with code {codes.max(initial=-1)}, which the manifest has not")
         for modality, columns in block.modalities.items():
             if modality not in self.feature_space.modalities:
                 raise CorpusError(f"modality {modality!r}, which the feature space has not")
             num_features = len(self.feature_space.modalities[modality])
-            if len(columns.feature_ids) and columns.feature_ids.max() >= num_features:
-                raise CorpusError(f"feature {columns.feature_ids.max()} of {num_features} of {modality}")
+            if (largest := largest_feature(columns.counts, columns.index)) >= num_features:
+                raise CorpusError(f"feature {largest} of {num_features} of {modality}")
 
     def _offsets(self, shard: int) -> np.ndarray:
         """Two threads may read the same offsets at first; no lock is held while they travel."""

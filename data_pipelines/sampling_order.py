@@ -22,8 +22,8 @@ from data_pipelines.lane_order import LaneOrder
 from data_pipelines.source_pattern import SourcePattern
 from scmbert_jax.errors import ConfigError
 
-# Raised whenever the same arguments would give another order; a run folder records it.
-ORDER_VERSION = 1
+# Raised whenever the same arguments would give other batches; a run folder records it.
+ORDER_VERSION = 2
 
 _SOURCE = 4  # what a hash is for; lane_order has 1 and 2, collate 3, source_pattern 5
 

@@ -8,7 +8,7 @@ corpus decodes about a hundred cells for each one it gives, unless it is small e
 
 import numpy as np
 
-from data_pipelines.cell_block import CellBlock, ModalityColumns
+from data_pipelines.cell_block import ModalityColumns, PackedBlock, PackedColumns
 from data_pipelines.corpus import Corpus
 from data_pipelines.sampling_order import SourcePlan
 from scmbert_jax.errors import ConfigError
@@ -106,16 +106,18 @@ class SourceBlocks:
         self._rows = rows
         self._ends = np.cumsum(block_sizes)
 
-    def read_blocks(self, numbers: np.ndarray, modalities: tuple[str, ...]) -> list[CellBlock]:
+    def read_blocks(
+        self, numbers: np.ndarray, modalities: tuple[str, ...], obs_fields: tuple[str, ...]
+    ) -> list[PackedBlock]:
         """The cells of some blocks of the source, in their order: parts of blocks of the corpus, one after the other.
 
         Raises:
           CorpusError: a block of the corpus cannot be read; the shard and the block are named.
         """
         if self._as_in_corpus:
-            return [self._corpus.read_block(number, modalities) for number in numbers.tolist()]
+            return [self._corpus.read_packed_block(number, modalities, obs_fields) for number in numbers.tolist()]
         return [
-            take_cells(self._corpus.read_block(block, modalities), cells)
+            take_cells(self._corpus.read_packed_block(block, modalities, obs_fields), cells)
             for number in numbers.tolist()
             for block, cells in self._parts(number)
         ]
@@ -137,19 +139,22 @@ class SourceBlocks:
         return list(zip(blocks.tolist(), np.split(places, starts[1:]), strict=True))
 
 
-def take_cells(block: CellBlock, cells: np.ndarray) -> CellBlock:
+def take_cells(block: PackedBlock, cells: np.ndarray) -> PackedBlock:
     """The cells at these positions (int64 [n]) of a block."""
     modalities = {}
-    for name, columns in block.modalities.items():
+    for name, packed in block.modalities.items():
+        columns = packed.unpacked()
         lengths = columns.lengths[cells]
         starts = (np.cumsum(columns.lengths, dtype=np.int64) - columns.lengths)[cells]
         new_starts = np.cumsum(lengths, dtype=np.int64) - lengths
         entries = np.repeat(starts - new_starts, lengths) + np.arange(int(lengths.sum(dtype=np.int64)))
-        modalities[name] = ModalityColumns(
-            lengths,
-            columns.feature_ids[entries],
-            columns.counts[entries],
-            columns.total_counts[cells],
-            columns.measured[cells],
+        modalities[name] = PackedColumns.of(
+            ModalityColumns(
+                lengths,
+                columns.feature_ids[entries],
+                columns.counts[entries],
+                columns.total_counts[cells],
+                columns.measured[cells],
+            )
         )
-    return CellBlock(modalities, {n: codes[cells] for n, codes in block.obs_codes.items()}, block.cell_index[cells])
+    return PackedBlock(modalities, {n: codes[cells] for n, codes in block.obs_codes.items()}, block.cell_index[cells])

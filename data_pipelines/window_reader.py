@@ -11,16 +11,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.cell_block import PackedColumns
 from data_pipelines.collate import MAX_COUNT
+from data_pipelines.packed_counts import CellIndex, PackedCounts, index_of, joined, pack
 from data_pipelines.source_blocks import SourceBlocks
 
 
 class WindowColumns(NamedTuple):
     """One modality of the concatenated blocks of a window (n cells)."""
 
-    cell_starts: np.ndarray  # int64 [n + 1]
-    feature_ids: np.ndarray  # int32 [nnz]
-    counts: np.ndarray  # uint32 [nnz]
+    counts: PackedCounts
+    index: CellIndex
     library_size: np.ndarray  # float32 [n]
     measured: np.ndarray  # bool [n]
 
@@ -81,31 +82,31 @@ class WindowReader:
             self._blocks.read_ahead(block_numbers)
 
     def _decode(self, block_numbers: np.ndarray) -> Window:
-        blocks = self._blocks.read_blocks(block_numbers, self._modalities)
+        blocks = self._blocks.read_blocks(block_numbers, self._modalities, self._obs_fields)
         modalities = {}
         for name in self._modalities:
-            parts = [block.modalities.get(name) for block in blocks]
-            if all(part is None for part in parts):
-                continue
-            zeros = [np.zeros(block.num_cells, np.int32) for block in blocks]
-
-            def joined(field: str, empty: list[np.ndarray], parts: list = parts) -> np.ndarray:
-                return np.concatenate(
-                    [spare if part is None else getattr(part, field) for part, spare in zip(parts, empty, strict=True)]
-                )
-
-            none = [np.zeros(0, np.int32)] * len(blocks)
-            counts = joined("counts", none)
-            lengths = joined("lengths", zeros)
-            modalities[name] = WindowColumns(
-                cell_starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
-                feature_ids=joined("feature_ids", none).astype(np.int32, copy=False),
-                counts=np.minimum(counts, MAX_COUNT).astype(np.uint32),
-                library_size=joined("total_counts", zeros).astype(np.float32),
-                measured=joined("measured", zeros).astype(bool),
-            )
+            if any(name in block.modalities for block in blocks):
+                modalities[name] = _joined([block.modalities.get(name, block.num_cells) for block in blocks])
         return Window(
             modalities,
             {name: np.concatenate([block.obs_codes[name] for block in blocks]) for name in self._obs_fields},
             np.concatenate([block.cell_index for block in blocks]),
         )
+
+
+def _joined(parts: list[PackedColumns | int]) -> WindowColumns:
+    """Of blocks; a number stands for so many cells that were not measured."""
+    whole = [_not_measured(part) if isinstance(part, int) else part for part in parts]
+    counts, index = joined([(part.counts, part.index) for part in whole])
+    return WindowColumns(
+        counts._replace(large_counts=np.minimum(counts.large_counts, np.uint32(MAX_COUNT))),
+        index,
+        np.concatenate([part.total_counts for part in whole]).astype(np.float32),
+        np.concatenate([part.measured for part in whole]),
+    )
+
+
+def _not_measured(num_cells: int) -> PackedColumns:
+    nothing = np.zeros(0, np.int32)
+    counts = pack(np.zeros(num_cells, np.int32), nothing, nothing)
+    return PackedColumns(counts, index_of(counts), np.zeros(num_cells, np.uint64), np.zeros(num_cells, bool))

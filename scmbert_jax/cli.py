@@ -11,7 +11,7 @@ import tyro
 
 from scmbert_jax import __version__
 from scmbert_jax.commands.align import LabelTransfer, MakePseudoPairs, Match
-from scmbert_jax.commands.bench import BenchBuild, BenchFavor, BenchObjectives, BenchStorage
+from scmbert_jax.commands.bench import BenchBuild, BenchFavor, BenchInput, BenchObjectives, BenchStorage
 from scmbert_jax.commands.data import CorpusBuild, CorpusCopy, CorpusInfo, CorpusOverlap, CorpusVerify, Doctor
 from scmbert_jax.commands.evaluate import EvaluateProbe, EvaluateTranslation
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
@@ -42,7 +42,13 @@ VERBS: dict[str, Any] = {
         "matching": EvaluateMatching,
         "integration": EvaluateIntegration,
     },
-    "bench": {"objectives": BenchObjectives, "build": BenchBuild, "favor": BenchFavor, "storage": BenchStorage},
+    "bench": {
+        "objectives": BenchObjectives,
+        "build": BenchBuild,
+        "input": BenchInput,
+        "storage": BenchStorage,
+        "favor": BenchFavor,
+    },
 }
 
 

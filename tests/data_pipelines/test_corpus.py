@@ -179,7 +179,7 @@ POSITIONS = {
     "example's feature": _BLOCK - 3,
     "magic": _BLOCK,
     "version": _BLOCK + 4,
-    "block checksum": _BLOCK + 25,
+    "payload bytes": _BLOCK + 8,
     "payload": _BLOCK + 78,
 }
 
