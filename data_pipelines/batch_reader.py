@@ -5,7 +5,15 @@ No iterator state exists, so there is none to save. `input_pipeline` makes batch
 
 import numpy as np
 
-from data_pipelines.collate import MeasuredFeatures, TokenSampling, check_sampling, empty_tokens, fill_tokens, token_key
+from data_pipelines.collate import (
+    MeasuredFeatures,
+    TokenSampling,
+    check_sampling,
+    clear_tokens,
+    fill_tokens,
+    token_key,
+    unwritten_tokens,
+)
 from data_pipelines.corpus import Corpus
 from data_pipelines.sampling_order import SamplingOrder
 from data_pipelines.window_reader import Window, WindowColumns, WindowReader
@@ -93,7 +101,7 @@ class BatchReader:
           CorpusError: a block cannot be read; the shard and the block are named.
         """
         cells = self.order.cells_at(step, self.process_index, self.process_count)
-        tokens = {name: empty_tokens(self.rows, choice.num_tokens) for name, choice in self.sampling.items()}
+        tokens = {name: unwritten_tokens(self.rows, choice.num_tokens) for name, choice in self.sampling.items()}
         keys = {name: token_key(self.seed, cells.epoch, name) for name in self.sampling}
         covariates = {name: np.full(self.rows, -1, np.int32) for name in self.covariates}
         cell_index = np.zeros(self.rows, np.int32)
@@ -104,8 +112,12 @@ class BatchReader:
             cell_index[rows] = window.cell_index[piece.cells]
             for name in self.covariates:
                 covariates[name][rows] = window.obs_codes[name][piece.cells]
-            for name, columns in window.modalities.items():
-                self._fill(tokens[name], rows, piece.cells, window, name, columns, keys[name])
+            for name in self.sampling:
+                columns = window.modalities.get(name)
+                if columns is None:
+                    clear_tokens(tokens[name], rows)
+                else:
+                    self._fill(tokens[name], rows, piece.cells, window, name, columns, keys[name])
         return CellBatch(
             modalities=tokens,
             covariates=covariates,

@@ -109,7 +109,11 @@ class BenchInput:
             from scmbert_jax.benchmarks.stored_sizes import measure_sizes
 
             return self._show(measure_sizes(self.files, say=say))
-        for name, number in {"cells": self.cells, "rounds": self.rounds, "lengths": min(self.lengths, default=0)}.items():
+        for name, number in {
+            "cells": self.cells,
+            "rounds": self.rounds,
+            "lengths": min(self.lengths, default=0),
+        }.items():
             if number < 1:
                 raise ConfigError(f"--{name} {number}: expected 1 or more.")
         if not self.front_ends or not self.zero_fractions:
