@@ -16,6 +16,7 @@ on nothing but the cell and its place in the run: not on the other cells of the 
 is draw_tokens.py.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -83,16 +84,34 @@ def check_sampling(sampling: dict[str, TokenSampling], modalities: list[str], wh
 
 def empty_tokens(num_rows: int, num_tokens: int) -> ModalityTokens:
     """Tokens of cells that were not measured: all padding."""
+    return _tokens(np.zeros, num_rows, num_tokens)
+
+
+def unwritten_tokens(num_rows: int, num_tokens: int) -> ModalityTokens:
+    """As `empty_tokens`, but with anything in them: every row must be written.
+
+    Clearing 16 kB for a cell of 2,048 tokens would cost nearly as much as drawing them.
+    """
+    return _tokens(np.empty, num_rows, num_tokens)
+
+
+def _tokens(make: Callable[..., np.ndarray], num_rows: int, num_tokens: int) -> ModalityTokens:
     return ModalityTokens(
-        feature_ids=np.zeros((num_rows, num_tokens), np.int32),
-        counts=np.zeros((num_rows, num_tokens), np.int32),
-        lengths=np.zeros(num_rows, np.int32),
-        library_size=np.zeros(num_rows, np.float32),
-        measured=np.zeros(num_rows, bool),
-        num_expressed=np.zeros(num_rows, np.int32),
-        num_measured=np.zeros(num_rows, np.int32),
-        mean_log_count=np.zeros(num_rows, np.float32),
+        feature_ids=make((num_rows, num_tokens), np.int32),
+        counts=make((num_rows, num_tokens), np.int32),
+        lengths=make(num_rows, np.int32),
+        library_size=make(num_rows, np.float32),
+        measured=make(num_rows, bool),
+        num_expressed=make(num_rows, np.int32),
+        num_measured=make(num_rows, np.int32),
+        mean_log_count=make(num_rows, np.float32),
     )
+
+
+def clear_tokens(tokens: ModalityTokens, rows: slice) -> None:
+    """Makes these rows those of cells that were not measured."""
+    for array in tokens:
+        array[rows] = 0
 
 
 def token_key(seed: int, epoch: int, modality: str) -> int:

@@ -6,19 +6,18 @@ are added, not branched on: a mispredicted branch costs more than the rest of th
 
 import numba
 import numpy as np
+from numba.extending import intrinsic
 
 from data_pipelines.counter_hash import fold_compiled
-from data_pipelines.packed_counts import LARGE_COUNT, unpack_cell
+from data_pipelines.packed_counts import unpack_cell
 
 _ZERO_DRAWS = 1 << 40  # above every feature id: draws of zeros never share a hash with a feature
-# log2 of a power of two: multiplied with this sequence, the highest six bits are another number for each of the 64
-_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
-_BIT_INDEX = np.zeros(64, np.int64)
-_BIT_INDEX[[((1 << bit) * 0x03F79D71B4CB0A89 % (1 << 64)) >> 58 for bit in range(64)]] = np.arange(64)
 
-# log(1 + count) of both counts in a byte of `PackedCounts.small_counts`; large ones are added by themselves
-_LOG_OF_COUNT = np.where(np.arange(16) < LARGE_COUNT, np.log1p(np.arange(16)), 0.0)
-_LOG_OF_PAIR = _LOG_OF_COUNT[np.arange(256) & 15] + _LOG_OF_COUNT[np.arange(256) >> 4]
+
+@intrinsic
+def _num_bits(typing_context, word):
+    """How many bits of a uint64 are set: one instruction, which numba has no name for."""
+    return numba.uint64(numba.uint64), lambda context, builder, signature, arguments: builder.ctpop(arguments[0])
 
 
 @numba.njit(nogil=True, cache=True)
@@ -53,6 +52,8 @@ def draw_tokens(
     near = np.empty(longest + 1, np.uint32)
     expressed = np.zeros((num_features + 63) // 64, np.uint64)  # one bit per feature, cleared after each cell
     zeros = np.zeros((num_features + 63) // 64, np.uint64)  # likewise: drawn
+    before = np.empty((num_features + 63) // 64, np.int32)  # tokens in the words before
+    zero_ids = np.empty(num_tokens + 1, np.int32)
     for row in range(len(cells)):
         cell = cells[row]
         n = np.int64(packed.lengths[cell])
@@ -63,11 +64,11 @@ def draw_tokens(
         cell_key = fold_compiled(key, cell_keys[cell])
         out_num_expressed[row] = n
         out_num_measured[row] = len(panel)
-        out_mean_log_count[row] = _sum_of_logs(packed, index, cell) / max(len(panel), 1)
+        out_mean_log_count[row] = index.sums_of_logs[cell] / max(len(panel), 1)
         unpack_cell(packed, index, cell, ids, counts)
         if num_zeros:
             _set_bits(expressed, ids[:n])
-            _draw_zeros(zeros, expressed, panel, num_zeros, len(panel) - n, cell_key)
+            _draw_zeros(zero_ids, zeros, expressed, panel, num_zeros, len(panel) - n, cell_key)
         if num_expressed < n:
             if num_zeros:
                 _clear_bits(expressed, ids[:n])
@@ -75,7 +76,17 @@ def draw_tokens(
             if num_zeros:
                 _set_bits(expressed, ids[:num_expressed])
         if num_zeros:
-            _write_both(out_ids[row], out_counts[row], expressed, zeros, counts, first_feature)
+            _join(expressed, zeros, before)
+            for i in range(num_expressed):
+                place = _rank(ids[i], expressed, before)
+                out_ids[row, place] = ids[i] + first_feature
+                out_counts[row, place] = counts[i]
+            for i in range(num_zeros):
+                place = _rank(zero_ids[i], expressed, before)
+                out_ids[row, place] = zero_ids[i] + first_feature
+                out_counts[row, place] = 0
+            _clear_bits(expressed, ids[:num_expressed])
+            _clear_bits(expressed, zero_ids[:num_zeros])
         else:
             for i in range(num_expressed):
                 out_ids[row, i] = ids[i] + first_feature
@@ -94,21 +105,6 @@ def _numbers(n, panel_size, num_tokens, zero_fraction):
     num_expressed = min(n, num_tokens - int(np.floor(num_tokens * zero_fraction)))
     wanted = int(np.floor(num_expressed * zero_fraction / (1 - zero_fraction) + 0.5))
     return num_expressed, max(0, min(wanted, panel_size - n, num_tokens - num_expressed))
-
-
-@numba.njit(nogil=True, cache=True)
-def _sum_of_logs(packed, index, cell):
-    """The sum of log(1 + count) over the entries of a cell."""
-    pairs = packed.small_counts[index.small_counts[cell] : index.small_counts[cell + 1]]
-    even, odd = 0.0, 0.0
-    for i in range(len(pairs) >> 1):
-        even += _LOG_OF_PAIR[pairs[2 * i]]
-        odd += _LOG_OF_PAIR[pairs[2 * i + 1]]
-    if len(pairs) & 1:
-        even += _LOG_OF_PAIR[pairs[len(pairs) - 1]]
-    for count in packed.large_counts[index.large_counts[cell] : index.large_counts[cell + 1]]:
-        odd += np.log1p(np.float64(count))
-    return even + odd
 
 
 @numba.njit(nogil=True, cache=True)
@@ -178,25 +174,31 @@ def _kth_smallest(keys, n, k, near):
 @numba.njit(nogil=True, cache=True)
 def _set_bits(bits, ids):
     for i in range(len(ids)):
-        bits[ids[i] >> 6] |= np.uint64(1) << np.uint64(ids[i] & 63)
+        feature = np.uint64(ids[i])
+        bits[feature >> np.uint64(6)] |= np.uint64(1) << (feature & np.uint64(63))
 
 
 @numba.njit(nogil=True, cache=True)
 def _clear_bits(bits, ids):
     for i in range(len(ids)):
-        bits[ids[i] >> 6] = np.uint64(0)
+        bits[np.uint64(ids[i]) >> np.uint64(6)] = np.uint64(0)
 
 
 @numba.njit(nogil=True, cache=True)
-def _draw_zeros(zeros, expressed, panel, num_zeros, num_all, cell_key):
-    """Sets the bits of `num_zeros` features of the panel that are not expressed, of which there are `num_all`."""
+def _draw_zeros(zero_ids, zeros, expressed, panel, num_zeros, num_all, cell_key):
+    """Draws `num_zeros` of the features of the panel that are not expressed, of which there are `num_all`.
+
+    Gives their ids, in any order (`zero_ids` has room for one more), and sets their bits in `zeros`.
+    """
     one = np.uint64(1)
-    if num_zeros == num_all:
-        for i in range(len(panel)):
-            word, bit = panel[i] >> 6, one << np.uint64(panel[i] & 63)
-            zeros[word] |= bit & ~expressed[word]
-        return
     drawn = 0
+    if num_zeros == num_all:
+        for feature in panel:
+            is_new = ~(expressed[feature >> 6] >> np.uint64(feature & 63)) & one
+            zeros[feature >> 6] |= is_new << np.uint64(feature & 63)
+            zero_ids[drawn] = feature
+            drawn += np.int64(is_new)
+        return
     draw = np.uint64(_ZERO_DRAWS)
     while drawn < num_zeros:
         uniform = (fold_compiled(cell_key, draw) >> np.uint64(11)) * (1.0 / 9007199254740992.0)  # [0, 1)
@@ -205,25 +207,24 @@ def _draw_zeros(zeros, expressed, panel, num_zeros, num_all, cell_key):
         word, place = feature >> 6, np.uint64(feature & 63)
         is_new = ~((expressed[word] | zeros[word]) >> place) & one
         zeros[word] |= is_new << place
+        zero_ids[drawn] = feature
         drawn += np.int64(is_new)
 
 
 @numba.njit(nogil=True, cache=True)
-def _write_both(out_ids, out_counts, expressed, zeros, counts, first_feature):
-    """Writes the features of both in ascending order and clears them; `counts` are those of the expressed."""
-    one = np.uint64(1)
-    position, num_expressed = 0, 0
-    for word in range(len(zeros)):
-        with_count = expressed[word]
-        bits = with_count | zeros[word]
-        expressed[word] = np.uint64(0)
-        zeros[word] = np.uint64(0)
-        while bits:
-            lowest = bits & (~bits + one)
-            place = _BIT_INDEX[(lowest * _DE_BRUIJN) >> np.uint64(58)]
-            is_expressed = np.int64((with_count >> np.uint64(place)) & one)
-            out_ids[position] = word * 64 + place + first_feature
-            out_counts[position] = counts[num_expressed] * is_expressed
-            num_expressed += is_expressed
-            position += 1
-            bits ^= lowest
+def _join(bits, other, before):
+    """Moves the bits of `other` into `bits`; fills `before` with how many are set in the words before each."""
+    total = 0
+    for word in range(len(bits)):
+        before[word] = total
+        bits[word] |= other[word]
+        other[word] = np.uint64(0)
+        total += np.int64(_num_bits(bits[word]))
+
+
+@numba.njit(nogil=True, cache=True)
+def _rank(feature, bits, before):
+    """How many bits are set below that of `feature`."""
+    word = np.uint64(feature) >> np.uint64(6)
+    below = (np.uint64(1) << (np.uint64(feature) & np.uint64(63))) - np.uint64(1)
+    return np.int64(before[word]) + np.int64(_num_bits(bits[word] & below))

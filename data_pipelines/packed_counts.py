@@ -17,6 +17,10 @@ from scmbert_jax.errors import CorpusError
 LARGE_GAP = 255  # a gap of this or more stands in `large_gaps`
 LARGE_COUNT = 15  # a count of this or more stands in `large_counts`
 
+# log(1 + count) of both counts in a byte of `small_counts`; large ones are added by themselves
+_LOG_OF_COUNT = np.where(np.arange(16) < LARGE_COUNT, np.log1p(np.arange(16)), 0.0)
+_LOG_OF_PAIR = _LOG_OF_COUNT[np.arange(256) & 15] + _LOG_OF_COUNT[np.arange(256) >> 4]
+
 
 class PackedCounts(NamedTuple):
     """Counts of n cells.
@@ -38,11 +42,13 @@ class PackedCounts(NamedTuple):
 
 
 class CellIndex(NamedTuple):
-    """Where each of n cells begins in the arrays of `PackedCounts`, and where the last one ends.
+    """What is known of each of n cells once their `PackedCounts` were gone through.
 
     Attributes:
-      gaps, small_counts, large_gaps, large_counts: int64 [n + 1], in the array of that name.
+      gaps, small_counts, large_gaps, large_counts: int64 [n + 1], where it begins in the array of that name, and where
+        the last one ends.
       large_places: int32, of every large count: which entry of its cell it is.
+      sums_of_logs: float64 [n], of log(1 + count) over its entries.
     """
 
     gaps: np.ndarray
@@ -50,6 +56,7 @@ class CellIndex(NamedTuple):
     large_gaps: np.ndarray
     large_counts: np.ndarray
     large_places: np.ndarray
+    sums_of_logs: np.ndarray
 
 
 def pack(lengths: np.ndarray, feature_ids: np.ndarray, counts: np.ndarray) -> PackedCounts:
@@ -90,8 +97,11 @@ def unpack(packed: PackedCounts, index: CellIndex) -> tuple[np.ndarray, np.ndarr
 
 def index_of(packed: PackedCounts) -> CellIndex:
     """Where cells begin. Raises CorpusError: an array that is longer or shorter than the entries need."""
+    num_cells = len(packed.lengths)
     index = CellIndex(
-        *(np.zeros(len(packed.lengths) + 1, np.int64) for _ in range(4)), np.zeros(len(packed.large_counts), np.int32)
+        *(np.zeros(num_cells + 1, np.int64) for _ in range(4)),
+        np.zeros(len(packed.large_counts), np.int32),
+        np.empty(num_cells),
     )
     np.cumsum(packed.lengths, out=index.gaps[1:])
     np.cumsum((packed.lengths + np.int64(1)) >> 1, out=index.small_counts[1:])
@@ -100,6 +110,7 @@ def index_of(packed: PackedCounts) -> CellIndex:
     _find_large(packed, index, np.empty(int(packed.lengths.max(initial=0)) // 2 + 2, np.int32))
     _require("large gaps", len(packed.large_gaps), index.large_gaps[-1])
     _require("large counts", len(packed.large_counts), index.large_counts[-1])
+    _add_large_logs(packed, index)
     return index
 
 
@@ -119,7 +130,11 @@ def joined(parts: Sequence[tuple[PackedCounts, CellIndex]]) -> tuple[PackedCount
         starts.append(np.concatenate([*whole, before[-1:]]))
     return (
         PackedCounts(*(np.concatenate(arrays) for arrays in zip(*packed, strict=True))),
-        CellIndex(*starts, np.concatenate([index.large_places for index in indices])),
+        CellIndex(
+            *starts,
+            np.concatenate([index.large_places for index in indices]),
+            np.concatenate([index.sums_of_logs for index in indices]),
+        ),
     )
 
 
@@ -168,7 +183,7 @@ def _pack(lengths, feature_ids, counts, gaps, small_counts, large_gaps, large_co
 
 @numba.njit(nogil=True, cache=True)
 def _find_large(packed, index, pairs_with_large):
-    """Fills `index.large_gaps`, `large_counts` and `large_places`; the last argument is working space."""
+    """Fills `index` but for the logs of large counts; the last argument is working space."""
     for cell in range(len(packed.lengths)):
         found = 0
         for gap in packed.gaps[index.gaps[cell] : index.gaps[cell + 1]]:
@@ -179,6 +194,13 @@ def _find_large(packed, index, pairs_with_large):
         for i in range(len(pairs)):  # written always, kept where large: a mispredicted branch would cost more
             pairs_with_large[found] = i
             found += (pairs[i] & 15 == LARGE_COUNT) | (pairs[i] >> 4 == LARGE_COUNT)
+        even, odd = 0.0, 0.0
+        for i in range(len(pairs) >> 1):
+            even += _LOG_OF_PAIR[pairs[2 * i]]
+            odd += _LOG_OF_PAIR[pairs[2 * i + 1]]
+        if len(pairs) & 1:
+            even += _LOG_OF_PAIR[pairs[len(pairs) - 1]]
+        index.sums_of_logs[cell] = even + odd
         place = index.large_counts[cell]
         for i in pairs_with_large[:found]:
             for half in range(2):
@@ -188,6 +210,13 @@ def _find_large(packed, index, pairs_with_large):
                         index.large_places[place] = entry
                     place += 1
         index.large_counts[cell + 1] = place
+
+
+@numba.njit(nogil=True, cache=True)
+def _add_large_logs(packed, index):
+    for cell in range(len(packed.lengths)):
+        for count in packed.large_counts[index.large_counts[cell] : index.large_counts[cell + 1]]:
+            index.sums_of_logs[cell] += np.log1p(np.float64(count))
 
 
 @numba.njit(nogil=True, cache=True)

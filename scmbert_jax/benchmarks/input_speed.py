@@ -2,8 +2,8 @@
 
 All read the same synthetic cells (input_cells.py), each from its own kind of store, each in a process of its own
 (loader_process.py). They take turns, so that a noisy machine is noisy for all of them; a ratio is the median over the
-rounds of the ratios within a round. Ours gives sampled, padded tokens (ids and counts int32 [B, L]); the others give CSR
-float32 that still has to be made into tokens.
+rounds of the ratios within a round. Ours gives sampled, padded tokens (ids and counts int32 [B, L]); the others give
+CSR float32 that still has to be made into tokens.
 """
 
 import json
@@ -37,7 +37,9 @@ OUR_DEFAULTS: dict[str, Any] = {
     "cold": False,
 }
 # Of annbatch's README, of its defaults, and the one that was the fastest here; all give batches of 4,096 cells.
-ANNBATCH_SETTINGS = ({"chunk_size": 32, "preload_nchunks": 256}, {"chunk_size": 512, "preload_nchunks": 32}) + (
+ANNBATCH_SETTINGS = (
+    {"chunk_size": 32, "preload_nchunks": 256},
+    {"chunk_size": 512, "preload_nchunks": 32},
     {"chunk_size": 512, "preload_nchunks": 16},
 )
 SCDATASET_SETTINGS = {"batch_size": 64, "block_size": 64, "fetch_factor": 64}
