@@ -160,7 +160,7 @@ def serialise(block: CellBlock) -> bytes:
 
 
 def deserialise(
-    payload: bytes, modalities: Collection[str] | None = None, obs_fields: Collection[str] | None = None
+    payload: bytes | memoryview, modalities: Collection[str] | None = None, obs_fields: Collection[str] | None = None
 ) -> PackedBlock:
     """The inverse of `serialise`; its arrays are views of `payload`.
 
@@ -258,7 +258,7 @@ def _name(name: str) -> bytes:
 class _Cursor:
     """Reads a payload front to back and never past its end."""
 
-    def __init__(self, payload: bytes):
+    def __init__(self, payload: bytes | memoryview):
         self.bytes = np.frombuffer(payload, np.uint8)
         self.position = 0
 

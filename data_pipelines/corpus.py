@@ -177,7 +177,7 @@ class Corpus:
         framed: bytes,
         modalities: Collection[str] | None = None,
         obs_fields: Collection[str] | None = None,
-    ) -> tuple[bytes, PackedBlock]:
+    ) -> tuple[bytes | memoryview, PackedBlock]:
         """The uncompressed payload of a block, and the block. Raises CorpusError: damaged."""
         try:
             payload = cell_block.unpack(tfrecord.unframe(framed))

@@ -19,7 +19,7 @@ FRAME_BYTES = 16  # length, its checksum, and the checksum of the data
 _MASK_DELTA = 0xA282EAD8
 
 
-def masked_crc32c(data: bytes | memoryview) -> int:
+def masked_crc32c(data: bytes) -> int:
     """CRC32C rotated right by 15 bits plus a constant, as TFRecord stores it."""
     crc = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
@@ -43,10 +43,10 @@ def unframe(framed: bytes) -> memoryview:
         raise CorpusError("record frame is damaged: the checksum of its length does not match")
     if length != len(framed) - FRAME_BYTES:
         raise CorpusError(f"record of {length} bytes where the offsets leave room for {len(framed) - FRAME_BYTES}")
-    data = memoryview(framed)[12:-4]  # not copied: a block is read for every few hundred cells
+    data = framed[12:-4]
     if masked_crc32c(data) != struct.unpack("<I", framed[-4:])[0]:
         raise CorpusError("record is damaged: the checksum of its data does not match")
-    return data[_block_start(data) :]
+    return memoryview(data)[_block_start(data) :]
 
 
 # --- tf.train.Example ------------------------------------------------------------------------------------------------
@@ -74,9 +74,9 @@ def _varint(value: int) -> bytes:
     return bytes([*parts, value])
 
 
-def _block_start(data: memoryview) -> int:
+def _block_start(data: bytes) -> int:
     """Where the block begins in what `_example` made."""
-    start = bytes(data[:64]).find(_KEY) + len(_KEY)
+    start = data.find(_KEY, 0, 64) + len(_KEY)
     for tag in (0x12, 0x0A, 0x0A):
         if start >= len(data) or data[start] != tag:
             raise CorpusError("record holds no block: not a tf.train.Example with the one feature `block`")
