@@ -177,7 +177,7 @@ class BatchReader:
             rows,
             cells,
             columns.counts,
-            columns.index,
+            columns.places,
             (window.cell_index + translation.first_cell).view(np.uint64),
             window.obs_codes["dataset"],
             columns.measured,

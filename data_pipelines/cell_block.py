@@ -57,7 +57,7 @@ class PackedColumns(NamedTuple):
     """As `ModalityColumns`, the counts as they lie in the record."""
 
     counts: PackedCounts
-    index: CellIndex
+    places: CellIndex
     total_counts: np.ndarray
     measured: np.ndarray
 
@@ -67,7 +67,7 @@ class PackedColumns(NamedTuple):
         return cls(counts, packed_counts.index_of(counts), columns.total_counts, columns.measured)
 
     def unpacked(self) -> ModalityColumns:
-        feature_ids, counts = packed_counts.unpack(self.counts, self.index)
+        feature_ids, counts = packed_counts.unpack(self.counts, self.places)
         return ModalityColumns(self.counts.lengths, feature_ids, counts, self.total_counts, self.measured)
 
 

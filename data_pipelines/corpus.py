@@ -220,7 +220,7 @@ class Corpus:
             if modality not in self.feature_space.modalities:
                 raise CorpusError(f"modality {modality!r}, which the feature space has not")
             num_features = len(self.feature_space.modalities[modality])
-            if (largest := largest_feature(columns.counts, columns.index)) >= num_features:
+            if (largest := largest_feature(columns.counts, columns.places)) >= num_features:
                 raise CorpusError(f"feature {largest} of {num_features} of {modality}")
 
     def _offsets(self, shard: int) -> np.ndarray:

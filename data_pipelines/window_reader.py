@@ -21,7 +21,7 @@ class WindowColumns(NamedTuple):
     """One modality of the concatenated blocks of a window (n cells)."""
 
     counts: PackedCounts
-    index: CellIndex
+    places: CellIndex
     library_size: np.ndarray  # float32 [n]
     measured: np.ndarray  # bool [n]
 
@@ -97,7 +97,7 @@ class WindowReader:
 def _joined(parts: list[PackedColumns | int]) -> WindowColumns:
     """Of blocks; a number stands for so many cells that were not measured."""
     whole = [_not_measured(part) if isinstance(part, int) else part for part in parts]
-    counts, index = joined([(part.counts, part.index) for part in whole])
+    counts, index = joined([(part.counts, part.places) for part in whole])
     return WindowColumns(
         counts._replace(large_counts=np.minimum(counts.large_counts, np.uint32(MAX_COUNT))),
         index,

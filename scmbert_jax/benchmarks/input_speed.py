@@ -140,7 +140,12 @@ def measure_input(
         not_measured["annbatch"] = 'no --annbatch-python (Python >= 3.12 with "annbatch[zarrs]")'
     else:
         store = folder / "annbatch.zarr"
-        common = {"loader": "annbatch", "files": list(map(str, files)), "store": str(store), "batch_size": 4096}
+        common: dict[str, object] = {
+            "loader": "annbatch",
+            "files": list(map(str, files)),
+            "store": str(store),
+            "batch_size": 4096,
+        }
         for setting in ANNBATCH_SETTINGS:
             name = f"annbatch, {setting['preload_nchunks']} chunks of {setting['chunk_size']}"
             loaders[name] = {**common, **setting}

@@ -86,7 +86,7 @@ def _measure(file: str, folder: Path, say: Callable[[str], None]) -> StoredSize:
     sizes = {}
     for codec in ("zstd", "none"):
         with build_corpus(folder / codec, [file], codec=codec, min_genes=1) as corpus:
-            sizes[codec] = bytes_of_counts(corpus.path)
+            sizes[codec] = bytes_of_counts(folder / codec)
             counts = counts_of(corpus) if codec == "none" else {}
             num_cells = corpus.num_cells
     gzip_bytes = zarr_bytes = 0

@@ -45,15 +45,15 @@ def test_virtual_blocks_hold_the_chosen_cells_in_corpus_order(corpus, data):
     whole = [cell for number in range(corpus.num_blocks) for cell in contents(corpus.read_block(number))]
     expected = np.split(rows, np.cumsum(sizes)[:-1])
     order = data.draw(st.permutations(range(len(sizes))))
-    read = blocks.read_blocks(np.array(order), ("rna", "protein"), ("dataset",))
-    assert [cell for part in read for cell in contents(part.unpacked())] == [
-        whole[row] for n in order for row in expected[n]
+    read = [
+        part.unpacked() for part in blocks.read_blocks(np.array(order), ("rna", "protein"), tuple(corpus.vocabularies))
     ]
+    assert [cell for part in read for cell in contents(part)] == [whole[row] for n in order for row in expected[n]]
 
 
 def test_a_whole_corpus_is_read_by_its_own_blocks_or_as_one(corpus):
     plain = SourceBlocks(corpus, None, corpus.block_sizes)
-    (block,) = plain.read_blocks(np.array([3]), ("rna",), ())
+    (block,) = plain.read_blocks(np.array([3]), ("rna",), tuple(corpus.vocabularies))
     assert contents(block.unpacked()) == contents(corpus.read_block(3, ("rna",)))
     one = SourceBlocks(corpus, None, np.array([corpus.num_cells]))
     parts = one.read_blocks(np.array([0]), ("rna",), ())
