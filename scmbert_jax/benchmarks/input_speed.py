@@ -146,9 +146,9 @@ def measure_input(
             "store": str(store),
             "batch_size": 4096,
         }
-        for setting in ANNBATCH_SETTINGS:
-            name = f"annbatch, {setting['preload_nchunks']} chunks of {setting['chunk_size']}"
-            loaders[name] = {**common, **setting}
+        for chunks in ANNBATCH_SETTINGS:
+            name = f"annbatch, {chunks['preload_nchunks']} chunks of {chunks['chunk_size']}"
+            loaders[name] = {**common, **chunks}
             pythons[name] = annbatch_python
     if scdataset_python is None:
         not_measured["scdataset"] = "no --scdataset-python (with scdataset and anndata)"
