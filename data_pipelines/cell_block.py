@@ -111,7 +111,7 @@ def encode(block: CellBlock, codec: str = "zstd") -> bytes:
     return pack(serialise(block), codec)
 
 
-def decode(record: bytes) -> CellBlock:
+def decode(record: bytes | memoryview) -> CellBlock:
     """The block of a record. Raises CorpusError for anything but a record of this format version.
 
     Damage that leaves a well-formed record is found by the checksum of its frame (`tfrecord.unframe`), not here.

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import scipy.sparse
 
-from data_pipelines import cell_block
+from data_pipelines import cell_block, tfrecord
 from data_pipelines.cell_block import CellBlock, ModalityColumns
 from scmbert_jax.errors import CorpusError
 
@@ -179,7 +179,7 @@ class SegmentWriter:
                 self._write(bucket, CellBlock({self._modality: columns}, {}, cells.rows[chosen]))
 
     def _write(self, bucket: int, block: CellBlock) -> None:
-        record = cell_block.encode(block)
+        record = tfrecord.frame(cell_block.encode(block))  # with a checksum
         self._index.append((bucket, self._file.tell(), len(record)))
         self._file.write(record)
 
@@ -218,7 +218,7 @@ class SegmentFile:
             for _, offset, size in wanted.tolist():
                 file.seek(offset)
                 try:
-                    yield cell_block.decode(file.read(size))
+                    yield cell_block.decode(tfrecord.unframe(file.read(size)))
                 except CorpusError as error:
                     raise CorpusError(f"{self.path}: {error}; remove its folder and build again") from error
 
