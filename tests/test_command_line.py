@@ -87,6 +87,7 @@ def test_an_unknown_option_is_named():
         (("--modalities.rna.likelihood", "poisson"), ("--modalities.rna.likelihood", "negative_binomial")),
         (("--steps", "0"), ("train.num_steps is 0",)),
         (("--model.attention", "flashy"), ("flashy", "xla")),
+        (("--model.attention", "cudnn"), ("'cudnn'", "needs an NVIDIA GPU", "on cpu", "xla_chunked", "favor")),
         (("--model.embed-dim", "12"), ("dimension 'embed' of size 12 cannot be split over 8 devices",)),
         (("--model.covariates", "mood"), ("mood", "technical_batch")),
         (("--modalities.atac.num-tokens", "8"), ("atac", "rna", "protein", "num_tokens to 0")),
