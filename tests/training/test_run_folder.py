@@ -35,6 +35,7 @@ class NoData:
     def __init__(self):
         self.fingerprint, self.feature_space_hash = "f" * 64, "a" * 64
         self.covariates, self.information = {}, {}
+        self.description = {"corpora": [{"path": "made"}], "options": {}, "order_version": 2}
 
     def save_features(self, folder: Path) -> None:
         (folder / "feature_space.parquet").write_bytes(b"features")
