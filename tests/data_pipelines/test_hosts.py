@@ -62,13 +62,13 @@ def blocks_read(reader: BatchReader, steps: int) -> Counter:
     """(corpus, block) -> how often it was read in some steps."""
     read: Counter = Counter()
     for number, corpus in enumerate(reader.mixture.joined.corpora):
-        plain = corpus.read_block
+        plain = corpus.read_packed_block
 
-        def counted(index, wanted=None, number=number, plain=plain):
+        def counted(index, modalities, obs_fields, number=number, plain=plain):
             read[number, index] += 1
-            return plain(index, wanted)
+            return plain(index, modalities, obs_fields)
 
-        corpus.read_block = counted
+        corpus.read_packed_block = counted
     for step in range(steps):
         reader.batch_at(step)
     return read
@@ -90,9 +90,9 @@ def virtual_blocks_read(reader: BatchReader, steps: int) -> Counter:
     for source, windows in enumerate(reader._windows):
         plain = windows._blocks.read_blocks
 
-        def counted(numbers, modalities, source=source, plain=plain):
+        def counted(numbers, modalities, obs_fields, source=source, plain=plain):
             read.update((source, number) for number in numbers.tolist())
-            return plain(numbers, modalities)
+            return plain(numbers, modalities, obs_fields)
 
         windows._blocks.read_blocks = counted
     for step in range(steps):
