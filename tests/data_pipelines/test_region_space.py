@@ -213,7 +213,7 @@ def test_a_model_of_the_catalogue_reads_other_peaks_when_they_are_mapped(tmp_pat
     counts = dict(zip(space.modalities["atac"].ids.tolist(), chunk.counts["atac"].toarray().T.tolist(), strict=True))
     assert counts["chr1:100-300"] == (values[:, 0] + values[:, 2]).tolist()
     assert counts["chr2:500-700"] == [0, 0, 0, 0]
-    elsewhere = check_dataset(open_dataset(f"{tmp_path / 'atac.h5ad'}?regions=windows:200&assembly=hg38"))
+    elsewhere = check_dataset(open_dataset(f"{tmp_path / 'atac.h5ad'}?regions=windows:5000000&assembly=hg38"))
     with pytest.raises(InputError, match=r"FILE\?regions=catalogue\.bed"):
         overlap_with_model(elsewhere, FeatureSpace({"atac": named(["chr9:7-8"])}), ["atac"])
 
