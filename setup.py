@@ -5,6 +5,11 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+BEAM = ["apache-beam>=2.77"]
+S3 = ["s3fs>=2025.3"]
+GCS = ["gcsfs>=2025.3"]
+CENSUS = ["tiledbsoma>=2.3"]
+GRAIN = ["grain>=0.2.18"]
 
 setup(
     name="scmbert_jax",
@@ -41,6 +46,7 @@ setup(
         "scipy>=1.15",
         "zstandard>=0.23",
         "google-crc32c>=1.6",
+        "fsspec>=2025.3",
         # what people see
         "tyro>=1.0",
         "cattrs>=25.1",
@@ -54,7 +60,22 @@ setup(
         "scib-metrics>=0.5.10",
     ],
     extras_require={
-        "test": ["pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18"],
+        # corpora on object storage
+        "s3": S3,
+        "gcs": GCS,
+        # CELLxGENE Census and other TileDB-SOMA experiments
+        "census": CENSUS,
+        # building on a cluster
+        "beam": BEAM,
+        # another way to read ahead
+        "grain": GRAIN,
+        # the JAX of an accelerator (tpu_scripts/setup_host.sh)
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "cuda13": ["jax[cuda13]>=0.10.2"],
+        "test": [
+            *("pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18", "pysam>=0.23"),
+            *(*S3, *GCS, "moto[server]>=5", *CENSUS, *BEAM, *GRAIN, "jsonschema>=4.23", "PyYAML>=6"),
+        ],
     },
     entry_points={"console_scripts": ["scmbert=scmbert_jax.cli:main"]},
 )

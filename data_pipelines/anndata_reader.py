@@ -9,6 +9,7 @@ from data_pipelines.counts_field import choose_counts_field
 from data_pipelines.counts_matrix import CountsMatrix, Dataset, join_matrices
 from data_pipelines.modality_names import modality_of_features, modality_of_name
 from data_pipelines.pseudo_pairs import pseudo_pairs_of, pseudo_pairs_of_file
+from data_pipelines.source_statements import statements_of, statements_of_file
 from data_pipelines.stored_matrix import ColumnsOf, MatrixInMemory, StoredMatrix, open_stored_matrix
 from data_pipelines.stored_nodes import StoredArray, StoredGroup, is_group, is_null
 from scmbert_jax.errors import InputError
@@ -34,6 +35,8 @@ def read_stored_mudata(file: StoredGroup, path: str, name: str) -> Dataset:
     for key in [*[k for k in ordered if k in modalities], *[k for k in modalities if k not in ordered]]:
         matrices += _matrices_of_group(file["mod"][key], path, prefix=f"mod/{key}/", declared=key)
     obs = _frame(file, "obs", path) if "obs" in file else None
+    for matrix in matrices:
+        matrix.statements = {**statements_of_file(file), **matrix.statements}
     dataset = join_matrices(name, matrices, _index(obs), obs)
     dataset.pseudo_pairs = pseudo_pairs_of_file(file, path)
     return dataset
@@ -50,6 +53,8 @@ def read_mudata(mdata: Any, name: str) -> Dataset:
     # MuData repeats its modalities' columns as "rna:batch"; the modalities bring them themselves.
     own = [column for column in mdata.obs.columns if str(column).split(":")[0] not in mdata.mod]
     obs = _with_text_index(mdata.obs[own])
+    for matrix in matrices:
+        matrix.statements = {**statements_of(mdata.uns), **matrix.statements}
     dataset = join_matrices(name, matrices, _index(obs), obs)
     dataset.pseudo_pairs = pseudo_pairs_of(mdata.uns, "MuData in memory")
     return dataset
@@ -80,7 +85,8 @@ def _matrices_of_group(group: StoredGroup, path: str, prefix: str, declared: str
     genome = _genome(
         var, {key: uns[key][()] for key in _GENOME_COLUMNS if key in uns and getattr(uns[key], "shape", None) == ()}
     )
-    return _split(path, prefix + field, declared, var, obs, genome, stored[field], considered)
+    statements = statements_of_file(group)
+    return _split(path, prefix + field, declared, var, obs, genome, stored[field], considered, statements)
 
 
 def _matrices_of_object(adata: Any, path: str, prefix: str, declared: str | None) -> list[CountsMatrix]:
@@ -100,7 +106,8 @@ def _matrices_of_object(adata: Any, path: str, prefix: str, declared: str | None
     var = _with_text_index(candidates[field][1])
     genome = _genome(var, {key: adata.uns[key] for key in _GENOME_COLUMNS if key in adata.uns})
     obs = _with_text_index(adata.obs)
-    return _split(path, prefix + field, declared, var, obs, genome, stored[field], considered)
+    statements = statements_of(adata.uns)
+    return _split(path, prefix + field, declared, var, obs, genome, stored[field], considered, statements)
 
 
 def _choose(stored: dict[str, StoredMatrix], path: str, prefix: str) -> tuple[str, dict[str, str]]:
@@ -119,6 +126,7 @@ def _split(
     genome: str | None,
     stored: StoredMatrix,
     considered: dict[str, str],
+    statements: dict[str, str],
 ) -> list[CountsMatrix]:
     """One `CountsMatrix` per modality: several where var tells features of several types apart."""
     names = np.asarray(var.index, dtype=str)
@@ -136,6 +144,7 @@ def _split(
             feature_table=var if columns is None else var.iloc[columns],
             stored=stored if columns is None else ColumnsOf(stored, columns),
             considered=considered,
+            statements=statements,
         )
 
     if types is not None and len(kinds) > 1 and any(modality_of_name(kind) for kind in kinds):

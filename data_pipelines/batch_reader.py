@@ -1,14 +1,24 @@
-"""Batches of a corpus by step: `BatchReader.batch_at(step)` is a pure function of (corpus, settings, step).
+"""Batches by step: `BatchReader.batch_at(step)` is a pure function of (mixture, settings, step).
 
 No iterator state exists, so there is none to save. `input_pipeline` makes batches ahead of time.
 """
 
 import numpy as np
 
-from data_pipelines.collate import MeasuredFeatures, TokenSampling, check_sampling, empty_tokens, fill_tokens, token_key
+from data_pipelines.collate import (
+    MeasuredFeatures,
+    TokenSampling,
+    check_sampling,
+    clear_tokens,
+    fill_tokens,
+    token_key,
+    unwritten_tokens,
+)
 from data_pipelines.corpus import Corpus
-from data_pipelines.sampling_order import SamplingOrder
-from data_pipelines.window_reader import Window, WindowColumns, WindowReader
+from data_pipelines.mixture import Mixture
+from data_pipelines.sampling_order import SamplingOrder, SourcePlan, check_batch
+from data_pipelines.source_blocks import SourceBlocks, plan_alone, plan_in_mixture
+from data_pipelines.window_reader import Window, WindowReader
 from scmbert_jax.batch import MODALITIES, CellBatch, ModalityTokens
 from scmbert_jax.errors import ConfigError
 
@@ -17,25 +27,29 @@ class BatchReader:
     """Makes the batches of one process. Threads may share it.
 
     Args:
-      corpus: an open corpus.
+      mixture: what cells are drawn from; a corpus alone is the mixture of all its cells.
       sampling: modality -> tokens per cell; modalities left out or with 0 tokens are not read.
       seed: fixes the order of cells and the sampling of tokens.
-      global_batch_size, num_streams, window_blocks: see `SamplingOrder`.
-      covariates: obs fields of the corpus whose codes the batch carries.
+      global_batch_size, num_streams: see `SamplingOrder`.
+      window_blocks: blocks of a corpus that a stream shuffles together; more mix better and take more memory.
+      covariates: obs fields whose codes the batch carries.
       process_index, process_count: this process makes its share of the rows of the global batch.
 
     Attributes:
-      steps_per_epoch: steps until every cell was offered once (but for the tail that `order` states).
+      mixture: as given.
+      steps_per_epoch: steps until as many cells were drawn as there are (of one source: until each was offered once,
+        but for the tail that `LaneOrder.unused_per_epoch` states).
       order: the `SamplingOrder`.
       rows: rows of a batch of this process.
 
     Raises:
-      ConfigError: a modality or covariate the corpus has not, or settings that `SamplingOrder` refuses.
+      ConfigError: a modality or covariate that the corpora have not, settings that `SamplingOrder` refuses, or fewer
+        cells than a batch.
     """
 
     def __init__(
         self,
-        corpus: Corpus,
+        mixture: Mixture | Corpus,
         sampling: dict[str, TokenSampling],
         *,
         seed: int,
@@ -46,43 +60,63 @@ class BatchReader:
         process_index: int = 0,
         process_count: int = 1,
     ):
-        check_sampling(sampling, corpus.modalities, f"the corpus {corpus.path}")
-        unknown = [name for name in covariates if name not in corpus.vocabularies]
+        self.mixture = mixture if isinstance(mixture, Mixture) else Mixture([mixture])
+        joined = self.mixture.joined
+        self._translations = joined.translations
+        check_sampling(sampling, joined.modalities, f"the corpus {joined.where}")
+        unknown = [name for name in covariates if name not in joined.vocabularies]
         if unknown:
             raise ConfigError(
-                f"covariate {unknown[0]!r} is not known of the cells of {corpus.path}; it has "
-                f"{sorted(corpus.vocabularies)}"
+                f"covariate {unknown[0]!r} is not known of the cells of {joined.where}; it has "
+                f"{sorted(joined.vocabularies)}"
             )
-        self.corpus = corpus
+        if window_blocks < 1:
+            raise ConfigError(f"window_blocks is {window_blocks}; it must be at least 1")
+        check_batch(global_batch_size, num_streams)
         self.sampling = {
             name: sampling[name] for name in MODALITIES if name in sampling and sampling[name].num_tokens > 0
         }
         self.seed = int(seed)
         self.covariates = tuple(covariates)
         self.process_index, self.process_count = process_index, process_count
-        self.order = SamplingOrder(corpus.block_sizes, seed, global_batch_size, num_streams, window_blocks)
+        self.window_blocks = int(window_blocks)
+        plans = _plans(self.mixture, global_batch_size, num_streams, self.window_blocks)
+        self.order = SamplingOrder(plans, self.mixture.draws, seed, global_batch_size, num_streams)
         self.order.cells_at(0, process_index, process_count)  # the number of processes is checked here, not at step 0
         self.steps_per_epoch = self.order.steps_per_epoch
         self.rows = global_batch_size // process_count
-        self._measured = {
-            name: MeasuredFeatures.from_masks([corpus.measured(d, name) for d in range(len(corpus.datasets))])
-            for name in self.sampling
-        }
-        # Two windows per stream of this process, and what one step of each may touch beyond that.
-        smallest_window = int(corpus.block_sizes.min()) * min(window_blocks, self.order.blocks_per_stream)
-        windows_a_step = 2 + self.order.cells_per_stream // max(smallest_window, 1)
-        capacity = (num_streams // process_count) * windows_a_step
-        self._windows = WindowReader(corpus, tuple(self.sampling), self.covariates, capacity)
+        self._measured = [_measured_features(corpus, tuple(self.sampling)) for corpus in joined.corpora]
+        self._windows = [self._window_reader(source, plan) for source, plan in enumerate(plans)]
+        self._remote = any(corpus.files.remote for corpus in joined.corpora)
+        windows = [self.order.lanes[source].smallest_window for source in range(len(plans))]
+        draws = [self.order.most_draws(source) for source in range(len(plans))]
+        # about a window of the source whose windows last shortest
+        self._steps_ahead = max(1, min(size // number for size, number in zip(windows, draws, strict=True)))
+
+    def _window_reader(self, number: int, plan: SourcePlan) -> WindowReader:
+        """Of a source: keeps two windows per lane of this process, and what one step of each may touch beyond that."""
+        source = self.mixture.sources[number]
+        corpus = self.mixture.joined.corpora[source.corpus]
+        streams_here = self.order.num_streams // self.process_count
+        streams_of_lane = self.order.num_streams // plan.num_lanes
+        lanes_here = max(1, streams_here // streams_of_lane)
+        windows_a_step = 2 + self.order.most_draws(number) // self.order.lanes[number].smallest_window
+        return WindowReader(
+            SourceBlocks(corpus, source.rows, plan.block_sizes),
+            tuple(name for name in self.sampling if name in corpus.modalities),
+            tuple(name for name in self.covariates if name in corpus.vocabularies),
+            lanes_here * windows_a_step,
+        )
 
     def of_all_processes(self, sampling: dict[str, TokenSampling]) -> "BatchReader":
         """The same reader, giving all rows of the global batch, tokens drawn by `sampling`."""
         return BatchReader(
-            self.corpus,
+            self.mixture,
             sampling,
             seed=self.seed,
             global_batch_size=self.rows * self.process_count,
             num_streams=self.order.num_streams,
-            window_blocks=self.order.window_blocks,
+            window_blocks=self.window_blocks,
             covariates=self.covariates,
         )
 
@@ -92,20 +126,29 @@ class BatchReader:
         Raises:
           CorpusError: a block cannot be read; the shard and the block are named.
         """
-        cells = self.order.cells_at(step, self.process_index, self.process_count)
-        tokens = {name: empty_tokens(self.rows, choice.num_tokens) for name, choice in self.sampling.items()}
-        keys = {name: token_key(self.seed, cells.epoch, name) for name in self.sampling}
+        pieces = self.order.cells_at(step, self.process_index, self.process_count)
+        if self._remote:  # the windows of this step come together, and those of the next are on their way
+            ahead = self.order.cells_at(step + self._steps_ahead, self.process_index, self.process_count)
+            for piece in (*pieces, *ahead):
+                self._windows[piece.source].read_ahead(piece.blocks)
+        tokens = {name: unwritten_tokens(self.rows, choice.num_tokens) for name, choice in self.sampling.items()}
         covariates = {name: np.full(self.rows, -1, np.int32) for name in self.covariates}
         cell_index = np.zeros(self.rows, np.int32)
         first_row = self.process_index * self.rows
-        for piece in cells.pieces:
-            window = self._windows.window((cells.epoch, piece.stream, piece.window), piece.blocks)
+        for piece in pieces:
+            corpus = self.mixture.sources[piece.source].corpus
+            window, translation = self._windows[piece.source].window(piece.blocks), self._translations[corpus]
             rows = slice(piece.first_row - first_row, piece.first_row - first_row + len(piece.cells))
-            cell_index[rows] = window.cell_index[piece.cells]
+            cell_index[rows] = window.cell_index[piece.cells] + translation.first_cell
             for name in self.covariates:
-                covariates[name][rows] = window.obs_codes[name][piece.cells]
-            for name, columns in window.modalities.items():
-                self._fill(tokens[name], rows, piece.cells, window, name, columns, keys[name])
+                if name in translation.codes:
+                    covariates[name][rows] = translation.codes[name][window.obs_codes[name][piece.cells]]
+            for name in self.sampling:
+                if name in window.modalities:
+                    key = token_key(self.seed, piece.epoch, name)
+                    self._fill(tokens[name], rows, piece.cells, window, name, corpus, key)
+                else:
+                    clear_tokens(tokens[name], rows)
         return CellBatch(
             modalities=tokens,
             covariates=covariates,
@@ -120,23 +163,56 @@ class BatchReader:
         cells: np.ndarray,
         window: Window,
         modality: str,
-        columns: WindowColumns,
+        corpus: int,
         key: int,
     ) -> None:
+        columns, translation = window.modalities[modality], self._translations[corpus]
+        features = translation.features[modality]
+        # Where a corpus' features stand side by side in the joint table, the kernel adds their first row.
+        side_by_side = int(features[-1] - features[0]) == len(features) - 1 if len(features) else True
         tokens.library_size[rows] = columns.library_size[cells]
         tokens.measured[rows] = columns.measured[cells]
         fill_tokens(
             tokens,
             rows,
             cells,
-            columns.cell_starts,
-            columns.feature_ids,
             columns.counts,
-            window.cell_index.astype(np.uint64),
+            columns.places,
+            (window.cell_index + translation.first_cell).view(np.uint64),
             window.obs_codes["dataset"],
             columns.measured,
-            self._measured[modality],
-            self.corpus.feature_space.slices[modality][0],
+            self._measured[corpus][modality],
+            int(features[0]) if side_by_side and len(features) else 0,
             self.sampling[modality].zero_fraction,
             key,
         )
+        if not side_by_side:
+            ids = tokens.feature_ids[rows]
+            real = np.arange(ids.shape[1]) < tokens.lengths[rows, None]
+            np.copyto(ids, features[ids], where=real)
+
+
+def _measured_features(corpus: Corpus, modalities: tuple[str, ...]) -> dict[str, MeasuredFeatures]:
+    return {
+        name: MeasuredFeatures.from_masks([corpus.measured(dataset, name) for dataset in range(len(corpus.datasets))])
+        for name in modalities
+        if name in corpus.modalities
+    }
+
+
+def _plans(mixture: Mixture, global_batch_size: int, num_streams: int, window_blocks: int) -> list[SourcePlan]:
+    """The layout of every source. Raises ConfigError: fewer cells than a batch, or fewer blocks than streams."""
+    if mixture.num_cells < global_batch_size:
+        chosen = f" that {mixture.options.selection} keeps" if mixture.options.selection else ""
+        raise ConfigError(
+            f"{mixture.joined.where}: {mixture.num_cells:,} cells{chosen}, fewer than one batch of "
+            f"{global_batch_size}: lower global_batch_size, or choose more cells"
+        )
+    sizes = [mixture.joined.corpora[source.corpus].block_sizes for source in mixture.sources]
+    if len(mixture.sources) > 1:
+        shares = mixture.draws / mixture.draws.sum()
+        return [
+            plan_in_mixture(of_corpus, source.rows, share, len(shares), num_streams, window_blocks)
+            for of_corpus, source, share in zip(sizes, mixture.sources, shares.tolist(), strict=True)
+        ]
+    return [plan_alone(sizes[0], mixture.sources[0].rows, num_streams, window_blocks)]

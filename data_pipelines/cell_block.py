@@ -1,39 +1,36 @@
 """The block: a few hundred cells as one record on disk.
 
-    header    magic "SCMB", format version u16, codec u8, 0 u8, payload bytes before compression u64, stored u64,
-              CRC32C u32 of the header before it and the stored payload
-    payload   cells u32, modalities u8, obs fields u8
-              global cell index     int64 first, then the differences
+    header    magic "SCMB", format version u16, codec u8, 0 u8, payload bytes before compression u64, stored u64
+    payload   cells u32, modalities u8, obs fields u8, corpus number of the first cell i64 (the others count on from it)
               per obs field         name, code + 1
-              per modality          name, measured bits, lengths, total counts,
-                                    feature ids as gaps, counts (u8, 255 = see the list), list of large counts u32
+              per modality          name, measured bits, lengths, total counts, gaps, small counts, and after its number
+                                    u32 each list: large gaps, large counts (packed_counts.py)
 
 Integers of a column lie in byte planes: first all lowest bytes, then all second bytes, as many planes as the largest
-value needs. The high planes of gaps are nearly all zero and vanish under zstd: 1.5 kB per cell where a plain h5ad has
-13 kB. A modality that no cell of the block measured is not written, so that mosaic cells cost nothing.
+value needs. A modality that no cell of the block measured is not written, so that mosaic cells cost nothing. The
+checksum is that of the frame around the record (tfrecord.py).
 """
 
 import struct
 import threading
+from collections.abc import Collection
 from typing import NamedTuple
 
-import google_crc32c
-import numba
 import numpy as np
 import zstandard
 
+from data_pipelines import packed_counts
+from data_pipelines.packed_counts import CellIndex, PackedCounts
 from scmbert_jax.errors import CorpusError
 
 MAGIC = b"SCMB"
-BLOCK_VERSION = 1
+BLOCK_VERSION = 2
 CODECS = {"none": 0, "zstd": 1}
-ZSTD_LEVEL = 3  # level 9 saves 3% more at a fifth of the speed
+ZSTD_LEVEL = 1  # of bytes without repeats: level 3 is 2% larger and takes three times as long, level 9 saves 1%
+MAX_CELLS = 1 << 20  # of a block; a damaged number must not make us ask for all memory
 
 _HEADER = struct.Struct("<4sHBBQQ")
-_CRC = struct.Struct("<I")
-HEADER_BYTES = _HEADER.size + _CRC.size
-_COUNT_ESCAPE = 255  # a count of 255 or more stands in the list of large counts
-_MAX_PAYLOAD = 1 << 36  # a damaged length must not make us ask for all memory
+_MAX_PAYLOAD = 1 << 36  # likewise
 
 _thread = threading.local()  # zstandard objects must not be shared by threads
 
@@ -56,6 +53,24 @@ class ModalityColumns(NamedTuple):
     measured: np.ndarray
 
 
+class PackedColumns(NamedTuple):
+    """As `ModalityColumns`, the counts as they lie in the record."""
+
+    counts: PackedCounts
+    places: CellIndex
+    total_counts: np.ndarray
+    measured: np.ndarray
+
+    @classmethod
+    def of(cls, columns: ModalityColumns) -> "PackedColumns":
+        counts = packed_counts.pack(columns.lengths, columns.feature_ids, columns.counts)
+        return cls(counts, packed_counts.index_of(counts), columns.total_counts, columns.measured)
+
+    def unpacked(self) -> ModalityColumns:
+        feature_ids, counts = packed_counts.unpack(self.counts, self.places)
+        return ModalityColumns(self.counts.lengths, feature_ids, counts, self.total_counts, self.measured)
+
+
 class CellBlock(NamedTuple):
     """Cells as they lie in a record. A modality that is absent was measured in none of them.
 
@@ -74,14 +89,34 @@ class CellBlock(NamedTuple):
         return len(self.cell_index)
 
 
+class PackedBlock(NamedTuple):
+    """As `CellBlock`, the counts as they lie in the record."""
+
+    modalities: dict[str, PackedColumns]
+    obs_codes: dict[str, np.ndarray]
+    cell_index: np.ndarray
+
+    @property
+    def num_cells(self) -> int:
+        return len(self.cell_index)
+
+    def unpacked(self) -> CellBlock:
+        return CellBlock(
+            {name: columns.unpacked() for name, columns in self.modalities.items()}, self.obs_codes, self.cell_index
+        )
+
+
 def encode(block: CellBlock, codec: str = "zstd") -> bytes:
     """The record of a block. Raises ValueError where the columns contradict each other."""
     return pack(serialise(block), codec)
 
 
-def decode(record: bytes) -> CellBlock:
-    """The block of a record. Raises CorpusError for anything but an undamaged record of this format version."""
-    return deserialise(unpack(record))
+def decode(record: bytes | memoryview) -> CellBlock:
+    """The block of a record. Raises CorpusError for anything but a record of this format version.
+
+    Damage that leaves a well-formed record is found by the checksum of its frame (`tfrecord.unframe`), not here.
+    """
+    return deserialise(unpack(record)).unpacked()
 
 
 # --- the payload -----------------------------------------------------------------------------------------------------
@@ -90,105 +125,95 @@ def decode(record: bytes) -> CellBlock:
 def serialise(block: CellBlock) -> bytes:
     """The payload before compression: a pure function of the block's content (the corpus fingerprint hashes it)."""
     num_cells = block.num_cells
-    modalities = {name: columns for name, columns in block.modalities.items() if columns.measured.any()}
+    if num_cells > MAX_CELLS:
+        raise ValueError(f"a block of {num_cells} cells; the most is {MAX_CELLS}")
+    first = int(block.cell_index[0]) if num_cells else 0
     for name, columns in block.modalities.items():
         _check_columns(name, columns, num_cells)
-    parts = [struct.pack("<IBB", num_cells, len(modalities), len(block.obs_codes))]
-    cell_index = block.cell_index.astype(np.int64)
-    parts.append(struct.pack("<q", int(cell_index[0]) if num_cells else 0))
-    parts.append(_planes(_zigzag(np.diff(cell_index))))
+    modalities = {name: columns for name, columns in block.modalities.items() if columns.measured.any()}
+    parts = [
+        struct.pack("<IBBq", num_cells, len(modalities), len(block.obs_codes), first),
+        _planes(_zigzag(np.diff(block.cell_index.astype(np.int64)) - 1)),  # none of consecutive numbers
+    ]
     for name, codes in block.obs_codes.items():
         if len(codes) != num_cells or (num_cells and codes.min() < -1):
             raise ValueError(f"obs field {name!r}: expected {num_cells} codes >= -1")
-        parts += [_name(name), _planes((codes.astype(np.int64) + 1).astype(np.uint64))]
+        parts += [_name(name), _planes(codes.astype(np.int64) + 1)]
     for name, columns in modalities.items():
+        try:
+            counts = packed_counts.pack(columns.lengths, columns.feature_ids, columns.counts)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         parts += [
             _name(name),
             np.packbits(columns.measured.astype(bool)).tobytes(),
-            _planes(columns.lengths.astype(np.uint64)),
-            _planes(columns.total_counts.astype(np.uint64)),
-            struct.pack("<Q", len(columns.feature_ids)),
-            _planes(_gaps(name, columns)),
-            np.minimum(columns.counts, _COUNT_ESCAPE).astype(np.uint8).tobytes(),
+            _planes(counts.lengths),
+            _planes(columns.total_counts),
+            counts.gaps.tobytes(),
+            counts.small_counts.tobytes(),
+            struct.pack("<I", len(counts.large_gaps)),
+            _planes(counts.large_gaps),
+            struct.pack("<I", len(counts.large_counts)),
+            _planes(counts.large_counts),
         ]
-        large = columns.counts[columns.counts >= _COUNT_ESCAPE].astype("<u4")
-        parts += [struct.pack("<I", len(large)), large.tobytes()]
     return b"".join(parts)
 
 
-def deserialise(payload: bytes, wanted: tuple[str, ...] | None = None) -> CellBlock:
-    """The inverse of `serialise`; modalities that are not wanted (None: all are) are stepped over.
+def deserialise(
+    payload: bytes | memoryview, modalities: Collection[str] | None = None, obs_fields: Collection[str] | None = None
+) -> PackedBlock:
+    """The inverse of `serialise`; its arrays are views of `payload`.
 
-    Raises CorpusError where the payload contradicts itself.
+    Modalities and obs fields that are not wanted (None: all are) are stepped over.
+
+    Raises:
+      CorpusError: the payload contradicts itself.
     """
     cursor = _Cursor(payload)
-    num_cells, num_modalities, num_obs = cursor.unpack("<IBB")
-    (first,) = cursor.unpack("<q")
-    cell_index = np.empty(num_cells, np.int64)
-    steps = _unzigzag(cursor.planes(max(num_cells - 1, 0)))
-    if num_cells:
-        cell_index[0] = first
-        cell_index[1:] = first + np.cumsum(steps)
+    num_cells, num_modalities, num_obs, first = cursor.unpack("<IBBq")
+    if num_cells > MAX_CELLS or not 0 <= first <= np.iinfo(np.int64).max - num_cells:
+        raise CorpusError(f"block of {num_cells} cells from number {first} on")
+    cell_index = np.arange(first, first + num_cells)
+    steps = cursor.planes(max(num_cells - 1, 0), 1 << 64)
+    if steps.any():
+        cell_index[1:] += np.cumsum(_unzigzag(steps))
     obs_codes = {}
     for _ in range(num_obs):
         name = cursor.name()
-        obs_codes[name] = (cursor.planes(num_cells).astype(np.int64) - 1).astype(np.int32)
-    modalities = {}
+        if obs_fields is None or name in obs_fields:
+            obs_codes[name] = (cursor.planes(num_cells, 1 << 31).astype(np.int64) - 1).astype(np.int32)
+        else:
+            cursor.step_over_planes(num_cells)
+    found = {}
     for _ in range(num_modalities):
         name = cursor.name()
-        columns = _read_columns(cursor, name, num_cells, wanted is None or name in wanted)
+        columns = _read_columns(cursor, name, num_cells, modalities is None or name in modalities)
         if columns is not None:
-            modalities[name] = columns
-    if cursor.position != len(payload):
-        raise CorpusError(f"block has {len(payload) - cursor.position} bytes after its last column")
-    return CellBlock(modalities, obs_codes, cell_index)
+            found[name] = columns
+    if cursor.position != len(cursor.bytes):
+        raise CorpusError(f"block has {len(cursor.bytes) - cursor.position} bytes after its last column")
+    return PackedBlock(found, obs_codes, cell_index)
 
 
-def _read_columns(cursor: "_Cursor", modality: str, num_cells: int, wanted: bool) -> ModalityColumns | None:
-    bits = cursor.take((num_cells + 7) // 8)
-    measured = np.unpackbits(bits, count=num_cells).astype(bool)
-    lengths = cursor.planes(num_cells).astype(np.int32)
-    total_counts = cursor.planes(num_cells)
-    (nnz,) = cursor.unpack("<Q")
-    if int(lengths.sum(dtype=np.int64)) != nnz:
-        raise CorpusError(f"block: lengths of {modality} add up to {lengths.sum(dtype=np.int64)}, not to {nnz}")
-    (num_planes,) = cursor.unpack("<B")
-    gap_planes = cursor.take(nnz * num_planes)
-    small = cursor.take(nnz)
-    (num_large,) = cursor.unpack("<I")
-    large = cursor.take(num_large * 4).view("<u4")
+def _read_columns(cursor: "_Cursor", modality: str, num_cells: int, wanted: bool) -> PackedColumns | None:
+    measured = np.unpackbits(cursor.take((num_cells + 7) // 8), count=num_cells).astype(bool)
+    lengths = cursor.planes(num_cells, 1 << 31).astype(np.int32)
+    total_counts = cursor.planes(num_cells, 1 << 64)
+    gaps = cursor.take(int(lengths.sum(dtype=np.int64)))
+    small_counts = cursor.take(packed_counts.num_pairs(lengths))
+    large = []
+    for _ in range(2):
+        (size,) = cursor.unpack("<I")
+        if size > len(gaps):
+            raise CorpusError(f"block: {modality} lists {size} large values for {len(gaps)} entries")
+        if wanted:
+            large.append(cursor.planes(size, 1 << 32).astype(np.uint32))
+        else:
+            cursor.step_over_planes(size)
     if not wanted:
         return None
-    feature_ids = np.empty(nnz, np.int32)
-    counts = np.empty(nnz, np.uint32)
-    used = _restore(gap_planes, num_planes, small, large, lengths, feature_ids, counts)
-    if used != num_large:
-        raise CorpusError(f"block: {modality} lists {num_large} large counts, its columns refer to {used}")
-    return ModalityColumns(lengths, feature_ids, counts, total_counts, measured)
-
-
-@numba.njit(nogil=True, cache=True)
-def _restore(gap_planes, num_planes, small, large, lengths, feature_ids, counts):
-    """Fill `feature_ids` and `counts`; return how many large counts were referred to."""
-    nnz = small.shape[0]
-    position = 0
-    used = 0
-    for cell in range(lengths.shape[0]):
-        feature = -1
-        for _ in range(lengths[cell]):
-            gap = 0
-            for plane in range(num_planes):
-                gap += int(gap_planes[plane * nnz + position]) << (8 * plane)
-            feature += 1 + gap
-            feature_ids[position] = feature
-            count = np.uint32(small[position])
-            if count == _COUNT_ESCAPE:
-                if used < large.shape[0]:
-                    count = large[used]
-                used += 1
-            counts[position] = count
-            position += 1
-    return used
+    counts = PackedCounts(lengths, gaps, small_counts, *large)
+    return PackedColumns(counts, packed_counts.index_of(counts), total_counts, measured)
 
 
 def _check_columns(modality: str, columns: ModalityColumns, num_cells: int) -> None:
@@ -208,18 +233,6 @@ def _check_columns(modality: str, columns: ModalityColumns, num_cells: int) -> N
         raise ValueError(f"{modality}: a cell that was not measured has counts")
 
 
-def _gaps(modality: str, columns: ModalityColumns) -> np.ndarray:
-    """id - previous id - 1 within a cell, the first counted from -1: never negative, small where cells are dense."""
-    ids = columns.feature_ids.astype(np.int64)
-    previous = np.concatenate([[-1], ids[:-1]]) if len(ids) else ids
-    starts = np.cumsum(columns.lengths, dtype=np.int64) - columns.lengths
-    previous[starts[columns.lengths > 0]] = -1
-    gaps = ids - previous - 1
-    if len(gaps) and gaps.min() < 0:
-        raise ValueError(f"{modality}: feature ids are not strictly ascending within each cell")
-    return gaps.astype(np.uint64)
-
-
 def _zigzag(values: np.ndarray) -> np.ndarray:
     return ((values << 1) ^ (values >> 63)).astype(np.uint64)
 
@@ -229,7 +242,7 @@ def _unzigzag(values: np.ndarray) -> np.ndarray:
 
 
 def _planes(values: np.ndarray) -> bytes:
-    """uint64 [n] as a number of planes u8 and that many planes of n bytes (none if all values are 0)."""
+    """Integers >= 0 [n] as a number of planes u8 and that many planes of n bytes (none if all values are 0)."""
     num_planes = (int(values.max()).bit_length() + 7) // 8 if len(values) else 0
     planes = values.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :num_planes].T
     return bytes([num_planes]) + planes.tobytes()
@@ -245,7 +258,7 @@ def _name(name: str) -> bytes:
 class _Cursor:
     """Reads a payload front to back and never past its end."""
 
-    def __init__(self, payload: bytes):
+    def __init__(self, payload: bytes | memoryview):
         self.bytes = np.frombuffer(payload, np.uint8)
         self.position = 0
 
@@ -263,23 +276,34 @@ class _Cursor:
 
     def name(self) -> str:
         (size,) = self.unpack("<B")
-        return self.take(size).tobytes().decode()
+        text = self.take(size).tobytes()
+        try:
+            return text.decode()
+        except UnicodeDecodeError as error:
+            raise CorpusError(f"block: the name of a column is no text: {text!r}") from error
 
-    def planes(self, length: int) -> np.ndarray:
-        """uint64 [length], as written by `_planes`."""
+    def planes(self, length: int, limit: int) -> np.ndarray:
+        """uint64 [length], values below `limit`, as written by `_planes`."""
+        values = np.zeros(length, np.uint64)
+        for place, plane in enumerate(self.step_over_planes(length)):
+            values |= plane.astype(np.uint64) << np.uint64(8 * place)
+        if limit < 1 << 64 and length and values.max() >= limit:
+            raise CorpusError(f"block: a column holds {values.max()}; it must be below {limit}")
+        return values
+
+    def step_over_planes(self, length: int) -> np.ndarray:
+        """uint8 [planes, length], the lowest first."""
         (num_planes,) = self.unpack("<B")
         if num_planes > 8:
             raise CorpusError(f"block: a column of {num_planes} byte planes; 8 is the most")
-        wide = np.zeros((length, 8), np.uint8)
-        wide[:, :num_planes] = self.take(num_planes * length).reshape(num_planes, length).T
-        return wide.reshape(-1).view("<u8")
+        return self.take(num_planes * length).reshape(num_planes, length)
 
 
 # --- the record ------------------------------------------------------------------------------------------------------
 
 
 def pack(payload: bytes, codec: str) -> bytes:
-    """Header, checksum and the (compressed) payload."""
+    """Header and the (compressed) payload."""
     if codec not in CODECS:
         raise ValueError(f"codec {codec!r}; known: {sorted(CODECS)}")
     stored = payload
@@ -287,17 +311,14 @@ def pack(payload: bytes, codec: str) -> bytes:
         if not hasattr(_thread, "compressor"):
             _thread.compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
         stored = _thread.compressor.compress(payload)
-    header = _HEADER.pack(MAGIC, BLOCK_VERSION, CODECS[codec], 0, len(payload), len(stored))
-    crc = google_crc32c.extend(google_crc32c.value(header), stored)
-    return header + _CRC.pack(crc) + stored
+    return _HEADER.pack(MAGIC, BLOCK_VERSION, CODECS[codec], 0, len(payload), len(stored)) + stored
 
 
-def unpack(record: bytes) -> bytes:
-    """The payload of a record, checked. Raises CorpusError: no block, another version, damaged, unknown codec."""
-    if len(record) < HEADER_BYTES:
-        raise CorpusError(f"block of {len(record)} bytes; its header alone has {HEADER_BYTES}")
-    header = record[: _HEADER.size]
-    magic, version, codec, _, payload_bytes, stored_bytes = _HEADER.unpack(header)
+def unpack(record: bytes | memoryview) -> bytes | memoryview:
+    """The payload of a record. Raises CorpusError: no block, another version, cut short, unknown codec."""
+    if len(record) < _HEADER.size:
+        raise CorpusError(f"block of {len(record)} bytes; its header alone has {_HEADER.size}")
+    magic, version, codec, _, payload_bytes, stored_bytes = _HEADER.unpack_from(record)
     if magic != MAGIC:
         raise CorpusError(f"not a cell block: it begins with {magic!r}, expected {MAGIC!r}")
     if version != BLOCK_VERSION:
@@ -305,20 +326,21 @@ def unpack(record: bytes) -> bytes:
             f"cell block of format version {version}; this program reads version {BLOCK_VERSION}: "
             "rebuild the corpus with this version, or read it with the version that wrote it"
         )
-    stored = record[HEADER_BYTES:]
+    stored = memoryview(record)[_HEADER.size :]
     if len(stored) != stored_bytes:
         raise CorpusError(f"cell block has {len(stored)} bytes of payload, its header says {stored_bytes}")
-    (expected,) = _CRC.unpack(record[_HEADER.size : HEADER_BYTES])
-    found = google_crc32c.extend(google_crc32c.value(header), stored)
-    if found != expected:
-        raise CorpusError(f"cell block is damaged: CRC32C {found:08x}, expected {expected:08x}")
-    if codec == CODECS["none"]:
-        return stored
-    if codec != CODECS["zstd"] or payload_bytes > _MAX_PAYLOAD:
+    if codec not in CODECS.values() or payload_bytes > _MAX_PAYLOAD:
         raise CorpusError(f"cell block with codec {codec} and {payload_bytes} payload bytes; known codecs: {CODECS}")
-    if not hasattr(_thread, "decompressor"):
-        _thread.decompressor = zstandard.ZstdDecompressor()
-    try:
-        return _thread.decompressor.decompress(stored, max_output_size=payload_bytes)
-    except zstandard.ZstdError as error:
-        raise CorpusError(f"cell block cannot be decompressed: {error}") from error
+    payload: bytes | memoryview = stored
+    if codec == CODECS["zstd"]:
+        if not hasattr(_thread, "decompressor"):
+            _thread.decompressor = zstandard.ZstdDecompressor()
+        try:
+            if zstandard.frame_content_size(stored) != payload_bytes:
+                raise CorpusError(f"cell block: its compressed payload is not of {payload_bytes} bytes")
+            payload = _thread.decompressor.decompress(stored)
+        except zstandard.ZstdError as error:
+            raise CorpusError(f"cell block cannot be decompressed: {error}") from error
+    if len(payload) != payload_bytes:
+        raise CorpusError(f"cell block holds {len(payload)} bytes, its header says {payload_bytes}")
+    return payload

@@ -8,8 +8,12 @@ categories carry the name of the data set ("pbmc/1").
 import numpy as np
 import pandas as pd
 
+from scmbert_jax.batch import MODALITIES
+
 CODED_FIELDS = ("cell_type", "technical_batch", "donor", "assay", "tissue", "disease")
 LOCAL_FIELDS = ("technical_batch", "donor")
+# uint64: what tells whether the counts of a cell are those of another (`duplicate_cells`); 0 where not measured.
+KEY_COLUMNS = {name: f"cell_key_{name}" for name in MODALITIES}
 _OWN_COLUMNS = ("cell_id", "dataset", *CODED_FIELDS)
 
 
@@ -33,8 +37,8 @@ def dataset_metadata(
         values = obs[column].iloc[rows]
         # a column of the source that has the name of one of ours, and is not what ours was read from, stays beside it
         kept_as = str(column)
-        if kept_as in _OWN_COLUMNS:
-            if obs_fields.get(kept_as) == column:
+        if kept_as in (*_OWN_COLUMNS, *KEY_COLUMNS.values()):
+            if kept_as in CODED_FIELDS and obs_fields.get(kept_as) == column:
                 continue
             kept_as = f"source_{kept_as}"
         numeric = pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values)
@@ -43,17 +47,24 @@ def dataset_metadata(
 
 
 def join_metadata(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """One below the other; a column that is a number in one and text in another becomes text, absent is null."""
+    """One below the other; a column that is of numbers, truth values and text in different tables becomes text, absent
+    is null."""
     columns = list(dict.fromkeys([name for name in _OWN_COLUMNS if any(name in table for table in tables)]))
     columns += [name for table in tables for name in table.columns if name not in columns]
     columns = list(dict.fromkeys(columns))
     for name in columns:
-        kinds = {pd.api.types.is_numeric_dtype(table[name]) for table in tables if name in table}
-        if kinds == {True, False}:
+        kinds = {_kind(table[name]) for table in tables if name in table}
+        if len(kinds) > 1:
             for table in tables:
                 if name in table:
                     table[name] = as_text(table[name])
     return pd.concat(tables, ignore_index=True)[columns] if len(tables) > 1 else tables[0][columns]
+
+
+def _kind(values: pd.Series) -> str:
+    if pd.api.types.is_bool_dtype(values):
+        return "truth"
+    return "number" if pd.api.types.is_numeric_dtype(values) else "text"
 
 
 def code_fields(table: pd.DataFrame, dataset_names: list[str]) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:

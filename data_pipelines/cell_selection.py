@@ -1,16 +1,29 @@
-"""Which cells of the data sets a corpus is built from: only those of some technical batches, say, or all but those."""
+"""Which cells are meant: only those of some technical batches, say, or all but those of a disease.
+
+The same selection chooses cells of files when a corpus is built (`select_cells`) and cells of a corpus when it is read
+(`selected_rows`, on its obs table).
+"""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 
 from data_pipelines.cell_metadata import LOCAL_FIELDS, as_text
 from data_pipelines.counts_matrix import Dataset
 from data_pipelines.obs_fields import OBS_FIELDS, recognise_obs_fields
 from scmbert_jax.errors import InputError
 
+# How CELLxGENE joins the values of a cell that has several (schema 7, `disease`).
+VALUE_SEPARATOR = " || "
+PRIMARY = "is_primary_data"
 _SHOWN = 20  # values listed in a message
+_TRUTH = {"true": ("True", "true", "TRUE", "1"), "false": ("False", "false", "FALSE", "0")}
+_TRUTH |= {"1": _TRUTH["true"], "0": _TRUTH["false"]}
+_BOUND = re.compile(r"(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)$")
+_COMPARE = {">=": np.greater_equal, "<=": np.less_equal, ">": np.greater, "<": np.less}
 
 Values = Mapping[str, Sequence[str]]
 
@@ -21,20 +34,44 @@ class CellSelection:
 
     A field is a standard one (technical_batch, cell_type, donor, ..., dataset) or a column of obs. A technical batch or
     donor may be named as its file does ("p1": in every data set) or with the data set ("pbmc/p1"). A cell of which a
-    field is not known is in none of its values.
+    field is not known is in none of its values. A cell with several values ("COVID-19 || asthma") has each of them.
+    A truth value may be written True, true, TRUE or 1. On a field of numbers ">=500" is a bound; a cell has the bounds
+    of a field when it meets all of them, so that (">=500", "<6000") is a range.
+
+    Raises:
+      InputError: a field without a value.
     """
 
     only: Values = dataclasses.field(default_factory=dict)
     exclude: Values = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for option, wanted in (("only", self.only), ("exclude", self.exclude)):
+            for field, values in wanted.items():
+                if not values:
+                    raise InputError(f"{option} {field}: no value is given; write {field}=VALUE or {field}=VALUE,VALUE")
+
     def __bool__(self) -> bool:
         return bool(self.only or self.exclude)
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields it asks for, sorted: these columns of an obs table, and `dataset`, are enough to apply it."""
+        return sorted({*self.only, *self.exclude})
 
     def to_dict(self) -> dict[str, dict[str, list[str]]]:
         return {
             "only": {field: list(values) for field, values in self.only.items()},
             "exclude": {field: list(values) for field, values in self.exclude.items()},
         }
+
+    def __str__(self) -> str:
+        """As on the command line."""
+        return " ".join(
+            f"--{option} {field}={','.join(values)}"
+            for option, wanted in self.to_dict().items()
+            for field, values in wanted.items()
+        )
 
 
 def select_cells(
@@ -53,81 +90,165 @@ def select_cells(
     Raises:
       InputError: a field or a value that no cell of any data set has, or a data set of which nothing is left.
     """
-    columns = [_columns(dataset, name, selection, obs_fields) for dataset, name in zip(datasets, names, strict=True)]
-    for option, wanted in (("only", selection.only), ("exclude", selection.exclude)):
-        for field, values in wanted.items():
-            _require_known(option, field, values, datasets, columns)
-    selected = []
-    for dataset, known in zip(datasets, columns, strict=True):
-        keep = np.ones(len(dataset.cell_ids), bool)
-        for field, values in selection.only.items():
-            keep &= _has_one_of(known.get(field), values, len(keep))
-        for field, values in selection.exclude.items():
-            keep &= ~_has_one_of(known.get(field), values, len(keep))
+    tables = [_table_of(dataset, name, selection, obs_fields) for dataset, name in zip(datasets, names, strict=True)]
+    columns = sorted({str(column) for dataset in datasets for column in dataset.obs.columns})
+    kept = _kept(tables, selection, ", ".join(dataset.path for dataset in datasets), columns, in_files=True)
+    for dataset, keep in zip(datasets, kept, strict=True):
         if not keep.any():
             raise InputError(
-                f"{dataset.path}: none of its {len(keep):,} cells is selected ({_as_options(selection)}); leave the "
-                "file out, or select other cells"
+                f"{dataset.path}: none of its {len(keep):,} cells is selected ({selection}); leave the file out, or "
+                "select other cells"
             )
-        selected.append(_take(dataset, keep))
-    return selected
+    return [_take(dataset, keep) for dataset, keep in zip(datasets, kept, strict=True)]
 
 
-def _columns(
+def selected_rows(obs: pd.DataFrame, selection: CellSelection, where: str = "the obs table") -> np.ndarray:
+    """bool [cells]: which rows of the obs table of a corpus are selected. None may be: the caller judges that.
+
+    Args:
+      obs: `Corpus.obs()`, or its columns `dataset` and `selection.fields`.
+      where: what messages call it.
+
+    Raises:
+      InputError: a field that the table has not, or a value that no cell has.
+    """
+    return _kept([obs], selection, where, sorted(map(str, obs.columns)), in_files=False)[0]
+
+
+def not_primary(obs: pd.DataFrame) -> np.ndarray:
+    """bool [cells]: those that CELLxGENE says another data set holds as well (`is_primary_data` is False).
+
+    They are reported and kept, unless a selection says otherwise: which other data set, the field does not say, and one
+    that is not in the corpus would lose the cell. Copies within a corpus are found by their counts (`duplicate_cells`).
+    """
+    if PRIMARY not in obs:
+        return np.zeros(len(obs), bool)
+    return _field_of(obs, PRIMARY).having(("False",))
+
+
+def _table_of(
     dataset: Dataset, name: str, selection: CellSelection, obs_fields: Mapping[str, str | None] | None
-) -> dict[str, list[np.ndarray]]:
-    """field -> object [cells] arrays of str or None: the spellings a value of this field may have."""
+) -> pd.DataFrame:
+    """The fields that are asked for and that this data set has, called and placed as in the obs table of a corpus."""
     recognised, _, _ = recognise_obs_fields(dataset.obs.columns, obs_fields)
-    columns = {}
-    for field in {*selection.only, *selection.exclude}:
-        if field == "dataset":
-            columns[field] = [np.full(len(dataset.cell_ids), name, dtype=object)]
-            continue
+    table = {"dataset": pd.Categorical.from_codes(np.zeros(len(dataset.cell_ids), np.int8), [name])}
+    for field in selection.fields:
         column = recognised.get(field, field if field not in OBS_FIELDS else None)
-        if column is None or column not in dataset.obs.columns:
-            continue
-        values = as_text(dataset.obs[column])
-        columns[field] = [values]
-        if field in LOCAL_FIELDS:
-            columns[field].append(np.array([v if v is None else f"{name}/{v}" for v in values.tolist()], dtype=object))
-    return columns
+        if field != "dataset" and column in dataset.obs.columns:
+            table[field] = dataset.obs[column].array
+    return pd.DataFrame(table)
 
 
-def _has_one_of(spellings: list[np.ndarray] | None, values: Sequence[str], num_cells: int) -> np.ndarray:
-    """bool [cells]."""
-    found = np.zeros(num_cells, bool)
-    for array in spellings or ():
-        found |= np.isin(array.astype(str), list(values)) & (array != None)  # noqa: E711 - elementwise
-    return found
+# --- fields and their values -----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    """One field of some cells, by its distinct values: what is asked for is compared with these, and not cell by cell.
+
+    Attributes:
+      codes: int64 [cells], which distinct value; -1 where it is not known.
+      spellings: per distinct value, all that may be written for it.
+      shown: what a message lists.
+      numbers: float64 [distinct values]; None unless all are numbers.
+    """
+
+    codes: np.ndarray
+    spellings: list[set[str]]
+    shown: set[str]
+    numbers: np.ndarray | None
+
+    def having(self, values: Sequence[str]) -> np.ndarray:
+        """bool [cells]."""
+        bounds = self.bounds(values)
+        wanted = set(values) - set(bounds)
+        has = np.array([not wanted.isdisjoint(spellings) for spellings in self.spellings] + [False])
+        if bounds:
+            assert self.numbers is not None
+            meets = [_COMPARE[sign](self.numbers, bound) for sign, bound in bounds.values()]
+            has[:-1] |= np.logical_and.reduce(meets)
+        return has[self.codes]  # the last is that of code -1
+
+    def bounds(self, values: Sequence[str]) -> dict[str, tuple[str, float]]:
+        """Those of the values that are bounds here: value -> (sign, number)."""
+        found = {value: _BOUND.match(value) for value in values} if self.numbers is not None else {}
+        return {value: (match[1], float(match[2])) for value, match in found.items() if match}
+
+    def knows(self, value: str) -> bool:
+        return bool(self.bounds([value])) or any(value in spellings for spellings in self.spellings)
+
+
+def _field_of(table: pd.DataFrame, field: str) -> _Field:
+    codes, distinct = pd.factorize(table[field])
+    texts = [str(text) for text in as_text(pd.Series(distinct))]
+    parts = [{part.strip() for part in text.split(VALUE_SEPARATOR)} for text in texts]
+    spellings = [{text, *some} for text, some in zip(texts, parts, strict=True)]
+    shown = set().union(*parts)
+    if texts and all(text.lower() in _TRUTH for text in texts):
+        spellings = [{text, *_TRUTH[text.lower()]} for text in texts]
+    numbers = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(np.float64)
+    if field in LOCAL_FIELDS and "dataset" in table and texts:
+        of_cell, names = pd.factorize(table["dataset"])
+        pairs, distinct = pd.factorize(np.where(codes >= 0, of_cell * len(texts) + codes, -1))
+        codes = np.where(codes >= 0, pairs, -1)
+        name_of, text_of = np.divmod(np.maximum(distinct, 0), len(texts))
+        spellings = [  # what is not known is spelled in no way
+            spellings[text] | {f"{names[name]}/{texts[text]}"} if pair >= 0 else set()
+            for pair, name, text in zip(distinct, name_of, text_of, strict=True)
+        ]
+        numbers = numbers[text_of]
+    return _Field(codes, spellings, shown, None if not texts or np.isnan(numbers).any() else numbers)
+
+
+def _kept(
+    tables: Sequence[pd.DataFrame], selection: CellSelection, where: str, columns: list[str], in_files: bool
+) -> list[np.ndarray]:
+    """Per table, bool [cells]. Raises InputError where no table has a field, or no cell of any a value.
+
+    Args:
+      where, columns, in_files: for messages: what the tables are, what there is, whether a column can be stated.
+    """
+    kept = [np.ones(len(table), bool) for table in tables]
+    for option, wanted in (("only", selection.only), ("exclude", selection.exclude)):
+        for field, values in wanted.items():
+            known = [_field_of(table, field) if field in table else None for table in tables]
+            _require_known(f"{option} {field}={','.join(values)}", field, values, known, where, columns, in_files)
+            for keep, found in zip(kept, known, strict=True):
+                has = np.zeros(len(keep), bool) if found is None else found.having(values)
+                keep &= has if option == "only" else ~has
+    return kept
 
 
 def _require_known(
-    option: str,
+    asked: str,
     field: str,
     values: Sequence[str],
-    datasets: Sequence[Dataset],
-    columns: Sequence[dict[str, list[np.ndarray]]],
+    known: Sequence[_Field | None],
+    where: str,
+    columns: list[str],
+    in_files: bool,
 ) -> None:
-    where = ", ".join(dataset.path for dataset in datasets)
-    if not values:
-        raise InputError(f"{option} {field}: no value is given; write {field}=VALUE or {field}=VALUE,VALUE")
-    known = [spellings[field] for spellings in columns if field in spellings]
-    if not known:
-        fields = sorted({str(column) for dataset in datasets for column in dataset.obs.columns})
+    fields = [found for found in known if found is not None]
+    if not fields:
+        stated = f", or say which column it is with --obs-field {field}=COLUMN" * (in_files and field in OBS_FIELDS)
         raise InputError(
-            f"{option} {field}={','.join(values)}: no cell of {where} has the field {field!r}; obs has "
-            f"{', '.join(fields[:_SHOWN]) or 'no columns'}. Name another field, or say which column it is with "
-            f"--obs-field {field}=COLUMN"
+            f"{asked}: no cell of {where} has the field {field!r}; obs has {_listed(columns) or 'no columns'}. Name "
+            f"another field{stated}"
         )
-    there = {value for spellings in known for array in spellings for value in array.tolist() if value is not None}
-    missing = [value for value in values if value not in there]
-    if missing:
-        plain = sorted({value for spellings in known for value in spellings[0].tolist() if value is not None})
-        more = f" and {len(plain) - _SHOWN:,} more" if len(plain) > _SHOWN else ""
-        raise InputError(
-            f"{option} {field}={','.join(values)}: no cell of {where} has the {field} {missing[0]!r}; there is "
-            f"{', '.join(plain[:_SHOWN])}{more}"
-        )
+    there = _listed(sorted(set().union(*(found.shown for found in fields)))) or "no value"
+    for value in values:
+        if any(found.knows(value) for found in fields):
+            continue
+        if _BOUND.match(value):
+            raise InputError(
+                f"{asked}: {field} of {where} is not a field of numbers (there is {there}), which a bound needs"
+            )
+        raise InputError(f"{asked}: no cell of {where} has the {field} {value!r}; there is {there}")
+
+
+def _listed(texts: list[str]) -> str:
+    more = f" and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else ""
+    return ", ".join(texts[:_SHOWN]) + more
 
 
 def _take(dataset: Dataset, keep: np.ndarray) -> Dataset:
@@ -146,12 +267,4 @@ def _take(dataset: Dataset, keep: np.ndarray) -> Dataset:
         obs=dataset.obs[keep],
         notes=notes,
         shuffle_keys=None if dataset.shuffle_keys is None else dataset.shuffle_keys[keep],
-    )
-
-
-def _as_options(selection: CellSelection) -> str:
-    return " ".join(
-        f"{option} {field}={','.join(values)}"
-        for option, wanted in selection.to_dict().items()
-        for field, values in wanted.items()
     )

@@ -12,28 +12,25 @@ zero and never a token. Tokens are ordered by feature id, so that their order sa
 Randomness is counter-based: an expressed feature is kept if its hash of (seed, epoch, cell, modality, feature) is among
 the smallest; zeros come from the sequence of hashes of (seed, epoch, cell, modality, t), t = 0, 1, ..., skipping what
 is expressed or drawn already (hashing all M features instead would cost 50 us a cell). Thus the tokens of a cell depend
-on nothing but the cell and its place in the run: not on the other cells of the batch, nor on who makes it.
+on nothing but the cell and its place in the run: not on the other cells of the batch, nor on who makes it. The kernel
+is draw_tokens.py.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import scipy.sparse
 
-from data_pipelines.counter_hash import fold, fold_compiled, hash_of
+from data_pipelines.counter_hash import fold, hash_of
+from data_pipelines.draw_tokens import draw_tokens
+from data_pipelines.packed_counts import CellIndex, PackedCounts, index_of, pack
 from scmbert_jax.batch import MODALITIES, CellBatch, ModalityTokens
 from scmbert_jax.errors import ConfigError, InputError
 
 MAX_COUNT = 2**31 - 1  # counts travel as int32
 
 _TOKENS = 3  # what a hash is for; sampling_order has 1 and 2
-_ZERO_DRAWS = 1 << 40  # above every feature id: draws of zeros never share a hash with a feature
-_TWO_64 = 18446744073709549568.0  # the largest double below 2^64
-# log2 of a power of two: multiplied with this sequence, the highest six bits are another number for each of the 64
-_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
-_BIT_INDEX = np.zeros(64, np.int64)
-_BIT_INDEX[[((1 << bit) * 0x03F79D71B4CB0A89 % (1 << 64)) >> 58 for bit in range(64)]] = np.arange(64)
 
 
 class TokenSampling(NamedTuple):
@@ -87,16 +84,34 @@ def check_sampling(sampling: dict[str, TokenSampling], modalities: list[str], wh
 
 def empty_tokens(num_rows: int, num_tokens: int) -> ModalityTokens:
     """Tokens of cells that were not measured: all padding."""
+    return _tokens(np.zeros, num_rows, num_tokens)
+
+
+def unwritten_tokens(num_rows: int, num_tokens: int) -> ModalityTokens:
+    """As `empty_tokens`, but with anything in them: every row must be written.
+
+    Clearing 16 kB for a cell of 2,048 tokens would cost nearly as much as drawing them.
+    """
+    return _tokens(np.empty, num_rows, num_tokens)
+
+
+def _tokens(make: Callable[..., np.ndarray], num_rows: int, num_tokens: int) -> ModalityTokens:
     return ModalityTokens(
-        feature_ids=np.zeros((num_rows, num_tokens), np.int32),
-        counts=np.zeros((num_rows, num_tokens), np.int32),
-        lengths=np.zeros(num_rows, np.int32),
-        library_size=np.zeros(num_rows, np.float32),
-        measured=np.zeros(num_rows, bool),
-        num_expressed=np.zeros(num_rows, np.int32),
-        num_measured=np.zeros(num_rows, np.int32),
-        mean_log_count=np.zeros(num_rows, np.float32),
+        feature_ids=make((num_rows, num_tokens), np.int32),
+        counts=make((num_rows, num_tokens), np.int32),
+        lengths=make(num_rows, np.int32),
+        library_size=make(num_rows, np.float32),
+        measured=make(num_rows, bool),
+        num_expressed=make(num_rows, np.int32),
+        num_measured=make(num_rows, np.int32),
+        mean_log_count=make(num_rows, np.float32),
     )
+
+
+def clear_tokens(tokens: ModalityTokens, rows: slice) -> None:
+    """Makes these rows those of cells that were not measured."""
+    for array in tokens:
+        array[rows] = 0
 
 
 def token_key(seed: int, epoch: int, modality: str) -> int:
@@ -108,9 +123,8 @@ def fill_tokens(
     tokens: ModalityTokens,
     rows: slice,
     cells: np.ndarray,
-    cell_starts: np.ndarray,
-    feature_ids: np.ndarray,
-    counts: np.ndarray,
+    counts: PackedCounts,
+    index: CellIndex,
     cell_keys: np.ndarray,
     datasets: np.ndarray,
     measured_cells: np.ndarray,
@@ -121,15 +135,13 @@ def fill_tokens(
 ) -> None:
     """Sample tokens of some cells into rows of `tokens`, with the numbers that say what they are a sample of.
 
-    Fills feature_ids, counts, lengths, num_expressed, num_measured and mean_log_count, which must be zero there.
+    Fills feature_ids, counts, lengths, num_expressed, num_measured and mean_log_count.
 
     Args:
       tokens: arrays [B, L] and [B] to fill.
       rows: which rows; as many as `cells`.
       cells: int64 [b], which of the n cells.
-      cell_starts: int64 [n + 1], where each cell's entries begin in feature_ids, counts.
-      feature_ids: int32 [nnz], indices within the modality, ascending within a cell.
-      counts: uint32 [nnz].
+      counts, index: of the n cells; every feature id is below `measured.num_features`, every count at most MAX_COUNT.
       cell_keys: uint64 [n], what makes the cell's randomness its own (its position in the corpus).
       datasets: int32 [n], row of `measured`.
       measured_cells: bool [n].
@@ -138,7 +150,7 @@ def fill_tokens(
       zero_fraction: z.
       key: from `token_key`.
     """
-    _fill(
+    draw_tokens(
         tokens.feature_ids[rows],
         tokens.counts[rows],
         tokens.lengths[rows],
@@ -146,9 +158,8 @@ def fill_tokens(
         tokens.num_measured[rows],
         tokens.mean_log_count[rows],
         cells,
-        cell_starts,
-        feature_ids,
         counts,
+        index,
         cell_keys,
         datasets,
         measured_cells,
@@ -159,165 +170,6 @@ def fill_tokens(
         float(zero_fraction),
         np.uint64(key),
     )
-
-
-@numba.njit(nogil=True, cache=True)
-def _fill(
-    out_ids,  # int32 [b, L]
-    out_counts,  # int32 [b, L]
-    out_lengths,  # int32 [b]
-    out_num_expressed,  # int32 [b]
-    out_num_measured,  # int32 [b]
-    out_mean_log_count,  # float32 [b]
-    cells,
-    cell_starts,
-    feature_ids,
-    counts,
-    cell_keys,
-    datasets,
-    measured_cells,
-    measured_starts,
-    measured_ids,
-    num_features,
-    first_feature,
-    zero_fraction,
-    key,
-):
-    num_tokens = out_ids.shape[1]
-    # one bit per feature: chosen as a token; expressed (both cleared after each cell by walking what was set)
-    chosen = np.zeros((num_features + 63) // 64, np.uint64)
-    expressed = np.zeros((num_features + 63) // 64, np.uint64)
-    count_of = np.zeros(num_features, np.uint32)  # likewise
-    keys = np.empty(1024, np.uint64)
-    sortable = np.empty(1024, np.uint64)
-    one = np.uint64(1)
-    for row in range(cells.shape[0]):
-        cell = cells[row]
-        if not measured_cells[cell]:
-            continue
-        start, stop = cell_starts[cell], cell_starts[cell + 1]
-        n = stop - start
-        panel_start = measured_starts[datasets[cell]]
-        panel_size = measured_starts[datasets[cell] + 1] - panel_start  # M
-        log_sum = 0.0
-        for i in range(start, stop):
-            log_sum += np.log1p(float(counts[i]))
-        out_num_expressed[row] = n
-        out_num_measured[row] = panel_size
-        out_mean_log_count[row] = log_sum / max(panel_size, 1)
-        if num_tokens >= panel_size and zero_fraction > 0:
-            num_expressed, num_zeros = n, panel_size - n
-        else:
-            num_expressed = min(n, num_tokens - int(np.floor(num_tokens * zero_fraction)))
-            wanted = int(np.floor(num_expressed * zero_fraction / (1 - zero_fraction) + 0.5))
-            num_zeros = max(0, min(wanted, panel_size - n, num_tokens - num_expressed))
-        cell_key = fold_compiled(key, cell_keys[cell])
-
-        if n > keys.shape[0]:
-            keys = np.empty(2 * n, np.uint64)
-            sortable = np.empty(2 * n, np.uint64)
-        threshold = np.uint64(0xFFFFFFFFFFFFFFFF)
-        if num_expressed < n:
-            for i in range(n):
-                keys[i] = fold_compiled(cell_key, np.uint64(feature_ids[start + i]))
-            threshold = _kth_smallest(keys, sortable, n, num_expressed)
-
-        # conditions on random keys are added, not branched on: a mispredicted branch costs more than all the rest
-        if num_zeros == 0:
-            position = 0
-            for i in range(n):
-                if position == num_expressed:
-                    break
-                out_ids[row, position] = feature_ids[start + i] + first_feature
-                out_counts[row, position] = counts[start + i]
-                position += num_expressed == n or keys[i] <= threshold
-            out_lengths[row] = position
-            continue
-
-        for i in range(start, stop):
-            expressed[feature_ids[i] >> 6] |= one << np.uint64(feature_ids[i] & 63)
-        if num_zeros == panel_size - n:
-            for i in range(panel_start, panel_start + panel_size):
-                word, bit = measured_ids[i] >> 6, one << np.uint64(measured_ids[i] & 63)
-                if not expressed[word] & bit:
-                    chosen[word] |= bit
-        else:
-            drawn = 0
-            draw = np.uint64(_ZERO_DRAWS)
-            while drawn < num_zeros:
-                uniform = (fold_compiled(cell_key, draw) >> np.uint64(11)) * (1.0 / 9007199254740992.0)  # [0, 1)
-                draw += one
-                feature = measured_ids[panel_start + int(uniform * panel_size)]
-                word, bit = feature >> 6, one << np.uint64(feature & 63)
-                if not (expressed[word] | chosen[word]) & bit:
-                    chosen[word] |= bit
-                    drawn += 1
-        for i in range(n):
-            feature = feature_ids[start + i]
-            expressed[feature >> 6] = np.uint64(0)
-            count_of[feature] = counts[start + i]
-            kept = np.uint64(num_expressed == n or keys[i] <= threshold)
-            chosen[feature >> 6] |= kept << np.uint64(feature & 63)
-
-        position = 0
-        for word in range(chosen.shape[0]):
-            bits = chosen[word]
-            chosen[word] = np.uint64(0)
-            while bits and position < num_tokens:
-                lowest = bits & (~bits + one)
-                feature = word * 64 + _BIT_INDEX[(lowest * _DE_BRUIJN) >> np.uint64(58)]
-                bits ^= lowest
-                out_ids[row, position] = feature + first_feature
-                out_counts[row, position] = count_of[feature]
-                position += 1
-        for i in range(start, stop):
-            count_of[feature_ids[i]] = 0
-        out_lengths[row] = position
-
-
-@numba.njit(nogil=True, cache=True)
-def _kth_smallest(keys, sortable, n, k):
-    """The k-th smallest of keys[:n]; `sortable` is working space.
-
-    Keys are uniform, so the k-th lies near k / n: only keys within five standard deviations of that are looked at.
-    """
-    if k <= 0:
-        return np.uint64(0)
-    spread = 5.0 * np.sqrt(k) + 5.0
-    lower = np.uint64(max(0.0, (k - spread) / n) * _TWO_64)
-    upper = np.uint64(min(1.0, (k + spread) / n) * _TWO_64)
-    size = 0
-    below = 0
-    for i in range(n):
-        sortable[size] = keys[i]
-        below += keys[i] < lower
-        size += (keys[i] >= lower) & (keys[i] <= upper)
-    if below >= k or below + size < k:  # once in a million cells
-        for i in range(n):
-            sortable[i] = keys[i]
-        size = n
-        below = 0
-    left, right = 0, size - 1
-    target = k - 1 - below
-    while left < right:  # quickselect (Hoare); keys are random, so the middle is a fair pivot
-        pivot = sortable[(left + right) >> 1]
-        i, j = left, right
-        while i <= j:
-            while sortable[i] < pivot:
-                i += 1
-            while sortable[j] > pivot:
-                j -= 1
-            if i <= j:
-                sortable[i], sortable[j] = sortable[j], sortable[i]
-                i += 1
-                j -= 1
-        if target <= j:
-            right = j
-        elif target >= i:
-            left = i
-        else:
-            break
-    return sortable[target]
 
 
 def collate_counts(
@@ -377,13 +229,13 @@ def collate_counts(
                 )
             if np.diff(matrix.indptr)[~is_measured].any():
                 raise InputError(f"counts of {modality}: a cell that is marked as not measured has counts")
+            packed = pack(np.diff(matrix.indptr), matrix.indices, matrix.data)
             fill_tokens(
                 tokens,
                 slice(0, num_cells),
                 np.arange(num_cells),
-                matrix.indptr.astype(np.int64),
-                matrix.indices.astype(np.int32),
-                matrix.data.astype(np.uint32),
+                packed,
+                index_of(packed),
                 np.zeros(num_cells, np.uint64),
                 np.zeros(num_cells, np.int32),
                 is_measured,

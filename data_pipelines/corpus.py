@@ -1,48 +1,56 @@
-"""A corpus folder: opened quickly, read by block from any thread, verified to the last byte.
+"""A corpus, in a folder or at a URL: opened quickly, read by block from any thread.
 
     manifest.json            what is here, written last: no manifest, no corpus
     feature_space.parquet    what was measured (feature_space.py)
     measured.npz             per modality: one bit per (dataset, feature), measured or not
     obs.parquet              what is known of each cell, one row per cell in corpus order
+    DATA_CARD.md             where the cells come from and which they are, for people (data_card.py)
     shard-00000.tfrecord     blocks (cell_block.py), framed as TFRecord; shard-00000.offsets beside it
+    dataset_info.json, features.json     what `tfds.builder_from_directory` needs (tfds_blocks.py)
 
 `fingerprint` is the sha256 of all that determines the batches (feature space, measured features, vocabularies, cells in
-their order), and of nothing else: codec, shard size and the names of source files do not change it.
+their order), and of nothing else: codec, shard size, names of source files and the place do not change it.
 """
 
 import hashlib
 import json
-import os
-import threading
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from data_pipelines import cell_block, tfrecord
-from data_pipelines.cell_block import CellBlock
+from data_pipelines.block_cache import CachedFiles, cache_for
+from data_pipelines.cell_block import CellBlock, PackedBlock
+from data_pipelines.corpus_files import CorpusFiles, Location, open_files
 from data_pipelines.feature_space import FeatureSpace
+from data_pipelines.packed_counts import largest_feature
 from data_pipelines.parquet_file import read_parquet_frame
+from data_pipelines.retries import UnreachableError
 from data_pipelines.supervision import information_of
-from scmbert_jax.errors import CorpusError, UserError
+from scmbert_jax.errors import CorpusError, InputError
 
 FORMAT = "scmbert-corpus"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 MANIFEST = "manifest.json"
 FEATURE_SPACE = "feature_space.parquet"
 MEASURED = "measured.npz"
 OBS = "obs.parquet"
-SIDE_FILES = (FEATURE_SPACE, MEASURED, OBS)
+TFDS_INFO = "dataset_info.json"
+TFDS_FEATURES = "features.json"
+SIDE_FILES = (FEATURE_SPACE, MEASURED, OBS, TFDS_INFO, TFDS_FEATURES)
 
 _REQUIRED = (
     *("feature_space_hash", "block_size", "codec", "num_cells", "num_blocks", "shards", "files", "modalities"),
     *("datasets", "vocabularies", "content_sha256", "fingerprint"),
 )
 _HASH_CHUNK = 1 << 22
+_SIZES_AT_ONCE = 16  # files asked for their size together; each answer may take a journey
 
 
 def building_path(path: Path) -> Path:
@@ -60,9 +68,15 @@ def balanced_block_sizes(num_cells: int, block_size: int) -> np.ndarray:
 
 
 def fingerprint_of(feature_space_hash: str, measured_sha256: str, vocabularies: dict, content_sha256: str) -> str:
-    """The sha256 of what determines the batches; `content_sha256` is over the uncompressed blocks in order."""
+    """The sha256 of what determines the batches."""
     parts = [FORMAT_VERSION, feature_space_hash, measured_sha256, vocabularies, content_sha256]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def content_digest(block_sha256: Iterable[str]) -> str:
+    """The sha256 of the cells in their order: over the hex digests of the uncompressed payloads of all blocks, so that
+    shards can be made and verified side by side, and their limits do not show."""
+    return hashlib.sha256("".join(block_sha256).encode()).hexdigest()
 
 
 def measured_digest(measured: dict[str, np.ndarray]) -> str:
@@ -85,19 +99,22 @@ class Corpus:
     """An open corpus. Threads may share it.
 
     Attributes:
-      path: the folder.
+      files: where everything is read from.
+      path: the folder, or the URL.
       manifest: manifest.json as a dict.
       feature_space: the features of all data sets.
       fingerprint: 64 hex digits; equal fingerprints give equal batches.
       num_cells, num_blocks: how many.
       block_sizes: int64 [num_blocks].
+      shard_ends: int64 [shards], the block after the last one of each.
       modalities: those of the feature space, in the order of the feature table.
       vocabularies: obs field -> its categories; `CellBlock.obs_codes` are indices into them.
       datasets: the manifest's entry of each data set.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], feature_space: FeatureSpace, measured: dict):
-        self.path = path
+    def __init__(self, files: CorpusFiles, manifest: dict[str, Any], feature_space: FeatureSpace, measured: dict):
+        self.files = files
+        self.path = files.root
         self.manifest = manifest
         self.feature_space = feature_space
         self.fingerprint: str = manifest["fingerprint"]
@@ -109,9 +126,8 @@ class Corpus:
         self.datasets: list[dict[str, Any]] = manifest["datasets"]
         self._measured = measured
         self._first_cells = np.cumsum(self.block_sizes) - self.block_sizes
-        self._shard_ends = np.cumsum([shard["blocks"] for shard in manifest["shards"]])
-        self._lock = threading.Lock()
-        self._open_shards: dict[int, tuple[int, np.ndarray]] = {}  # shard -> (file descriptor, offsets)
+        self.shard_ends = np.cumsum([shard["blocks"] for shard in manifest["shards"]])
+        self._shard_offsets: dict[int, np.ndarray] = {}
 
     def measured(self, dataset_index: int, modality: str) -> np.ndarray:
         """bool [features of the modality]: which of them this data set measured."""
@@ -121,31 +137,75 @@ class Corpus:
         """Block `index`, checked; of the modalities only those asked for (None: all).
 
         Raises:
-          CorpusError: damaged; the shard and the block are named.
+          CorpusError: damaged or out of reach; the shard and the block are named.
           IndexError: no such block.
         """
-        return self.read_payload_and_block(index, modalities)[1]
+        return self.read_packed_block(index, modalities).unpacked()
 
-    def read_payload_and_block(self, index: int, modalities: tuple[str, ...] | None = None) -> tuple[bytes, CellBlock]:
-        """The uncompressed payload of a block, and the block."""
-        if not 0 <= index < self.num_blocks:
-            raise IndexError(f"block {index} of {self.num_blocks}")
-        shard = int(np.searchsorted(self._shard_ends, index, side="right"))
-        within = index - (int(self._shard_ends[shard - 1]) if shard else 0)
-        where = f"{self.shard_path(shard)}: block {index} (record {within} of the shard)"
+    def read_packed_block(
+        self, index: int, modalities: Collection[str] | None = None, obs_fields: Collection[str] | None = None
+    ) -> PackedBlock:
+        """As `read_block`, the counts as they lie in the record; of the obs fields only those asked for (None: all)."""
+        return self.decode_frame(index, self.read_frame(index), modalities, obs_fields)[1]
+
+    def read_ahead(self, indices: Iterable[int]) -> None:
+        """Blocks that will be read soon: at a URL they come together, while something else is done.
+
+        Raises CorpusError: where they lie cannot be read."""
+        if not self.files.remote:
+            return
+        indices = [int(index) for index in indices]
+        shards = dict.fromkeys(self._place(index)[0] for index in indices)
+        self.files.read_ahead([self._offsets_range(shard) for shard in shards if shard not in self._shard_offsets])
+        self.files.read_ahead([self._range(index) for index in indices])
+
+    def read_frame(self, index: int) -> bytes:
+        """The record of a block as it lies in the shard. Damaged on its way or in the cache, it is read once more."""
         try:
-            descriptor, offsets = self._open_shard(shard)
-            framed = tfrecord.read_frame(descriptor, int(offsets[within]), int(offsets[within + 1]))
+            wanted = self._range(index)
+            framed = self.files.read(*wanted)
+            if self.files.remote and not tfrecord.is_sound(framed):
+                self.files.forget(*wanted)
+                framed = self.files.read(*wanted)
+        except CorpusError as error:
+            raise type(error)(f"{error}; needed for {self._name(index)}") from error
+        return framed
+
+    def decode_frame(
+        self,
+        index: int,
+        framed: bytes,
+        modalities: Collection[str] | None = None,
+        obs_fields: Collection[str] | None = None,
+    ) -> tuple[bytes | memoryview, PackedBlock]:
+        """The uncompressed payload of a block, and the block. Raises CorpusError: damaged."""
+        try:
             payload = cell_block.unpack(tfrecord.unframe(framed))
-            block = cell_block.deserialise(payload, modalities)
+            block = cell_block.deserialise(payload, modalities, obs_fields)
             self._check_block(index, block)
         except CorpusError as error:
-            raise CorpusError(f"{where}: {error}. Run `scmbert corpus verify` and rebuild the corpus") from error
-        except OSError as error:
-            raise CorpusError(f"{where}: cannot be read ({error.strerror})") from error
+            remedy = "Run `scmbert corpus verify` and rebuild the corpus"
+            raise CorpusError(f"{self._name(index)}: {error}. {remedy}") from error
         return payload, block
 
-    def _check_block(self, index: int, block: CellBlock) -> None:
+    def _place(self, index: int) -> tuple[int, int]:
+        """The shard of a block, and its record there."""
+        if not 0 <= index < self.num_blocks:
+            raise IndexError(f"block {index} of {self.num_blocks}")
+        shard = int(np.searchsorted(self.shard_ends, index, side="right"))
+        return shard, index - (int(self.shard_ends[shard - 1]) if shard else 0)
+
+    def _name(self, index: int) -> str:
+        shard, within = self._place(index)
+        return f"{self.shard_path(shard)}: block {index} (record {within} of the shard)"
+
+    def _range(self, index: int) -> tuple[str, int, int]:
+        """File, start and stop of the record of a block."""
+        shard, within = self._place(index)
+        offsets = self._offsets(shard)
+        return self.manifest["shards"][shard]["file"], int(offsets[within]), int(offsets[within + 1])
+
+    def _check_block(self, index: int, block: PackedBlock) -> None:
         """What the checksums cannot know: that the block is the one that belongs here."""
         size = int(self.block_sizes[index])
         if block.num_cells != size:
@@ -153,28 +213,44 @@ class Corpus:
         first = int(self._first_cells[index])
         if size and (block.cell_index[0] != first or block.cell_index[-1] != first + size - 1):
             raise CorpusError(f"cells {block.cell_index[0]} to {block.cell_index[-1]}, expected those from {first} on")
+        for field, codes in block.obs_codes.items():
+            if field not in self.vocabularies or codes.max(initial=-1) >= len(self.vocabularies[field]):
+                raise CorpusError(f"obs field {field!r} with code {codes.max(initial=-1)}, which the manifest has not")
         for modality, columns in block.modalities.items():
             if modality not in self.feature_space.modalities:
                 raise CorpusError(f"modality {modality!r}, which the feature space has not")
             num_features = len(self.feature_space.modalities[modality])
-            if len(columns.feature_ids) and columns.feature_ids.max() >= num_features:
-                raise CorpusError(f"feature {columns.feature_ids.max()} of {num_features} of {modality}")
+            if (largest := largest_feature(columns.counts, columns.places)) >= num_features:
+                raise CorpusError(f"feature {largest} of {num_features} of {modality}")
 
-    def _open_shard(self, shard: int) -> tuple[int, np.ndarray]:
-        with self._lock:
-            if shard not in self._open_shards:
-                offsets = tfrecord.read_offsets(self.shard_path(shard), self.manifest["shards"][shard]["blocks"])
-                self._open_shards[shard] = (os.open(self.shard_path(shard), os.O_RDONLY), offsets)
-            return self._open_shards[shard]
+    def _offsets(self, shard: int) -> np.ndarray:
+        """Two threads may read the same offsets at first; no lock is held while they travel."""
+        offsets = self._shard_offsets.get(shard)
+        if offsets is None:
+            wanted = self._offsets_range(shard)
+            size = self.manifest["shards"][shard]["bytes"]
+            offsets = tfrecord.parse_offsets(self.files.read(*wanted), size, self.files.path(wanted[0]))
+            self._shard_offsets[shard] = offsets
+        return offsets
 
-    def shard_path(self, shard: int) -> Path:
-        return self.path / self.manifest["shards"][shard]["file"]
+    def _offsets_range(self, shard: int) -> tuple[str, int, int]:
+        entry = self.manifest["shards"][shard]
+        return tfrecord.offsets_path(Path(entry["file"])).name, 0, tfrecord.offsets_bytes(entry["blocks"])
 
-    def obs(self) -> pd.DataFrame:
-        """What is known of each cell, in corpus order: cell_id, dataset, standard fields, columns of the sources."""
-        path = self.path / OBS
+    def shard_path(self, shard: int) -> Location:
+        return self.files.path(self.manifest["shards"][shard]["file"])
+
+    def obs(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """What is known of each cell, in corpus order: cell_id, dataset, standard fields, columns of the sources.
+
+        `columns`: only those of these that there are; None: all. Raises CorpusError when the table cannot be read.
+        """
+        path = self.files.path(OBS)
         try:
-            table = read_parquet_frame(path)
+            with self.files.open(OBS) as file:
+                table = read_parquet_frame(file, columns)
+        except CorpusError:
+            raise
         except Exception as error:  # pyarrow raises many kinds
             raise CorpusError(f"{path}: cannot be read ({error}); rebuild the corpus") from error
         if len(table) != self.num_cells:
@@ -194,11 +270,8 @@ class Corpus:
         return information_of(self.manifest, self.feature_space, self.modalities if modalities is None else modalities)
 
     def close(self) -> None:
-        """Close the shard files; they open again when needed."""
-        with self._lock:
-            for descriptor, _ in self._open_shards.values():
-                os.close(descriptor)
-            self._open_shards.clear()
+        """Close files and connections; they open again when needed."""
+        self.files.close()
 
     def __enter__(self) -> "Corpus":
         return self
@@ -207,41 +280,48 @@ class Corpus:
         self.close()
 
 
-def open_corpus(path: str | Path) -> Corpus:
-    """Open a corpus folder. Quick: reads the manifest, the feature space and file sizes, but no cell.
+def open_corpus(path: Location, *, cache_dir: str | Path | None = None, cache_gigabytes: float | None = None) -> Corpus:
+    """Open a corpus. Quick: reads the manifest, the feature space and file sizes, but no cell.
+
+    Args:
+      path: the folder, or a URL that fsspec reads: s3://bucket/corpus, gs://bucket/corpus, https://host/corpus.
+      cache_dir, cache_gigabytes: where on this machine blocks are kept that were read before, and how much of them
+        (`block_cache.cache_for`). Left out, only a corpus at a URL is cached.
 
     Raises:
       CorpusError: no manifest (it says whether an unfinished build lies beside), another format version, a file missing
-        or of another size, or another feature space than the manifest's.
+        or of another size, another feature space than the manifest's, or a URL that cannot be read.
+      ConfigError: a negative size of the cache.
     """
-    path = Path(path)
-    manifest = _read_manifest(path)
-    for problem in _wrong_sizes(path, manifest):
+    cache = cache_for(path, cache_dir, cache_gigabytes)
+    files = open_files(path)
+    manifest = read_manifest(files)
+    for problem in wrong_sizes(files, manifest):
         raise CorpusError(problem + "; copy the corpus again or rebuild it")
-    space_path = path / FEATURE_SPACE
+    space_path = files.path(FEATURE_SPACE)
     try:
-        feature_space = FeatureSpace.load(space_path)
-    except UserError as error:
+        feature_space = read_feature_space(files)
+    except InputError as error:
         raise CorpusError(f"{error}; rebuild the corpus") from error
     if feature_space.content_hash != manifest["feature_space_hash"]:
         raise CorpusError(
             f"{space_path}: feature space {feature_space.content_hash[:12]}..., but the manifest was written for "
             f"{manifest['feature_space_hash'][:12]}...: the two files do not belong together; rebuild the corpus"
         )
-    return Corpus(path, manifest, feature_space, _read_measured(path, manifest, feature_space))
+    measured = read_measured(files, manifest, feature_space)
+    if cache is not None:
+        files = CachedFiles(files, cache, {shard["file"]: shard["sha256"] for shard in manifest["shards"]})
+    return Corpus(files, manifest, feature_space, measured)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest_path = path / MANIFEST
-    if not manifest_path.is_file():
-        message = f"{path}: no corpus here ({'no manifest.json in it' if path.is_dir() else 'no such folder'})"
-        if building_path(path).exists():
-            message += f"; an unfinished build lies at {building_path(path)}: run the same `corpus build` again"
-        else:
-            message += "; make one with `scmbert corpus build OUT FILE...`"
-        raise CorpusError(message)
+def read_manifest(files: CorpusFiles) -> dict[str, Any]:
+    """manifest.json, of a version that this program reads and with all its fields. Raises CorpusError."""
+    manifest_path = files.path(MANIFEST)
+    if isinstance(manifest_path, Path) and not manifest_path.is_file():
+        raise CorpusError(_no_corpus(manifest_path.parent))
     try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        with files.open(MANIFEST) as file:
+            manifest = json.loads(file.read().decode())
     except (OSError, ValueError) as error:
         raise CorpusError(f"{manifest_path}: cannot be read ({error}); rebuild the corpus") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -257,104 +337,56 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _wrong_sizes(path: Path, manifest: dict[str, Any]) -> list[str]:
-    """Files that are missing or of another size than the manifest says, as messages."""
-    expected = {shard["file"]: shard["bytes"] for shard in manifest["shards"]}
-    expected |= {
-        tfrecord.offsets_path(Path(shard["file"])).name: 8 * (shard["blocks"] + 1) for shard in manifest["shards"]
-    }
-    expected |= {name: entry["bytes"] for name, entry in manifest["files"].items()}
-    problems = []
-    for name, size in expected.items():
+def _no_corpus(path: Path) -> str:
+    message = f"{path}: no corpus here ({'no manifest.json in it' if path.is_dir() else 'no such folder'})"
+    if building_path(path).exists():
+        return message + f"; an unfinished build lies at {building_path(path)}: run the same `corpus build` again"
+    return message + "; make one with `scmbert corpus build OUT FILE...`"
+
+
+def file_sizes(manifest: dict[str, Any]) -> dict[str, int]:
+    """Bytes of every file of a corpus but the manifest itself."""
+    sizes = {}
+    for shard in manifest["shards"]:
+        sizes[shard["file"]] = shard["bytes"]
+        sizes[tfrecord.offsets_path(Path(shard["file"])).name] = tfrecord.offsets_bytes(shard["blocks"])
+    return sizes | {name: entry["bytes"] for name, entry in manifest["files"].items()}
+
+
+def wrong_sizes(files: CorpusFiles, manifest: dict[str, Any]) -> list[str]:
+    """Files that are missing or of another size than the manifest says, as messages. Raises UnreachableError."""
+
+    def problem(name: str, size: int) -> str | None:
         try:
-            found = (path / name).stat().st_size
-        except OSError as error:
-            problems.append(f"{path / name}: {error.strerror}")
-            continue
-        if found != size:
-            problems.append(f"{path / name}: {found} bytes, the manifest says {size}")
-    return problems
+            found = files.size(name)
+        except UnreachableError:
+            raise
+        except CorpusError as error:
+            return str(error)
+        return f"{files.path(name)}: {found} bytes, the manifest says {size}" if found != size else None
+
+    expected = file_sizes(manifest)
+    with ThreadPoolExecutor(_SIZES_AT_ONCE) as pool:
+        return [found for found in pool.map(problem, expected, expected.values()) if found]
 
 
-def _read_measured(path: Path, manifest: dict[str, Any], feature_space: FeatureSpace) -> dict[str, np.ndarray]:
+def read_feature_space(files: CorpusFiles) -> FeatureSpace:
+    with files.open(FEATURE_SPACE) as file:
+        return FeatureSpace.load(files.path(FEATURE_SPACE), file)
+
+
+def read_measured(files: CorpusFiles, manifest: dict[str, Any], feature_space: FeatureSpace) -> dict[str, np.ndarray]:
     """modality -> bool [num_datasets, features]."""
     measured = {}
     try:
-        with np.load(path / MEASURED) as packed:
+        with files.open(MEASURED) as file, np.load(file) as packed:
             for modality, features in feature_space.modalities.items():
                 flags = np.unpackbits(packed[modality], axis=1, count=len(features)).astype(bool)
                 if len(flags) != len(manifest["datasets"]):
                     raise ValueError(f"{len(flags)} data sets, the manifest names {len(manifest['datasets'])}")
                 measured[modality] = flags
+    except CorpusError:
+        raise
     except Exception as error:  # zipfile and numpy raise many kinds
-        raise CorpusError(f"{path / MEASURED}: cannot be read ({error}); rebuild the corpus") from error
+        raise CorpusError(f"{files.path(MEASURED)}: cannot be read ({error}); rebuild the corpus") from error
     return measured
-
-
-class VerifyReport(NamedTuple):
-    """What `verify_corpus` found.
-
-    Attributes:
-      path: the folder.
-      num_blocks, num_cells: read without a fault.
-      problems: one message per fault; each names the file, and the block where it is one. Empty: sound.
-      damaged_blocks: numbers of the blocks that cannot be read.
-    """
-
-    path: Path
-    num_blocks: int
-    num_cells: int
-    problems: tuple[str, ...]
-    damaged_blocks: tuple[int, ...]
-
-    @property
-    def ok(self) -> bool:
-        return not self.problems
-
-
-def verify_corpus(path: str | Path, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-    """Read every byte: hashes of all files, every block, the fingerprint.
-
-    Args:
-      path: the corpus folder.
-      progress: called with (blocks done, blocks in all).
-
-    Raises:
-      CorpusError: there is no manifest that can be read, so that there is nothing to compare with.
-    """
-    path = Path(path)
-    manifest = _read_manifest(path)
-    problems = _wrong_sizes(path, manifest)
-    for name, entry in [(s["file"], s) for s in manifest["shards"]] + list(manifest["files"].items()):
-        if (path / name).is_file() and (found := sha256_of_file(path / name)) != entry["sha256"]:
-            problems.append(f"{path / name}: sha256 {found[:12]}..., the manifest says {entry['sha256'][:12]}...")
-    try:
-        feature_space = FeatureSpace.load(path / FEATURE_SPACE)
-        measured = _read_measured(path, manifest, feature_space)
-    except UserError as error:
-        return VerifyReport(path, 0, 0, (*problems, str(error)), ())
-    damaged, cells, digest = [], 0, hashlib.sha256()
-    with Corpus(path, manifest, feature_space, measured) as corpus:
-        for index in range(corpus.num_blocks):
-            try:
-                payload, block = corpus.read_payload_and_block(index)
-                digest.update(payload)
-                cells += block.num_cells
-            except CorpusError as error:
-                problems.append(str(error))
-                damaged.append(index)
-            if progress is not None:
-                progress(index + 1, corpus.num_blocks)
-        try:
-            corpus.obs()
-        except CorpusError as error:
-            problems.append(str(error))
-    if not damaged:
-        found = fingerprint_of(
-            feature_space.content_hash, measured_digest(measured), manifest["vocabularies"], digest.hexdigest()
-        )
-        if found != manifest["fingerprint"]:
-            problems.append(
-                f"{path / MANIFEST}: fingerprint {manifest['fingerprint'][:12]}..., the content gives {found[:12]}..."
-            )
-    return VerifyReport(path, corpus.num_blocks - len(damaged), cells, tuple(problems), tuple(damaged))

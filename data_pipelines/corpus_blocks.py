@@ -1,146 +1,107 @@
-"""Pass 2 of a build: bucket after bucket, sorted -> blocks of balanced sizes -> shards."""
+"""Pass 2 of a build: one shard. Bucket after bucket, put in order -> blocks of balanced sizes -> a file of records."""
 
 import hashlib
-import os
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines import cell_block, corpus_writer
-from data_pipelines.cell_block import CellBlock, ModalityColumns
-from data_pipelines.external_shuffle import CellSpool, empty_columns
+from data_pipelines import cell_block, tfrecord
+from data_pipelines.cell_block import CellBlock
+from data_pipelines.corpus import balanced_block_sizes
+from data_pipelines.durable_files import growing_file
+from data_pipelines.external_shuffle import SegmentFile, read_bucket
+from data_pipelines.work_folder import WorkFolder
+from scmbert_jax.errors import CorpusError
 
-_MAX_WORKERS = 4  # compress blocks; the main thread feeds them no faster
 
+@dataclass(frozen=True)
+class ShardTask:
+    """Writes one shard and its offsets, and then `output`: what the manifest needs to know of them.
 
-class Written(NamedTuple):
-    """What was written.
+    Memory: one bucket, see `external_shuffle`.
 
     Attributes:
-      shards: the manifest's entries.
-      statistics: modality -> cells, mean_expressed, largest_count.
-      measured: modality -> bool [N].
-      content_sha256: over the uncompressed blocks in order.
+      work: where the segments and the arrays of the plan are.
+      path: of the shard.
+      buckets: first and last + 1.
+      modalities, obs_fields: of the corpus, in their order in a block.
+      num_cells, block_size, codec: of the corpus.
     """
 
-    shards: list[dict[str, Any]]
-    statistics: dict[str, dict[str, Any]]
-    measured: dict[str, np.ndarray]
-    content_sha256: str
+    work: WorkFolder
+    path: Path
+    buckets: tuple[int, int]
+    modalities: tuple[str, ...]
+    obs_fields: tuple[str, ...]
+    num_cells: int
+    block_size: int
+    codec: str
 
+    @property
+    def output(self) -> Path:
+        return self.work.path / f"{self.path.stem}.json"
 
-def write_blocks(
-    folder: Path,
-    spool: CellSpool,
-    hashes: np.ndarray,
-    codes: dict[str, np.ndarray],
-    sizes: np.ndarray,
-    codec: str,
-    shard_bytes: int,
-    progress: Callable[[str, int, int], None],
-) -> Written:
-    """Blocks out of the buckets, compressed in threads, written in order.
-
-    Args:
-      folder: of the corpus.
-      spool: closed, with all cells.
-      hashes: uint64 [N], ascending.
-      codes: field -> int32 [N], in corpus order.
-      sizes: int64 [blocks], cells of each.
-      codec, shard_bytes, progress: see `build_corpus`.
-    """
-    writer = corpus_writer.ShardWriter(folder, shard_bytes)
-    digest = hashlib.sha256()
-    measured = {name: np.zeros(len(hashes), bool) for name in spool.modalities}
-    entries, largest = (dict.fromkeys(spool.modalities, 0) for _ in range(2))
-    workers = min(_MAX_WORKERS, os.cpu_count() or 1)
-    waiting: deque[tuple[int, Future]] = deque()
-
-    def make(block: CellBlock) -> tuple[bytes, bytes]:
-        payload = cell_block.serialise(block)
-        return payload, cell_block.pack(payload, codec)
-
-    def write_oldest() -> None:
-        num_cells, future = waiting.popleft()
-        payload, record = future.result()
-        digest.update(payload)
-        writer.add(record, num_cells)
-
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
-    try:
-        for number, block in enumerate(_blocks(spool, hashes, codes, sizes)):
-            for name, columns in block.modalities.items():
-                measured[name][block.cell_index] = columns.measured
-                entries[name] += len(columns.counts)
-                largest[name] = max(largest[name], int(columns.counts.max(initial=0)))
-            waiting.append((block.num_cells, pool.submit(make, block)))
-            if len(waiting) > 2 * workers:
-                write_oldest()
-            progress("writing blocks", number + 1, len(sizes))
-        while waiting:
-            write_oldest()
-        writer.finish()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        writer.abandon()
-    statistics = {
-        name: {
-            "cells": int(measured[name].sum()),
-            "mean_expressed": round(entries[name] / max(int(measured[name].sum()), 1), 1),
-            "largest_count": largest[name],
+    def run(self) -> None:
+        offsets, digests, num_cells, whole = [0], [], 0, hashlib.sha256()
+        entries, largest = (dict.fromkeys(self.modalities, 0) for _ in range(2))
+        with growing_file(self.path) as file:
+            for block in self._blocks():
+                payload = cell_block.serialise(block)
+                framed = tfrecord.frame(cell_block.pack(payload, self.codec))
+                file.write(framed)
+                whole.update(framed)
+                offsets.append(offsets[-1] + len(framed))
+                digests.append(hashlib.sha256(payload).hexdigest())
+                num_cells += block.num_cells
+                for name, columns in block.modalities.items():
+                    entries[name] += len(columns.counts)
+                    largest[name] = max(largest[name], int(columns.counts.max(initial=0)))
+        with growing_file(tfrecord.offsets_path(self.path)) as file:
+            file.write(np.array(offsets, "<u8").tobytes())
+        written = {
+            "entry": {
+                "file": self.path.name,
+                "bytes": offsets[-1],
+                "blocks": len(digests),
+                "cells": num_cells,
+                "sha256": whole.hexdigest(),
+            },
+            "block_sha256": digests,
+            "entries": entries,
+            "largest_count": largest,
         }
-        for name in spool.modalities
-    }
-    return Written(writer.shards, statistics, measured, digest.hexdigest())
+        with growing_file(self.output) as file:
+            file.write(json.dumps(written).encode())
 
-
-def _blocks(
-    spool: CellSpool, hashes: np.ndarray, codes: dict[str, np.ndarray], sizes: np.ndarray
-) -> Iterator[CellBlock]:
-    """Blocks in corpus order. Between buckets at most one unfinished block is carried over."""
-    edges = np.searchsorted(spool.bucket_of(hashes), np.arange(spool.num_buckets + 1))
-    pending = {name: empty_columns(0) for name in spool.modalities}
-    first, number = 0, 0
-    for bucket in range(spool.num_buckets):
-        loaded = spool.bucket(bucket, int(edges[bucket]), int(edges[bucket + 1] - edges[bucket]))
-        pending = {name: _joined(pending[name], columns) for name, columns in loaded.items()}
-        starts = {
-            name: np.concatenate([[0], np.cumsum(columns.lengths, dtype=np.int64)]) for name, columns in pending.items()
-        }
-        available = int(edges[bucket + 1]) - first
-        used = 0
-        while number < len(sizes) and sizes[number] <= available - used:
-            rows = slice(used, used + int(sizes[number]))
-            index = np.arange(first + rows.start, first + rows.stop)
-            yield CellBlock(
-                {
-                    name: part
-                    for name, columns in pending.items()
-                    if (part := _rows_of(columns, starts[name], rows)).measured.any()
-                },
-                {field: values[index] for field, values in codes.items()},
-                index,
-            )
-            used = rows.stop
-            number += 1
-        pending = {name: _rows_of(columns, starts[name], slice(used, available)) for name, columns in pending.items()}
-        first += used
-
-
-def _rows_of(columns: ModalityColumns, starts: np.ndarray, rows: slice) -> ModalityColumns:
-    entries = slice(int(starts[rows.start]), int(starts[rows.stop]))
-    return ModalityColumns(
-        columns.lengths[rows],
-        columns.feature_ids[entries],
-        columns.counts[entries],
-        columns.total_counts[rows],
-        columns.measured[rows],
-    )
-
-
-def _joined(first: ModalityColumns, second: ModalityColumns) -> ModalityColumns:
-    return ModalityColumns(*(np.concatenate(pair) for pair in zip(first, second, strict=True)))
+    def _blocks(self) -> Iterator[CellBlock]:
+        sizes = balanced_block_sizes(self.num_cells, self.block_size)
+        block_starts = np.concatenate([[0], np.cumsum(sizes)])
+        codes = {field: self.work.load_array(f"codes-{field}") for field in self.obs_fields}
+        measured = {name: self.work.load_array(f"measured-{name}") for name in self.modalities}
+        bucket_edges = self.work.load_array("buckets")
+        files = [SegmentFile(path) for path in self.work.segment_files()]
+        for bucket in range(*self.buckets):
+            cells = read_bucket(files, bucket, self.modalities)
+            first, last = (int(edge) for edge in bucket_edges[bucket : bucket + 2])
+            start, stop = int(block_starts[first]), int(block_starts[last])
+            orders = {name: np.argsort(part.rows, kind="stable") for name, part in cells.items()}
+            rows = {name: part.rows[orders[name]] for name, part in cells.items()}
+            for name in self.modalities:
+                if not np.array_equal(rows[name], start + np.flatnonzero(measured[name][start:stop])):
+                    raise CorpusError(
+                        f"{self.work.path}: the segments of {name} do not hold the cells {start:,} to {stop - 1:,} "
+                        "once each; remove the folder and build again"
+                    )
+            for block in range(first, last):
+                index = np.arange(block_starts[block], block_starts[block + 1])
+                modalities = {}
+                for name, part in cells.items():
+                    low, high = np.searchsorted(rows[name], [index[0], index[-1] + 1])
+                    if high > low:
+                        chosen, place = orders[name][low:high], rows[name][low:high] - index[0]
+                        modalities[name] = part.columns(chosen, place, len(index))
+                obs_codes = {field: values[index[0] : index[-1] + 1] for field, values in codes.items()}
+                yield CellBlock(modalities, obs_codes, index)

@@ -1,20 +1,23 @@
 """What `scmbert corpus info` says of a corpus, for programs and for people."""
 
-from pathlib import Path
 from typing import Any
 
 from data_pipelines.corpus import open_corpus
+from data_pipelines.corpus_files import Location
+from data_pipelines.derivation import derivation_lines
+from data_pipelines.input_report import regions_text
 from data_pipelines.supervision import CellCounts
 
 NOT_RECORDED = "not recorded: the corpus was built by an earlier version; build it again to know"
+_MAX_VALUES = 3  # of a field listed in the text
 _MAX_BATCHES = 20  # technical batches listed in the text
 
 
-def describe_corpus(path: str | Path) -> dict[str, Any]:
+def describe_corpus(path: Location) -> dict[str, Any]:
     """What `scmbert corpus info` prints: sizes, modalities, data sets, vocabularies, bytes per cell, pairs.
 
-    `cells_by_modalities`, `cell_selection`, `unpaired` and what `information` says of cells are None where the corpus,
-    built by an earlier version, does not record them.
+    `cells_by_modalities`, `cell_selection`, `unpaired`, `data_card`, `composition`, `disjoint_from` and what
+    `information` says of cells are None where the corpus, built by an earlier version, does not record them.
     """
     with open_corpus(path) as corpus:
         manifest = corpus.manifest
@@ -37,6 +40,9 @@ def describe_corpus(path: str | Path) -> dict[str, Any]:
             "cells_by_modalities": manifest.get("cells_by_modalities"),
             "cell_selection": manifest.get("cell_selection"),
             "unpaired": manifest.get("unpaired"),
+            "data_card": manifest["data_card"]["file"] if "data_card" in manifest else None,
+            "composition": manifest.get("composition"),
+            "disjoint_from": manifest.get("disjoint_from"),
             "information": corpus.information(),
             "vocabularies": {name: len(values) for name, values in corpus.vocabularies.items()},
         }
@@ -71,12 +77,30 @@ def describe_text(description: dict[str, Any]) -> str:
             f"  data set {entry['name']}: {entry['cells']:,} cells"
             + (f", {unasked:,} not selected" if unasked else "")
             + (f" (dropped: {dropped})" * bool(dropped))
+            + (f"; {elsewhere:,} of them are not primary data" if (elsewhere := entry.get("cells_not_primary")) else "")
         )
         lines += _coverage_lines(entry)
     lines += [*_selection_lines(description["cell_selection"]), *_pair_lines(description)]
     known = ", ".join(f"{name} {size}" for name, size in description["vocabularies"].items())
     lines.append(f"  known of the cells: {known}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_card_lines(description)])
+
+
+def _card_lines(description: dict[str, Any]) -> list[str]:
+    """The main lines of the data card, and where it is."""
+    if description["data_card"] is None:
+        return [f"  data card: {NOT_RECORDED}"]
+    lines = []
+    for field, counts in description["composition"].items():
+        listed = ", ".join(f"{value} {cells:,}" for value, cells in list(counts["cells"].items())[:_MAX_VALUES])
+        more = f" and {counts['values'] - _MAX_VALUES:,} more" if counts["values"] > _MAX_VALUES else ""
+        lines.append(f"  {field}: {listed}{more}")
+    for entry in description["datasets"]:
+        stated = [f"{name} {entry['statements'].get(name, 'not stated')}" for name in ("title", "licence")]
+        lines.append(f"  of data set {entry['name']}: {', '.join(stated)}")
+    for entry in description["disjoint_from"]:
+        lines.append(f"  without the cells of {entry['name']}: {entry['cells_dropped']:,} were dropped")
+    return [*lines, f"  data card: {description['path']}/{description['data_card']}"]
 
 
 def _coverage_lines(entry: dict[str, Any]) -> list[str]:
@@ -87,6 +111,9 @@ def _coverage_lines(entry: dict[str, Any]) -> list[str]:
         if name != "rna" and "linked" in part:
             known.append(f"{part['linked']:,} of {part['features']:,} are linked to genes")
         lines += [f"    {name}: {', '.join(known)}"] if known else []
+        lines += [f"    {name}: {line}" for line in derivation_lines(part.get("derivation") or {})]
+        if part.get("regions"):
+            lines.append(f"    {name}: regions: {regions_text(part['regions'])}")
     return lines
 
 

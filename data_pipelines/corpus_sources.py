@@ -1,21 +1,37 @@
 """The data sets that a corpus is built from: opened, cells selected, checked, and what the manifest says of them."""
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from data_pipelines import corpus
-from data_pipelines.cell_selection import CellSelection, select_cells
+from data_pipelines.cell_identity import NOT_MEASURED
+from data_pipelines.cell_metadata import KEY_COLUMNS
+from data_pipelines.cell_selection import CellSelection, not_primary, select_cells
+from data_pipelines.corpus_overlap import KnownCells, cells_known, shared_metadata
+from data_pipelines.duplicate_cells import CellSet, Keys, cells_of_dataset, drop_cells, drop_copies
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.input_check import InputReport, check_dataset, require_usable
-from data_pipelines.pair_check import refuse_unpaired_files
-from data_pipelines.readers import ACCEPTED, CountsMatrix, Dataset, open_dataset
+from data_pipelines.readers import ACCEPTED, CountsMatrix, Dataset, ReadingOptions, open_datasets
+from data_pipelines.region_check import refuse_several_region_spaces
+from data_pipelines.source_files import source_files
 from scmbert_jax.errors import InputError
 
-Progress = Callable[[str, int, int], None]
+
+class OpenedSource(NamedTuple):
+    """A data set before its check: a name unique in the corpus, its selected cells, and how many others it has."""
+
+    name: str
+    dataset: Dataset
+    num_not_selected: int
+
+
+class Inspection(NamedTuple):
+    """What reading a whole data set tells: the check's report, and base name, bytes and sha256 of each file."""
+
+    report: InputReport
+    files: list[dict[str, Any]]
 
 
 class Source(NamedTuple):
@@ -27,6 +43,8 @@ class Source(NamedTuple):
       rows: per matrix, int64 [its cells]: place of each in `dataset.cell_ids`; -1 where the check drops it.
       files: base name, bytes and sha256 of each file.
       num_not_selected: cells of the files that were not asked for; `dataset` is without them.
+      statements: what the files say of themselves, or the user of them: title, citation, licence ...
+      keys, known: see `Identities`.
     """
 
     name: str
@@ -36,6 +54,9 @@ class Source(NamedTuple):
     rows: list[np.ndarray]
     files: list[dict[str, Any]]
     num_not_selected: int
+    statements: dict[str, str]
+    keys: Keys
+    known: list[int]
 
     @property
     def kept(self) -> np.ndarray:
@@ -46,46 +67,169 @@ class Source(NamedTuple):
         return np.flatnonzero(is_kept)
 
 
-def checked_sources(
+def open_sources(
     specs: Sequence[Any],
-    options: dict[str, Any],
     obs_fields: Mapping[str, str | None] | None,
     selection: CellSelection,
     unpaired: bool,
-    progress: Progress,
-) -> list[Source]:
-    """Opens the data sets, selects their cells and checks what is left.
+    reading: ReadingOptions,
+) -> list[OpenedSource]:
+    """Opens the data sets and selects their cells.
 
     Args:
       specs: what `open_dataset` takes.
-      options, obs_fields: for `check_dataset`.
+      obs_fields: standard field -> column of obs, for the selection.
       selection: which cells; the check sees no others.
-      unpaired: see `open_dataset`.
-      progress: called with (what is being done, how much is done, of how much).
+      unpaired, reading: see `open_dataset`.
 
     Raises:
-      InputError: a data set that cannot be used, a selection of what is not there, or the same file twice.
+      InputError: a data set that cannot be opened, or a selection of what is not there.
     """
     if not specs:
         raise InputError(f"no input files; give at least one {ACCEPTED}")
-    datasets = [open_dataset(spec, unpaired=unpaired) for spec in specs]
-    if not unpaired:
-        refuse_unpaired_files(datasets)
+    datasets = open_datasets(specs, unpaired=unpaired, reading=reading, obs_fields=obs_fields)
+    refuse_several_region_spaces(datasets)
     names: list[str] = []
     for dataset in datasets:
         names.append(_unused_name(dataset.name, names))
     num_opened = [len(dataset.cell_ids) for dataset in datasets]
     if selection:
         datasets = select_cells(datasets, names, selection, obs_fields)
-    sources: list[Source] = []
-    where_seen: dict[str, str] = {}
-    for number, (name, dataset) in enumerate(zip(names, datasets, strict=True)):
-        progress("checking", number, len(datasets))
-        report = check_dataset(dataset, obs_fields=obs_fields, **options)
+    return [
+        OpenedSource(name, dataset, number - len(dataset.cell_ids))
+        for name, dataset, number in zip(names, datasets, num_opened, strict=True)
+    ]
+
+
+def inspect_dataset(
+    dataset: Dataset, options: dict[str, Any], obs_fields: Mapping[str, str | None] | None
+) -> Inspection:
+    """Reads every count and every byte; `options` and `obs_fields` are for `check_dataset`."""
+    report = check_dataset(dataset, obs_fields=obs_fields, **options)
+    matrices = [matrix for matrix in dataset.matrices if matrix.modality in report.modalities]
+    return Inspection(report, source_files(matrices) if report.usable else [])
+
+
+def checked_sources(
+    opened: Sequence[OpenedSource],
+    inspections: Sequence[Inspection],
+    keep_duplicates: bool,
+    disjoint_from: Sequence[KnownCells],
+    licences: Mapping[str, str],
+) -> list[Source]:
+    """Those that passed, without the cells that are copies.
+
+    Args:
+      opened: the data sets.
+      inspections: `inspect_dataset` of each; reports learn which cells are dropped here.
+      keep_duplicates: do not drop cells that are copies of others (`duplicate_cells`).
+      disjoint_from: cells that are dropped wherever they are found.
+      licences: data set -> what its licence is, over what its files say.
+
+    Raises:
+      InputError: a data set that cannot be used, the same file twice, or a licence of what is not there.
+    """
+    names = [source.name for source in opened]
+    for name in licences:
+        if name not in names:
+            raise InputError(f"licence {name}={licences[name]}: no such data set; there is {', '.join(names)}")
+    reports = [inspection.report for inspection in inspections]
+    for report in reports:
+        require_usable(report)
+    _refuse_one_file_twice(opened, inspections)
+    checked = [(name, dataset, report) for (name, dataset, _), report in zip(opened, reports, strict=True)]
+    identities = drop_seen_cells(checked, keep_duplicates, disjoint_from)
+    sources = []
+    for place, (name, dataset, report) in enumerate(checked):
         require_usable(report)
         matrices = [matrix for matrix in dataset.matrices if matrix.modality in report.modalities]
         rows = [np.where(report.modalities[matrix.modality].keep, dataset.rows_of(matrix), -1) for matrix in matrices]
-        files = _source_files(matrices)
+        statements = {key: value for matrix in reversed(matrices) for key, value in matrix.statements.items()}
+        statements |= {"licence": licences[name]} if name in licences else {}
+        sources.append(
+            Source(
+                name=name,
+                dataset=dataset,
+                report=report,
+                matrices=matrices,
+                rows=rows,
+                files=inspections[place].files,
+                num_not_selected=opened[place].num_not_selected,
+                statements=statements,
+                keys=identities[place].keys,
+                known=identities[place].known,
+            )
+        )
+    return sources
+
+
+class Identities(NamedTuple):
+    """Attributes:
+    keys: modality -> uint64 [cells of the data set] (`duplicate_cells`).
+    known: per corpus or file that the corpus is to be disjoint from, how many cells were dropped for it.
+    """
+
+    keys: Keys
+    known: list[int]
+
+
+def drop_seen_cells(
+    checked: Sequence[tuple[str, Dataset, InputReport]], keep_duplicates: bool, disjoint_from: Sequence[KnownCells]
+) -> list[Identities]:
+    """Takes out of what the checks keep the copies of other cells, and the cells that are known elsewhere.
+
+    Args:
+      checked: (name, data set, report) of each; the first keep their cells. A report of which nothing is left has a
+        problem afterwards.
+      keep_duplicates, disjoint_from: see `checked_sources`.
+    """
+    sets = [cells_of_dataset(*found) for found in checked]
+    if not keep_duplicates:
+        drop_copies(checked, sets)
+    identities = []
+    for (_, dataset, report), cells in zip(checked, sets, strict=True):
+        known = [_drop_known(dataset, report, cells, other) for other in disjoint_from]
+        identities.append(Identities(cells.keys, known))
+    return identities
+
+
+def _drop_known(dataset: Dataset, report: InputReport, cells: CellSet, known: KnownCells) -> int:
+    """How many cells were dropped because they are known."""
+    before = report.num_cells_kept
+    drop_cells(
+        dataset,
+        report,
+        cells_known(cells, known),
+        f"that are in {known.name}",
+        "same barcode, same counts; dropped, since the corpus is to be disjoint from it",
+        f"every cell is in {known.name}, from which the corpus is to be disjoint; leave this file out",
+    )
+    return before - report.num_cells_kept
+
+
+def check_files(
+    specs: Sequence[Any],
+    options: dict[str, Any],
+    obs_fields: Mapping[str, str | None] | None,
+    selection: CellSelection,
+    reading: ReadingOptions,
+    keep_duplicates: bool,
+) -> list[InputReport]:
+    """The report of each data set, usable or not, as a build would see them together (`checked_sources`).
+
+    Raises InputError where one cannot be opened, or a selection asks for what is not there.
+    """
+    opened = open_sources(specs, obs_fields, selection, False, reading)
+    reports = [check_dataset(source.dataset, obs_fields=obs_fields, **options) for source in opened]
+    checked = [(source.name, source.dataset, report) for source, report in zip(opened, reports, strict=True)]
+    if not keep_duplicates:
+        drop_seen_cells([found for found in checked if found[2].usable], keep_duplicates, ())
+    return reports
+
+
+def _refuse_one_file_twice(opened: Sequence[OpenedSource], inspections: Sequence[Inspection]) -> None:
+    where_seen: dict[str, str] = {}
+    for (_, dataset, _), (_, files) in zip(opened, inspections, strict=True):
         for entry in files:
             if entry["sha256"] in where_seen:
                 raise InputError(
@@ -93,10 +237,17 @@ def checked_sources(
                     "corpus twice; give it once"
                 )
             where_seen[entry["sha256"]] = dataset.path
-        num_not_selected = num_opened[number] - len(dataset.cell_ids)
-        sources.append(Source(name, dataset, report, matrices, rows, files, num_not_selected))
-    progress("checking", len(datasets), len(datasets))
-    return sources
+
+
+def key_columns(sources: Sequence[Source], modalities: Sequence[str]) -> dict[str, np.ndarray]:
+    """Column of the obs table -> uint64 [cells that are kept, source after source]."""
+    absent = [np.full(len(source.dataset.cell_ids), NOT_MEASURED) for source in sources]
+    return {
+        KEY_COLUMNS[name]: np.concatenate(
+            [source.keys.get(name, none)[source.kept] for source, none in zip(sources, absent, strict=True)]
+        )
+        for name in modalities
+    }
 
 
 def _unused_name(name: str, taken: Sequence[str]) -> str:
@@ -105,27 +256,21 @@ def _unused_name(name: str, taken: Sequence[str]) -> str:
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
-def _source_files(matrices: list[CountsMatrix]) -> list[dict[str, Any]]:
-    """Base name, bytes and sha256 of the files; nothing of where they lie on this machine. None: data in memory.
-
-    Of a 10x folder the file of counts, which is what would be twice in a corpus; of a zarr store its whole folder.
-    """
-    paths = [Path(path) for path in dict.fromkeys(matrix.path for matrix in matrices)]
-    return [_file_entry(path) for path in paths if path.is_file()] + [_folder_entry(p) for p in paths if p.is_dir()]
-
-
-def _file_entry(path: Path) -> dict[str, Any]:
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": corpus.sha256_of_file(path)}
-
-
-def _folder_entry(folder: Path) -> dict[str, Any]:
-    """`sha256`: of the lines `<sha256 of the file>  <its path in the folder>`, sorted by path."""
-    files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
-    digest = hashlib.sha256()
-    for name, path in files:
-        digest.update(f"{corpus.sha256_of_file(path)}  {name}\n".encode())
-    num_bytes = sum(path.stat().st_size for _, path in files)
-    return {"file": folder.resolve().name, "bytes": num_bytes, "sha256": digest.hexdigest()}
+def disjoint_entries(
+    sources: Sequence[Source], disjoint_from: Sequence[KnownCells], obs: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """What the manifest says of the cells that the corpus does not have. `obs`: its obs table."""
+    files = {entry["sha256"]: entry["file"] for source in sources for entry in source.files}
+    return [
+        {
+            "name": known.name,
+            "identity": known.identity,
+            "cells": known.num_cells,
+            "cells_dropped": sum(source.known[place] for source in sources),
+            "shared": shared_metadata(obs, files, known),
+        }
+        for place, known in enumerate(disjoint_from)
+    ]
 
 
 def joint_feature_space(sources: list[Source]) -> FeatureSpace:
@@ -143,7 +288,9 @@ def measured_features(feature_space: FeatureSpace, sources: list[Source]) -> dic
         measured[name] = np.zeros((len(sources), len(features)), bool)
         for index, source in enumerate(sources):
             if name in source.report.features:
-                measured[name][index, features.index_of(source.report.features[name].ids)] = True
+                part = source.report.modalities[name].mapping
+                assert part is not None  # a report with features has their mapping
+                measured[name][index, features.index_of(part.features.ids[part.measured])] = True
     return measured
 
 
@@ -153,11 +300,16 @@ def dataset_entry(source: Source) -> dict[str, Any]:
     return {
         "name": source.name,
         "files": source.files,
+        "statements": source.statements,
         "organism": report.organism,
+        "assembly": report.assembly,
         "cells_read": report.num_cells + source.num_not_selected,
         "cells_not_selected": source.num_not_selected,
         "cells": len(source.kept),
         "cells_dropped": report.num_cells - len(source.kept),
+        "copies_dropped": report.copies,
+        "known_cells_dropped": sum(source.known),
+        "cells_not_primary": int(np.count_nonzero(not_primary(source.dataset.obs)[source.kept])),
         "combinations": report.combinations,
         "pseudo_pairs": source.dataset.pseudo_pairs,
         "modalities": {
@@ -168,6 +320,8 @@ def dataset_entry(source: Source) -> dict[str, Any]:
                 "features": len(report.features[name]),
                 "linked": sum(bool(genes) for genes in report.features[name].links),
                 "coverage": round(part.mapping.coverage, 6) if part.mapping is not None else None,
+                "derivation": part.derivation,
+                "regions": part.regions,
             }
             for name, part in report.modalities.items()
         },

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from data_pipelines.reading_options import ReadingOptions
 from data_pipelines.stored_matrix import RowsOf, StoredMatrix
 from scmbert_jax.errors import InputError
 
@@ -28,6 +29,10 @@ class CountsMatrix:
       genome: what the file says of its reference ("GRCh38", "mm10"), or None.
       stored: the values.
       considered: other fields that might have held the counts -> what was seen there.
+      statements: what its file says of itself: title, citation, licence ... (`source_statements`).
+      reading: what was decided about this file.
+      derivation: how the values were made, where they are not what stands in the file ("fragments", "length
+        normalisation"), or which part of a store they are ("soma"); for reports and manifests.
     """
 
     path: str
@@ -41,6 +46,9 @@ class CountsMatrix:
     genome: str | None
     stored: StoredMatrix
     considered: dict[str, str] = dataclasses.field(default_factory=dict)
+    statements: dict[str, str] = dataclasses.field(default_factory=dict)
+    reading: ReadingOptions = dataclasses.field(default_factory=ReadingOptions)
+    derivation: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shape = self.stored.shape

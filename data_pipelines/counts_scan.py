@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from data_pipelines.cell_identity import counts_hashes
 from data_pipelines.counts_field import is_integer_valued
 from data_pipelines.counts_matrix import CountsMatrix
 
@@ -18,6 +19,8 @@ class CountsScan:
     Attributes:
       totals: float64 [cells], counts of each cell over the mapped columns.
       detected: int32 [cells], mapped columns with a count.
+      hashes: uint64 [cells], of the counts of each cell over the mapped columns (`cell_identity`); means nothing where
+        there are faults.
       totals_all: float64, counts of all cells over all columns.
       num_values: stored non-zeros.
       num_mapped_values: those in mapped columns.
@@ -28,6 +31,7 @@ class CountsScan:
 
     totals: np.ndarray
     detected: np.ndarray
+    hashes: np.ndarray
     totals_all: float = 0.0
     num_values: int = 0
     num_mapped_values: int = 0
@@ -52,14 +56,18 @@ class _Tally:
         self.count += found
 
 
-def scan_counts(matrix: CountsMatrix, column_to_feature: np.ndarray, rows: int = 4096) -> CountsScan:
+def scan_counts(
+    matrix: CountsMatrix, column_to_feature: np.ndarray, column_weights: np.ndarray, rows: int = 4096
+) -> CountsScan:
     """Reads every value once, chunk by chunk. Raises InputError where the file is damaged.
 
     Args:
       column_to_feature: int64 [columns], -1 where a column has no feature.
+      column_weights: uint64 [columns], of the hash of counts (`cell_identity.column_weights`).
     """
     mapped = column_to_feature >= 0
-    scan = CountsScan(np.zeros(matrix.shape[0]), np.zeros(matrix.shape[0], np.int32))
+    num_cells = matrix.shape[0]
+    scan = CountsScan(np.zeros(num_cells), np.zeros(num_cells, np.int32), np.zeros(num_cells, np.uint64))
     not_finite, negative, fractional, too_large = _Tally(), _Tally(), _Tally(), _Tally()
     for first, part in matrix.chunks(rows):
         data, indices, indptr = part.data, part.indices, part.indptr
@@ -79,6 +87,8 @@ def scan_counts(matrix: CountsMatrix, column_to_feature: np.ndarray, rows: int =
         cells = slice(first, first + part.shape[0])
         scan.totals[cells] = np.bincount(row, weights=np.where(used, values, 0.0), minlength=part.shape[0])
         scan.detected[cells] = np.bincount(row[used], minlength=part.shape[0])
+        if not any(tally.count for tally in (not_finite, negative, fractional, too_large)):
+            scan.hashes[cells] = counts_hashes(indptr, column_weights[indices], values)
         scan.totals_all += float(values.sum())
         scan.num_mapped_values += int(np.count_nonzero(used))
     _describe_faults(scan, matrix, not_finite, negative, fractional, too_large)

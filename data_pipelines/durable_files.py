@@ -1,17 +1,22 @@
-"""A folder that appears whole or not at all, on a disk that may be full.
+"""A folder that appears whole or not at all, and files in it likewise, on a disk that may be full.
 
 `GrowingFolder` builds in `OUT.building` under an exclusive lock and renames it to `OUT` when everything in it is on the
-disk. Killed at any moment, it leaves `OUT` as it was; the next build removes the leftover and starts anew.
+disk. Killed at any moment, it leaves `OUT` as it was, and in `OUT.building` the files that `growing_file` finished.
 """
 
+import contextlib
 import fcntl
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-from scmbert_jax.errors import CorpusError
+from scmbert_jax.errors import CorpusError, InputError
+
+_GROWING = ".growing"
 
 
 @contextmanager
@@ -27,6 +32,32 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def growing_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that is written beside `path` and takes its name when it is whole and on the disk, or goes.
+
+    Several processes may write the same one; each replaces the other's. Raises CorpusError when the disk refuses.
+    """
+    growing = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_GROWING}")
+    with writing(path):
+        try:
+            with open(growing, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(growing, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                growing.unlink()
+            raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder."""
+    for path in folder.glob(f"*{_GROWING}"):
+        path.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Wait until a file or a folder's list of files is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -39,7 +70,8 @@ def sync(path: Path) -> None:
 class GrowingFolder:
     """Use as `with GrowingFolder(out, building, replace) as folder:`; fill `folder.path`, then `folder.publish()`.
 
-    Left without `publish` (an error, an interrupt), it removes what it made.
+    What an earlier call left in `building` is there again: the caller goes on with it, or calls `clear`. Left without
+    `publish`, it keeps what was made, unless it is left by an InputError: what is built from has to change then.
 
     Args:
       out: the final path.
@@ -69,9 +101,14 @@ class GrowingFolder:
             )
         with writing(self.path):
             self._lock = self._acquire()
+            sweep(self.path)
+        return self
+
+    def clear(self) -> None:
+        """Remove everything that an earlier call left."""
+        with writing(self.path):
             for leftover in self.path.iterdir():
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        return self
 
     def _acquire(self) -> int:
         """Lock the folder itself, so that no lock file is left. A folder renamed by its owner meanwhile is not it."""
@@ -92,6 +129,7 @@ class GrowingFolder:
     def publish(self) -> None:
         """Everything in the folder is complete: put it in its final place. Durable when this returns."""
         with writing(self.out):
+            sweep(self.path)
             for path in self.path.iterdir():
                 sync(path)
             sync(self.path)
@@ -104,8 +142,11 @@ class GrowingFolder:
         if self.replaced.exists():
             shutil.rmtree(self.replaced, ignore_errors=True)
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         if kind is not None and self._lock >= 0:
-            shutil.rmtree(self.path, ignore_errors=True)
+            if issubclass(kind, InputError) or not any(self.path.iterdir()):
+                shutil.rmtree(self.path, ignore_errors=True)
+            else:
+                sweep(self.path)
         if self._lock >= 0:
             os.close(self._lock)

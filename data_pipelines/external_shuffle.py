@@ -1,28 +1,35 @@
-"""Cells in random order without holding them in memory: two passes over hash-range buckets on disk.
+"""Cells in random order without holding them in memory: two passes, and segments of cells on disk between them.
 
 The order of a corpus is ascending `cell_hashes`: it depends on the seed, on which data set a cell belongs to and on its
-id, and not on chunk sizes, the number of buckets, or the order of cells in a file. Pass 1 (`CellSpool.add`) appends
-what it reads to the bucket of each cell; pass 2 (`CellSpool.bucket`) loads one bucket at a time, which holds a
-contiguous stretch of the final order, and sorts it. Memory: one bucket and 28 bytes per cell.
+id, and not on chunk sizes, the number of buckets, or the order of cells in a file. It is known before a count is read;
+so a bucket is a stretch of whole blocks, and a shard a stretch of buckets. Pass 1 (`SegmentWriter`) sorts what it reads
+into buckets, and writes for each a few segments, compressed as blocks are: 1.6 kB a cell where the counts have 13 kB.
+Pass 2 (`read_bucket`) takes the segments of one bucket out of all files.
+
+Memory: 16 bytes an entry (a count of a feature of a cell) of what pass 1 gathers, 16 an entry of a bucket in pass 2.
 """
 
-import contextlib
 import hashlib
+import itertools
 import math
 import struct
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+import scipy.sparse
 
-from data_pipelines.cell_block import ModalityColumns
-from data_pipelines.durable_files import writing
+from data_pipelines import cell_block, tfrecord
+from data_pipelines.cell_block import CellBlock, ModalityColumns
+from scmbert_jax.errors import CorpusError
 
-BUCKET_BYTES = 64 << 20  # aim; a bucket takes about three times that while it is sorted
-MAX_BUCKETS = 512  # each is an open file during pass 1, and a process may commonly have 1,024
+GATHER_ENTRIES = 1 << 25  # pass 1 writes segments after so many: half a GiB
+BUCKET_ENTRIES = 1 << 26  # aim of a bucket: one GiB
+SEGMENT_CELLS = 1024  # at most; encoding takes about 40 bytes an entry
 
-_SEGMENT = struct.Struct("<BIQ")  # modality, rows, entries
-_ENTRY_BYTES = 8  # feature id int32 and count uint32
+_END = struct.Struct("<8sQ")  # magic, number of segments
+_MAGIC = b"SCMBSEG1"
 
 
 def cell_hashes(seed: int, dataset_index: int, cell_ids: np.ndarray) -> np.ndarray:
@@ -46,55 +53,39 @@ def shuffled_order(hashes: np.ndarray, datasets: np.ndarray, cell_ids: list[np.n
       positions: int64 [n].
     """
     order = np.lexsort((datasets, hashes))
-    equal = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
-    if len(equal):  # one pair in 10^4 corpora of 100 million cells
-        first = 0
-        while first < len(order):
-            stop = first + 1
-            while stop < len(order) and hashes[order[stop]] == hashes[order[first]]:
-                stop += 1
-            if stop - first > 1:
-                order[first:stop] = sorted(
-                    order[first:stop], key=lambda cell: (datasets[cell], cell_ids[datasets[cell]][positions[cell]])
-                )
-            first = stop
+    sorted_hashes = hashes[order]
+    equal = sorted_hashes[1:] == sorted_hashes[:-1]  # one pair in 10^4 corpora of 100 million cells
+    for first in np.flatnonzero(equal & ~np.concatenate([[False], equal[:-1]])).tolist():
+        stop = int(np.searchsorted(sorted_hashes, sorted_hashes[first], side="right"))
+        order[first:stop] = sorted(
+            order[first:stop], key=lambda cell: (datasets[cell], cell_ids[datasets[cell]][positions[cell]])
+        )
     return order
 
 
-def choose_num_buckets(estimated_entries: float) -> int:
-    """A power of two such that a bucket holds about BUCKET_BYTES, at most MAX_BUCKETS."""
-    wanted = max(1.0, estimated_entries * _ENTRY_BYTES / BUCKET_BYTES)
-    return min(MAX_BUCKETS, 1 << math.ceil(math.log2(wanted)))
-
-
-class CellRows(NamedTuple):
-    """Cells of one modality as they come from a file.
+class Partition(NamedTuple):
+    """How the blocks are dealt out: int64 edges, the first is 0.
 
     Attributes:
-      rows: int64 [n], where the cell will lie in the corpus.
-      hashes: uint64 [n].
-      starts: int64 [n + 1], where each cell's entries begin.
-      feature_ids: int32 [nnz], in corpus numbering, ascending within a cell.
-      counts: uint32 [nnz].
+      shards: [shards + 1], in buckets.
+      buckets: [buckets + 1], in blocks.
     """
 
-    rows: np.ndarray
-    hashes: np.ndarray
-    starts: np.ndarray
-    feature_ids: np.ndarray
-    counts: np.ndarray
+    shards: np.ndarray
+    buckets: np.ndarray
 
-    def take(self, rows: np.ndarray) -> "CellRows":
-        """Some of the cells, in the order of `rows`."""
-        entries = entries_of(self.starts, rows)
-        lengths = np.diff(self.starts)[rows]
-        return CellRows(
-            self.rows[rows],
-            self.hashes[rows],
-            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            self.feature_ids[entries],
-            self.counts[entries],
-        )
+
+def partition(num_blocks: int, num_entries: int, num_shards: int) -> Partition:
+    """Shards of about equally many blocks, and in each as many buckets as it takes for BUCKET_ENTRIES a bucket."""
+    num_shards = max(1, min(num_shards, num_blocks))
+    shard_edges = np.arange(num_shards + 1) * num_blocks // num_shards
+    wanted = max(1, math.ceil(num_entries / num_shards / BUCKET_ENTRIES))
+    edges, shards = [0], [0]
+    for first, last in itertools.pairwise(shard_edges.tolist()):
+        count = min(wanted, last - first)
+        edges += [first + number * (last - first) // count for number in range(1, count + 1)]
+        shards.append(len(edges) - 1)
+    return Partition(np.array(shards), np.array(edges))
 
 
 def entries_of(starts: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -105,117 +96,139 @@ def entries_of(starts: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.arange(total) + np.repeat(starts[rows] - (ends - lengths), lengths)
 
 
-class CellSpool:
-    """The buckets on disk.
+class Cells(NamedTuple):
+    """What some cells have of one modality, in any order.
 
-    Args:
-      folder: made here; the caller removes it.
-      num_buckets: a power of two.
-      modalities: of the corpus.
+    Attributes:
+      rows: int64 [n], where each cell lies in the corpus.
+      starts: int64 [n + 1], where each cell's entries begin.
+      feature_ids: int32 [nnz], in corpus numbering, ascending within a cell.
+      counts: uint32 [nnz].
     """
 
-    def __init__(self, folder: Path, num_buckets: int, modalities: list[str]):
-        self.folder = folder
-        self.num_buckets = num_buckets
-        self.modalities = modalities
-        self._shift = 64 - (num_buckets.bit_length() - 1)
-        with writing(folder):
-            folder.mkdir()
-        self._files: list[BinaryIO] = []
-        for number in range(num_buckets):
-            with writing(self._path(number)):
-                self._files.append(open(self._path(number), "wb", buffering=1 << 16))  # noqa: SIM115 - closed in `close`
+    rows: np.ndarray
+    starts: np.ndarray
+    feature_ids: np.ndarray
+    counts: np.ndarray
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"bucket-{number:04d}"
-
-    def bucket_of(self, hashes: np.ndarray) -> np.ndarray:
-        """int64 [n]: buckets hold ascending ranges of the hash."""
-        if self.num_buckets == 1:
-            return np.zeros(len(hashes), np.int64)
-        return (hashes >> np.uint64(self._shift)).astype(np.int64)
-
-    def add(self, modality: str, cells: CellRows) -> None:
-        """Append cells to their buckets. Raises CorpusError when the disk does not take them."""
-        buckets = self.bucket_of(cells.hashes)
-        order = np.argsort(buckets, kind="stable")
-        edges = np.searchsorted(buckets[order], np.arange(self.num_buckets + 1))
-        for number in np.unique(buckets):
-            part = cells.take(order[edges[number] : edges[number + 1]])
-            rows, entries = len(part.rows), len(part.counts)
-            with writing(self._path(number)):
-                file = self._files[number]
-                file.write(_SEGMENT.pack(self.modalities.index(modality), rows, entries))
-                for array, kind in [
-                    (part.rows, "<i8"),
-                    (np.diff(part.starts), "<i4"),
-                    (part.feature_ids, "<i4"),
-                    (part.counts, "<u4"),
-                ]:
-                    file.write(array.astype(kind).tobytes())
-
-    def close(self) -> None:
-        """End of pass 1. Raises CorpusError when the disk does not take what was still in memory."""
-        for number, file in enumerate(self._files):
-            with writing(self._path(number)):
-                file.close()
-
-    def __enter__(self) -> "CellSpool":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._files:
-            with contextlib.suppress(OSError):  # an error is on its way already, and the files go with their folder
-                file.close()
-
-    def bucket(self, number: int, first_row: int, num_rows: int) -> dict[str, ModalityColumns]:
-        """The cells of one bucket in corpus order: modality -> columns of `num_rows` cells. Its file is removed.
+    def columns(self, cells: np.ndarray, place: np.ndarray, num_rows: int) -> ModalityColumns:
+        """Columns of `num_rows` cells; those to which no cell belongs are not measured.
 
         Args:
-          number: which bucket.
-          first_row, num_rows: the stretch of corpus rows that falls into this bucket.
+          cells: int64 [m], which cells.
+          place: int64 [m], ascending: where among the `num_rows` each goes.
         """
-        parts: dict[str, list[tuple[np.ndarray, ...]]] = {modality: [] for modality in self.modalities}
-        with open(self._path(number), "rb") as file:
-            while header := file.read(_SEGMENT.size):
-                modality, size, entries = _SEGMENT.unpack(header)
-                rows = np.frombuffer(file.read(8 * size), "<i8")
-                lengths = np.frombuffer(file.read(4 * size), "<i4")
-                feature_ids = np.frombuffer(file.read(4 * entries), "<i4")
-                counts = np.frombuffer(file.read(4 * entries), "<u4")
-                parts[self.modalities[modality]].append((rows, lengths, feature_ids, counts))
-        with writing(self._path(number)):
-            self._path(number).unlink()
-        return {modality: _in_order(part, first_row, num_rows) for modality, part in parts.items()}
+        entries = entries_of(self.starts, cells)
+        counts = self.counts[entries]
+        lengths, totals = np.zeros(num_rows, np.int32), np.zeros(num_rows, np.uint64)
+        measured = np.zeros(num_rows, bool)
+        lengths[place] = self.starts[cells + 1] - self.starts[cells]
+        running = np.concatenate([[0], np.cumsum(counts, dtype=np.uint64)]).astype(np.uint64)
+        ends = np.cumsum(lengths[place], dtype=np.int64)
+        totals[place] = running[ends] - running[ends - lengths[place]]
+        measured[place] = True
+        return ModalityColumns(lengths, self.feature_ids[entries], counts, totals, measured)
 
 
-def _in_order(parts: list[tuple[np.ndarray, ...]], first_row: int, num_rows: int) -> ModalityColumns:
-    """Columns of the corpus rows [first_row, first_row + num_rows); rows that no part has are not measured."""
-    if not parts:
-        return empty_columns(num_rows)
-    rows, lengths, feature_ids, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
-    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    order = np.argsort(rows, kind="stable")
-    entries = entries_of(starts, order)
-    place = rows[order] - first_row
-    out_lengths = np.zeros(num_rows, np.int32)
-    out_lengths[place] = lengths[order]
-    measured = np.zeros(num_rows, bool)
-    measured[place] = True
-    sorted_counts = counts[entries].astype(np.uint32)
-    totals = np.zeros(num_rows, np.uint64)
-    ends = np.cumsum(lengths[order], dtype=np.int64)
-    running = np.concatenate([[0], np.cumsum(sorted_counts, dtype=np.uint64)]).astype(np.uint64)
-    totals[place] = running[ends] - running[ends - lengths[order]]
-    return ModalityColumns(out_lengths, feature_ids[entries].astype(np.int32), sorted_counts, totals, measured)
-
-
-def empty_columns(num_rows: int) -> ModalityColumns:
-    """Columns of cells in which the modality was not measured."""
-    return ModalityColumns(
-        np.zeros(num_rows, np.int32),
-        np.zeros(0, np.int32),
-        np.zeros(0, np.uint32),
-        np.zeros(num_rows, np.uint64),
-        np.zeros(num_rows, bool),
+def _joined(parts: Sequence[Cells]) -> Cells:
+    lengths = [np.diff(part.starts) for part in parts]
+    return Cells(
+        np.concatenate([np.zeros(0, np.int64), *(part.rows for part in parts)]),
+        np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *lengths]))]).astype(np.int64),
+        np.concatenate([np.zeros(0, np.int32), *(part.feature_ids for part in parts)]),
+        np.concatenate([np.zeros(0, np.uint32), *(part.counts for part in parts)]),
     )
+
+
+# --- pass 1 ----------------------------------------------------------------------------------------------------------
+
+
+class SegmentWriter:
+    """Writes cells of one modality as segments, and where they are at the end of the file.
+
+    Args:
+      file: at its beginning; nobody else writes to it.
+      modality: which.
+      edges: int64 [buckets + 1], the first corpus row of each bucket, and the number of cells.
+    """
+
+    def __init__(self, file: BinaryIO, modality: str, edges: np.ndarray):
+        self._file, self._modality, self._edges = file, modality, edges
+        self._index: list[tuple[int, int, int]] = []
+        self._gathered: list[Cells] = []
+        self._num_entries = 0
+
+    def add(self, rows: np.ndarray, counts: scipy.sparse.csr_matrix) -> None:
+        """Cells that will lie at `rows` of the corpus."""
+        parts = (counts.indptr.astype(np.int64), counts.indices.astype(np.int32), counts.data.astype(np.uint32))
+        self._gathered.append(Cells(rows, *parts))
+        self._num_entries += counts.nnz
+        if self._num_entries >= GATHER_ENTRIES:
+            self._write_segments()
+
+    def _write_segments(self) -> None:
+        cells = _joined(self._gathered)
+        self._gathered, self._num_entries = [], 0
+        order = np.argsort(cells.rows)
+        rows = cells.rows[order]
+        bounds = np.searchsorted(rows, self._edges)
+        for bucket in np.flatnonzero(np.diff(bounds)).tolist():
+            for first in range(int(bounds[bucket]), int(bounds[bucket + 1]), SEGMENT_CELLS):
+                chosen = order[first : min(first + SEGMENT_CELLS, int(bounds[bucket + 1]))]
+                columns = cells.columns(chosen, np.arange(len(chosen)), len(chosen))
+                self._write(bucket, CellBlock({self._modality: columns}, {}, cells.rows[chosen]))
+
+    def _write(self, bucket: int, block: CellBlock) -> None:
+        record = tfrecord.frame(cell_block.encode(block))  # with a checksum
+        self._index.append((bucket, self._file.tell(), len(record)))
+        self._file.write(record)
+
+    def finish(self) -> None:
+        if self._gathered:
+            self._write_segments()
+        self._file.write(np.array(self._index, "<i8").reshape(-1, 3).tobytes())
+        self._file.write(_END.pack(_MAGIC, len(self._index)))
+
+
+# --- pass 2 ----------------------------------------------------------------------------------------------------------
+
+
+class SegmentFile:
+    """What a `SegmentWriter` wrote, as far as its index. Raises CorpusError where the file is not whole."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with open(path, "rb") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - _END.size))
+                magic, number = _END.unpack(file.read())
+                if magic != _MAGIC:
+                    raise ValueError(f"it ends with {magic!r}")
+                file.seek(size - _END.size - 24 * number)
+                self._index = np.frombuffer(file.read(24 * number), "<i8").reshape(-1, 3)
+        except (OSError, ValueError, struct.error) as error:
+            raise CorpusError(f"{path}: not whole ({error}); remove its folder and build again") from error
+
+    def segments(self, bucket: int) -> Iterable[CellBlock]:
+        wanted = self._index[self._index[:, 0] == bucket]
+        if not len(wanted):
+            return
+        with open(self.path, "rb") as file:
+            for _, offset, size in wanted.tolist():
+                file.seek(offset)
+                try:
+                    yield cell_block.decode(tfrecord.unframe(file.read(size)))
+                except CorpusError as error:
+                    raise CorpusError(f"{self.path}: {error}; remove its folder and build again") from error
+
+
+def read_bucket(files: Sequence[SegmentFile], bucket: int, modalities: Sequence[str]) -> dict[str, Any]:
+    """modality -> `Cells` of one bucket."""
+    parts: dict[str, list[Cells]] = {modality: [] for modality in modalities}
+    for file in files:
+        for block in file.segments(bucket):
+            for modality, columns in block.modalities.items():
+                starts = np.concatenate([[0], np.cumsum(columns.lengths, dtype=np.int64)])
+                parts[modality].append(Cells(block.cell_index, starts, columns.feature_ids, columns.counts))
+    return {modality: _joined(parts.pop(modality)) for modality in modalities}

@@ -1,25 +1,29 @@
 """Names of a file -> stable features. Nothing is dropped silently: every name gets a status, and they are counted."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pandas as pd
 
 from data_pipelines.antibodies import coding_genes, is_isotype_control, is_known_antibody, normalise_antibody
 from data_pipelines.feature_space import ModalityFeatures
-from data_pipelines.gene_tables import ASSEMBLY_OF, GeneTable, load_gene_table
-from data_pipelines.genome_assembly import ORGANISM_OF_ASSEMBLY, outside_assembly, parse_regions
-from data_pipelines.region_links import nearest_genes
+from data_pipelines.gene_names import ENSEMBL_ID, ERCC, SPIKE_IN, find_gene, gene_of_symbol, unversioned
+from data_pipelines.gene_tables import GeneTable, load_gene_table
+from data_pipelines.genome_assembly import outside_assembly, parse_regions
+from data_pipelines.region_links import NEAREST, RegionLinks
+from data_pipelines.region_space import RegionSpace
 
 # Statuses that leave a column without a feature. A "spike-in" is left out rightly: it does not lower the coverage.
-UNMAPPED = ("ambiguous", "unknown", "not a region", "no such chromosome", "beyond the chromosome")
-SPIKE_IN = "spike-in"
-
-_ERCC = re.compile(r"^ERCC-\d{5}$")
-_ENSEMBL_ID = re.compile(r"^ENS[A-Z]*G\d{11}")
-_VERSION = re.compile(r"(\.\d+)?(_PAR_Y)?$")
+UNMAPPED = (
+    "ambiguous",
+    "unknown",
+    "not a region",
+    "no such chromosome",
+    "beyond the chromosome",
+    "in no region",
+)
 # Columns of var that may hold gene ids or symbols, ids first.
 _GENE_COLUMNS = (
     "gene_ids",
@@ -51,8 +55,8 @@ class FeatureMapping:
       names: str [columns], as the file has them.
       ids: str [columns], the stable id; "" = unmapped.
       status: str [columns], how the name was found ("id", "retired id", "symbol", "alias", "other case", "antibody",
-        "isotype control", "no coding gene known", "region") or why it was not (`UNMAPPED`, "spike-in").
-      features: the features found, in canonical order.
+        "isotype control", "no coding gene known", "region", "by overlap") or why it was not (`UNMAPPED`, "spike-in").
+      features: the features found, in canonical order; of a `RegionSpace`, all its regions, found or not.
       column_to_feature: int64 [columns], index into `features.ids`, -1 = unmapped. Several columns may share one
         feature: their counts are summed.
     """
@@ -74,12 +78,19 @@ class FeatureMapping:
         """Columns that ought to map: all but spike-ins."""
         return int(np.count_nonzero(self.status != SPIKE_IN))
 
+    @cached_property
+    def measured(self) -> np.ndarray:
+        """bool [features]: some column holds its counts. Others were not measured, which is not a zero."""
+        found = np.zeros(len(self.features), bool)
+        found[self.column_to_feature[self.column_to_feature >= 0]] = True
+        return found
+
     @property
     def coverage(self) -> float:
         """Share of the eligible columns that map to a feature."""
         return self.num_mapped / max(1, self.num_eligible)
 
-    @property
+    @cached_property
     def status_counts(self) -> dict[str, int]:
         kinds, counts = np.unique(self.status, return_counts=True)
         return dict(sorted(zip(kinds.tolist(), counts.tolist(), strict=True), key=lambda item: -item[1]))
@@ -91,7 +102,7 @@ class FeatureMapping:
     @property
     def num_summed(self) -> int:
         """Columns that share their feature with an earlier column."""
-        return self.num_mapped - len(self.features)
+        return self.num_mapped - int(np.count_nonzero(self.measured))
 
     def summed_examples(self) -> list[str]:
         """Up to five features that several columns map to, as "ID (name, name)"."""
@@ -130,7 +141,7 @@ def map_proteins(names: np.ndarray, organism: str, source: str = "var index") ->
     for antibody in ids.tolist():
         symbols = coding_genes(antibody)
         # The table has human symbols; the mouse ortholog nearly always has the same one in title case.
-        found = [_gene_of_symbol(s if organism == "human" else s.capitalize(), genes) for s in symbols]
+        found = [gene_of_symbol(s if organism == "human" else s.capitalize(), genes) for s in symbols]
         links.append(tuple(dict.fromkeys(gene for gene in found if gene)))
         status.append(
             "unknown"
@@ -155,8 +166,21 @@ def map_proteins(names: np.ndarray, organism: str, source: str = "var index") ->
     return _mapping(source, names, ids, np.array(status, dtype=str), features)
 
 
-def map_regions(names: np.ndarray, assembly: str, source: str = "var index") -> FeatureMapping:
-    """Regions of an assembly -> features with positions and nearby genes (hg38 and mm10: those with a gene table)."""
+def map_regions(
+    names: np.ndarray,
+    assembly: str,
+    source: str = "var index",
+    *,
+    space: RegionSpace | None = None,
+    links: RegionLinks = NEAREST,
+) -> FeatureMapping:
+    """Regions of an assembly -> features with positions and linked genes.
+
+    Args:
+      space: the regions they are mapped to: each to the one it overlaps most ("by overlap", unless it is that very
+        region), or to none ("in no region"); all regions of the space are features. None: each is a feature itself.
+      links: from a region to genes.
+    """
     regions = parse_regions(names)
     lacking, beyond = outside_assembly(regions, assembly)
     status = np.full(len(names), "region", dtype="U32")
@@ -164,29 +188,53 @@ def map_regions(names: np.ndarray, assembly: str, source: str = "var index") -> 
     status[lacking] = "no such chromosome"
     status[beyond] = "beyond the chromosome"
     good = np.flatnonzero(status == "region")
-    ids = np.full(len(names), "", dtype=object)
-    for column in good.tolist():
-        ids[column] = f"{regions.chrom[column]}:{regions.start[column]}-{regions.end[column]}"
-    ids = ids.astype(str)
-    organism = ORGANISM_OF_ASSEMBLY[assembly]
     chrom, start, end = regions.chrom[good], regions.start[good], regions.end[good]
-    if ASSEMBLY_OF[organism] == assembly:
-        links = nearest_genes(chrom, start, end, load_gene_table(organism))
+    ids = np.full(len(names), "", dtype=object)
+    if space is None:
+        columns = zip(good.tolist(), chrom.tolist(), start.tolist(), end.tolist(), strict=True)
+        for column, name, first, last in columns:
+            ids[column] = f"{name}:{first}-{last}"
+        ids = ids.astype(str)
+        found = links.of(ids[good], chrom, start, end, assembly)
+        features = ModalityFeatures.sorted("atac", f"region:{assembly}", ids[good], ids[good], chrom, start, end, found)
     else:
-        links = ((),) * len(good)
-    features = ModalityFeatures.sorted("atac", f"region:{assembly}", ids[good], ids[good], chrom, start, end, links)
+        place = space.largest_overlap(chrom, start, end)
+        same = (space.start[place] == start) & (space.end[place] == end) & (place >= 0)
+        status[good[~same]] = "by overlap"
+        status[good[place < 0]] = "in no region"
+        ids[good[place >= 0]] = space.ids[place[place >= 0]]
+        ids = ids.astype(str)
+        features = features_of_space(space, links)
     return _mapping(source, names, ids, status, features)
+
+
+@lru_cache(maxsize=2)
+def features_of_space(space: RegionSpace, links: RegionLinks) -> ModalityFeatures:
+    """All regions of a space, in canonical order; the same object for all data sets of a corpus."""
+    order = np.argsort(space.ids, kind="stable")
+    ids, chrom, start, end = (array[order] for array in (space.ids, space.chrom, space.start, space.end))
+    found = links.of(ids, chrom, start, end, space.assembly)
+    return ModalityFeatures("atac", f"region:{space.assembly}", ids, ids, chrom, start, end, found)
 
 
 def gene_coverage(names: np.ndarray, organism: str) -> float:
     """Share of the names (spike-ins aside) that are ids or symbols of the organism, in exactly this spelling."""
     genes = load_gene_table(organism)
-    eligible = [name for name in names.tolist() if not _ERCC.match(name)]
+    eligible = [name for name in names.tolist() if not ERCC.match(name)]
     known = sum(
-        (_unversioned(name) in genes.row_of_id) if _ENSEMBL_ID.match(name) else (name in genes.rows_of_symbol)
+        (unversioned(name) in genes.row_of_id) if ENSEMBL_ID.match(name) else (name in genes.rows_of_symbol)
         for name in eligible
     )
     return known / max(1, len(eligible))
+
+
+def gene_name_sources(feature_table: pd.DataFrame, index: np.ndarray) -> dict[str, np.ndarray]:
+    """ "var index" or "var['column']" -> str [columns]: all that may hold the names of genes."""
+    sources = {"var index": index}
+    for column in _GENE_COLUMNS:
+        if column in feature_table.columns:
+            sources[f"var[{column!r}]"] = feature_table[column].astype(str).to_numpy(dtype=str)
+    return sources
 
 
 def choose_gene_names(
@@ -196,14 +244,11 @@ def choose_gene_names(
 
     Ensembl ids win over symbols when they cover as much, within one percent: they are not ambiguous.
     """
-    sources = {"var index": index}
-    for column in _GENE_COLUMNS:
-        if column in feature_table.columns:
-            sources[f"var[{column!r}]"] = feature_table[column].astype(str).to_numpy(dtype=str)
+    sources = gene_name_sources(feature_table, index)
     scored = []
     for place, (source, names) in enumerate(sources.items()):
         sample = names[:: max(1, len(names) // 1000)]
-        stable = sum(bool(_ENSEMBL_ID.match(name)) for name in sample.tolist()) > len(sample) / 2
+        stable = sum(bool(ENSEMBL_ID.match(name)) for name in sample.tolist()) > len(sample) / 2
         scored.append((coverage(names) + (0.01 if stable else 0.0), -place, source))
     source = max(scored)[2]
     return source, sources[source]
@@ -216,7 +261,7 @@ def antibody_coverage(names: np.ndarray) -> float:
 def _gene_ids(names: np.ndarray, genes: GeneTable) -> tuple[np.ndarray, np.ndarray]:
     ids, status = [], []
     for name in names.tolist():
-        gene_id, how = _find_gene(name, genes)
+        gene_id, how = find_gene(name, genes)
         ids.append(gene_id)
         status.append(how)
     # Upper-cased human symbols ("C1ORF43") are rescued only where the exact spelling already fits the organism:
@@ -224,37 +269,9 @@ def _gene_ids(names: np.ndarray, genes: GeneTable) -> tuple[np.ndarray, np.ndarr
     if sum(bool(gene_id) for gene_id in ids) * 2 >= len(ids):
         for column, (name, how) in enumerate(zip(names.tolist(), status, strict=True)):
             if how == "unknown" and (symbol := genes.symbol_of_folded.get(name.upper())):
-                gene_id = _gene_of_symbol(symbol, genes)
+                gene_id = gene_of_symbol(symbol, genes)
                 ids[column], status[column] = (gene_id, "other case") if gene_id else ("", "ambiguous")
     return np.array(ids, dtype=str), np.array(status, dtype=str)
-
-
-def _find_gene(name: str, genes: GeneTable) -> tuple[str, str]:
-    if _ERCC.match(name):
-        return "", SPIKE_IN
-    if _ENSEMBL_ID.match(name):
-        row = genes.row_of_id.get(_unversioned(name))
-        if row is None:
-            return "", "unknown"
-        replaced = str(genes.replaced_by[row])
-        return (replaced, "retired id") if replaced else (str(genes.ids[row]), "id")
-    rows = genes.rows_of_symbol.get(name)
-    if rows is None:
-        return "", "unknown"
-    gene_id = _gene_of_symbol(name, genes)
-    if not gene_id:
-        return "", "ambiguous"
-    return gene_id, "symbol" if any(genes.symbols[row] == name for row in rows) else "alias"
-
-
-def _gene_of_symbol(symbol: str, genes: GeneTable) -> str:
-    """The one gene a symbol means, or "" where there is none or several."""
-    found = {str(genes.replaced_by[row] or genes.ids[row]) for row in genes.rows_of_symbol.get(symbol, ())}
-    return found.pop() if len(found) == 1 else ""
-
-
-def _unversioned(name: str) -> str:
-    return _VERSION.sub("", name)
 
 
 def _mapping(

@@ -81,6 +81,11 @@ def ucsc_name(chrom: str) -> str:
     return f"chr{chrom}" if re.fullmatch(r"\d{1,2}|X|Y|M", chrom) else chrom
 
 
+def known_chromosome(chrom: str, assembly: str) -> bool:
+    """Whether the assembly has it (in UCSC's spelling), or it is unplaced or alternate sequence."""
+    return chrom in CHROMOSOME_LENGTHS[assembly] or bool(_SCAFFOLD.search(chrom))
+
+
 def outside_assembly(regions: Regions, assembly: str) -> tuple[np.ndarray, np.ndarray]:
     """(bool [n] on a chromosome the assembly lacks, bool [n] beyond the end of its chromosome).
 
@@ -88,7 +93,7 @@ def outside_assembly(regions: Regions, assembly: str) -> tuple[np.ndarray, np.nd
     """
     lengths = CHROMOSOME_LENGTHS[assembly]
     unique, inverse = np.unique(regions.chrom, return_inverse=True)
-    known = np.array([chrom in lengths or bool(_SCAFFOLD.search(chrom)) for chrom in unique.tolist()], dtype=bool)
+    known = np.array([known_chromosome(chrom, assembly) for chrom in unique.tolist()], dtype=bool)
     limit = np.array([lengths.get(chrom, np.iinfo(np.int64).max) for chrom in unique.tolist()], dtype=np.int64)
     lacking = regions.valid & ~known[inverse]
     return lacking, regions.valid & ~lacking & (regions.end > limit[inverse])

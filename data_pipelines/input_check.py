@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from data_pipelines.cell_identity import column_weights, feature_weights
+from data_pipelines.cell_selection import PRIMARY, not_primary
 from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.counts_scan import scan_counts
 from data_pipelines.feature_mapping import (
@@ -14,13 +16,15 @@ from data_pipelines.feature_mapping import (
     gene_coverage,
     map_genes,
     map_proteins,
-    map_regions,
 )
-from data_pipelines.gene_tables import ASSEMBLY_OF, ORGANISMS
+from data_pipelines.full_length import full_length_problem
+from data_pipelines.gene_tables import ORGANISMS
 from data_pipelines.genome_assembly import CHROMOSOME_LENGTHS, ORGANISM_OF_ASSEMBLY, assembly_of_genome
 from data_pipelines.input_report import InputReport, ModalityReport
 from data_pipelines.obs_fields import recognise_obs_fields
 from data_pipelines.pair_check import pair_problems
+from data_pipelines.region_check import map_atac, region_facts
+from data_pipelines.region_space import HOW_TO_LIFT
 from scmbert_jax.batch import MODALITIES
 from scmbert_jax.errors import InputError
 
@@ -42,16 +46,21 @@ def check_dataset(
 ) -> InputReport:
     """Checks everything in one streaming pass per matrix; collects problems, never raises for bad content.
 
+    What was decided when the data set was opened (`ReadingOptions` of its matrices: assembly, regions, links,
+    full-length assays) holds here.
+
     Which cells go on (`ModalityReport.keep`): a row without counts is dropped from its modality (the assay failed
     there, which is not a zero); a cell whose RNA has fewer than `min_genes` genes is dropped from all modalities.
 
     Args:
       organism: "human" or "mouse"; None: taken from the gene names or the assembly.
-      assembly: of the regions, "hg38", "mm10", ...; None: the genome the file names.
+      assembly: of the regions, "hg38", "mm10", ...; None: the one decided at opening, else the genome the file names.
       min_genes: fewest mapped genes with a count for a cell to be kept.
       min_coverage: smallest share of a modality's features that must be known.
       obs_fields: standard name -> column of obs, overriding what is recognised.
     """
+    if assembly is None:
+        assembly = next((matrix.reading.assembly for matrix in dataset.matrices if matrix.reading.assembly), None)
     report = InputReport(dataset.name, dataset.path, organism, assembly, min_genes, min_coverage)
     report.warnings += dataset.notes
     if organism is not None and organism not in ORGANISMS:
@@ -75,6 +84,8 @@ def check_dataset(
         report.problems += pair_problems(matrices, obs_fields)
     else:  # cells of other batches or donors, put together on purpose
         report.warnings.append(f"{report.path}: its pairs were made by a program and not by an assay; a model says so")
+    problems = [full_length_problem(dataset, matrix, obs_fields) for matrix in matrices if matrix.modality == "rna"]
+    report.problems += [problem for problem in problems if problem]
     _check_cells(dataset, matrices, report)
     _check_obs(dataset, report, obs_fields)
     return report
@@ -143,7 +154,8 @@ def _settle_organism(
         if of_file not in (None, report.assembly):
             report.problems.append(
                 f"{regions.where}: its genome field says {regions.genome!r}, but the assembly was given as "
-                f"{report.assembly}; lift the regions over, or state --assembly {of_file}"
+                f"{report.assembly}. {HOW_TO_LIFT.format(of=of_file, to=report.assembly)}, or state --assembly "
+                f"{of_file}"
             )
     if report.assembly is None and not assembly_stated:
         if len(genomes) == 1:
@@ -192,17 +204,20 @@ def _check_matrix(
         column_to_feature=columns,
         keep=np.ones(num_cells, bool),
         mapping=mapping,
+        derivation=matrix.derivation,
+        regions=region_facts(matrix, mapping),
     )
     _check_names(matrix, mapping, report)
+    weights = feature_weights(mapping.space, mapping.features.ids) if mapping is not None else np.zeros(0, np.uint64)
     try:
-        scan = scan_counts(matrix, columns)
+        scan = scan_counts(matrix, columns, column_weights(weights, columns))
     except InputError as error:
         report.problems.append(str(error))
         return part
     report.problems += [f"{matrix.where}: {fault}" for fault in scan.faults]
     part.are_counts = not scan.faults
     part.storage, part.num_values, part.num_mapped_values = scan.storage, scan.num_values, scan.num_mapped_values
-    part.max_value, part.total_counts = scan.max_value, scan.totals
+    part.max_value, part.total_counts, part.counts_hashes = scan.max_value, scan.totals, scan.hashes
     if scan.totals_all > 0:
         part.mapped_count_share = float(scan.totals.sum()) / scan.totals_all
     if mapping is None or not part.are_counts or mapping.coverage < report.min_coverage:
@@ -218,7 +233,7 @@ def _map_features(
 ) -> FeatureMapping | None:
     """The mapping, or None with a problem reported. Reports low coverage and impossible coordinates."""
     if matrix.modality == "atac":
-        return _map_atac(matrix, report)
+        return map_atac(matrix, report)
     if report.organism is None:
         return None
     if matrix.modality == "protein":
@@ -263,44 +278,6 @@ def _map_features(
         report.warnings.append(
             f"{matrix.where}: {mapping.status_counts['ambiguous']:,} symbols mean several genes and are left out: "
             f"{', '.join(mapping.examples('ambiguous'))}. Ensembl ids are never ambiguous"
-        )
-    return mapping
-
-
-def _map_atac(matrix: CountsMatrix, report: InputReport) -> FeatureMapping | None:
-    if report.assembly is None:
-        said = f"its genome field says {matrix.genome!r}" if matrix.genome else "the file names no genome"
-        if not any("assembl" in problem for problem in report.problems):
-            report.problems.append(
-                f"{matrix.where}: the assembly of the regions must be stated ({said}); "
-                f"state --assembly with one of {', '.join(CHROMOSOME_LENGTHS)}"
-            )
-        return None
-    mapping = map_regions(matrix.feature_names, report.assembly)
-    counts = mapping.status_counts
-    for status, why in (
-        ("no such chromosome", f"lie on a chromosome that {report.assembly} does not have"),
-        ("beyond the chromosome", f"end beyond their chromosome in {report.assembly}"),
-    ):
-        if status in counts:
-            report.problems.append(
-                f"{matrix.where}: {counts[status]:,} of {len(mapping.names):,} regions {why}, e.g. "
-                f"{', '.join(mapping.examples(status))}; the assembly is probably another one"
-            )
-    if mapping.coverage < report.min_coverage:
-        report.problems.append(
-            f"{matrix.where}: only {mapping.coverage:.0%} of the names are regions of {report.assembly}; not e.g. "
-            f"{', '.join(mapping.examples('not a region'))}. Expected chr1:100-200, chr1_100_200 or chr1-100-200"
-        )
-    elif "not a region" in counts:
-        report.warnings.append(
-            f"{matrix.where}: {counts['not a region']:,} names are no regions and are left out: "
-            f"{', '.join(mapping.examples('not a region'))}"
-        )
-    if report.assembly not in ASSEMBLY_OF.values():
-        report.warnings.append(
-            f"{matrix.where}: regions of {report.assembly} stand without links to genes; gene positions are known "
-            f"for {' and '.join(ASSEMBLY_OF.values())} only"
         )
     return mapping
 
@@ -364,8 +341,7 @@ def _check_cells(dataset: Dataset, matrices: list[CountsMatrix], report: InputRe
     rna = report.modalities.get("rna")
     if rna is not None and len(rna.total_counts):
         poor[rows["rna"][~rna.keep & (rna.total_counts > 0)]] = True
-    measured = np.zeros((len(matrices), report.num_cells), bool)
-    for place, matrix in enumerate(matrices):
+    for matrix in matrices:
         part = report.modalities[matrix.modality]
         follows = part.keep & poor[rows[matrix.modality]]
         if follows.any():
@@ -373,12 +349,7 @@ def _check_cells(dataset: Dataset, matrices: list[CountsMatrix], report: InputRe
             part.dropped[reason] = int(np.count_nonzero(follows))
             part.examples[reason] = matrix.cell_ids[follows][:_EXAMPLES].tolist()
             part.keep &= ~follows
-        measured[place, rows[matrix.modality][part.keep]] = True
-    report.num_cells_kept = int(np.count_nonzero(measured.any(axis=0))) if matrices else 0
-    code = (measured * (1 << np.arange(len(matrices)))[:, None]).sum(axis=0)
-    for value, count in zip(*np.unique(code[code > 0], return_counts=True), strict=True):
-        names = [matrix.modality for place, matrix in enumerate(matrices) if value >> place & 1]
-        report.combinations["+".join(names)] = int(count)
+    report.count_kept(rows)
     if matrices and report.num_cells_kept == 0 and report.usable:
         report.problems.append(f"{report.path}: no cell is left; see why cells are dropped above")
 
@@ -387,6 +358,12 @@ def _check_obs(dataset: Dataset, report: InputReport, chosen: Mapping[str, str |
     report.obs_fields, problems, notes = recognise_obs_fields(dataset.obs.columns, chosen)
     report.problems += [f"{report.path}: {problem}" for problem in problems]
     report.warnings += [f"{report.path}: {note}" for note in notes]
+    elsewhere = np.count_nonzero(not_primary(dataset.obs))
+    if elsewhere:
+        report.warnings.append(
+            f"{report.path}: {elsewhere:,} of {len(dataset.obs):,} cells are not primary data (obs[{PRIMARY!r}] is "
+            f"False: another data set of CELLxGENE holds them too) and are kept; --only {PRIMARY}=True leaves them out"
+        )
     for name, column in report.obs_fields.items():
         values = dataset.obs[column]
         report.obs_categories[name] = int(values.nunique(dropna=True))

@@ -1,7 +1,8 @@
 """Front ends: ways to have the batches of a `BatchReader` made ahead of time.
 
-`tf_batches` makes them inside a tf.data graph (parallel, in order, prefetched); `thread_batches` in plain threads, for
-machines without TensorFlow. Both give the same batches bit for bit. TensorFlow is imported when `tf_batches` is called.
+`tf_batches` makes them inside a tf.data graph (parallel, in order, prefetched); `grain_batches` in the threads of a
+Grain data set; `thread_batches` in plain threads, for machines with neither. All give the same batches bit for bit.
+TensorFlow and Grain are imported when they are asked for.
 """
 
 import os
@@ -14,6 +15,7 @@ import numpy as np
 from data_pipelines.batch_reader import BatchReader
 from data_pipelines.collate import empty_tokens
 from scmbert_jax.batch import CellBatch, ModalityTokens
+from scmbert_jax.errors import ConfigError
 
 DEFAULT_THREADS = 2  # the kernels release the GIL; two keep a GPU busy, more help on large hosts
 DEFAULT_PREFETCH = 4  # batches made ahead
@@ -105,6 +107,49 @@ def tf_batches(
                 raise failures[min(failures)] from None
             raise
         yield int(step), _unflatten(reader, list(arrays))
+
+
+def grain_batches(
+    reader: BatchReader,
+    start_step: int,
+    stop_step: int,
+    *,
+    num_threads: int = DEFAULT_THREADS,
+    prefetch: int = DEFAULT_PREFETCH,
+) -> Iterator[tuple[int, CellBatch]]:
+    """(step, batch) for start_step <= step < stop_step through Grain, in order; the batches of `thread_batches`.
+
+    The data set is a random-access source of steps, so that Grain's own transformations can follow it elsewhere. Its
+    iterator is not checkpointed: a step is all there is to know. An error of `batch_at` is raised at its step.
+
+    Raises:
+      ConfigError: Grain is not installed.
+    """
+    try:
+        import grain
+    except ImportError as error:
+        raise ConfigError(
+            f"--reader grain needs the package grain ({error}): install scmbert_jax[grain], or read with threads"
+        ) from error
+
+    steps = grain.MapDataset.source(_Steps(reader, start_step, stop_step))
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads + prefetch)
+    yield from steps.to_iter_dataset(options)
+
+
+class _Steps:
+    """Batches by step as Grain's random-access source: element i is (step, batch) of step `start + i`."""
+
+    def __init__(self, reader: BatchReader, start_step: int, stop_step: int):
+        self._reader = reader
+        self._steps = range(start_step, stop_step)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, index: int) -> tuple[int, CellBatch]:
+        step = self._steps[index]
+        return step, self._reader.batch_at(step)
 
 
 def _empty_batch(reader: BatchReader) -> CellBatch:

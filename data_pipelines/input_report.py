@@ -1,13 +1,16 @@
 """What the input check found, for people (`to_text`) and for programs (`to_json`)."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.feature_mapping import SPIKE_IN, UNMAPPED, FeatureMapping
+from data_pipelines.derivation import derivation_lines
+from data_pipelines.feature_mapping import UNMAPPED, FeatureMapping
 from data_pipelines.feature_space import ModalityFeatures
+from data_pipelines.gene_names import SPIKE_IN
 
 # Measured on 10x RNA (1,635 non-zeros a cell): 1.55 kB a cell with delta-coded ids and zstd.
 CORPUS_BYTES_PER_VALUE = 0.95
@@ -26,6 +29,9 @@ class ModalityReport:
       dropped: reason -> number of cells.
       examples: reason -> first few cell ids.
       total_counts: float64 [cells of the matrix], over the mapped features.
+      counts_hashes: uint64 [cells of the matrix], of the counts over the mapped features (`cell_identity`).
+      derivation: how the counts were made, where they are not simply what the file holds (`CountsMatrix`).
+      regions: of ATAC, which regions its counts go to, and what that loses (`region_check.region_facts`).
     """
 
     modality: str
@@ -40,6 +46,7 @@ class ModalityReport:
     keep: np.ndarray
     mapping: FeatureMapping | None = None
     total_counts: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    counts_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     storage: str = ""
     are_counts: bool = False
     num_values: int = 0
@@ -50,6 +57,8 @@ class ModalityReport:
     median_detected: float = 0.0
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    derivation: dict[str, Any] = field(default_factory=dict)
+    regions: dict[str, Any] | None = None
 
     @property
     def num_kept(self) -> int:
@@ -73,6 +82,7 @@ class ModalityReport:
                 "names_from": mapping.source,
                 "coverage": round(mapping.coverage, 6),
                 "features": len(mapping.features),
+                "measured": int(mapping.measured.sum()),
                 "linked": sum(bool(linked) for linked in mapping.features.links),
                 "status": mapping.status_counts,
                 "examples": {status: mapping.examples(status) for status in mapping.status_counts},
@@ -98,6 +108,8 @@ class ModalityReport:
             "median_library_size": self.median_library_size,
             "median_detected_features": self.median_detected,
             "mapped_count_share": round(self.mapped_count_share, 6),
+            "derivation": self.derivation,
+            "regions": self.regions,
             "memory_bytes": self.memory_bytes,
         }
 
@@ -111,6 +123,7 @@ class InputReport:
       modalities: modality -> its report ("" holds a matrix whose modality is not known).
       combinations: "rna+protein" -> number of kept cells measured in exactly these modalities.
       obs_fields: standard name -> column of obs.
+      copies: data set -> number of cells that were dropped because it holds copies of them (`duplicate_cells`).
     """
 
     name: str
@@ -125,6 +138,7 @@ class InputReport:
     combinations: dict[str, int] = field(default_factory=dict)
     obs_fields: dict[str, str] = field(default_factory=dict)
     obs_categories: dict[str, int] = field(default_factory=dict)
+    copies: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -135,6 +149,22 @@ class InputReport:
     @property
     def features(self) -> dict[str, ModalityFeatures]:
         return {name: part.mapping.features for name, part in self.modalities.items() if part.mapping is not None}
+
+    def count_kept(self, rows: Mapping[str, np.ndarray]) -> None:
+        """Fills `num_cells_kept` and `combinations` from what each modality keeps.
+
+        Args:
+          rows: modality -> int64 [cells of its matrix], the place of each in the data set.
+        """
+        code = np.zeros(self.num_cells, np.int64)
+        for place, (name, places) in enumerate(rows.items()):
+            code[places[self.modalities[name].keep]] |= 1 << place
+        values, counts = np.unique(code[code > 0], return_counts=True)
+        self.num_cells_kept = int(counts.sum())
+        self.combinations = {
+            "+".join(name for place, name in enumerate(rows) if value >> place & 1): count
+            for value, count in zip(values.tolist(), counts.tolist(), strict=True)
+        }
 
     @property
     def memory_bytes(self) -> int:
@@ -157,6 +187,7 @@ class InputReport:
             "min_coverage": self.min_coverage,
             "cells": self.num_cells,
             "cells_kept": self.num_cells_kept,
+            "copies_dropped": self.copies,
             "cells_by_modalities": self.combinations,
             "obs_fields": self.obs_fields,
             "obs_categories": self.obs_categories,
@@ -200,6 +231,8 @@ def _modality_lines(part: ModalityReport) -> list[str]:
     _row(lines, "recognised by", part.evidence)
     kind = f"raw counts ({part.storage})" if part.are_counts else f"NOT usable counts ({part.storage or 'not read'})"
     _row(lines, "counts in", f"{part.counts_field}: {kind}")
+    for line in derivation_lines(part.derivation):
+        _row(lines, "", line)
     for other, seen in part.considered.items():
         _row(lines, "", f"not {other}: {seen}")
     _row(lines, "matrix", f"{part.num_cells:,} cells x {part.num_columns:,} features, {part.sparsity:.1%} zeros")
@@ -217,6 +250,8 @@ def _modality_lines(part: ModalityReport) -> list[str]:
             _row(lines, "", f"{count:,} {status}{shown}")
         if mapping.num_summed:
             _row(lines, "", f"{mapping.num_summed:,} columns summed into others: {mapping.summed_examples()[0]} ...")
+        if part.regions is not None:
+            _row(lines, "regions", regions_text(part.regions))
         linked = sum(bool(genes) for genes in mapping.features.links)
         if part.modality != "rna":
             _row(lines, "linked to genes", f"{linked:,} of {len(mapping.features):,}")
@@ -229,6 +264,17 @@ def _modality_lines(part: ModalityReport) -> list[str]:
     for reason, count in part.dropped.items():
         _row(lines, "cells dropped", f"{count:,} {reason}: {', '.join(part.examples.get(reason, []))}")
     return lines
+
+
+def regions_text(facts: dict[str, Any]) -> str:
+    """`region_facts` for people."""
+    size = f" ({facts['regions']:,} regions)" if "regions" in facts else ""
+    if not facts["lossy"]:
+        return f"{facts['source']}{size}"
+    return (
+        f"{facts['source']}{size}; LOSSY: {facts['by_overlap']:,} peaks mapped by overlap, {facts['in_no_region']:,} "
+        "left out, overlapping none"
+    )
 
 
 def _row(lines: list[str], label: str, text: str) -> None:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -104,6 +104,9 @@ class MatrixMarketFile:
                 ) from error
         for first in range(0, self.shape[0], rows):
             yield first, canonical(self._copy.rows(first, min(first + rows, self.shape[0]), self.shape[1]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_copy": None}  # temporary files stay with the process that made them
 
     def _compress(self) -> CompressedCopy:
         header, dtype = self._header, _DTYPE[self._header.kind]

@@ -71,7 +71,8 @@ def overlap_with_model(report: InputReport, space: FeatureSpace, modalities: lis
             raise InputError(
                 f"{report.path}: none of its {len(found):,} {name} features is among the model's {len(known):,} "
                 f"(the file has {', '.join(found.names[:3])}; the model has {', '.join(known.names[:3])}). "
-                "Regions must be the very intervals the model was trained on."
+                "Regions must be the very intervals the model was trained on; others can be mapped to the catalogue of "
+                "its corpus by overlap: FILE?regions=catalogue.bed"
             )
         overlaps[name] = Overlap(columns, measured, int((place < 0).sum()), tuple(unknown[:3]))
     if not overlaps:

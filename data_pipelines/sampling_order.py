@@ -1,129 +1,120 @@
 """Which cells make the batch of step s: a pure function of (seed, step), the same for any number of processes.
 
-    N cells lie in blocks whose sizes differ by at most one.
-    epoch e           permutes all blocks
-    stream v of V     owns every V-th stretch of K blocks: window w = blocks permutation[(w V + v) K : +K]
-    window            its cells permuted by (seed, e, w, v)
-    step              takes B / V consecutive cells of every stream; a batch may straddle two windows
+    streams           V, divide the batch of B cells; step s takes draws [s B/V, (s + 1) B/V) of every stream
+    source            a corpus, or some of its cells; the pattern of a stream says which source a draw comes from
+    lanes             a source of many blocks has V lanes, stream v owns lane v; a small one has fewer (a divisor of V),
+                      and the streams of a lane take turns, so that its cells still come once per epoch
     process h of H    makes the rows of streams [h V / H, (h + 1) V / H)
 
-Rows are stream-major (stream v owns rows [v B / V, (v + 1) B / V)), so concatenating what the processes make gives the
-same array for every H that divides V. Nothing is stored: to resume at step s, ask for step s. B, V, K and the corpus
-are part of the order; changing one of them changes every batch.
+Rows are stream-major (stream v owns rows [v B / V, (v + 1) B / V)) and within a stream source by source, so
+concatenating what the processes make gives the same array for every H that divides V. Nothing is stored: to resume at
+step s, ask for step s. B, V, K, the corpora and their shares are part of the order; changing one changes every batch.
+A corpus alone is the mixture of one source.
 """
 
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.counter_hash import hash_of, random_permutation
+from data_pipelines.counter_hash import hash_of
+from data_pipelines.lane_order import LaneOrder
+from data_pipelines.source_pattern import SourcePattern
 from scmbert_jax.errors import ConfigError
 
-# Raised whenever the same arguments would give another order; stored in checkpoints and compared when a run resumes.
-ORDER_VERSION = 1
+# Raised whenever the same arguments would give other batches; a run folder records it.
+ORDER_VERSION = 2
 
-_EPOCH, _WINDOW = 1, 2  # what a hash is for, so that no two uses share random numbers
-
-
-class StepCells(NamedTuple):
-    """The cells of one process in one step, in pieces of one window each.
-
-    Attributes:
-      epoch: how often every cell was offered before.
-      pieces: in row order.
-    """
-
-    epoch: int
-    pieces: tuple["WindowPiece", ...]
+_SOURCE = 4  # what a hash is for; lane_order has 1 and 2, collate 3, source_pattern 5
 
 
-class WindowPiece(NamedTuple):
+class Piece(NamedTuple):
     """Consecutive rows of the global batch that come from one window.
 
     Attributes:
-      stream, window: which one.
+      source: which one.
+      epoch: how often the source has offered these cells before.
+      lane, window: of the source.
       blocks: int64 [<= K], the blocks of the window, in window order.
       cells: int64 [rows], positions within the concatenated blocks.
       first_row: position in the global batch of the first of them.
     """
 
-    stream: int
+    source: int
+    epoch: int
+    lane: int
     window: int
     blocks: np.ndarray
     cells: np.ndarray
     first_row: int
 
 
-class _Epoch(NamedTuple):
-    permutation: np.ndarray  # int64 [num_blocks]
-    window_ends: np.ndarray  # int64 [V, windows + 1], cells of the stream before each window
+class SourcePlan(NamedTuple):
+    """How the cells of a source are laid out for the order.
+
+    Attributes:
+      block_sizes: int64 [blocks], which differ by at most one.
+      num_lanes: a divisor of V, at most the number of blocks.
+      window_blocks: K of this source.
+    """
+
+    block_sizes: np.ndarray
+    num_lanes: int
+    window_blocks: int
 
 
 class SamplingOrder:
-    """The order of one corpus under one seed. Threads may share it.
+    """The order of a run under one seed. Threads may share it.
 
     Args:
-      block_sizes: int64 [num_blocks], cells of every block.
+      plans: one per source.
+      draws: int64 [sources], draws of each source in a period (`draws_per_period`).
       seed: any integer.
       global_batch_size: B, cells of a step over all processes.
       num_streams: V; divides B, and every number of processes that may ever run this must divide V.
-      window_blocks: K; more blocks mix better and take more memory.
 
     Attributes:
-      steps_per_epoch: steps until every block was used once.
-      cells_per_epoch: steps_per_epoch * B; the other `unused_per_epoch` cells (at most those of V - 1 blocks, one cell
-        a block and one batch) rest this epoch; every epoch rests others.
+      steps_per_epoch: steps until as many cells were drawn as there are; of one source: until every block was used.
+      lanes: one `LaneOrder` per source.
+      draws: as given.
 
     Raises:
-      ConfigError: V does not divide B, fewer blocks than streams, or an epoch shorter than one batch.
+      ConfigError: V does not divide B; or an epoch shorter than one batch.
     """
 
     def __init__(
-        self, block_sizes: np.ndarray, seed: int, global_batch_size: int, num_streams: int, window_blocks: int
+        self, plans: Sequence[SourcePlan], draws: np.ndarray, seed: int, global_batch_size: int, num_streams: int
     ):
-        block_sizes = np.asarray(block_sizes, np.int64)
-        for name, value in [
-            ("global_batch_size", global_batch_size),
-            ("num_streams", num_streams),
-            ("window_blocks", window_blocks),
-        ]:
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1")
-        if global_batch_size % num_streams:
-            raise ConfigError(
-                f"global_batch_size {global_batch_size} is not a multiple of num_streams {num_streams}: every stream "
-                "gives the same number of cells to a batch; change one of the two"
-            )
-        if len(block_sizes) < num_streams:
-            raise ConfigError(
-                f"the corpus has {len(block_sizes)} blocks for {num_streams} streams, and every stream needs one: "
-                f"lower num_streams to {max(len(block_sizes), 1)} or less, or rebuild the corpus with --block-size "
-                f"{max(int(block_sizes.sum()) // num_streams, 1)} or less"
-            )
-        self.block_sizes = block_sizes
+        check_batch(global_batch_size, num_streams)
         self.seed = int(seed)
         self.global_batch_size = int(global_batch_size)
         self.num_streams = int(num_streams)
-        self.window_blocks = int(window_blocks)
-        self.cells_per_stream = self.global_batch_size // self.num_streams  # of one step
-        self.blocks_per_stream = len(block_sizes) // num_streams
-        self.steps_per_epoch = int(self.blocks_per_stream * block_sizes.min() // self.cells_per_stream)
-        if self.steps_per_epoch < 1:
-            raise ConfigError(
-                f"an epoch of this corpus ({int(block_sizes.sum())} cells in {len(block_sizes)} blocks, "
-                f"{self.blocks_per_stream} blocks for each of {num_streams} streams) is shorter than one batch of "
-                f"{global_batch_size} cells: lower global_batch_size to "
-                f"{int(self.blocks_per_stream * block_sizes.min()) * num_streams} or less"
+        self.draws_per_step = self.global_batch_size // self.num_streams  # of a stream
+        alone = len(plans) == 1
+        self.lanes = [
+            LaneOrder(
+                plan.block_sizes,
+                self.seed if alone else hash_of(self.seed, _SOURCE, index),
+                plan.num_lanes,
+                plan.window_blocks,
+                _whole_steps(plan, self.draws_per_step) if alone else None,
             )
-        self.cells_per_epoch = self.steps_per_epoch * self.global_batch_size
-        self.unused_per_epoch = int(block_sizes.sum()) - self.cells_per_epoch
-        self._epoch = lru_cache(maxsize=4)(self._make_epoch)
-        # enough for the windows that a few steps in flight touch; a permutation of K * 256 cells takes under 1 ms
-        self._window_cells = lru_cache(maxsize=4 * num_streams + 16)(self._make_window_cells)
+            for index, plan in enumerate(plans)
+        ]
+        self.steps_per_epoch = sum(lane.epoch_draws * lane.num_lanes for lane in self.lanes) // self.global_batch_size
+        if self.steps_per_epoch < 1:
+            blocks = [size for plan in plans for size in plan.block_sizes.tolist()]
+            shortest = sum(plan.num_lanes * _shortest_lane(plan) for plan in plans)
+            raise ConfigError(
+                f"an epoch of {sum(blocks):,} cells in {len(blocks):,} blocks, for {num_streams} streams, is shorter "
+                f"than one batch of {global_batch_size} cells: lower global_batch_size to "
+                f"{shortest // num_streams * num_streams} or less"
+            )
+        self.draws = np.asarray(draws, np.int64)
+        self._pattern = SourcePattern(self.draws, self.seed, self.num_streams)
 
-    def cells_at(self, step: int, process_index: int = 0, process_count: int = 1) -> StepCells:
-        """The cells that process `process_index` of `process_count` puts into the global batch of `step`.
+    def cells_at(self, step: int, process_index: int = 0, process_count: int = 1) -> list[Piece]:
+        """The cells that process `process_index` of `process_count` puts into the global batch of `step`, by row.
 
         Raises:
           ConfigError: the number of processes does not divide the number of streams.
@@ -138,53 +129,49 @@ class SamplingOrder:
             )
         if not 0 <= process_index < process_count:
             raise ValueError(f"process_index {process_index} of {process_count}")
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         streams_here = self.num_streams // process_count
-        pieces: list[WindowPiece] = []
+        pieces: list[Piece] = []
         for stream in range(process_index * streams_here, (process_index + 1) * streams_here):
-            pieces += self._pieces(epoch, stream, step_of_epoch * self.cells_per_stream)
-        return StepCells(epoch, tuple(pieces))
-
-    def _pieces(self, epoch: int, stream: int, first_cell: int) -> list[WindowPiece]:
-        """Cells [first_cell, first_cell + B/V) of a stream, window by window."""
-        ends = self._epoch(epoch).window_ends[stream]
-        row = stream * self.cells_per_stream
-        pieces = []
-        stop = first_cell + self.cells_per_stream
-        window = int(np.searchsorted(ends, first_cell, side="right")) - 1
-        while first_cell < stop:
-            last = min(stop, int(ends[window + 1]))
-            cells = self._window_cells(epoch, stream, window)[first_cell - ends[window] : last - ends[window]]
-            pieces.append(WindowPiece(stream, window, self._window_blocks(epoch, stream, window), cells, row))
-            row += last - first_cell
-            first_cell = last
-            window += 1
+            pieces += self._pieces(stream, step * self.draws_per_step)
         return pieces
 
-    def _window_blocks(self, epoch: int, stream: int, window: int) -> np.ndarray:
-        """Blocks of a window. The last window of a stream is shorter where K does not divide the blocks of a stream."""
-        full_windows = self.blocks_per_stream // self.window_blocks
-        if window < full_windows:
-            size, first = self.window_blocks, (window * self.num_streams + stream) * self.window_blocks
-        else:
-            size = self.blocks_per_stream % self.window_blocks
-            first = full_windows * self.num_streams * self.window_blocks + stream * size
-        return self._epoch(epoch).permutation[first : first + size]
+    def most_draws(self, source: int) -> int:
+        """Of a source by one lane in one step, at most."""
+        turns = self.num_streams // self.lanes[source].num_lanes
+        return turns * min(
+            self.draws_per_step, 2 + self.draws_per_step * int(self.draws[source]) // int(self.draws.sum())
+        )
 
-    def _make_epoch(self, epoch: int) -> _Epoch:
-        permutation = random_permutation(hash_of(self.seed, _EPOCH, epoch), len(self.block_sizes))
-        full_windows, rest = divmod(self.blocks_per_stream, self.window_blocks)
-        sizes = self.block_sizes[permutation]
-        split = full_windows * self.num_streams * self.window_blocks
-        windows = sizes[:split].reshape(full_windows, self.num_streams, self.window_blocks).sum(2)  # [windows, V]
-        if rest:
-            last = sizes[split : split + self.num_streams * rest].reshape(1, self.num_streams, rest).sum(2)
-            windows = np.concatenate([windows, last])
-        ends = np.zeros((self.num_streams, len(windows) + 1), np.int64)
-        ends[:, 1:] = np.cumsum(windows, axis=0).T
-        return _Epoch(permutation, ends)
+    def _pieces(self, stream: int, first_draw: int) -> list[Piece]:
+        """Draws [first_draw, first_draw + B/V) of a stream."""
+        row = stream * self.draws_per_step
+        pieces = []
+        for source, first, count in self._pattern.between(stream, first_draw, first_draw + self.draws_per_step):
+            order = self.lanes[source]
+            lane, turn = divmod(stream, self.num_streams // order.num_lanes)
+            draws = (first + np.arange(count, dtype=np.int64)) * (self.num_streams // order.num_lanes) + turn
+            for epoch, window, blocks, cells in order.cells(lane, draws):
+                pieces.append(Piece(source, epoch, lane, window, blocks, cells, row))
+                row += len(cells)
+        return pieces
 
-    def _make_window_cells(self, epoch: int, stream: int, window: int) -> np.ndarray:
-        ends = self._epoch(epoch).window_ends[stream]
-        size = int(ends[window + 1] - ends[window])
-        return random_permutation(hash_of(self.seed, _WINDOW, epoch, window, stream), size)
+
+def check_batch(global_batch_size: int, num_streams: int) -> None:
+    """Raises ConfigError unless B is a multiple of V, both at least 1."""
+    for name, value in (("global_batch_size", global_batch_size), ("num_streams", num_streams)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if global_batch_size % num_streams:
+        raise ConfigError(
+            f"global_batch_size {global_batch_size} is not a multiple of num_streams {num_streams}: every stream "
+            "gives the same number of cells to a batch; change one of the two"
+        )
+
+
+def _shortest_lane(plan: SourcePlan) -> int:
+    return len(plan.block_sizes) // plan.num_lanes * int(plan.block_sizes.min())
+
+
+def _whole_steps(plan: SourcePlan, draws_per_step: int) -> int:
+    """Draws of a lane of a source alone in one epoch: whole batches, so that an epoch is a number of steps."""
+    return _shortest_lane(plan) // draws_per_step * draws_per_step

@@ -19,11 +19,27 @@ _SLAB_VALUES = 1 << 20
 
 
 class StoredMatrix(Protocol):
-    """Cells x features; `shape` is known without reading the values."""
+    """Cells x features; `shape` is known without reading the values.
+
+    One that has a true `any_row` takes `chunks(rows, first, last)` for the cells first:last, and reads no others, so
+    that several processes can share it. Pickled by `stored_nodes.write_pickle`, it opens its file where it is loaded.
+    """
 
     shape: tuple[int, int]
 
     def chunks(self, rows: int) -> Iterator[tuple[int, sp.csr_matrix]]: ...
+
+
+def row_ranges(matrix: StoredMatrix, rows: int) -> list[tuple[int, int]]:
+    """(first, last) of stretches of cells that may be read one without the other; of all cells, if it cannot be."""
+    if not getattr(matrix, "any_row", False):
+        return [(0, matrix.shape[0])]
+    return [(first, min(first + rows, matrix.shape[0])) for first in range(0, matrix.shape[0], rows)]
+
+
+def chunks_between(matrix: Any, rows: int, first: int, last: int) -> Iterator[tuple[int, sp.csr_matrix]]:
+    """`chunks` of one of `row_ranges`."""
+    return matrix.chunks(rows) if (first, last) == (0, matrix.shape[0]) else matrix.chunks(rows, first, last)
 
 
 def canonical(matrix: sp.csr_matrix) -> sp.csr_matrix:
@@ -37,23 +53,24 @@ def canonical(matrix: sp.csr_matrix) -> sp.csr_matrix:
 class CsrFile:
     """`data, indices, indptr` in a group, compressed by cell (AnnData CSR; 10x: feature x barcode by barcode)."""
 
+    any_row = True
+
     def __init__(self, group: StoredGroup, shape: tuple[int, int], where: str):
         self.shape, self._where = shape, where
         self._data, self._indices = group["data"], group["indices"]
         self._indptr = _checked_indptr(group, shape[0], where)
         self._chunks_lost = _may_have_lost_chunks(group, where)
 
-    def chunks(self, rows: int) -> Iterator[tuple[int, sp.csr_matrix]]:
-        for first in range(0, self.shape[0], rows):
-            last = min(first + rows, self.shape[0])
-            start, stop = int(self._indptr[first]), int(self._indptr[last])
+    def chunks(self, rows: int, first: int = 0, last: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
+        for top, bottom in _steps(rows, first, self.shape[0] if last is None else last):
+            start, stop = int(self._indptr[top]), int(self._indptr[bottom])
             data = _read(self._data, start, stop, self._where)
             indices = _read(self._indices, start, stop, self._where)
             _check_indices(indices, self.shape[1], self._where)
-            part = sp.csr_matrix((data, indices, self._indptr[first : last + 1] - start), (last - first, self.shape[1]))
+            part = sp.csr_matrix((data, indices, self._indptr[top : bottom + 1] - start), (bottom - top, self.shape[1]))
             if self._chunks_lost:
                 _refuse_repeats(part, self._where)
-            yield first, canonical(part)
+            yield top, canonical(part)
 
 
 class CscFile:
@@ -88,6 +105,9 @@ class CscFile:
                 _refuse_repeats(part, self._where)
             yield first, canonical(part)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_copy": None}  # temporary files stay with the process that made them
+
     def _values_of_cell(self) -> np.ndarray:
         values = np.zeros(self.shape[0], np.int64)
         for start, stop in self._slabs():
@@ -115,25 +135,26 @@ class DenseFile:
     stored chunk where the file has larger ones.
     """
 
+    any_row = True
+
     def __init__(self, array: StoredArray, where: str):
         if len(array.shape) != 2:
             raise InputError(f"{where}: {len(array.shape)}-dimensional; expected a matrix [cells, features]")
         self.shape = (int(array.shape[0]), int(array.shape[1]))
         self._array, self._where = array, where
 
-    def chunks(self, rows: int) -> Iterator[tuple[int, sp.csr_matrix]]:
+    def chunks(self, rows: int, first: int = 0, last: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
         height, width = self._tile()
-        for first in range(0, self.shape[0], rows):
-            last = min(first + rows, self.shape[0])
+        for start, stop in _steps(rows, first, self.shape[0] if last is None else last):
             # Tiles end where stored chunks end, wherever the chunk of cells begins.
-            edges = [first, *range((first // height + 1) * height, last, height), last]
+            edges = [start, *range((start // height + 1) * height, stop, height), stop]
             bands = [
                 _joined(
                     [self._read_tile(top, bottom, left, width) for left in range(0, self.shape[1], width)], sp.hstack
                 )
                 for top, bottom in itertools.pairwise(edges)
             ]
-            yield first, canonical(_joined(bands, sp.vstack))
+            yield start, canonical(_joined(bands, sp.vstack))
 
     def _tile(self) -> tuple[int, int]:
         """(cells, features) to read at once."""
@@ -146,6 +167,11 @@ class DenseFile:
         return sp.csr_matrix(_read(self._array, top, bottom, self._where, (slice(left, left + width),)))
 
 
+def _steps(rows: int, first: int, last: int) -> Iterator[tuple[int, int]]:
+    for start in range(first, last, rows):
+        yield start, min(start + rows, last)
+
+
 def _joined(parts: list[sp.csr_matrix], stack: Callable[..., Any]) -> sp.csr_matrix:
     return parts[0] if len(parts) == 1 else stack(parts, format="csr")
 
@@ -153,16 +179,18 @@ def _joined(parts: list[sp.csr_matrix], stack: Callable[..., Any]) -> sp.csr_mat
 class MatrixInMemory:
     """A scipy sparse matrix, a numpy array, or anything sliceable by rows into one of them."""
 
+    any_row = True
+
     def __init__(self, matrix: Any, where: str):
         self.shape, self._where = (int(matrix.shape[0]), int(matrix.shape[1])), where
         # Slicing rows of a column-compressed matrix scans all of it, every time.
         self._matrix = matrix.tocsr() if sp.issparse(matrix) and matrix.format != "csr" else matrix
 
-    def chunks(self, rows: int) -> Iterator[tuple[int, sp.csr_matrix]]:
-        for first in range(0, self.shape[0], rows):
-            part = self._matrix[first : first + rows]
+    def chunks(self, rows: int, first: int = 0, last: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
+        for start, stop in _steps(rows, first, self.shape[0] if last is None else last):
+            part = self._matrix[start:stop]
             # a copy always: canonical() edits in place, and the matrix is the caller's
-            yield first, canonical(sp.csr_matrix(part if sp.issparse(part) else np.asarray(part), copy=True))
+            yield start, canonical(sp.csr_matrix(part if sp.issparse(part) else np.asarray(part), copy=True))
 
 
 class ColumnsOf:
@@ -170,11 +198,13 @@ class ColumnsOf:
 
     def __init__(self, matrix: StoredMatrix, columns: np.ndarray):
         self.shape = (matrix.shape[0], len(columns))
+        self.any_row = getattr(matrix, "any_row", False)
         self._matrix, self._columns = matrix, columns
 
-    def chunks(self, rows: int) -> Iterator[tuple[int, sp.csr_matrix]]:
-        for first, part in self._matrix.chunks(rows):
-            yield first, part[:, self._columns].tocsr()
+    def chunks(self, rows: int, first: int = 0, last: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
+        last = self.shape[0] if last is None else last
+        for start, part in chunks_between(self._matrix, rows, first, last):
+            yield start, part[:, self._columns].tocsr()
 
 
 class RowsOf:
@@ -182,13 +212,18 @@ class RowsOf:
 
     def __init__(self, matrix: StoredMatrix, rows: np.ndarray):
         self.shape = (len(rows), matrix.shape[1])
+        self.any_row = getattr(matrix, "any_row", False)
         self._matrix, self._rows = matrix, rows
 
-    def chunks(self, rows: int) -> Iterator[tuple[int, sp.csr_matrix]]:
-        for first, part in self._matrix.chunks(rows):
-            start, stop = np.searchsorted(self._rows, [first, first + part.shape[0]])
+    def chunks(self, rows: int, first: int = 0, last: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
+        wanted = self._rows[first:last]
+        if not len(wanted):
+            return
+        inner = (int(wanted[0]), int(wanted[-1]) + 1) if self.any_row else (0, self._matrix.shape[0])
+        for top, part in chunks_between(self._matrix, rows, *inner):
+            start, stop = np.searchsorted(wanted, [top, top + part.shape[0]])
             if stop > start:
-                yield int(start), part[self._rows[start:stop] - first].tocsr()
+                yield first + int(start), part[wanted[start:stop] - top].tocsr()
 
 
 def open_stored_matrix(node: StoredGroup, where: str) -> StoredMatrix:

@@ -3,8 +3,13 @@
 What differs: an absent HDF5 element is an array without a shape; a zarr array whose chunk is absent reads as zeros.
 """
 
-from typing import Any, Protocol, TypeAlias
+import functools
+import os
+import pickle
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TypeAlias
 
+import h5py
 import numpy as np
 
 # h5py.Group or zarr.Group: neither library types what indexing gives.
@@ -38,3 +43,55 @@ def is_null(node: Any) -> bool:
 def lacks_chunks(array: StoredArray) -> bool:
     """Whether a zarr array has chunks that nobody wrote: all zeros, or lost. HDF5 knows its own chunks: False."""
     return getattr(array, "nchunks_initialized", 0) < getattr(array, "nchunks", 0)
+
+
+class _Pickler(pickle.Pickler):
+    """Knows HDF5 nodes by file and name; zarr's know themselves."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, (h5py.Group, h5py.Dataset)):
+            return _open_node, (os.path.abspath(obj.file.filename), obj.name)
+        return NotImplemented
+
+
+def write_pickle(value: Any, file: BinaryIO) -> None:
+    """Pickles what holds stored nodes; they are opened again by the process that loads it.
+
+    Raises TypeError, AttributeError or pickle.PicklingError for what no other process can have.
+    """
+    _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+
+
+def load_pickle(path: Path) -> Any:
+    with open(path, "rb") as file:
+        return pickle.load(file)
+
+
+def opened_pickle(path: Path) -> Any:
+    """As `load_pickle`; the last few, and the files they opened, stay open for the next call, until `close_all`."""
+    return _opened_pickle(path, _version(path))
+
+
+def close_all() -> None:
+    """Forget what `opened_pickle` keeps open; files close when nobody uses them."""
+    _opened_pickle.cache_clear()
+    _open_file.cache_clear()
+
+
+def _version(path: str | Path) -> tuple[int, int]:
+    stat = os.stat(path)
+    return stat.st_ino, stat.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=2)
+def _opened_pickle(path: Path, version: tuple[int, int]) -> Any:
+    return load_pickle(path)
+
+
+def _open_node(path: str, name: str) -> Any:
+    return _open_file(path, _version(path))[name]
+
+
+@functools.lru_cache(maxsize=8)
+def _open_file(path: str, version: tuple[int, int]) -> h5py.File:
+    return h5py.File(path, "r")

@@ -27,16 +27,22 @@ def cells_by_modalities(obs: pd.DataFrame, measured: Mapping[str, np.ndarray]) -
     """
     present = [name for name in MODALITIES if name in measured]
     code = sum((measured[name].astype(np.int64) << place for place, name in enumerate(present)), np.zeros(1, np.int64))
-    groups = obs["dataset"]
-    if "technical_batch" in obs:
-        known = local_categories(obs, "technical_batch")
-        groups = known.where(known.notna(), groups)
-    sizes = pd.Series(1, index=[groups.to_numpy(str), np.broadcast_to(code, len(obs))]).groupby(level=[0, 1]).sum()
+    groups = technical_batches(obs)
+    sizes = pd.Series(1, index=[groups, np.broadcast_to(code, len(obs))]).groupby(level=[0, 1]).sum()
     counts: CellCounts = {}
     for (group, value), size in sizes.items():
         names = [name for place, name in enumerate(present) if value >> place & 1]
         counts.setdefault(str(group), {})["+".join(names)] = int(size)
     return counts
+
+
+def technical_batches(obs: pd.DataFrame) -> np.ndarray:
+    """str [n]: the technical batch of each cell as a corpus counts it; where it is not known, the data set."""
+    groups = obs["dataset"]
+    if "technical_batch" in obs:
+        known = local_categories(obs, "technical_batch")
+        groups = known.where(known.notna(), groups)
+    return groups.to_numpy(str)
 
 
 def information_of(

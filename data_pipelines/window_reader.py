@@ -1,4 +1,4 @@
-"""Windows of a corpus, decoded once each: the blocks that one stream draws its next cells from.
+"""Windows of a source, decoded once each: the blocks that one lane draws its next cells from.
 
 Several threads ask for the same window; the first decodes it, the others wait for it. The cache holds what the steps in
 flight touch, so memory is bounded whatever the corpus.
@@ -11,16 +11,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.cell_block import PackedColumns
 from data_pipelines.collate import MAX_COUNT
-from data_pipelines.corpus import Corpus
+from data_pipelines.packed_counts import CellIndex, PackedCounts, index_of, joined, pack
+from data_pipelines.source_blocks import SourceBlocks
 
 
 class WindowColumns(NamedTuple):
     """One modality of the concatenated blocks of a window (n cells)."""
 
-    cell_starts: np.ndarray  # int64 [n + 1]
-    feature_ids: np.ndarray  # int32 [nnz]
-    counts: np.ndarray  # uint32 [nnz]
+    counts: PackedCounts
+    places: CellIndex
     library_size: np.ndarray  # float32 [n]
     measured: np.ndarray  # bool [n]
 
@@ -32,33 +33,30 @@ class Window(NamedTuple):
 
 
 class WindowReader:
-    """Decodes windows of a corpus, and keeps the last few. Threads may share it.
+    """Decodes windows of a source, and keeps the last few. Threads may share it.
 
     Args:
-      corpus: an open corpus.
+      blocks: of the source.
       modalities: those that are read.
       obs_fields: whose codes are read; `dataset` always is.
       capacity: windows in memory.
     """
 
-    def __init__(self, corpus: Corpus, modalities: tuple[str, ...], obs_fields: tuple[str, ...], capacity: int):
-        self._corpus = corpus
+    def __init__(self, blocks: SourceBlocks, modalities: tuple[str, ...], obs_fields: tuple[str, ...], capacity: int):
+        self._blocks = blocks
         self._modalities = modalities
         self._obs_fields = tuple(dict.fromkeys(("dataset", *obs_fields)))
         self._capacity = capacity
-        self._cache: OrderedDict[tuple[int, int, int], Future] = OrderedDict()
+        self._cache: OrderedDict[bytes, Future] = OrderedDict()
         self._lock = threading.Lock()
 
-    def window(self, key: tuple[int, int, int], block_numbers: np.ndarray) -> Window:
-        """The window of these blocks, decoded once however many threads ask for it.
-
-        Args:
-          key: (epoch, stream, window); names the window.
-          block_numbers: int64 [K], its blocks in order.
+    def window(self, block_numbers: np.ndarray) -> Window:
+        """The window of these blocks (int64 [K], in order), decoded once however many threads ask for it.
 
         Raises:
           CorpusError: a block cannot be read; the shard and the block are named.
         """
+        key = block_numbers.tobytes()
         with self._lock:
             future = self._cache.get(key)
             mine = future is None
@@ -76,32 +74,39 @@ class WindowReader:
                 future.set_exception(error)
         return future.result()
 
+    def read_ahead(self, block_numbers: np.ndarray) -> None:
+        """The window will be asked for: unless it is here, its blocks begin to come (`Corpus.read_ahead`)."""
+        with self._lock:
+            here = block_numbers.tobytes() in self._cache
+        if not here:
+            self._blocks.read_ahead(block_numbers)
+
     def _decode(self, block_numbers: np.ndarray) -> Window:
-        blocks = [self._corpus.read_block(int(number), self._modalities) for number in block_numbers]
+        blocks = self._blocks.read_blocks(block_numbers, self._modalities, self._obs_fields)
         modalities = {}
         for name in self._modalities:
-            parts = [block.modalities.get(name) for block in blocks]
-            if all(part is None for part in parts):
-                continue
-            zeros = [np.zeros(block.num_cells, np.int32) for block in blocks]
-
-            def joined(field: str, empty: list[np.ndarray], parts: list = parts) -> np.ndarray:
-                return np.concatenate(
-                    [spare if part is None else getattr(part, field) for part, spare in zip(parts, empty, strict=True)]
-                )
-
-            none = [np.zeros(0, np.int32)] * len(blocks)
-            counts = joined("counts", none)
-            lengths = joined("lengths", zeros)
-            modalities[name] = WindowColumns(
-                cell_starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
-                feature_ids=joined("feature_ids", none).astype(np.int32, copy=False),
-                counts=np.minimum(counts, MAX_COUNT).astype(np.uint32),
-                library_size=joined("total_counts", zeros).astype(np.float32),
-                measured=joined("measured", zeros).astype(bool),
-            )
+            if any(name in block.modalities for block in blocks):
+                modalities[name] = _joined([block.modalities.get(name, block.num_cells) for block in blocks])
         return Window(
             modalities,
             {name: np.concatenate([block.obs_codes[name] for block in blocks]) for name in self._obs_fields},
             np.concatenate([block.cell_index for block in blocks]),
         )
+
+
+def _joined(parts: list[PackedColumns | int]) -> WindowColumns:
+    """Of blocks; a number stands for so many cells that were not measured."""
+    whole = [_not_measured(part) if isinstance(part, int) else part for part in parts]
+    counts, index = joined([(part.counts, part.places) for part in whole])
+    return WindowColumns(
+        counts._replace(large_counts=np.minimum(counts.large_counts, np.uint32(MAX_COUNT))),
+        index,
+        np.concatenate([part.total_counts for part in whole]).astype(np.float32),
+        np.concatenate([part.measured for part in whole]),
+    )
+
+
+def _not_measured(num_cells: int) -> PackedColumns:
+    nothing = np.zeros(0, np.int32)
+    counts = pack(np.zeros(num_cells, np.int32), nothing, nothing)
+    return PackedColumns(counts, index_of(counts), np.zeros(num_cells, np.uint64), np.zeros(num_cells, bool))

@@ -11,8 +11,8 @@ import tyro
 
 from scmbert_jax import __version__
 from scmbert_jax.commands.align import LabelTransfer, MakePseudoPairs, Match
-from scmbert_jax.commands.bench import BenchObjectives
-from scmbert_jax.commands.data import CorpusBuild, CorpusInfo, CorpusVerify, Doctor
+from scmbert_jax.commands.bench import BenchBuild, BenchFavor, BenchInput, BenchObjectives, BenchStorage
+from scmbert_jax.commands.data import CorpusBuild, CorpusCopy, CorpusInfo, CorpusOverlap, CorpusVerify, Doctor
 from scmbert_jax.commands.evaluate import EvaluateProbe, EvaluateTranslation
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
 from scmbert_jax.commands.terminal import say
@@ -22,7 +22,13 @@ from scmbert_jax.errors import ConfigError, UserError
 
 VERBS: dict[str, Any] = {
     "doctor": Doctor,
-    "corpus": {"build": CorpusBuild, "info": CorpusInfo, "verify": CorpusVerify},
+    "corpus": {
+        "build": CorpusBuild,
+        "info": CorpusInfo,
+        "overlap": CorpusOverlap,
+        "verify": CorpusVerify,
+        "copy": CorpusCopy,
+    },
     "pretrain": Pretrain,
     "export": Export,
     "embed": Embed,
@@ -36,7 +42,13 @@ VERBS: dict[str, Any] = {
         "matching": EvaluateMatching,
         "integration": EvaluateIntegration,
     },
-    "bench": {"objectives": BenchObjectives},
+    "bench": {
+        "objectives": BenchObjectives,
+        "build": BenchBuild,
+        "input": BenchInput,
+        "storage": BenchStorage,
+        "favor": BenchFavor,
+    },
 }
 
 
@@ -72,6 +84,10 @@ def _parse(arguments: list[str]) -> Any:
     if node is Pretrain:
         verb, overrides = tyro.cli(Pretrain, args=arguments, prog=prog, return_unknown_args=True)
         return replace(verb, overrides=tuple(overrides))
+    if node is CorpusBuild and "--" in arguments:
+        place = arguments.index("--")
+        verb = tyro.cli(CorpusBuild, args=arguments[:place], prog=prog)
+        return replace(verb, beam_options=tuple(arguments[place + 1 :]))
     return tyro.cli(node, args=arguments, prog=prog)
 
 

@@ -114,7 +114,14 @@ class ModelConfig:
     decoder_layers: int = 1
     """Cross-attention layers of the translation decoder."""
     attention: str = "xla"
-    """Attention backend (models/attention.py); one that cannot serve the run is an error, never replaced."""
+    """How attention is computed (models/attention.py): `xla`, memory of tokens squared; `xla_chunked`, memory linear in
+    the tokens; `cudnn`, NVIDIA GPUs, bfloat16; `splash`, TPUs. All four give the same. `favor`: an estimate in linear
+    time and memory, for rows of 10,000 tokens and more. One that cannot serve the run is an error, never replaced."""
+    favor_features: int = 0
+    """Random features per head of `favor`; more estimate better. 0: floor(head_dim * ln(head_dim)), 266 for 64."""
+    favor_redraw_every: int = 1000
+    """Steps after which `favor` draws its random features anew, so that no model relies on one draw; 0: never. A
+    trained model keeps those of the last step of its run."""
     scan_layers: bool = True
     """Compile one layer and scan over it; False unrolls (slower to compile, sometimes faster to run)."""
     remat: Literal["none", "dots", "full"] = "none"
@@ -129,6 +136,8 @@ class ModelConfig:
     def validate(self, where: str) -> None:
         for name in ("embed_dim", "num_layers", "num_heads", "head_dim", "mlp_dim", "decoder_layers"):
             _require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "1 or more")
+        for name in ("favor_features", "favor_redraw_every"):
+            _require(getattr(self, name) >= 0, f"{where}.{name}", getattr(self, name), "0 or more")
 
 
 @dataclass(frozen=True)

@@ -39,3 +39,15 @@ class TrainingError(UserError):
     """Training had to stop: a non-finite loss, a full disk while saving."""
 
     exit_code = 6
+
+
+class HostError(UserError):
+    """Another process of the run cannot be reached, hangs or is gone. Starting all of them again may help."""
+
+    exit_code = 7
+
+
+class RunInProgress(CheckpointError):
+    """Another run holds the run folder; after a crash, the lock of a shared file system may outlive it for minutes."""
+
+    exit_code = 8

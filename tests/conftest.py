@@ -118,6 +118,22 @@ def run_scmbert(start_scmbert) -> Callable[..., Ran]:
 
 
 @pytest.fixture(scope="session")
+def mosaic_cells():
+    """300 cells, RNA, protein and ATAC, with a known truth."""
+    from data_pipelines.synthetic import synthetic_cells
+
+    return synthetic_cells(300, 120, 12, 40, num_cell_types=3, num_batches=6, seed=0)
+
+
+@pytest.fixture(scope="session")
+def mosaic_file(mosaic_cells, tmp_path_factory) -> Path:
+    """`mosaic_cells` as a file."""
+    path = tmp_path_factory.mktemp("source") / "mosaic.h5mu"
+    mosaic_cells.to_mudata().write_h5mu(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def pbmc_corpus(tmp_path_factory) -> Path:
     """The built-in example as a corpus: 1,600 cells, RNA and protein, a mosaic. Not to be changed: copy it."""
     corpus = tmp_path_factory.mktemp("pbmc") / "corpus"

@@ -24,7 +24,9 @@ from multimodal_model import multimodal_model  # noqa: F401
 
 from data_pipelines.gene_tables import load_gene_table
 from data_pipelines.readers import example_path
+from scmbert_jax import pretrained
 from scmbert_jax.errors import CheckpointError, CorpusError, InputError
+from scmbert_jax.training.checkpoint import save_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -217,7 +219,7 @@ def truncate_shard(corpus):
 def of_another_version(corpus):
     manifest = json.loads((corpus / "manifest.json").read_text())
     (corpus / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
-    return CorpusError, ("manifest.json", "format version 99", "reads version 1")
+    return CorpusError, ("manifest.json", "format version 99", "reads version 2")
 
 
 def without_manifest(corpus):
@@ -391,9 +393,16 @@ def test_a_disk_that_is_full_at_a_checkpoint_stops_the_run_which_continues_when_
 
 
 @pytest.mark.parametrize(("full_at", "words"), [("statistics", "cannot be written"), ("weights", "could not be saved")])
-def test_a_disk_that_is_full_leaves_no_half_model(full_at, words, pbmc_run, tmp_path):
+def test_a_disk_that_is_full_leaves_no_half_model(full_at, words, pbmc_run, tmp_path, monkeypatch):
     statistics = (pbmc_run / "feature_statistics.npz").stat().st_size
-    with disk_with_room_for(statistics // 2 if full_at == "statistics" else statistics + 1000):
+
+    def save_to_a_full_disk(folder, params):
+        with disk_with_room_for(1000):
+            save_weights(folder, params)
+
+    if full_at == "weights":
+        monkeypatch.setattr(pretrained, "save_weights", save_to_a_full_disk)
+    with disk_with_room_for(statistics // 2) if full_at == "statistics" else contextlib.nullcontext():
         ran = scmbert("export", pbmc_run, tmp_path / "model")
     refused(ran, CheckpointError, "model", words)
     assert list(tmp_path.iterdir()) == []

@@ -12,9 +12,10 @@ from scmbert_jax import __version__, cli
 from scmbert_jax.errors import CheckpointError, ConfigError, CorpusError, InputError, TrainingError
 
 VERBS = [
-    *("doctor", "corpus build", "corpus info", "corpus verify", "pretrain", "export"),
+    *("doctor", "corpus build", "corpus info", "corpus overlap", "corpus verify", "corpus copy", "pretrain", "export"),
     *("embed", "translate", "match", "label-transfer", "pseudo-pairs"),
     *("evaluate probe", "evaluate translation", "evaluate matching", "evaluate integration"),
+    *("bench objectives", "bench build", "bench input", "bench storage", "bench favor"),
 ]
 
 
@@ -33,7 +34,8 @@ def test_the_list_of_verbs_here_is_that_of_the_program():
 def test_every_verb_explains_itself_with_an_example(verb):
     text = scmbert_ok(*verb.split(), "--help")
     assert f"Example:  scmbert {verb}" in text
-    assert "(required)" in text or "FILE..." in text or "(default: example:pbmc_mosaic)" in text
+    needs_no_file = verb.startswith("bench ")  # synthetic cells
+    assert needs_no_file or "(required)" in text or "FILE..." in text or "(default: example:pbmc_mosaic)" in text
 
 
 def test_the_first_help_lists_every_verb():
@@ -86,6 +88,7 @@ def test_an_unknown_option_is_named():
         (("--modalities.rna.likelihood", "poisson"), ("--modalities.rna.likelihood", "negative_binomial")),
         (("--steps", "0"), ("train.num_steps is 0",)),
         (("--model.attention", "flashy"), ("flashy", "xla")),
+        (("--model.attention", "cudnn"), ("'cudnn'", "needs an NVIDIA GPU", "on cpu", "xla_chunked", "favor")),
         (("--model.embed-dim", "12"), ("dimension 'embed' of size 12 cannot be split over 8 devices",)),
         (("--model.covariates", "mood"), ("mood", "technical_batch")),
         (("--modalities.atac.num-tokens", "8"), ("atac", "rna", "protein", "num_tokens to 0")),

@@ -84,8 +84,8 @@ def test_data_pipelines_know_only_the_batch_the_value_scales_and_the_errors_and_
         assert names[0] not in ("jax", "jaxlib", "flax", "optax", "orbax", "experiments"), module
         if names[0] == "scmbert_jax":
             assert names[1] in ("batch", "errors", "value_scales"), module
-        if names[0] == "tensorflow":
-            assert path.name == "input_pipeline.py"
+        if names[0] in ("tensorflow", "grain"):
+            assert path.name in ("input_pipeline.py", "tfds_blocks.py")
 
 
 def test_only_checkpoints_know_orbax():
@@ -160,5 +160,5 @@ def test_a_synthetic_training_step_needs_neither_tensorflow_nor_anndata():
 def test_a_corpus_is_trained_on_without_tensorflow_and_anndata(pbmc_corpus, tmp_path):
     code = "from scmbert_jax.cli import main\nraise SystemExit(main(sys.argv[1:]))"
     options = ("--corpus", pbmc_corpus, "--run-dir", tmp_path / "run", "--steps", "2")
-    python(code, *TINY, *options, without=("tensorflow", "tensorflow_datasets", "anndata", "mudata"))
+    python(code, *TINY, *options, without=("tensorflow", "tensorflow_datasets", "grain", "anndata", "mudata"))
     assert (tmp_path / "run" / "checkpoints" / "2").is_dir()

@@ -1,9 +1,18 @@
-"""Verbs that measure speed: bench objectives."""
+"""Verbs that measure speed: bench objectives, build, input, storage, favor."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from scmbert_jax.commands.terminal import print_json, say
+import tyro
+
+from scmbert_jax.commands.terminal import CorpusFolder, print_json, say, staged_progress
 from scmbert_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from scmbert_jax.benchmarks.input_scaling import InputScaling
+    from scmbert_jax.benchmarks.input_speed import InputSpeeds
+    from scmbert_jax.benchmarks.stored_sizes import StoredSizes
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,212 @@ class BenchObjectives:
             steps_per_turn=self.steps_per_turn,
             say=say,
         )
+        if self.json:
+            print_json(found.to_dict())
+        else:
+            print(found.text())
+            print(", ".join(f"{name} {value}" for name, value in found.settings.items()))
+        return 0
+
+
+@dataclass(frozen=True)
+class BenchStorage:
+    """Cells per second out of a corpus whose every read takes a journey, beside the same corpus in its folder.
+
+    The latency is injected; no network is used.
+
+    Example:  scmbert bench storage my_corpus
+              scmbert bench storage my_corpus --milliseconds 100 --batch-size 1024 --json
+    """
+
+    folder: tyro.conf.Positional[CorpusFolder]
+    """Written by scmbert corpus build."""
+    milliseconds: float = 50.0
+    """Until each read is answered."""
+    batch_size: int = 256
+    """Cells per step; a multiple of 4, the number of streams."""
+    num_tokens: int = 1024
+    """Per cell, of each modality."""
+    num_steps: int = 100
+    """Timed together."""
+    turns: int = 5
+    """Each figure is the median over so many."""
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        from pathlib import Path
+
+        from scmbert_jax.benchmarks.storage_latency import measure_latency
+
+        sizes = {"batch-size": self.batch_size, "num-tokens": self.num_tokens, "num-steps": self.num_steps}
+        for name, number in {**sizes, "turns": self.turns}.items():
+            if number < 1:
+                raise ConfigError(f"--{name} {number}: expected 1 or more.")
+        if not self.milliseconds >= 0:
+            raise ConfigError(f"--milliseconds {self.milliseconds}: expected 0 or more.")
+        found = measure_latency(
+            Path(self.folder), self.milliseconds, self.batch_size, self.num_tokens, self.num_steps, self.turns
+        )
+        if self.json:
+            print_json({"cells_per_second": found, "milliseconds": self.milliseconds, **sizes, "turns": self.turns})
+        else:
+            for name, speed in found.items():
+                print(f"{name:20s}{speed:10,.0f} cells/s{speed / found['folder']:8.2f} of the folder")
+        return 0
+
+
+@dataclass(frozen=True)
+class BenchBuild:
+    """Time, memory and disk of building a corpus of synthetic cells, and the wait for the first batch of it.
+
+    Example:  scmbert bench build --cells 100000
+              scmbert bench build --cells 5000000 --workers 8 --folder /scratch --json
+    """
+
+    cells: int
+    """How many; of 36,601 genes, about 1,635 with a count."""
+    workers: int | None = None
+    """Processes; left out: one for each CPU."""
+    folder: Path | None = None
+    """Where to build, with about 4 kB of room per cell; what is built is removed. Left out: the temporary folder."""
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        from scmbert_jax.benchmarks.build_speed import measure_build
+
+        for name, number in {"cells": self.cells, "workers": self.workers}.items():
+            if number is not None and number < 1:
+                raise ConfigError(f"--{name} {number}: expected 1 or more.")
+        if self.folder is not None and not self.folder.is_dir():
+            raise ConfigError(f"--folder {self.folder}: no such folder.")
+        found = measure_build(self.cells, self.workers, self.folder, staged_progress())
+        if self.json:
+            print_json(found.to_dict())
+        else:
+            print(found.text())
+            print(", ".join(f"{name} {value}" for name, value in found.settings.items()))
+        return 0
+
+
+@dataclass(frozen=True)
+class BenchFavor:
+    """Time and memory of the encoder with `favor` attention at scBERT's sizes, beside performer-pytorch's.
+
+    One row of 16,907 tokens in float32 on CPUs: a forward pass and a training step, the two programs by turns; and
+    whether their attentions agree, given the same random directions.
+
+    Example:  scmbert bench favor --torch-python peer/bin/python
+    """
+
+    torch_python: Path | None = None
+    """A Python that has torch and performer-pytorch (python -m venv peer; peer/bin/pip install torch
+    performer-pytorch); without it, ours is measured alone."""
+    tokens: int = 16_907
+    """Per row."""
+    layers: int = 6
+    """Of the encoder."""
+    turns: int = 3
+    """Each figure is the median over so many."""
+    threads: int = 2
+    """CPUs that either may use."""
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        from scmbert_jax.benchmarks.favor_speed import EncoderSizes, measure_favor
+
+        sizes = {"tokens": self.tokens, "layers": self.layers}
+        for name, number in (sizes | {"turns": self.turns, "threads": self.threads}).items():
+            least = 2 if name == "tokens" else 1
+            if number < least:
+                raise ConfigError(f"--{name} {number}: expected {least} or more.")
+        found = measure_favor(EncoderSizes(**sizes), self.torch_python, self.turns, self.threads, say)
+        if self.json:
+            print_json(found.to_dict())
+        else:
+            print(found.text())
+            print(", ".join(f"{name} {value}" for name, value in found.settings.items()))
+        return 0
+
+
+@dataclass(frozen=True)
+class BenchInput:
+    """Cells per second of the input pipeline, beside the loaders of annbatch and scDataset.
+
+    Synthetic cells (1,635 genes each of 36,601), the same for all; every loader reads its own kind of store, in a
+    process of its own, and they take turns. The others need a Python that has them; annbatch, 3.12 or later.
+
+    Example:  scmbert bench input --annbatch-python other/bin/python
+              scmbert bench input --cells 16384 --lengths 2048 --json
+              scmbert bench input --scaling
+              scmbert bench input --files example:pbmc_mosaic my.h5ad
+    """
+
+    cells: int = 32_768
+    """Of an epoch."""
+    lengths: tuple[int, ...] = (1024, 2048)
+    """Tokens per cell."""
+    front_ends: tuple[Literal["threads", "tfdata"], ...] = ("threads", "tfdata")
+    """The ratios are those of the first."""
+    zero_fractions: tuple[float, ...] = (0.0, 0.25)
+    """Shares of tokens that are measured zeros; the ratios are those of 0."""
+    annbatch_python: str | None = None
+    """A Python with "annbatch[zarrs]"."""
+    scdataset_python: str | None = None
+    """A Python with scdataset and anndata."""
+    rounds: int = 5
+    """Each figure is the median over so many epochs of every loader."""
+    scaling: bool = False
+    """Instead of the above: speed and memory against corpus size, tokens per cell, window and streams; mixing; hosts;
+    a cold page cache."""
+    files: tuple[str, ...] = ()
+    """Instead of the above: bytes per cell of these counts files as a corpus, as gzip h5ad and as zarr."""
+    folder: Path | None = None
+    """For the stores, which are used again; otherwise they are made in a temporary folder and removed."""
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        import tempfile
+
+        if self.files:
+            from scmbert_jax.benchmarks.stored_sizes import measure_sizes
+
+            return self._show(measure_sizes(self.files, say=say))
+        for name, number in {
+            "cells": self.cells,
+            "rounds": self.rounds,
+            "lengths": min(self.lengths, default=0),
+        }.items():
+            if number < 1:
+                raise ConfigError(f"--{name} {number}: expected 1 or more.")
+        if not self.front_ends or not self.zero_fractions:
+            raise ConfigError("--front-ends and --zero-fractions: expected at least one each.")
+        with tempfile.TemporaryDirectory(prefix="scmbert_bench_") as temporary:
+            folder = self.folder or Path(temporary)
+            if self.scaling:
+                from scmbert_jax.benchmarks.input_scaling import measure_scaling
+
+                return self._show(measure_scaling(folder, self.cells, self.rounds, say=say))
+            from scmbert_jax.benchmarks.input_speed import measure_input
+
+            return self._show(
+                measure_input(
+                    folder,
+                    self.cells,
+                    self.lengths,
+                    self.front_ends,
+                    self.zero_fractions,
+                    self.annbatch_python,
+                    self.scdataset_python,
+                    self.rounds,
+                    say,
+                )
+            )
+
+    def _show(self, found: "InputSpeeds | InputScaling | StoredSizes") -> int:
         if self.json:
             print_json(found.to_dict())
         else:

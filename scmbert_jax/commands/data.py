@@ -1,58 +1,87 @@
-"""Verbs from counts files to a corpus: doctor, corpus build, corpus info, corpus verify."""
+"""Verbs from counts files to a corpus: doctor, corpus build, info, overlap, verify and copy."""
 
+import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from scmbert_jax.commands.terminal import CorpusFolder, CountsFiles, Organism, print_json, progress, staged_progress
+from data_pipelines.reading_options import DEFAULT_READING, ReadingOptions
+from scmbert_jax.commands.terminal import (
+    CorpusFolder,
+    CountsFiles,
+    Organism,
+    print_json,
+    progress,
+    say,
+    staged_progress,
+)
 from scmbert_jax.errors import ConfigError, InputError
 
+if TYPE_CHECKING:
+    from data_pipelines.cell_selection import CellSelection
+
 ObsFields = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=COLUMN")]
+Only = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(
+        metavar="FIELD=VALUE,...",
+        help="Only cells that have one of the values of this field of obs, or meet a bound; e.g. "
+        "technical_batch=p1_0,p3_0 is_primary_data=True 'n_genes>=500'. A value with a comma in double quotes.",
+    ),
+]
+Exclude = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(metavar="FIELD=VALUE,...", help="No cells that have one of the values; e.g. 'cell_type=B cell,NK'."),
+]
 
 
 @dataclass(frozen=True)
 class Doctor:
     """Check counts files: raw counts? known features? duplicates? A report; exit code 2 if one cannot be used.
 
+    Several files are also compared: a cell that an earlier one has already is counted as a copy.
+
     Example:  scmbert doctor cells.h5ad
+              scmbert doctor study_1.h5ad study_2.h5ad --only is_primary_data=True
               scmbert doctor filtered_feature_bc_matrix cells.zarr
               scmbert doctor rna.h5ad+atac.h5ad --assembly mm10 --json
+              scmbert doctor fragments.tsv.gz --regions windows:5000 --assembly hg38 --barcodes barcodes.tsv
+              scmbert doctor cells.h5ad --full-length length-normalise --gene-lengths lengths.tsv
+              scmbert doctor 'soma:census_copy?organism=human&obs_value_filter=tissue_general == "blood"'
     """
 
     files: tyro.conf.Positional[CountsFiles]
-    """.h5ad, .h5mu, .zarr, 10x .h5, a 10x folder with matrix.mtx (or one of its .mtx files), A+B (files of the same
-    cells), or example:pbmc_mosaic."""
+    """.h5ad, .h5mu, .zarr, 10x .h5, a 10x folder with matrix.mtx (or one of its .mtx files), a fragments file
+    (.tsv.gz), soma:PLACE, census:VERSION?organism=human, A+B (files of the same cells), or example:pbmc_mosaic.
+    Options for one file stand behind it: 'FILE?assay=Smart-seq2&full_length=length-normalise'."""
     organism: Organism = None
     """Taken from the gene names when left out."""
-    assembly: str | None = None
-    """Genome build of regions (hg38, mm10, ...); needed for peaks unless the file names it."""
     min_genes: int = 200
     """Cells with fewer detected genes would be dropped."""
     obs_field: ObsFields = ()
     """Which column of obs holds cell_type, technical_batch, donor, ...; e.g. cell_type=my_labels. NAME= for none."""
+    only: Only = ()
+    exclude: Exclude = ()
+    keep_duplicates: bool = False
+    """Do not look for cells that have the barcode and the counts of another, in one file or in several."""
+    reading: tyro.conf.OmitArgPrefixes[ReadingOptions] = DEFAULT_READING
     json: bool = False
     """One JSON document on stdout."""
 
     def run(self) -> int:
         import json
 
-        from data_pipelines.input_check import check_dataset
-        from data_pipelines.readers import ACCEPTED, open_dataset
+        from data_pipelines.corpus_sources import check_files
+        from data_pipelines.readers import ACCEPTED
 
         if not self.files:
             raise InputError(f"doctor: no files given; give at least one {ACCEPTED}.")
-        obs_fields = _obs_fields(self.obs_field)
-        reports = [
-            check_dataset(
-                open_dataset(file),
-                organism=self.organism,
-                assembly=self.assembly,
-                min_genes=self.min_genes,
-                obs_fields=obs_fields,
-            )
-            for file in self.files
-        ]
+        options = {"organism": self.organism, "assembly": self.reading.assembly, "min_genes": self.min_genes}
+        selection = _selection(self.only, self.exclude)
+        reports = check_files(
+            self.files, options, _obs_fields(self.obs_field), selection, self.reading, self.keep_duplicates
+        )
         if self.json:
             documents = [json.loads(report.to_json()) for report in reports]
             print_json(documents[0] if len(documents) == 1 else documents)
@@ -68,7 +97,15 @@ class CorpusBuild:
     Example:  scmbert corpus build my_corpus cells_1.h5ad cells_2.h5ad
               scmbert corpus build cortex rna.h5ad+atac.h5ad --assembly mm10
               scmbert corpus build train example:pbmc_mosaic --only technical_batch=p1_0,p3_0 --min-genes 1
+              scmbert corpus build lung atlas.h5ad --only is_primary_data=True 'disease=COVID-19,normal' 'n_genes>=500'
+              scmbert corpus build train study_1.h5ad study_2.h5ad --disjoint-from held_out.h5ad
               scmbert corpus build no_pairs example:pbmc_mosaic --unpaired --min-genes 1
+              scmbert corpus build multiome rna.h5ad+fragments.tsv.gz --regions ccre.bed.gz --assembly hg38
+              scmbert corpus build peaks atac.h5ad --regions ccre.bed.gz --region-links links.tsv --assembly hg38
+              scmbert corpus build blood 'census:2025-11-08?organism=human&obs_value_filter=tissue_general == "blood"'
+              scmbert corpus build atlas shared/*.h5ad --runner beam -- --runner=FlinkRunner --flink_master=host:8081
+
+    A build that was stopped or killed goes on when the same command is given again.
     """
 
     out: tyro.conf.Positional[CorpusFolder]
@@ -77,8 +114,6 @@ class CorpusBuild:
     """One data set each, whatever scmbert doctor takes; A+B for files of the same cells."""
     organism: Organism = None
     """Taken from the gene names when left out."""
-    assembly: str | None = None
-    """Genome build of regions (hg38, mm10, ...)."""
     min_genes: int = 200
     """Drop cells with fewer detected genes."""
     min_coverage: float = 0.5
@@ -92,22 +127,39 @@ class CorpusBuild:
     """Which column of obs holds cell_type, technical_batch, donor, ...; e.g. cell_type=my_labels. NAME= for none."""
     unpaired: bool = False
     """Every modality of every file becomes cells of its own: none is joined to another by its id."""
-    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE,...")] = ()
-    """Only cells that have one of the values; e.g. technical_batch=p1_0,p3_0. A value with a comma in double quotes."""
-    exclude: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE,...")] = ()
-    """No cells that have one of the values; e.g. 'cell_type=B cell,NK'."""
+    only: Only = ()
+    exclude: Exclude = ()
+    keep_duplicates: bool = False
+    """Keep cells that have the barcode and the counts of another, in the same file or in one given before it."""
+    disjoint_from: Annotated[tuple[str, ...], tyro.conf.arg(metavar="OTHER...")] = ()
+    """Corpora or counts files (held-out data) of which no cell may be in this corpus: copies of theirs are dropped."""
+    licence: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=TEXT")] = ()
+    """The licence of a data set, for DATA_CARD.md, where its file does not state it; e.g. 'cells=CC BY 4.0'."""
+    reading: tyro.conf.OmitArgPrefixes[ReadingOptions] = DEFAULT_READING
     overwrite: bool = False
     """Replace OUT if it is a corpus."""
+    workers: int | None = None
+    """Processes. Left out: one for each CPU, or a single one where there are few cells. The bytes are the same."""
+    runner: Literal["local", "beam"] = "local"
+    """beam: as Apache Beam pipelines, in this process or where the options after -- say."""
+    beam_options: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """What stands after --."""
 
     def run(self) -> int:
         from data_pipelines.build_corpus import build_corpus
         from data_pipelines.corpus_description import describe_corpus, describe_text
 
+        if self.beam_options and self.runner != "beam":
+            raise ConfigError(f"-- {' '.join(self.beam_options)}: options of Beam, but --runner beam is not given.")
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"--workers {self.workers}: expected at least 1.")
+        if self.workers is not None and self.runner == "beam":
+            raise ConfigError("--workers is for --runner local; give Beam its own option after --.")
         build_corpus(
             self.out,
             list(self.files),
             organism=self.organism,
-            assembly=self.assembly,
+            reading=self.reading,
             min_genes=self.min_genes,
             min_coverage=self.min_coverage,
             block_size=self.block_size,
@@ -115,10 +167,16 @@ class CorpusBuild:
             seed=self.seed,
             obs_fields=_obs_fields(self.obs_field),
             unpaired=self.unpaired,
-            only=_field_values("--only", self.only),
-            exclude=_field_values("--exclude", self.exclude),
+            only=field_values("--only", self.only),
+            exclude=field_values("--exclude", self.exclude),
+            keep_duplicates=self.keep_duplicates,
+            disjoint_from=self.disjoint_from,
+            licences=_licences(self.licence),
             overwrite=self.overwrite,
+            workers=self.workers,
+            beam_options=self.beam_options if self.runner == "beam" else None,
             progress=staged_progress(),
+            notice=say,
         )
         print(describe_text(describe_corpus(self.out)))
         return 0
@@ -132,20 +190,46 @@ def _obs_fields(given: tuple[str, ...]) -> dict[str, str | None] | None:
     return {name: column or None for name, _, column in pairs} or None
 
 
-def _field_values(option: str, given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """FIELD=VALUE,VALUE ... -> field -> values; the same field twice adds to its values."""
+def _licences(given: tuple[str, ...]) -> dict[str, str]:
+    """NAME=TEXT ... -> data set -> licence."""
+    pairs = [text.partition("=") for text in given]
+    if any(not (name and licence.strip()) for name, _, licence in pairs):
+        raise ConfigError(f"--licence {' '.join(given)}: expected NAME=TEXT, e.g. 'cells=CC BY 4.0'.")
+    return {name: licence.strip() for name, _, licence in pairs}
+
+
+def _selection(only: tuple[str, ...], exclude: tuple[str, ...]) -> "CellSelection":
+    from data_pipelines.cell_selection import CellSelection
+
+    return CellSelection(field_values("--only", only), field_values("--exclude", exclude))
+
+
+def field_values(option: str, given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """FIELD=VALUE,VALUE or FIELD>=NUMBER ... -> field -> values or bounds; the same field twice adds to them."""
     import csv
+    import re
 
     wanted: dict[str, tuple[str, ...]] = {}
     for text in given:
-        field, equals, values = text.partition("=")
+        parts = re.match(r"([^=<>]+)(=|[<>]=?)(.*)$", text, re.DOTALL)
+        field, sign, values = parts.groups() if parts else ("", "", "")
         listed = tuple(next(csv.reader([values], skipinitialspace=True), ()))
-        if not (field and equals and listed and all(listed)):
+        if sign not in ("", "="):
+            listed = (sign + values.strip(),) if _is_number(values) else ()
+        if not (field and listed and all(listed)):
             raise ConfigError(
-                f"{option} {text}: expected FIELD=VALUE or FIELD=VALUE,VALUE, e.g. technical_batch=p1,p2."
+                f"{option} {text}: expected FIELD=VALUE, FIELD=VALUE,VALUE or FIELD>=NUMBER, e.g. "
+                "technical_batch=p1,p2 or 'n_genes>=500'."
             )
-        wanted[field] = (*wanted.get(field, ()), *listed)
+        wanted[field.strip()] = (*wanted.get(field.strip(), ()), *listed)
     return wanted
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -153,10 +237,11 @@ class CorpusInfo:
     """Say what a corpus holds.
 
     Example:  scmbert corpus info my_corpus
+              scmbert corpus info s3://bucket/my_corpus
     """
 
     folder: tyro.conf.Positional[CorpusFolder]
-    """Written by scmbert corpus build."""
+    """Written by scmbert corpus build; or the URL of a copy (s3://, gs://, https://)."""
     json: bool = False
     """One JSON document on stdout."""
 
@@ -169,19 +254,54 @@ class CorpusInfo:
 
 
 @dataclass(frozen=True)
-class CorpusVerify:
-    """Read every block of a corpus and check it; names each damaged shard and block.
+class CorpusOverlap:
+    """How many cells of other data are in a corpus: the same barcode and the same counts. And which donors, files, ...
 
-    Example:  scmbert corpus verify my_corpus
+    Example:  scmbert corpus overlap my_corpus held_out.h5ad
+              scmbert corpus overlap my_corpus held_out_corpus --json
     """
 
     folder: tyro.conf.Positional[CorpusFolder]
     """Written by scmbert corpus build."""
+    other: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OTHER")]]
+    """Another corpus, or whatever scmbert doctor takes."""
+    organism: Organism = None
+    """Of a file: taken from the gene names when left out."""
+    assembly: str | None = None
+    """Of a file: genome build of regions (hg38, mm10, ...)."""
+    obs_field: ObsFields = ()
+    """Of a file: which column of obs holds donor, technical_batch, ...; e.g. donor=patient. NAME= for none."""
     json: bool = False
     """One JSON document on stdout."""
 
     def run(self) -> int:
-        from data_pipelines.corpus import verify_corpus
+        from data_pipelines.corpus import open_corpus
+        from data_pipelines.corpus_overlap import cells_of_corpus, open_known_cells, overlap, overlap_text
+
+        with open_corpus(self.folder) as corpus:
+            known = cells_of_corpus(corpus)
+        obs_fields = _obs_fields(self.obs_field)
+        other = open_known_cells(self.other, organism=self.organism, assembly=self.assembly, obs_fields=obs_fields)
+        found = overlap(known, other)
+        print_json(found) if self.json else print(overlap_text(found))
+        return 0
+
+
+@dataclass(frozen=True)
+class CorpusVerify:
+    """Read every block of a corpus and check it; names each damaged shard and block.
+
+    Example:  scmbert corpus verify my_corpus
+              scmbert corpus verify s3://bucket/my_corpus
+    """
+
+    folder: tyro.conf.Positional[CorpusFolder]
+    """Written by scmbert corpus build; or the URL of a copy (s3://, gs://, https://)."""
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        from data_pipelines.verify_corpus import verify_corpus
 
         report = verify_corpus(self.folder, progress("verify"))
         if self.json:
@@ -191,3 +311,29 @@ class CorpusVerify:
         else:
             print("\n".join(report.problems))
         return 0 if report.ok else 3
+
+
+@dataclass(frozen=True)
+class CorpusCopy:
+    """Copy a corpus between a folder and object storage; every file is read back and compared.
+
+    A copy that was broken off is completed by the same command; until then there is no corpus.
+
+    Example:  scmbert corpus copy my_corpus s3://bucket/my_corpus
+              scmbert corpus copy gs://bucket/my_corpus my_corpus
+    """
+
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]]
+    """Folder or URL of a corpus."""
+    target: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TARGET")]]
+    """Folder or URL to copy it to."""
+
+    def run(self) -> int:
+        from data_pipelines.copy_corpus import copy_corpus
+
+        report = copy_corpus(self.source, self.target, progress("copy"))
+        print(
+            f"{self.target}: {report.copied} files copied, {report.found} were there; {report.bytes / 1e6:,.1f} MB, "
+            "all compared"
+        )
+        return 0

@@ -1,14 +1,17 @@
 """What every verb shares: types of arguments, messages, JSON, progress bars."""
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+_SECONDS_BETWEEN_LINES = 30.0
+
 Organism = Literal["human", "mouse"] | None
-CorpusFolder = Annotated[Path, tyro.conf.arg(metavar="CORPUS")]
+CorpusFolder = Annotated[str, tyro.conf.arg(metavar="CORPUS")]  # a folder or a URL
 RunFolder = Annotated[Path, tyro.conf.arg(metavar="RUN_DIR")]
 ModelFolder = Annotated[Path, tyro.conf.arg(metavar="MODEL_DIR")]
 CountsFile = Annotated[str, tyro.conf.arg(metavar="FILE")]
@@ -46,15 +49,26 @@ def progress(what: str) -> Callable[[int, int], None] | None:
     return update
 
 
-def staged_progress() -> Callable[[str, int, int], None] | None:
-    """As `progress`, for work in several stages: one bar each."""
-    bars: dict[str, Callable[[int, int], None] | None] = {}
+def staged_progress() -> Callable[[str, int, int], None]:
+    """As `progress`, for work in several stages: one bar each. Where there is no terminal, a line now and then."""
+    bars: dict[str, Callable[[int, int], None]] = {}
 
     def update(stage: str, done: int, total: int) -> None:
         if stage not in bars:
-            bars[stage] = progress(stage)
-        bar = bars[stage]
-        if bar is not None:
-            bar(done, total)
+            bars[stage] = progress(stage) or _lines(stage)
+        bars[stage](done, total)
 
-    return update if sys.stderr.isatty() else None
+    return update
+
+
+def _lines(what: str) -> Callable[[int, int], None]:
+    """A line when the work is done, and before that one every half a minute."""
+    last = time.monotonic()
+
+    def update(done: int, total: int) -> None:
+        nonlocal last
+        if done >= total or time.monotonic() - last > _SECONDS_BETWEEN_LINES:
+            say(f"{what}: {done:,} of {total:,}")
+            last = time.monotonic()
+
+    return update

@@ -1,13 +1,21 @@
 """Verbs from a corpus to a model folder: pretrain, export."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from scmbert_jax.commands.data import field_values
 from scmbert_jax.commands.terminal import ModelFolder, RunFolder, say
 from scmbert_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from data_pipelines.mixture import MixtureOptions
+    from scmbert_jax.config import ExperimentConfig
+
+CellChoice = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE,...")]
 
 
 @dataclass(frozen=True)
@@ -17,73 +25,163 @@ class Pretrain:
     Any field of the configuration can be changed: --model.embed-dim 128 (all of them: --fields).
 
     Example:  scmbert pretrain pbmc_demo --corpus my_corpus --run-dir runs/1 --train.num-steps 2000
+              scmbert pretrain tiny --corpus blood --run-dir runs/2 --only assay=10x --exclude 'cell_type=B cell,NK'
+              scmbert pretrain tiny --corpus blood brain liver --corpus-weights 2,1,1 --run-dir runs/3
+              scmbert pretrain tiny --corpus blood --balance-by cell_type --max-repeats 5 --run-dir runs/4
     """
 
     experiment: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="EXPERIMENT")]]
     """Name of a file in experiments/, or the path of one."""
-    corpus: Path | None = None
-    """Corpus folder (scmbert corpus build)."""
+    corpus: tuple[str, ...] = ()
+    """Corpus folders (scmbert corpus build), or URLs of copies (scmbert corpus copy): s3://, gs://, https://. Cells of
+    several are drawn together, their features joined by id."""
     run_dir: Path | None = None
     """Folder of the run; made when missing."""
+    cache_dir: Path | None = None
+    """Where blocks of the corpus that were read once are kept on this machine; shared by all processes here. For a
+    corpus at a URL also $SCMBERT_CACHE_DIR, else the user's cache folder; a local corpus is cached only on request."""
+    cache_gigabytes: float | None = None
+    """Size limit of that cache; 0 for none. When left out, 32 or half of what the disk has free."""
     steps: int | None = None
     """Short for --train.num-steps."""
-    reader: Literal["tfdata", "threads"] = "tfdata"
-    """How batches are read ahead; `threads` needs no TensorFlow. Both give the same batches."""
+    only: CellChoice = ()
+    """Only cells that have one of the values, as for scmbert corpus build; of all corpora."""
+    exclude: CellChoice = ()
+    """No cells that have one of the values."""
+    corpus_weights: str | None = None
+    """How often each corpus is drawn, e.g. 2,1,1; left out: by --corpus-temperature."""
+    corpus_temperature: float = 1.0
+    """Corpora are drawn in proportion to cells^(1/T): 1 by size, inf equally."""
+    balance_by: str | None = None
+    """Field of the cells, such as cell_type, whose values are drawn equally often (see --balance-temperature)."""
+    balance_temperature: float = float("inf")
+    """Values of --balance-by are drawn in proportion to cells^(1/T)."""
+    max_share: float | None = None
+    """No corpus (with --balance-by: no value) has more than this share of the draws."""
+    max_repeats: float | None = None
+    """No corpus (with --balance-by: no value) is drawn more often than this while all cells would be drawn once."""
+    reader: Literal["tfdata", "threads", "grain"] = "tfdata"
+    """How batches are read ahead; `threads` needs neither TensorFlow nor Grain. All give the same batches."""
+    multihost: bool = False
+    """One of several processes with this same command, started by Cloud TPU, GKE, Slurm or Open MPI."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, for a run of several processes."""
+    """Elsewhere: HOST:PORT of process 0, for a run of several processes."""
     num_processes: int = 1
     """Started with the same command but for --process-index; all see the same CORPUS and RUN_DIR."""
     process_index: int = 0
     """Which of them this is, from 0."""
+    join_timeout: int = 300
+    """Of several processes: seconds to wait for all to start."""
+    host_timeout: int = 100
+    """Of several processes: seconds without a heartbeat after which one is dead, and all others end."""
+    stall_timeout: float = 1800
+    """Of several processes: seconds without a finished step after which the process ends (exit code 7)."""
+    interrupted_exit_code: int = 0
+    """What a run that a signal stopped before its last step exits with; schedulers restart what is not 0."""
     fields: bool = False
     """List the fields of the configuration with their values, and stop."""
     overrides: tyro.conf.Suppress[tuple[str, ...]] = ()
 
     def run(self) -> int:
         from experiments import load_experiment
-        from scmbert_jax.config import ExperimentConfig, batch_covariates
+        from scmbert_jax.config import ExperimentConfig
 
         default = load_experiment(self.experiment)
         arguments = ["--help"] if self.fields else [*self.overrides]
         if self.steps is not None:
             arguments += ["--train.num-steps", str(self.steps)]
         config = tyro.cli(ExperimentConfig, default=default, args=arguments, prog=f"scmbert pretrain {self.experiment}")
-        if self.corpus is None or self.run_dir is None:
+        if not self.corpus or self.run_dir is None:
             raise ConfigError("pretrain needs --corpus DIR and --run-dir DIR.")
-        if self.num_processes > 1:
-            from scmbert_jax.parallel.multihost import join
+        if self.join_timeout < 1 or self.host_timeout < 1 or self.stall_timeout <= 0:
+            raise ConfigError("--join-timeout, --host-timeout and --stall-timeout are seconds, above 0.")
+        if self.multihost and (self.coordinator is not None or self.num_processes > 1):
+            raise ConfigError("--multihost finds the others itself: leave out --coordinator and --num-processes.")
+        if self.num_processes < 1 or (self.num_processes == 1 and self.coordinator is not None):
+            raise ConfigError(f"--num-processes {self.num_processes}: with --coordinator it must be 2 or more.")
 
-            join(self.coordinator, self.num_processes, self.process_index)
+        from scmbert_jax.parallel.multihost import failing_at_once, join, join_cluster
+
+        timeouts = {"host_timeout": self.host_timeout, "join_timeout": self.join_timeout}
+        if self.multihost:
+            join_cluster(**timeouts)
+        elif self.num_processes > 1:
+            join(self.coordinator, self.num_processes, self.process_index, **timeouts)
+        with failing_at_once():
+            return self._train(config, self.run_dir)
+
+    def _train(self, config: "ExperimentConfig", run_dir: Path) -> int:
+        import jax
 
         from data_pipelines.batch_reader import BatchReader
         from data_pipelines.collate import TokenSampling
         from data_pipelines.corpus import open_corpus
-        from data_pipelines.training_data import CorpusData
+        from data_pipelines.mixture import Mixture
+        from data_pipelines.training_data import MixtureData
+        from scmbert_jax.config import batch_covariates
+        from scmbert_jax.parallel.multihost import check_joined
         from scmbert_jax.training.loop import pretrain
 
-        corpus = open_corpus(self.corpus)
+        check_joined()
         in_use = config.modalities.in_use()
+        corpora = [
+            open_corpus(path, cache_dir=self.cache_dir, cache_gigabytes=self.cache_gigabytes) for path in self.corpus
+        ]
+        mixture = Mixture(corpora, self._mixture_options(), list(in_use))
         reader = BatchReader(
-            corpus,
+            mixture,
             {name: TokenSampling(modality.num_tokens, modality.zero_fraction) for name, modality in in_use.items()},
             seed=config.seed,
             global_batch_size=config.data.global_batch_size,
             num_streams=config.data.num_streams,
             window_blocks=config.data.window_blocks,
-            covariates=batch_covariates(config, corpus.vocabularies),
-            process_index=self.process_index,
-            process_count=self.num_processes,
+            covariates=batch_covariates(config, mixture.joined.vocabularies),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
+        if jax.process_index() == 0:
+            for line in mixture.in_words():
+                say(line)
         target_sums = {name: modality.target_sum for name, modality in in_use.items()}
         shown = {
             name: TokenSampling(modality.tokens_shown, modality.zero_fraction) for name, modality in in_use.items()
         }
-        data = CorpusData(corpus, reader, self.reader, target_sums, shown)
-        outcome = pretrain(config, data, self.run_dir)
-        if self.process_index == 0:
+        data = MixtureData(reader, self.reader, target_sums, shown)
+        outcome = pretrain(
+            config,
+            data,
+            run_dir,
+            report_stall_after=min(60.0, self.host_timeout / 2),  # before JAX gives a host up for dead
+            give_up_after=self.stall_timeout if jax.process_count() > 1 else math.inf,
+        )
+        for corpus in corpora:
+            corpus.close()  # nothing that was read ahead keeps the process waiting
+        if jax.process_index() == 0:
             how = "stopped by a signal; the same command continues" if outcome.interrupted else "done"
-            say(f"{self.run_dir}: step {outcome.step} of {config.train.num_steps}, {how}")
-        return 0
+            say(f"{run_dir}: step {outcome.step} of {config.train.num_steps}, {how}")
+        return self.interrupted_exit_code if outcome.interrupted else 0
+
+    def _mixture_options(self) -> "MixtureOptions":
+        from data_pipelines.cell_selection import CellSelection
+        from data_pipelines.mixture import MixtureOptions
+
+        return MixtureOptions(
+            selection=CellSelection(field_values("--only", self.only), field_values("--exclude", self.exclude)),
+            corpus_weights=_numbers("--corpus-weights", self.corpus_weights),
+            corpus_temperature=self.corpus_temperature,
+            balance_by=self.balance_by,
+            balance_temperature=self.balance_temperature,
+            max_share=self.max_share,
+            max_repeats=self.max_repeats,
+        )
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """2,1,1 -> (2.0, 1.0, 1.0)."""
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} {text}: expected numbers with commas between them, e.g. 2,1,1.") from None
 
 
 @dataclass(frozen=True)

@@ -1,38 +1,50 @@
 """Attention backends behind one interface.
 
-A backend is a pair: `check(AttentionShape)` raises `ConfigError` when it cannot serve a run, and `attend` computes it.
-Nothing falls back: a backend that cannot do a length, a dtype or a mesh says which one can. Adding a backend is one
-function pair and one line in `BACKENDS`.
+| name          | what it computes             | memory in the tokens S | where                                       |
+|---------------|------------------------------|------------------------|---------------------------------------------|
+| `xla`         | softmax attention            | S^2                    | anywhere                                    |
+| `xla_chunked` | softmax attention            | S                      | anywhere                                    |
+| `cudnn`       | softmax attention            | S                      | NVIDIA GPUs of Ampere and later, 16 bits    |
+| `splash`      | softmax attention            | S                      | TPUs                                        |
+| `favor`       | an estimate of it (FAVOR+)   | S; time S as well      | anywhere                                    |
+
+Nothing falls back: a backend that cannot do a platform, a dtype or a head says which can. Adding a backend is one file
+and one line in `BACKENDS`.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
+from scmbert_jax.config import ModelConfig
 from scmbert_jax.errors import ConfigError
-
-
-class AttentionShape(NamedTuple):
-    """What a backend must serve: tokens per row, heads, head width, dtype name, platform name."""
-
-    seq_len: int
-    num_heads: int
-    head_dim: int
-    dtype: str
-    platform: str
+from scmbert_jax.models import attention_chunked, attention_favor, attention_kernels
+from scmbert_jax.models.attention_shape import AttentionShape, shape_of
 
 
 class AttentionBackend(NamedTuple):
-    """`attend(q, k, v, lengths)`: q, k, v [B, S, H, Dh]; lengths int32 [B]; -> [B, S, H, Dh].
+    """`attend(q, k, v, lengths)`: q [B, Sq, H, Dh]; k, v [B, S, H, Dh]; lengths int32 [B], 1 .. S; -> [B, Sq, H, Dh].
 
-    Row b attends to its first `lengths[b]` tokens, scaled by head_dim**-0.5, softmax in float32. What a padded query
-    row holds is unspecified but finite; a loss that does not read it sends it a gradient of exactly zero.
+    Row b attends to its first `lengths[b]` keys, scaled by Dh**-0.5, softmax in float32. What a padded query row holds
+    is unspecified but finite; a loss that does not read it sends it a gradient of exactly zero, as padded keys get.
+
+    Attributes:
+      refusal: of an `AttentionShape`, why it cannot be served ("it needs ..., and this run ..."); None: it can.
+      attend: see above.
+      num_random_features: of a head width, how many random directions `attend` takes as a fifth argument, float32
+        [M, Dh]; None: it takes none. Those are estimates; the others all compute the same.
     """
 
-    check: Callable[[AttentionShape], None]
-    attend: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+    refusal: Callable[[AttentionShape], str | None]
+    attend: Callable[..., jax.Array]
+    num_random_features: Callable[[int], int] | None = None
+
+
+def _xla_refusal(shape: AttentionShape) -> None:
+    """XLA serves everything; its memory grows with the square of the tokens."""
 
 
 def _xla_attend(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -40,25 +52,53 @@ def _xla_attend(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) ->
     return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="xla")
 
 
-def _xla_check(shape: AttentionShape) -> None:
-    """XLA serves every length, dtype and platform; its memory grows with seq_len squared."""
-
-
 BACKENDS: dict[str, AttentionBackend] = {
-    "xla": AttentionBackend(_xla_check, _xla_attend),
+    "xla": AttentionBackend(_xla_refusal, _xla_attend),
+    "xla_chunked": AttentionBackend(attention_chunked.refusal, attention_chunked.attend),
+    "cudnn": AttentionBackend(attention_kernels.cudnn_refusal, attention_kernels.cudnn_attend),
+    "splash": AttentionBackend(attention_kernels.splash_refusal, attention_kernels.splash_attend),
+    "favor": AttentionBackend(attention_favor.refusal, attention_favor.attend, attention_favor.default_num_features),
 }
+
+
+def _backend(name: str) -> AttentionBackend:
+    if name not in BACKENDS:
+        raise ConfigError(f"model.attention is {name!r}; the backends are {', '.join(BACKENDS)}.")
+    return BACKENDS[name]
 
 
 def attention_backend(name: str, shape: AttentionShape) -> Callable[..., jax.Array]:
     """The `attend` of backend `name`, checked against `shape`. Raises `ConfigError` when it cannot serve it."""
-    if name not in BACKENDS:
-        raise ConfigError(f"model.attention is {name!r}; the backends are {', '.join(sorted(BACKENDS))}.")
-    backend = BACKENDS[name]
-    backend.check(shape)
+    backend = _backend(name)
+    reason = backend.refusal(shape)
+    if reason is not None:
+        can = {other: BACKENDS[other] for other in BACKENDS if BACKENDS[other].refusal(shape) is None}
+        exact = ", ".join(other for other in can if can[other].num_random_features is None)
+        estimates = ", ".join(other for other in can if can[other].num_random_features is not None)
+        raise ConfigError(
+            f"model.attention is {name!r}: {reason}. Those that can here: {exact}, which compute the same as {name}, "
+            f"and {estimates}, which estimates it. Set --model.attention for a run, or model.attention in the "
+            "config.json of a model folder."
+        )
     return backend.attend
 
 
-def shape_of(q: jax.Array) -> AttentionShape:
-    """The `AttentionShape` of queries q [B, S, H, Dh] on the default backend's platform."""
-    _, seq_len, num_heads, head_dim = q.shape
-    return AttentionShape(seq_len, num_heads, head_dim, jnp.dtype(q.dtype).name, jax.default_backend())
+class Directions(nnx.Variable):
+    """Random directions of a backend that estimates, float32 [M, Dh]. Drawn by (seed, step), not a parameter."""
+
+
+class Attention(nnx.Module):
+    """The backend of `config.attention`, with its random directions if it needs any."""
+
+    def __init__(self, config: ModelConfig):
+        self.name, backend = config.attention, _backend(config.attention)
+        self.directions: Any = nnx.data(None)
+        if backend.num_random_features is not None:
+            number = config.favor_features or backend.num_random_features(config.head_dim)
+            # Numbers come with the model's constants (`ModelDefinition`), which are drawn for a step.
+            self.directions = Directions(jnp.zeros((number, config.head_dim)))
+
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
+        """As `AttentionBackend.attend`. Raises `ConfigError` when the backend cannot serve these arrays here."""
+        attend = attention_backend(self.name, shape_of(q))
+        return attend(q, k, v, lengths, *(() if self.directions is None else (self.directions[...],)))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from scmbert_jax.config import ModelConfig
-from scmbert_jax.models.attention import attention_backend, shape_of
+from scmbert_jax.models.attention import Attention
 from scmbert_jax.models.token_sequence import TokenSequence, join_modalities, split_modalities
 from scmbert_jax.parallel.mesh import constrain
 
@@ -65,14 +65,13 @@ class EncoderBlock(nnx.Module):
         self.mlp_in_bias = constant(0.0, (num_experts, mlp_dim), (None, "mlp"))
         self.mlp_out = weight(rngs, (num_experts, mlp_dim, dim), mlp_dim, (None, "mlp", "embed"))
         self.mlp_out_bias = constant(0.0, (num_experts, dim), (None, None))
-        self.attention_name, self.num_experts = config.attention, num_experts
+        self.attention, self.num_experts = Attention(config), num_experts
 
     def __call__(self, x: jax.Array, tokens: TokenSequence, experts: tuple[int, ...]) -> jax.Array:  # [B, 1 + S, D]
         dtype = x.dtype
         y = self.attention_norm(x)
         qkv = jnp.einsum("bsd,dthk->tbshk", y, self.qkv[...].astype(dtype))  # [3, B, S, H, Dh]
-        attend = attention_backend(self.attention_name, shape_of(qkv[0]))
-        y = attend(qkv[0], qkv[1], qkv[2], tokens.lengths + 1)  # [B, S, H, Dh]
+        y = self.attention(qkv[0], qkv[1], qkv[2], tokens.lengths + 1)  # [B, S, H, Dh]
         y = jnp.einsum("bshk,hkd->bsd", y, self.attention_out[...].astype(dtype))
         x = constrain(x + y + self.attention_bias[...].astype(dtype), "batch", "length", "embed")
         y = self.mlp_norm(x)

@@ -4,13 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from scmbert_jax.batch import CellBatch, FeatureLayout
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.alignment import AlignmentHead
-from scmbert_jax.models.embeddings import FeatureTable, Links, TokenEmbedding, link_arrays
+from scmbert_jax.models.attention_favor import redraw
+from scmbert_jax.models.embeddings import FeatureTable, TokenEmbedding, link_arrays
 from scmbert_jax.models.encoder import make_encoder
 from scmbert_jax.models.heads import ValueHead
 from scmbert_jax.models.likelihoods import Likelihood, Prediction, Truth, make_likelihood
@@ -183,8 +185,9 @@ class ModelDefinition:
     Attributes:
       abstract_params: nested dict of `jax.ShapeDtypeStruct`.
       logical_axes: nested dict of tuples, one name (or None) per dimension of each parameter.
-      constants: nested dict of int32 numpy arrays (the feature links): data, not parameters. They are an argument of
-        every jitted function, because baking the links of a million regions into a program is slow.
+      constants: nested dict of numpy arrays, data and not parameters: the feature links (int32), and the random
+        directions (float32) of `favor` attention, those of the run's last step. They are an argument of every jitted
+        function, because baking the links of a million regions into a program is slow.
     """
 
     def __init__(self, config: ExperimentConfig, layout: FeatureLayout):
@@ -192,15 +195,16 @@ class ModelDefinition:
         self.config, self.layout = config, layout
         with nnx.use_eager_sharding(False):
             abstract = nnx.eval_shape(lambda: self._create(jax.random.key(0)))
-        self._graph, params, *rest = nnx.split(abstract, nnx.Param, Links)
-        (constants,) = rest
+        parts: Any = nnx.split(abstract, nnx.Param, ...)
+        self._graph, params, constants = parts
         self._params_tree, self._constants_tree = jax.tree.structure(params), jax.tree.structure(constants)
         axes = jax.tree.map(
             lambda param: param.get_metadata("logical_axes"), params, is_leaf=lambda x: isinstance(x, nnx.Variable)
         )
         self.abstract_params: dict[str, Any] = nnx.to_pure_dict(params)
         self.logical_axes: dict[str, Any] = nnx.to_pure_dict(axes)
-        self.constants: dict[str, Any] = {"table": {"links": link_arrays(layout)}}
+        given = nnx.to_pure_dict(constants) | {"table": {"links": link_arrays(layout)}}
+        self.constants: dict[str, Any] = jax.tree.map(np.asarray, self.constants_at(given, config.train.num_steps - 1))
 
     def _create(self, key: jax.Array) -> ScMbert:
         return ScMbert(self.config, self.layout, nnx.Rngs(params=key))
@@ -208,7 +212,12 @@ class ModelDefinition:
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Random parameters; a pure function of (config, layout, key). Jit it with shardings for large models."""
         with nnx.use_eager_sharding(False):
-            return nnx.to_pure_dict(nnx.split(self._create(key), nnx.Param, Links)[1])
+            return nnx.to_pure_dict(nnx.split(self._create(key), nnx.Param, ...)[1])
+
+    def constants_at(self, constants: dict[str, Any], step: jax.Array | int) -> dict[str, Any]:
+        """`constants` as they are at a step of training: random directions are a function of (seed, step)."""
+        every = self.config.model.favor_redraw_every
+        return redraw(constants, self.config.seed, step // every if every else 0)
 
     def merge(self, params: dict[str, Any], constants: dict[str, Any]) -> ScMbert:
         """The model with these numbers in it; call it inside the jitted function."""

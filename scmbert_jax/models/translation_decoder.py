@@ -11,7 +11,7 @@ from flax import nnx
 
 from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import ModelConfig
-from scmbert_jax.models.attention import attention_backend, shape_of
+from scmbert_jax.models.attention import Attention
 from scmbert_jax.models.encoder import LayerNorm, constant, weight
 from scmbert_jax.parallel.mesh import constrain
 
@@ -51,14 +51,14 @@ class CrossAttentionBlock(nnx.Module):
         self.mlp_in_bias = constant(0.0, (mlp_dim,), ("mlp",))
         self.mlp_out = weight(rngs, (mlp_dim, dim), mlp_dim, ("mlp", "embed"))
         self.mlp_out_bias = constant(0.0, (dim,), (None,))
-        self.attention_name = config.attention
+        self.attention = Attention(config)
 
     def __call__(self, x: jax.Array, states: jax.Array, lengths: jax.Array) -> jax.Array:
         """x [B, M, D]; states [B, S, D], of which the first `lengths` int32 [B] are real -> [B, M, D]."""
         dtype = x.dtype
         query = jnp.einsum("bmd,dhk->bmhk", self.attention_norm(x), self.query[...].astype(dtype))
         key, value = jnp.einsum("bsd,dthk->tbshk", states, self.key_value[...].astype(dtype))
-        y = attention_backend(self.attention_name, shape_of(key))(query, key, value, lengths)
+        y = self.attention(query, key, value, lengths)
         x = x + jnp.einsum("bmhk,hkd->bmd", y, self.attention_out[...].astype(dtype))
         y = jax.nn.gelu(self.mlp_norm(x) @ self.mlp_in[...].astype(dtype) + self.mlp_in_bias[...].astype(dtype))
         return x + y @ self.mlp_out[...].astype(dtype) + self.mlp_out_bias[...].astype(dtype)

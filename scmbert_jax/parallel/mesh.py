@@ -6,7 +6,7 @@ array only, so with `batch` on `fsdp` the same array's `embed` stays whole (acti
 which has no `batch` beside it, is sharded (FSDP).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -92,6 +92,26 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(logical_axes))
+
+
+def on_each_device(
+    function: Callable[..., jax.Array], arguments: Sequence[LogicalAxes], result: LogicalAxes
+) -> Callable[..., jax.Array]:
+    """`function` called by every device of the current mesh with its own part of the arguments; for kernels, which XLA
+    cannot split. Without a mesh, `function` as it is.
+
+    Args:
+      arguments, result: logical axes of each array; `function` must need no other part of those that are split.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    # Kernels do not say over which axes their results vary, so JAX cannot check it.
+    return jax.shard_map(
+        function,
+        in_specs=tuple(partition_spec(axes) for axes in arguments),
+        out_specs=partition_spec(result),
+        check_vma=False,
+    )
 
 
 def batch_to_devices(batch: Any, mesh: Mesh) -> Any:

@@ -1,30 +1,131 @@
-"""Runs of several processes: how they find each other, and how they agree to stop."""
+"""Runs of several processes: how they find each other, how they agree to stop, and how they fail."""
+
+import os
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from scmbert_jax.errors import ConfigError
+from scmbert_jax.errors import ConfigError, HostError, UserError
+
+# JAX ends a process by itself when it cannot connect, with a stack trace of C++; we speak this much earlier.
+_BEFORE_JAX_ABORTS = 30  # seconds
 
 
-def join(coordinator: str | None, num_processes: int, process_index: int) -> None:
+def join(
+    coordinator: str | None, num_processes: int, process_index: int, *, host_timeout: int = 100, join_timeout: int = 300
+) -> None:
     """Connects this process to the others; call it before anything else uses JAX.
 
     Args:
       coordinator: HOST:PORT of process 0, reachable from all.
       num_processes: how many there are.
       process_index: which this is, 0 <= index < num_processes.
+      host_timeout: seconds without a heartbeat after which JAX takes a process for dead and ends all others.
+      join_timeout: seconds to wait for the others to join.
 
-    Raises `ConfigError` when the numbers do not fit or the others cannot be reached.
+    Raises `ConfigError` when the numbers do not fit, `HostError` when the others cannot be reached. When they do not
+    come within `join_timeout`, the process ends with the exit code of `HostError`.
     """
     if coordinator is None:
         raise ConfigError(f"--num-processes {num_processes} needs --coordinator HOST:PORT (the address of process 0).")
     if not 0 <= process_index < num_processes:
         raise ConfigError(f"--process-index {process_index}: expected 0 to {num_processes - 1}.")
+    who = f"process {process_index} of {num_processes} at {coordinator}"
+    _initialize(
+        who,
+        host_timeout,
+        join_timeout,
+        coordinator_address=coordinator,
+        num_processes=num_processes,
+        process_id=process_index,
+        cluster_detection_method="deactivate",  # inside a Slurm job, say, JAX would take one GPU only
+    )
+
+
+def join_cluster(*, host_timeout: int = 100, join_timeout: int = 300) -> None:
+    """As `join`, with addresses and numbers as JAX finds them: Cloud TPU, GKE, Slurm, Open MPI.
+
+    Raises `ConfigError` where it finds none of these, `HostError` when the others cannot be reached.
+    """
     try:
-        jax.distributed.initialize(coordinator, num_processes=num_processes, process_id=process_index)
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"process {process_index} cannot join at {coordinator}: {error}") from error
+        _initialize("this process", host_timeout, join_timeout)
+    except ValueError as error:
+        raise ConfigError(
+            f"--multihost: no cluster was found ({error}) JAX knows Cloud TPU VMs, GKE with TPUs, tasks of srun and "
+            "mpirun. Start the command by one of these, or say --coordinator HOST:PORT --num-processes N "
+            "--process-index I. A process alone needs none of them."
+        ) from error
+
+
+def _initialize(who: str, host_timeout: int, join_timeout: int, **place: Any) -> None:
+    def give_up() -> None:
+        _leave(
+            f"{who} has waited {join_timeout} s for the others (--join-timeout). Did all start, with the same "
+            "numbers, and does the network let them reach process 0?",
+            HostError.exit_code,
+        )
+
+    waiting = threading.Timer(join_timeout, give_up)
+    waiting.daemon = True
+    waiting.start()
+    try:
+        jax.distributed.initialize(
+            **place,
+            initialization_timeout=join_timeout + _BEFORE_JAX_ABORTS,
+            heartbeat_timeout_seconds=host_timeout,
+        )
+    except RuntimeError as error:
+        raise HostError(f"{who} cannot join the others: {error}") from error
+    finally:
+        waiting.cancel()
+
+
+def check_joined() -> None:
+    """Raises `ConfigError` where JAX sees several hosts (a TPU slice) that have not joined."""
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise ConfigError(
+            f"this host is one of {jax.process_count()} that share the accelerators: give --multihost, on all of them."
+        )
+
+
+@contextmanager
+def failing_at_once() -> Iterator[None]:
+    """An error in one of several processes ends that process at once, with its message and exit code.
+
+    Left to itself, Python would wait at its exit for the others to finish, which wait for this one. An error nobody
+    foresaw (the network's when another process died, for one) is shown whole and ends with the code of `HostError`.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not jax.distributed.is_initialized() or isinstance(error, SystemExit):
+            raise
+        who = socket.gethostname()  # JAX may not be asked for the index: it could wait for the others to tell
+        if isinstance(error, UserError):
+            _leave(f"{who}: {error}", error.exit_code)
+        if isinstance(error, KeyboardInterrupt):
+            _leave(f"{who}: interrupted", 130)
+        traceback.print_exc()
+        _leave(
+            f"{who} stops at an error, {type(error).__name__}: has another process died? Start all of them again: the "
+            "same command continues from the newest checkpoint.",
+            HostError.exit_code,
+        )
+
+
+def _leave(message: str, exit_code: int) -> NoReturn:
+    """Ends the process without Python's exit, which would wait for the other processes."""
+    print(f"scmbert: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(exit_code)
 
 
 class StopAgreement:

@@ -2,12 +2,12 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.feature_mapping import map_genes, map_proteins, map_regions
+from data_pipelines.feature_mapping import FeatureMapping, map_genes, map_proteins, map_regions
 from data_pipelines.feature_space import ModalityFeatures
 from data_pipelines.genome_assembly import assembly_of_genome
 from scmbert_jax.errors import InputError
@@ -120,7 +120,9 @@ def target_features(model: PretrainedModel, target: str, asked: Sequence[str] | 
 def _as_in_a_file(known: ModalityFeatures, names: list[str]) -> list[list[int]]:
     """The places of features as the input check of a file would find them; [] where it finds none."""
     kind, _, where = known.space.partition(":")
-    mapping = {"gene": map_genes, "protein": map_proteins, "region": map_regions}[kind](np.array(names, str), where)
+    mappings: dict[str, Callable[[np.ndarray, str], FeatureMapping]]
+    mappings = {"gene": map_genes, "protein": map_proteins, "region": map_regions}
+    mapping = mappings[kind](np.array(names, str), where)
     places = np.where(mapping.ids != "", known.index_of(mapping.ids), -1)
     found = [[place] if place >= 0 else [] for place in places.tolist()]
     if kind == "protein":  # "CD3" of a panel with two clones, cd3.1 and cd3.2: both

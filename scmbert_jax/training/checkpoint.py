@@ -43,16 +43,22 @@ sys.unraisablehook = _all_but_late_writes(sys.unraisablehook)
 
 
 class RunCheckpoints:
-    """The `checkpoints` folder of a run: asynchronous saves, the newest `keep` are kept."""
+    """The `checkpoints` folder of a run: asynchronous saves, the newest `keep` are kept.
+
+    Raises `CheckpointError` where the folder cannot be read.
+    """
 
     def __init__(self, folder: Path, keep: int):
         self.folder = folder.absolute()
-        self._checkpointer = ocp.training.Checkpointer(
-            self.folder,
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            cleanup_tmp_directories=True,
-        )
+        try:
+            self._checkpointer = ocp.training.Checkpointer(
+                self.folder,
+                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                cleanup_tmp_directories=True,
+            )
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: checkpoints cannot be read here ({error.strerror}).") from error
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""

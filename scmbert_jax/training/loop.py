@@ -18,7 +18,8 @@ import jax
 from scmbert_jax.batch import CellBatch, FeatureLayout
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import TrainingError
-from scmbert_jax.models.attention import AttentionShape, attention_backend
+from scmbert_jax.models.attention import attention_backend
+from scmbert_jax.models.attention_shape import shape_of_run
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import objective_at, objectives_of
 from scmbert_jax.parallel.mesh import batch_to_devices, check_process_order, make_mesh, replicated
@@ -27,6 +28,7 @@ from scmbert_jax.training.checkpoint import RunCheckpoints
 from scmbert_jax.training.metrics import MetricsWriter
 from scmbert_jax.training.optimizer import make_optimizer
 from scmbert_jax.training.run_folder import DataIdentity, RunFolder
+from scmbert_jax.training.stall_watch import StallWatch
 from scmbert_jax.training.train_state import abstract_state, initial_state
 from scmbert_jax.training.train_step import make_train_step
 
@@ -55,10 +57,12 @@ def pretrain(
     *,
     devices: Sequence[jax.Device] | None = None,
     show_progress: bool = True,
+    report_stall_after: float = 60.0,
+    give_up_after: float = math.inf,
 ) -> Outcome:
     """Trains to `config.train.num_steps`, continuing from the newest checkpoint of `run_dir` if it has one.
 
-    `devices`: those of the mesh; None: all there are.
+    `devices`: those of the mesh; None: all there are. `report_stall_after`, `give_up_after`: seconds, see `StallWatch`.
 
     Raises `ConfigError` or `CheckpointError` when the folder belongs to another run or a checkpoint cannot be read or
     written, `TrainingError` at a loss that is not finite. SIGTERM and SIGINT save and return with `interrupted`.
@@ -69,7 +73,7 @@ def pretrain(
     model = ModelDefinition(config, data.layout)
     optimizer = make_optimizer(config, model.logical_axes)
     # A configuration that cannot run is refused before there is a folder that holds on to it.
-    _check_attention(config)
+    attention_backend(config.model.attention, shape_of_run(config.model, mesh.devices.flat[0]))
     abstract = abstract_state(model, optimizer, mesh)
     folder = RunFolder(run_dir, config, data, is_coordinator)
     checkpoints = RunCheckpoints(folder.checkpoints, config.train.keep_checkpoints)
@@ -91,13 +95,15 @@ def pretrain(
             constants = jax.device_put(model.constants, replicated(mesh))
             log = _StepLog(config, writer, checkpoints)
             agreed_to_stop = StopAgreement(mesh)
-            with _StopOnSignal() as stop, jax.transfer_guard("disallow"):
+            stall_watch = StallWatch(first, report_stall_after, give_up_after)
+            with _StopOnSignal() as stop, stall_watch, jax.transfer_guard("disallow"):
                 done = first
                 for step, batch in log.timed(data.batches(first, config.train.num_steps)):
                     name = objective_at(config, step)
                     state, metrics = steps[name](state, constants, batch_to_devices(batch, mesh))
                     done = step + 1
                     log.dispatched(done, name, metrics)
+                    stall_watch.finished(step)
                     stopping = agreed_to_stop(stop.requested)
                     if done % config.train.checkpoint_every == 0 or stopping:
                         log.read_all()  # never save a state whose step was not finite
@@ -114,13 +120,6 @@ def pretrain(
             writer.close()
         checkpoints.close()
         folder.close()
-
-
-def _check_attention(config: ExperimentConfig) -> None:
-    seq_len = 1 + sum(modality.num_tokens for modality in config.modalities.in_use().values())  # [CLS] and the tokens
-    size = config.model
-    shape = AttentionShape(seq_len, size.num_heads, size.head_dim, size.compute_dtype, jax.default_backend())
-    attention_backend(size.attention, shape)
 
 
 class _StepLog:

@@ -1,7 +1,8 @@
 """The folder of a run: what it was started with, its metrics, a lock against a second run on it.
 
 config.json               the whole resolved configuration
-provenance.json           versions, git commit, hardware, corpus fingerprint, feature-space hash, information, command
+provenance.json           versions, git commit, hardware, corpora and how cells are drawn from them, their fingerprint,
+                          feature-space hash, information, command
 feature_space.parquet     the features of the model's table
 feature_statistics.npz    what each of them is like by itself: where the model starts
 metrics.jsonl             one row per logged step
@@ -9,19 +10,21 @@ tensorboard/              the same as TensorBoard events
 checkpoints/              Orbax
 """
 
+import errno
 import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from scmbert_jax.config import ExperimentConfig, differing_fields, load_config, to_dict
-from scmbert_jax.errors import CheckpointError, ConfigError, TrainingError
+from scmbert_jax.errors import CheckpointError, ConfigError, RunInProgress, TrainingError
 from scmbert_jax.training.run_information import run_information
 
 # Fields that may change when a run continues: they touch neither the data nor the parameters' path.
@@ -41,8 +44,13 @@ class DataIdentity(Protocol):
 
     fingerprint: str
     feature_space_hash: str
+    description: dict[str, Any]  # the corpora, which of their cells are drawn, how often, and in which order_version
     covariates: dict[str, list[str]]  # covariate name -> its categories, in the order of their codes
-    information: dict[str, Any]  # what the data tell beside counts; see `run_information`
+
+    @property
+    def information(self) -> dict[str, Any]:
+        """What the data tell beside counts; see `run_information`."""
+        ...
 
     def save_features(self, folder: Path) -> None:
         """Writes feature_space.parquet and feature_statistics.npz."""
@@ -82,7 +90,7 @@ class RunFolder:
     """Opens or creates a run folder and holds its lock until `close`.
 
     Raises `ConfigError` when the folder belongs to another configuration, `CheckpointError` when it belongs to other
-    data, and either with the path when it cannot be written or another process runs in it.
+    data or cannot be written, `RunInProgress` when another process trains in it.
     """
 
     def __init__(self, path: Path, config: ExperimentConfig, data: DataIdentity, is_coordinator: bool = True):
@@ -91,38 +99,44 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self._metrics_path = path / "metrics.jsonl"
         self._lock: TextIO | None = None
+        self._metrics: TextIO | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
             if is_coordinator:
-                self._lock = (path / "lock").open("w")
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(
-                f"{path}: another process trains in this run folder; wait or choose another."
-            ) from error
+                self._lock = _locked(path / "lock")
+                self._start_or_continue(config, data)
+                self._metrics = self._metrics_path.open("a", encoding="utf-8")
+                if self.checkpoints.exists() and not os.access(self.checkpoints, os.W_OK, effective_ids=True):
+                    # Known now, not at the first checkpoint.
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.checkpoints))
         except OSError as error:
-            raise CheckpointError(f"{path}: the run folder cannot be written ({error.strerror}).") from error
-        self._metrics: TextIO | None = None
-        if not is_coordinator:
-            return
+            self.close()
+            where = "" if error.filename in (None, str(path)) else f"{error.filename}: "
+            raise CheckpointError(f"{path}: the run folder cannot be written ({where}{error.strerror}).") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _start_or_continue(self, config: ExperimentConfig, data: DataIdentity) -> None:
+        path = self.path
         if (path / "config.json").exists():
             self._check_same_run(config, data)
-        else:
-            data.save_features(path)
-            provenance = {
-                "corpus_fingerprint": data.fingerprint,
-                "feature_space_hash": data.feature_space_hash,
-                "covariates": data.covariates,
-                "information": run_information(data.information, data.covariates),
-                "versions": software_versions(),
-                "git_commit": git_commit(),
-                "hardware": {"machine": platform.machine(), "system": platform.system(), "cpu_count": os.cpu_count()},
-                "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            }
-            _write_whole(path / "provenance.json", json.dumps(provenance, indent=2) + "\n")
-            # Last, and whole: a folder without it was never started.
-            _write_whole(path / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
-        self._metrics = self._metrics_path.open("a", encoding="utf-8")
+            return
+        data.save_features(path)
+        provenance = {
+            "corpus_fingerprint": data.fingerprint,
+            "feature_space_hash": data.feature_space_hash,
+            "data": data.description,
+            "covariates": data.covariates,
+            "information": run_information(data.information, data.covariates),
+            "versions": software_versions(),
+            "git_commit": git_commit(),
+            "hardware": {"machine": platform.machine(), "system": platform.system(), "cpu_count": os.cpu_count()},
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        }
+        _write_whole(path / "provenance.json", json.dumps(provenance, indent=2) + "\n")
+        # Last, and whole: a folder without it was never started.
+        _write_whole(path / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
 
     def _check_same_run(self, config: ExperimentConfig, data: DataIdentity) -> None:
         changed = differing_fields(load_config(self.path / "config.json"), config)
@@ -134,14 +148,22 @@ class RunFolder:
                 "Continue with the same fields, or use another run folder."
             )
         provenance = read_provenance(self.path)
+        recorded, order = provenance.get("data"), data.description["order_version"]
+        if recorded is not None and recorded["order_version"] != order:
+            raise CheckpointError(
+                f"{self.path}: this run draws its cells in an order of version {recorded['order_version']}, this "
+                f"program in one of version {order}: continue with the program that started it, or use another folder."
+            )
         for field, found, what in (
             ("feature_space_hash", data.feature_space_hash, "feature space"),
-            ("corpus_fingerprint", data.fingerprint, "corpus"),
+            ("corpus_fingerprint", data.fingerprint, "corpus, or draws other cells of it or with other shares"),
         ):
             if provenance[field] != found:
+                before, now = (_in_words(stated) for stated in (recorded, data.description))
                 raise CheckpointError(
                     f"{self.path}: this run folder was started on another {what} ({field} {provenance[field][:12]}... "
-                    f"there, {found[:12]}... now). Give the corpus it was started on, or use another run folder."
+                    f"there, {found[:12]}... now). It was started with {before}; now it is given {now}. Give what it "
+                    "was started with, or use another run folder."
                 )
 
     def drop_metrics_after(self, step: int) -> None:
@@ -190,6 +212,45 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def _in_words(description: dict[str, Any] | None) -> str:
+    """The corpora, and the options that were given."""
+    if description is None:
+        return "what an earlier version did not record"
+    options = [f"{name} {json.dumps(value)}" for name, value in description["options"].items()]
+    corpora = ", ".join(corpus["path"] for corpus in description["corpora"])
+    return f"{corpora} ({', '.join(options) or 'all cells, by size'})"
+
+
+def _locked(path: Path) -> TextIO:
+    """The file, locked until it is closed or the process ends, with the holder's name in it.
+
+    Raises `RunInProgress` when another process holds it, `CheckpointError` when its file system knows no locks, OSError
+    otherwise.
+    """
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise RunInProgress(
+                f"{path.parent}: another process trains in this run folder ({holder}); wait for it, stop it or choose "
+                "another folder."
+            ) from error
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise CheckpointError(
+                f"{path}: this file system knows no file locks ({error.strerror}), so two runs could spoil each other "
+                "here. Mount it with locks (Lustre: -o flock; NFS: with its lock service), or choose another folder."
+            ) from error
+        raise
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
 
 
 def _write_whole(path: Path, text: str) -> None:

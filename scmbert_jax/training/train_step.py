@@ -76,7 +76,7 @@ def make_train_step(
     learning_rate = learning_rate_schedule(config)
 
     def train_step(state: TrainState, constants: Any, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = step_key(config.seed, state.step)
+        key, constants = step_key(config.seed, state.step), model.constants_at(constants, state.step)
         sums, gradients = sum_of_gradients(
             model, objective, config.train.num_microbatches, state.params, constants, batch, key
         )

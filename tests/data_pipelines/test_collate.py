@@ -15,6 +15,7 @@ from data_pipelines.collate import (
     token_key,
 )
 from data_pipelines.counter_hash import fold, fold_array, fold_compiled, hash_of
+from data_pipelines.packed_counts import index_of, pack
 from scmbert_jax.errors import ConfigError, InputError
 
 
@@ -22,14 +23,14 @@ def tokens_of(dense, num_tokens, zero_fraction, *, mask=None, seed=0, epoch=0, k
     """Sample tokens of the rows of a dense count matrix: ModalityTokens."""
     matrix = scipy.sparse.csr_matrix(dense)
     num_cells, num_features = matrix.shape
+    packed = pack(np.diff(matrix.indptr), matrix.indices, matrix.data)
     tokens = empty_tokens(num_cells, num_tokens)
     fill_tokens(
         tokens,
         slice(0, num_cells),
         np.arange(num_cells),
-        matrix.indptr.astype(np.int64),
-        matrix.indices.astype(np.int32),
-        matrix.data.astype(np.uint32),
+        packed,
+        index_of(packed),
         (np.arange(num_cells) if keys is None else np.asarray(keys)).astype(np.uint64),
         np.zeros(num_cells, np.int32),
         np.ones(num_cells, bool) if measured is None else measured,

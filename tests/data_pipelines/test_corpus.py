@@ -17,10 +17,10 @@ from data_pipelines.corpus import (
     OBS,
     balanced_block_sizes,
     open_corpus,
-    verify_corpus,
 )
 from data_pipelines.corpus_description import describe_corpus, describe_text
 from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.verify_corpus import verify_corpus
 from scmbert_jax.errors import CorpusError
 
 
@@ -29,7 +29,7 @@ def built(tmp_path_factory):
     """A corpus of several shards, 13 blocks of 16 cells."""
     cells = synthetic_cells(208, 80, 10, 0, num_batches=4, seed=0)
     out = tmp_path_factory.mktemp("built") / "corpus"
-    build_corpus(out, [cells.to_mudata()], min_genes=1, block_size=16, shard_bytes=3500)
+    build_corpus(out, [cells.to_mudata()], min_genes=1, block_size=16, shard_bytes=1200)
     return out
 
 
@@ -74,9 +74,11 @@ def test_tensorflow_reads_our_shards(built):
     with open_corpus(built) as corpus:
         paths = [str(corpus.shard_path(shard)) for shard in range(len(corpus.manifest["shards"]))]
         assert len(paths) > 2
-        records = [record.numpy() for record in tf.data.TFRecordDataset(paths)]
-        assert len(records) == corpus.num_blocks
-        for index, record in enumerate(records):
+        form = {"block": tf.io.FixedLenFeature((), tf.string)}
+        examples = [tf.io.parse_single_example(record, form) for record in tf.data.TFRecordDataset(paths)]
+        assert len(examples) == corpus.num_blocks
+        for index, example in enumerate(examples):
+            record = example["block"].numpy()
             np.testing.assert_array_equal(cell_block.decode(record).cell_index, corpus.read_block(index).cell_index)
 
 
@@ -123,7 +125,7 @@ def test_a_folder_without_manifest_is_no_corpus(built, tmp_path):
 def test_another_format_version_is_refused_by_number(copied):
     edit_manifest(copied, format_version=99)
     for use in (open_corpus, verify_corpus, describe_corpus):
-        with pytest.raises(CorpusError, match=r"format version 99.*reads version 1"):
+        with pytest.raises(CorpusError, match=r"format version 99.*reads version 2"):
             use(copied)
 
 
@@ -167,8 +169,19 @@ def test_the_feature_space_of_another_corpus_is_refused(copied, tmp_path):
 
 # --- damaged inside --------------------------------------------------------------------------------------------------
 
-# Where in a record: the frame (length, its checksum, the data's checksum), the block's header, its payload.
-POSITIONS = {"length": 1, "length checksum": 9, "magic": 12, "version": 16, "block checksum": 37, "payload": 90}
+# Where in a record: the frame (length, its checksum, the data's checksum), the Example around the block, its header,
+# its payload.
+_BLOCK = tfrecord.frame(bytes(200)).find(bytes(100))
+POSITIONS = {
+    "length": 1,
+    "length checksum": 9,
+    "example": 12,
+    "example's feature": _BLOCK - 3,
+    "magic": _BLOCK,
+    "version": _BLOCK + 4,
+    "payload bytes": _BLOCK + 8,
+    "payload": _BLOCK + 78,
+}
 
 
 @pytest.mark.parametrize("place", [*POSITIONS, "data checksum"])
@@ -177,7 +190,7 @@ def test_a_flipped_byte_is_found_and_its_shard_and_block_are_named(copied, place
         shard, within = 1, 1
         block = corpus.manifest["shards"][0]["blocks"] + within
         path = corpus.shard_path(shard)
-        offsets = tfrecord.read_offsets(path, corpus.manifest["shards"][shard]["blocks"])
+        offsets = tfrecord.parse_offsets(tfrecord.offsets_path(path).read_bytes(), path.stat().st_size, path)
     flip(path, offsets[within] + POSITIONS[place] if place in POSITIONS else offsets[within + 1] - 2)
     with open_corpus(copied) as corpus:
         with pytest.raises(CorpusError, match=rf"{path.name}: block {block} \(record {within} of the shard\)"):

@@ -1,8 +1,13 @@
 """The feature space: canonical order, one hash, safe storage."""
 
+import json
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from data_pipelines import feature_space
 from data_pipelines.feature_space import FeatureSpace, ModalityFeatures
 from scmbert_jax.errors import InputError
 
@@ -111,3 +116,9 @@ def test_two_organisms_or_two_assemblies_never_share_a_space():
         FeatureSpace({"rna": genes(["A"])}).union(FeatureSpace({"rna": genes(["A"], "gene:mouse")}))
     with pytest.raises(InputError, match="one organism"):
         FeatureSpace({"rna": genes(["A"], "gene:mouse"), "protein": proteins({"cd3": ()})})
+
+
+@given(st.text(), st.text(), st.integers(-1, 2**40), st.lists(st.text(), max_size=3).map(tuple), st.text())
+def test_the_text_that_is_hashed_is_that_of_json(feature_id, chrom, start, links, name):
+    row = (feature_id, chrom, start, start + 1, links, name)
+    assert feature_space._row_text(*row) == json.dumps(row)

@@ -1,8 +1,11 @@
 """Batches: the cells the order names, complete in every field, the same however they are made ahead."""
 
 import json
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,8 +15,9 @@ from data_pipelines.batch_reader import BatchReader
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus import open_corpus
-from data_pipelines.input_pipeline import tf_batches, thread_batches
+from data_pipelines.input_pipeline import thread_batches
 from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.training_data import FRONT_ENDS
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import ConfigError, CorpusError
 
@@ -86,7 +90,7 @@ def test_every_token_is_a_count_of_the_cell_it_names(cells, corpus, reader):
 
 def test_an_epoch_has_every_cell_at_most_once(reader):
     seen = np.concatenate([reader.batch_at(step).cell_index for step in range(reader.steps_per_epoch)])
-    assert len(np.unique(seen)) == len(seen) == reader.order.cells_per_epoch
+    assert len(np.unique(seen)) == len(seen) == reader.steps_per_epoch * SETTINGS["global_batch_size"]
 
 
 def test_the_batch_of_a_step_does_not_depend_on_what_was_read_before(corpus, reader):
@@ -115,15 +119,38 @@ def test_processes_make_the_rows_of_the_one_batch(corpus, reader, process_count)
             np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole, err_msg=name)
 
 
-def test_tf_data_and_threads_give_the_same_batches_bit_for_bit(reader):
-    pytest.importorskip("tensorflow")
+def test_all_front_ends_give_the_same_batches_bit_for_bit(reader):
     start, stop = 3, reader.steps_per_epoch + 4
-    by_threads = list(thread_batches(reader, start, stop, num_threads=3))
-    by_tf = list(tf_batches(reader, start, stop, num_threads=3))
-    assert [step for step, _ in by_threads] == [step for step, _ in by_tf] == list(range(start, stop))
-    for (step, first), (_, second) in zip(by_threads, by_tf, strict=True):
-        assert_same(first, second)
-        assert_same(first, reader.batch_at(step))
+    expected = [reader.batch_at(step) for step in range(start, stop)]
+    assert list(FRONT_ENDS) == ["tfdata", "threads", "grain"]
+    for batches in FRONT_ENDS.values():
+        steps, found = zip(*batches(reader, start, stop, num_threads=3), strict=True)
+        assert list(steps) == list(range(start, stop))
+        for batch, right in zip(found, expected, strict=True):
+            assert type(batch) is CellBatch
+            assert_same(batch, right)
+
+
+@pytest.mark.parametrize("front_end", ["threads", "grain"])
+def test_batches_are_made_ahead_in_threads_of_their_own_and_no_more_than_that(reader, front_end, monkeypatch):
+    made = []
+    plain = reader.batch_at
+    monkeypatch.setattr(reader, "batch_at", lambda step: made.append((step, threading.current_thread())) or plain(step))
+    batches = FRONT_ENDS[front_end](reader, 0, 1000, num_threads=2, prefetch=3)
+    next(batches)
+    until = time.monotonic() + 10
+    while len(made) < 5 and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    batches.close()
+    assert 5 <= len(made) <= 8
+    assert threading.current_thread() not in [thread for _, thread in made]
+
+
+def test_a_front_end_that_is_not_installed_says_what_to_install(reader, monkeypatch):
+    monkeypatch.setitem(sys.modules, "grain", None)
+    with pytest.raises(ConfigError, match=r"--reader grain needs the package grain .*scmbert_jax\[grain\]"):
+        next(FRONT_ENDS["grain"](reader, 0, 3))
 
 
 def test_many_threads_may_share_a_reader(corpus, reader):
@@ -138,16 +165,17 @@ def test_many_threads_may_share_a_reader(corpus, reader):
 def test_the_windows_in_memory_are_bounded(reader):
     for step in range(2 * reader.steps_per_epoch):
         reader.batch_at(step)
-    assert len(reader._windows._cache) <= reader._windows._capacity <= 3 * SETTINGS["num_streams"]
+    (windows,) = reader._windows
+    assert len(windows._cache) <= windows._capacity <= 3 * SETTINGS["num_streams"]
 
 
 def test_each_window_is_decoded_once_an_epoch(corpus, reader, monkeypatch):
     read = []
-    plain = corpus.read_block
-    monkeypatch.setattr(corpus, "read_block", lambda index, wanted=None: read.append(index) or plain(index, wanted))
+    plain = corpus.read_packed_block
+    monkeypatch.setattr(corpus, "read_packed_block", lambda index, *more: read.append(index) or plain(index, *more))
     for step in range(reader.steps_per_epoch):
         reader.batch_at(step)
-    assert len(read) == len(set(read)) <= corpus.num_blocks
+    assert 0 < len(read) == len(set(read)) <= corpus.num_blocks
 
 
 def tokens_of_cells(reader: BatchReader, epoch: int) -> dict[int, tuple[int, ...]]:
@@ -179,9 +207,7 @@ def test_what_is_sampled_of_a_cell_does_not_depend_on_its_place_in_the_epoch(cor
     assert all(first[cell] == second[cell] for cell in shared)
 
 
-def test_a_damaged_block_is_named_by_both_ways_of_reading(corpus_path, tmp_path):
-    import shutil
-
+def test_a_damaged_block_is_named_by_every_front_end(corpus_path, tmp_path):
     broken = shutil.copytree(corpus_path, tmp_path / "broken")
     shard = broken / "shard-00000.tfrecord"
     data = bytearray(shard.read_bytes())
@@ -189,14 +215,12 @@ def test_a_damaged_block_is_named_by_both_ways_of_reading(corpus_path, tmp_path)
     shard.write_bytes(bytes(data))
     with open_corpus(broken) as corpus:
         reader = BatchReader(corpus, SAMPLING, **SETTINGS)
-        for batches in (thread_batches, tf_batches):
+        for batches in FRONT_ENDS.values():
             with pytest.raises(CorpusError, match=r"shard-00000\.tfrecord: block \d+ "):
                 list(batches(reader, 0, reader.steps_per_epoch))
 
 
 def test_closing_the_iterator_stops_the_threads(reader):
-    import threading
-
     before = threading.active_count()
     batches = thread_batches(reader, 0, 10**9)
     next(batches)
@@ -227,10 +251,10 @@ def test_a_modality_the_corpus_has_not_is_refused(tmp_path):
         BatchReader(corpus, SAMPLING, **SETTINGS)
 
 
-def test_reading_needs_no_tensorflow(corpus_path):
+def test_reading_needs_neither_tensorflow_nor_grain(corpus_path):
     code = f"""
 import sys
-sys.modules["tensorflow"] = None
+sys.modules.update(dict.fromkeys(("tensorflow", "grain")))
 from data_pipelines.corpus import open_corpus
 from data_pipelines.batch_reader import BatchReader
 from data_pipelines.collate import TokenSampling

@@ -175,8 +175,8 @@ def test_a_translation_starts_from_the_linear_map_of_the_pairs(path, batch, coun
     fitted = centred["rna"] @ np.linalg.lstsq(centred["rna"], centred["protein"], rcond=1e-3)[0]
     best = 1 - ((centred["protein"] - fitted) ** 2).sum() / (centred["protein"] ** 2).sum()
     assert best > 0.5
-    # less than least squares on the same cells, because the regression is penalised
-    assert best - 0.15 < explained(path, batch, counts) < best + 1e-3
+    # about what least squares explain of the same cells: the regression is penalised, the nearest pairs add to it
+    assert best - 0.15 < explained(path, batch, counts) < best + 0.05
 
 
 def test_without_pairs_a_translation_starts_from_the_mean_of_each_feature(batch, counts):

@@ -30,6 +30,7 @@ class SyntheticData:
     def __init__(self, config, layout, at_step=lambda step: None):
         self.config, self.layout, self.at_step = config, layout, at_step
         self.fingerprint, self.feature_space_hash = "f" * 64, "a" * 64
+        self.description = {"corpora": [{"path": "made"}], "options": {}, "order_version": 1}
         self.covariates = {"technical_batch": ["1", "2", "3"]}
         self.information = {"paired_cells": 16, "links": {"protein": 3}}
 
@@ -193,6 +194,13 @@ def test_another_corpus_or_feature_space_is_refused(undisturbed, tiny_config, ti
     data = SyntheticData(tiny_config, tiny_layout)
     setattr(data, field, "b" * 64)
     with pytest.raises(CheckpointError, match=r"started on another (corpus|feature space)"):
+        pretrain(tiny_config, data, undisturbed, devices=jax.devices()[:1], show_progress=False)
+
+
+def test_another_version_of_the_order_is_refused(undisturbed, tiny_config, tiny_layout):
+    data = SyntheticData(tiny_config, tiny_layout)
+    data.description["order_version"] = 2
+    with pytest.raises(CheckpointError, match=r"in an order of version 1, this program in one of version 2"):
         pretrain(tiny_config, data, undisturbed, devices=jax.devices()[:1], show_progress=False)
 
 

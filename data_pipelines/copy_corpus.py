@@ -1,0 +1,112 @@
+"""Copies a corpus between a folder and object storage, file by file, each read back and compared, the manifest last.
+
+A copy that was broken off is no corpus, since it has no manifest; the same command goes on where it stopped: a file
+that lies there with the right size and sha256 is not sent again.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_pipelines.corpus import MANIFEST, file_sizes, read_manifest
+from data_pipelines.corpus_files import CorpusFiles, LocalFiles, Location, open_files, read_chunks
+from data_pipelines.retries import UnreachableError
+from data_pipelines.verify_corpus import sha256_at
+from scmbert_jax.errors import CorpusError
+
+
+class CopyReport(NamedTuple):
+    """Attributes:
+    copied, found: files that were sent, and that lay there already.
+    bytes: of all files.
+    """
+
+    copied: int
+    found: int
+    bytes: int
+
+
+def copy_corpus(source: Location, target: Location, progress: Callable[[int, int], None] | None = None) -> CopyReport:
+    """Copy the corpus at `source` to `target`; either is a folder or a URL.
+
+    Args:
+      progress: called with (bytes done, bytes in all).
+
+    Raises:
+      CorpusError: no corpus at `source`, another corpus at `target`, a place that cannot be read or written, or a file
+        whose sha256 is not that of the manifest after it was copied.
+    """
+    here, there = open_files(source), open_files(target)
+    manifest = read_manifest(here)
+    with here.open(MANIFEST) as file:
+        text = file.read()
+    _refuse_another_corpus(there, text)
+    digests = {entry["file"]: entry["sha256"] for entry in manifest["shards"]}
+    digests |= {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    sizes = file_sizes(manifest) | _card_size(here, manifest)
+    copied = done = 0
+    for name, size in sizes.items():
+        # The manifest has none for offsets, and people may edit the card.
+        digest = digests.get(name) or sha256_at(here, name, size)
+        if not _lies_there(there, name, size, digest):
+            _bring(here, there, name, size)
+            copied += 1
+            if not _lies_there(there, name, size, digest):
+                raise CorpusError(
+                    f"{there.path(name)}: not what the manifest says (sha256 {digest[:12]}...) after it was copied: "
+                    f"run `scmbert corpus verify {here.root}`, and if that is sound, copy again"
+                )
+        done += size
+        if progress is not None:
+            progress(done, sum(sizes.values()))
+    if not _lies_there(there, MANIFEST, len(text), hashlib.sha256(text).hexdigest()):
+        _bring(here, there, MANIFEST, len(text))
+        copied += 1
+    here.close()
+    there.close()
+    return CopyReport(copied, len(sizes) + 1 - copied, sum(sizes.values()) + len(text))
+
+
+def _card_size(here: CorpusFiles, manifest: dict[str, Any]) -> dict[str, int]:
+    """Name and bytes of the data card, which people read and no program needs: none where it was taken away."""
+    card = (manifest.get("data_card") or {}).get("file")
+    try:
+        return {} if card is None else {card: here.size(card)}
+    except UnreachableError:
+        raise
+    except CorpusError:
+        return {}
+
+
+def _refuse_another_corpus(there: CorpusFiles, manifest: bytes) -> None:
+    try:
+        size = there.size(MANIFEST)
+    except UnreachableError:
+        raise
+    except CorpusError:
+        return  # none there
+    if there.read(MANIFEST, 0, size) != manifest:
+        raise CorpusError(f"{there.root}: another corpus lies there; choose another place, or remove it first")
+
+
+def _lies_there(there: CorpusFiles, name: str, size: int, digest: str) -> bool:
+    try:
+        return there.size(name) == size and sha256_at(there, name, size) == digest
+    except UnreachableError:
+        raise
+    except CorpusError:
+        return False
+
+
+def _bring(here: CorpusFiles, there: CorpusFiles, name: str, size: int) -> None:
+    if isinstance(here, LocalFiles):
+        there.write(here.path(name), name)
+        return
+    with tempfile.TemporaryDirectory(prefix="scmbert-copy-") as folder:
+        between = Path(folder) / name
+        with open(between, "wb") as file:
+            for chunk in read_chunks(here, name, size):
+                file.write(chunk)
+        there.write(between, name)

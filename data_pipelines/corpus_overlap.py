@@ -1,0 +1,216 @@
+"""What a corpus has in common with other cells: cells, by barcode and counts, and donors, batches, data sets, files.
+
+For held-out data this is the question whether the model has seen them; `scmbert corpus build --disjoint-from` builds a
+corpus that has none of the cells.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from data_pipelines.cell_identity import NOT_MEASURED, barcode_keys, counts_hashes
+from data_pipelines.cell_metadata import KEY_COLUMNS, dataset_metadata
+from data_pipelines.corpus import MANIFEST, Corpus, open_corpus
+from data_pipelines.corpus_files import Location, base_name, is_url
+from data_pipelines.duplicate_cells import CellSet, Keys, cells_in, cells_of_dataset, keys_beside
+from data_pipelines.input_check import check_dataset, require_usable
+from data_pipelines.readers import open_dataset
+from data_pipelines.source_files import source_files
+from scmbert_jax.errors import CorpusError
+
+# Fields of which equal values may mean the same people and experiments.
+SHARED_FIELDS = ("donor", "technical_batch", "dataset", "dataset_id")
+_SHOWN = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownCells:
+    """The cells of a corpus or of a file.
+
+    Attributes:
+      name: base name of the folder or file.
+      identity: the fingerprint of the corpus, or the sha256 of the files.
+      sets: one per data set.
+      obs: what is known of the cells: `dataset`, `donor`, ... as in the obs table of a corpus.
+      files: sha256 -> base name of the files it was made from.
+    """
+
+    name: str
+    identity: str
+    sets: list[CellSet]
+    obs: pd.DataFrame
+    files: dict[str, str]
+
+    @property
+    def num_cells(self) -> int:
+        return sum(int(np.count_nonzero(has_key(cells.keys))) for cells in self.sets)
+
+
+def has_key(keys: Keys) -> np.ndarray:
+    """bool [cells]: those with counts in any modality."""
+    return np.logical_or.reduce([of_modality != NOT_MEASURED for of_modality in keys.values()])
+
+
+def open_known_cells(
+    spec: Any,
+    *,
+    organism: str | None = None,
+    assembly: str | None = None,
+    obs_fields: Mapping[str, str | None] | None = None,
+) -> KnownCells:
+    """Opens a corpus folder, or whatever `open_dataset` takes: all cells with counts, however few genes they have.
+
+    Args:
+      spec: which.
+      organism, assembly: of a file; see `check_dataset`.
+      obs_fields: of a file: standard field -> column of obs, for the columns that it has.
+
+    Raises:
+      CorpusError: a corpus that cannot be read, or that was built before keys of cells were stored.
+      InputError: a file that cannot be used.
+    """
+    if isinstance(spec, (str, Path)) and (is_url(spec) or (Path(spec) / MANIFEST).is_file()):
+        with open_corpus(spec) as corpus:
+            return cells_of_corpus(corpus)
+    dataset = open_dataset(spec)
+    chosen = {field: column for field, column in (obs_fields or {}).items() if column in (None, *dataset.obs.columns)}
+    report = check_dataset(dataset, organism=organism, assembly=assembly, min_genes=0, obs_fields=chosen)
+    require_usable(report)
+    entries = source_files([matrix for matrix in dataset.matrices if matrix.modality in report.modalities])
+    cells = cells_of_dataset(dataset.name, dataset, report)
+    kept = np.flatnonzero(has_key(cells.keys))
+    obs = dataset_metadata(dataset.name, dataset.cell_ids, dataset.obs, report.obs_fields, kept)
+    identity = "+".join(entry["sha256"] for entry in entries)
+    return KnownCells(dataset.name, identity, [cells], obs, {entry["sha256"]: entry["file"] for entry in entries})
+
+
+def cells_of_corpus(corpus: Corpus) -> KnownCells:
+    """Counts are read from the corpus only where `keys_beside` asks for it: let it stay where it is."""
+    obs = corpus.obs()
+    missing = [name for name in corpus.modalities if KEY_COLUMNS[name] not in obs]
+    if missing:
+        raise CorpusError(
+            f"{corpus.path}: obs has no column {KEY_COLUMNS[missing[0]]!r}, by which its cells are known again; it was "
+            "built by an earlier version: build it again"
+        )
+    sets = []
+    for index, entry in enumerate(corpus.datasets):
+        rows = np.flatnonzero((obs["dataset"] == entry["name"]).to_numpy())
+        table = obs.iloc[rows]
+        measured = {name: corpus.measured(index, name) for name in corpus.modalities}
+        features = {
+            name: (corpus.feature_space.modalities[name].space, corpus.feature_space.modalities[name].ids[flags])
+            for name, flags in measured.items()
+            if flags.any()
+        }
+        sets.append(
+            CellSet(
+                name=entry["name"],
+                barcodes=barcode_keys(table["cell_id"].to_numpy()),
+                keys={name: table[KEY_COLUMNS[name]].to_numpy(np.uint64) for name in features},
+                features=features,
+                hashes_over=_HashesOfCorpus(corpus.path, rows, measured),
+            )
+        )
+    files = {file["sha256"]: file["file"] for entry in corpus.datasets for file in entry["files"]}
+    return KnownCells(base_name(corpus.path), corpus.fingerprint, sets, obs, files)
+
+
+class _HashesOfCorpus:
+    """`CellSet.hashes_over` of one data set of a corpus: reads the blocks of the whole corpus.
+
+    Args:
+      path: the corpus.
+      rows: int64, ascending, the cells of the data set in the corpus.
+      measured: modality -> bool [features of the corpus], those of the data set.
+    """
+
+    def __init__(self, path: Location, rows: np.ndarray, measured: Mapping[str, np.ndarray]):
+        self._path, self._rows, self._measured = path, rows, measured
+
+    def __call__(self, modality: str, weights: np.ndarray) -> np.ndarray:
+        of_feature = np.zeros((len(weights), len(self._measured[modality])), np.uint64)
+        of_feature[:, self._measured[modality]] = weights
+        hashes = np.zeros((len(weights), len(self._rows)), np.uint64)
+        with open_corpus(self._path) as corpus:
+            for index in range(corpus.num_blocks):
+                block = corpus.read_block(index, (modality,))
+                first = int(block.cell_index[0])
+                start, stop = np.searchsorted(self._rows, [first, first + block.num_cells])
+                if modality not in block.modalities or start == stop:
+                    continue
+                columns = block.modalities[modality]
+                indptr = np.concatenate([[0], np.cumsum(columns.lengths, dtype=np.int64)])
+                for group, of_group in enumerate(of_feature):
+                    of_block = counts_hashes(indptr, of_group[columns.feature_ids], columns.counts)
+                    hashes[group, start:stop] = of_block[self._rows[start:stop] - first]
+        return hashes
+
+
+def cells_known(cells: CellSet, known: KnownCells) -> np.ndarray:
+    """bool [cells]: those of which the counts of any modality are those of a cell that is known."""
+    others = [(other, other.keys) for other in known.sets]
+    return cells_in(keys_beside(cells, others), [keys for _, keys in others])
+
+
+def shared_metadata(obs: pd.DataFrame, files: Mapping[str, str], known: KnownCells) -> dict[str, list[str] | None]:
+    """What is in both: `files` (the same sha256), then field -> values; None where one of the two does not know the
+    field. A donor "1" of both may be two people."""
+    shared: dict[str, list[str] | None] = {"files": sorted(files[sha] for sha in files.keys() & known.files.keys())}
+    for field in SHARED_FIELDS:
+        tables = [table for table in (obs, known.obs) if field in table]
+        values = [{str(value) for value in table[field].dropna().unique()} for table in tables]
+        shared[field] = sorted(values[0] & values[1]) if len(values) == 2 else None
+    return shared
+
+
+def overlap(corpus: KnownCells, other: KnownCells) -> dict[str, Any]:
+    """How much of `other` is in `corpus`, as JSON values."""
+    in_corpus = [cells_known(cells, corpus) for cells in other.sets]
+    barcodes = np.unique(np.concatenate([cells.barcodes for cells in corpus.sets]))
+    same_barcode = sum(
+        int(np.count_nonzero(np.isin(cells.barcodes, barcodes) & has_key(cells.keys))) for cells in other.sets
+    )
+    number = sum(int(np.count_nonzero(found)) for found in in_corpus)
+    return {
+        "corpus": {"name": corpus.name, "identity": corpus.identity, "cells": corpus.num_cells},
+        "other": {"name": other.name, "identity": other.identity, "cells": other.num_cells},
+        "cells_in_both": number,
+        "share_of_other": round(number / max(other.num_cells, 1), 6),
+        "barcodes_in_both": same_barcode,
+        "cells_in_both_by_dataset": {
+            cells.name: int(np.count_nonzero(found)) for cells, found in zip(other.sets, in_corpus, strict=True)
+        },
+        "shared": shared_metadata(corpus.obs, corpus.files, other),
+    }
+
+
+def overlap_text(found: dict[str, Any]) -> str:
+    """`overlap` for people."""
+    corpus, other, number = found["corpus"], found["other"], found["cells_in_both"]
+    how_many = f"{number:,} of the {other['cells']:,} cells" if number else f"none of the {other['cells']:,} cells"
+    share = f" ({found['share_of_other']:.1%})" * bool(number)
+    lines = [
+        f"{how_many} of {other['name']}{share} {'are' if number > 1 else 'is'} in {corpus['name']} "
+        f"({corpus['cells']:,} cells): the same barcode and the same counts",
+        f"  {found['barcodes_in_both']:,} have a barcode that occurs there; unrelated experiments share some by chance",
+    ]
+    if len(found["cells_in_both_by_dataset"]) > 1:
+        lines += [f"  {name}: {count:,} cells" for name, count in found["cells_in_both_by_dataset"].items() if count]
+    return "\n".join([*lines, *shared_lines(found["shared"])])
+
+
+def shared_lines(shared: Mapping[str, Sequence[str] | None]) -> list[str]:
+    """One line per kind of `shared_metadata`."""
+    return [f"  {'the same files' if kind == 'files' else f'{kind} in both'}: {_few(v)}" for kind, v in shared.items()]
+
+
+def _few(values: Sequence[str] | None) -> str:
+    if values is None:
+        return "not known of both"
+    more = f" and {len(values) - _SHOWN:,} more" if len(values) > _SHOWN else ""
+    return (", ".join(values[:_SHOWN]) or "none") + more

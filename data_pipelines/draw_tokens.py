@@ -1,0 +1,230 @@
+"""The kernel that turns cells into tokens; what it must give is said in collate.py.
+
+Everything is done cell by cell in arrays that stay in the first cache of the processor. Conditions on random numbers
+are added, not branched on: a mispredicted branch costs more than the rest of the loop.
+"""
+
+import numba
+import numpy as np
+from numba.extending import intrinsic
+
+from data_pipelines.counter_hash import fold_compiled
+from data_pipelines.packed_counts import unpack_cell
+
+_ZERO_DRAWS = 1 << 40  # above every feature id: draws of zeros never share a hash with a feature
+
+
+@intrinsic
+def _num_bits(typing_context, word):
+    """How many bits of a uint64 are set: one instruction, which numba has no name for."""
+    return numba.uint64(numba.uint64), lambda context, builder, signature, arguments: builder.ctpop(arguments[0])
+
+
+@numba.njit(nogil=True, cache=True)
+def draw_tokens(
+    out_ids,  # int32 [b, L]
+    out_counts,  # int32 [b, L]
+    out_lengths,  # int32 [b]
+    out_num_expressed,  # int32 [b]
+    out_num_measured,  # int32 [b]
+    out_mean_log_count,  # float32 [b]
+    cells,
+    packed,
+    index,
+    cell_keys,
+    datasets,
+    measured_cells,
+    measured_starts,
+    measured_ids,
+    num_features,
+    first_feature,
+    zero_fraction,
+    key,
+):
+    """Every row of the output is written, whatever it held. Arguments: see `collate.fill_tokens`."""
+    num_tokens = out_ids.shape[1]
+    longest = 0
+    for cell in cells:
+        longest = max(longest, np.int64(packed.lengths[cell]))
+    ids = np.empty(longest + 1, np.int32)  # one more: what is kept is written before it is known whether it is
+    counts = np.empty(longest + 1, np.int32)
+    keys = np.empty(longest, np.uint32)
+    near = np.empty(longest + 1, np.uint32)
+    expressed = np.zeros((num_features + 63) // 64, np.uint64)  # one bit per feature, cleared after each cell
+    zeros = np.zeros((num_features + 63) // 64, np.uint64)  # likewise: drawn
+    before = np.empty((num_features + 63) // 64, np.int32)  # tokens in the words before
+    zero_ids = np.empty(num_tokens + 1, np.int32)
+    for row in range(len(cells)):
+        cell = cells[row]
+        n = np.int64(packed.lengths[cell])
+        panel = measured_ids[measured_starts[datasets[cell]] : measured_starts[datasets[cell] + 1]]
+        if not measured_cells[cell]:
+            n, panel = 0, panel[:0]
+        num_expressed, num_zeros = _numbers(n, len(panel), num_tokens, zero_fraction)
+        cell_key = fold_compiled(key, cell_keys[cell])
+        out_num_expressed[row] = n
+        out_num_measured[row] = len(panel)
+        out_mean_log_count[row] = index.sums_of_logs[cell] / max(len(panel), 1)
+        unpack_cell(packed, index, cell, ids, counts)
+        if num_zeros:
+            _set_bits(expressed, ids[:n])
+            _draw_zeros(zero_ids, zeros, expressed, panel, num_zeros, len(panel) - n, cell_key)
+        if num_expressed < n:
+            if num_zeros:
+                _clear_bits(expressed, ids[:n])
+            _keep(ids, counts, n, num_expressed, cell_key, keys, near)
+            if num_zeros:
+                _set_bits(expressed, ids[:num_expressed])
+        if num_zeros:
+            _join(expressed, zeros, before)
+            for i in range(num_expressed):
+                place = _rank(ids[i], expressed, before)
+                out_ids[row, place] = ids[i] + first_feature
+                out_counts[row, place] = counts[i]
+            for i in range(num_zeros):
+                place = _rank(zero_ids[i], expressed, before)
+                out_ids[row, place] = zero_ids[i] + first_feature
+                out_counts[row, place] = 0
+            _clear_bits(expressed, ids[:num_expressed])
+            _clear_bits(expressed, zero_ids[:num_zeros])
+        else:
+            for i in range(num_expressed):
+                out_ids[row, i] = ids[i] + first_feature
+                out_counts[row, i] = counts[i]
+        length = num_expressed + num_zeros
+        out_lengths[row] = length
+        out_ids[row, length:] = 0
+        out_counts[row, length:] = 0
+
+
+@numba.njit(nogil=True, cache=True)
+def _numbers(n, panel_size, num_tokens, zero_fraction):
+    """How many expressed features and how many zeros become tokens."""
+    if num_tokens >= panel_size and zero_fraction > 0:
+        return n, panel_size - n
+    num_expressed = min(n, num_tokens - int(np.floor(num_tokens * zero_fraction)))
+    wanted = int(np.floor(num_expressed * zero_fraction / (1 - zero_fraction) + 0.5))
+    return num_expressed, max(0, min(wanted, panel_size - n, num_tokens - num_expressed))
+
+
+@numba.njit(nogil=True, cache=True)
+def _keep(ids, counts, n, k, cell_key, keys, near):
+    """Moves k of the n entries to the front, in their order: those whose features have the smallest keys."""
+    first, second = np.uint32(cell_key), np.uint32(cell_key >> np.uint64(32))
+    for i in range(n):
+        keys[i] = feature_key(np.uint32(ids[i]), first, second)
+    threshold = _kth_smallest(keys, n, k, near)
+    kept = 0
+    for i in range(n):
+        ids[kept] = ids[i]
+        counts[kept] = counts[i]
+        kept += keys[i] <= threshold
+
+
+@numba.njit(inline="always")
+def feature_key(feature, first, second):
+    """A random 32-bit number that `first` and `second` (of a cell) give a feature; another one for every feature.
+
+    The finaliser of MurmurHash3 (Appleby 2011), keyed before and between its multiplications; each step can be undone,
+    so that no two features of a cell have the same number.
+    """
+    mixed = np.uint32(feature ^ first)
+    mixed = np.uint32(mixed ^ (mixed >> np.uint32(16)))
+    mixed = np.uint32(mixed * np.uint32(0x85EBCA6B))
+    mixed = np.uint32(mixed ^ (mixed >> np.uint32(13)))
+    mixed = np.uint32(mixed + second)
+    mixed = np.uint32(mixed * np.uint32(0xC2B2AE35))
+    return np.uint32(mixed ^ (mixed >> np.uint32(16)))
+
+
+@numba.njit(nogil=True, cache=True)
+def _kth_smallest(keys, n, k, near):
+    """The k-th smallest of the distinct keys[:n], 1 <= k < n; `near` (n + 1) is working space.
+
+    Keys are uniform, so the k-th lies near k / n: only keys within four standard deviations of that are looked at.
+    """
+    spread = 4.0 * np.sqrt(k * (1.0 - k / n)) + 4.0
+    lower = np.uint32(max(0.0, (k - spread) / n) * 4294967295.0)
+    upper = np.uint32(min(1.0, (k + spread) / n) * 4294967295.0)
+    width = np.uint32(upper - lower)
+    size, below = 0, 0
+    for i in range(n):
+        near[size] = keys[i]
+        below += keys[i] < lower
+        size += np.uint32(keys[i] - lower) <= width
+    if below >= k or below + size < k:  # once in ten thousand cells
+        lower, upper, size, below = np.uint32(0), np.uint32(4294967295), n, 0
+        near[:n] = keys[:n]
+    # Regula falsi for "k keys are not above the threshold": exact, as keys are distinct; quick, as they are uniform.
+    low, high = np.int64(lower) - 1, np.int64(upper)
+    low_count, high_count = below, below + size
+    while high_count != k:
+        share = (k - low_count) / (high_count - low_count)
+        guess = min(max(low + np.int64(share * (high - low)), low + 1), high - 1)
+        count = below
+        for i in range(size):
+            count += near[i] <= guess
+        if count < k:
+            low, low_count = guess, count
+        else:
+            high, high_count = guess, count
+    return np.uint32(high)
+
+
+@numba.njit(nogil=True, cache=True)
+def _set_bits(bits, ids):
+    for i in range(len(ids)):
+        feature = np.uint64(ids[i])
+        bits[feature >> np.uint64(6)] |= np.uint64(1) << (feature & np.uint64(63))
+
+
+@numba.njit(nogil=True, cache=True)
+def _clear_bits(bits, ids):
+    for i in range(len(ids)):
+        bits[np.uint64(ids[i]) >> np.uint64(6)] = np.uint64(0)
+
+
+@numba.njit(nogil=True, cache=True)
+def _draw_zeros(zero_ids, zeros, expressed, panel, num_zeros, num_all, cell_key):
+    """Draws `num_zeros` of the features of the panel that are not expressed, of which there are `num_all`.
+
+    Gives their ids, in any order (`zero_ids` has room for one more), and sets their bits in `zeros`.
+    """
+    one = np.uint64(1)
+    drawn = 0
+    if num_zeros == num_all:
+        for feature in panel:
+            is_new = ~(expressed[feature >> 6] >> np.uint64(feature & 63)) & one
+            zeros[feature >> 6] |= is_new << np.uint64(feature & 63)
+            zero_ids[drawn] = feature
+            drawn += np.int64(is_new)
+        return
+    draw = np.uint64(_ZERO_DRAWS)
+    while drawn < num_zeros:
+        uniform = (fold_compiled(cell_key, draw) >> np.uint64(11)) * (1.0 / 9007199254740992.0)  # [0, 1)
+        draw += one
+        feature = panel[int(uniform * len(panel))]
+        word, place = feature >> 6, np.uint64(feature & 63)
+        is_new = ~((expressed[word] | zeros[word]) >> place) & one
+        zeros[word] |= is_new << place
+        zero_ids[drawn] = feature
+        drawn += np.int64(is_new)
+
+
+@numba.njit(nogil=True, cache=True)
+def _join(bits, other, before):
+    """Moves the bits of `other` into `bits`; fills `before` with how many are set in the words before each."""
+    total = 0
+    for word in range(len(bits)):
+        before[word] = total
+        bits[word] |= other[word]
+        other[word] = np.uint64(0)
+        total += np.int64(_num_bits(bits[word]))
+
+
+@numba.njit(nogil=True, cache=True)
+def _rank(feature, bits, before):
+    """How many bits are set below that of `feature`."""
+    word = np.uint64(feature) >> np.uint64(6)
+    below = (np.uint64(1) << (np.uint64(feature) & np.uint64(63))) - np.uint64(1)
+    return np.int64(before[word]) + np.int64(_num_bits(bits[word] & below))

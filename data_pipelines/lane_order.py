@@ -1,0 +1,119 @@
+"""The cells of one source, in an endless order: epoch after epoch, each with every cell at most once.
+
+    n cells lie in blocks whose sizes differ by at most one.
+    epoch e           permutes all blocks
+    lane l of L       owns every L-th stretch of K blocks: window w = blocks permutation[(w L + l) K : +K]
+    window            its cells permuted by (seed, e, w, l)
+    draw d            of a lane is cell d mod E of its epoch d // E; E is the same for every lane
+
+Nothing is stored: the cell of any draw is found at once.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from data_pipelines.counter_hash import hash_of, random_permutation
+
+_EPOCH, _WINDOW = 1, 2  # what a hash is for, so that no two uses share random numbers
+
+
+class LaneCells(NamedTuple):
+    """Draws of a lane that come one after the other from one window.
+
+    Attributes:
+      epoch: how often the lane has offered its cells before.
+      window: which one.
+      blocks: int64 [<= K], the blocks of the window, in window order.
+      cells: int64 [draws], positions within the concatenated blocks.
+    """
+
+    epoch: int
+    window: int
+    blocks: np.ndarray
+    cells: np.ndarray
+
+
+class _Epoch(NamedTuple):
+    permutation: np.ndarray  # int64 [num_blocks]
+    window_ends: np.ndarray  # int64 [L, windows + 1], cells of the lane before each window
+
+
+class LaneOrder:
+    """The order of one source under one seed. Threads may share it.
+
+    Args:
+      block_sizes: int64 [num_blocks], cells of every block; they differ by at most one.
+      seed: any integer.
+      num_lanes: L, at most num_blocks.
+      window_blocks: K; more blocks mix better and take more memory.
+      epoch_draws: E, draws of a lane in one epoch. None: as many as the shortest lane may have, which is the most.
+
+    Attributes:
+      unused_per_epoch: cells that rest in an epoch; every epoch rests others. By default none with one lane, else those
+        of at most L - 1 blocks and one of every block.
+      smallest_window: cells.
+    """
+
+    def __init__(
+        self,
+        block_sizes: np.ndarray,
+        seed: int,
+        num_lanes: int,
+        window_blocks: int,
+        epoch_draws: int | None = None,
+    ):
+        self.block_sizes = np.asarray(block_sizes, np.int64)
+        self.seed, self.num_lanes, self.window_blocks = int(seed), int(num_lanes), int(window_blocks)
+        self.blocks_per_lane = len(self.block_sizes) // self.num_lanes
+        shortest = int(np.sort(self.block_sizes)[: self.blocks_per_lane].sum())
+        self.epoch_draws = shortest if epoch_draws is None else epoch_draws
+        self.unused_per_epoch = int(self.block_sizes.sum()) - self.num_lanes * self.epoch_draws
+        last_blocks = self.blocks_per_lane % self.window_blocks or self.window_blocks
+        self.smallest_window = int(self.block_sizes.min()) * min(last_blocks, self.blocks_per_lane)
+        self._epoch = lru_cache(maxsize=4)(self._make_epoch)
+        # enough for the windows that a few steps in flight touch; a permutation of K * 256 cells takes under 1 ms
+        self._window_cells = lru_cache(maxsize=4 * self.num_lanes + 16)(self._make_window_cells)
+
+    def cells(self, lane: int, draws: np.ndarray) -> Iterator[LaneCells]:
+        """The cells of some draws of a lane (int64, ascending), in their order, window by window."""
+        at = 0
+        while at < len(draws):
+            epoch, place = divmod(int(draws[at]), self.epoch_draws)
+            ends = self._epoch(epoch).window_ends[lane]
+            window = int(np.searchsorted(ends, place, side="right")) - 1
+            first = epoch * self.epoch_draws
+            stop = int(np.searchsorted(draws, first + min(self.epoch_draws, int(ends[window + 1]))))
+            cells = self._window_cells(epoch, lane, window)[draws[at:stop] - (first + ends[window])]
+            yield LaneCells(epoch, window, self._window_blocks(epoch, lane, window), cells)
+            at = stop
+
+    def _window_blocks(self, epoch: int, lane: int, window: int) -> np.ndarray:
+        """Blocks of a window. The last window of a lane is shorter where K does not divide the blocks of a lane."""
+        full_windows = self.blocks_per_lane // self.window_blocks
+        if window < full_windows:
+            size, first = self.window_blocks, (window * self.num_lanes + lane) * self.window_blocks
+        else:
+            size = self.blocks_per_lane % self.window_blocks
+            first = full_windows * self.num_lanes * self.window_blocks + lane * size
+        return self._epoch(epoch).permutation[first : first + size]
+
+    def _make_epoch(self, epoch: int) -> _Epoch:
+        permutation = random_permutation(hash_of(self.seed, _EPOCH, epoch), len(self.block_sizes))
+        full_windows, rest = divmod(self.blocks_per_lane, self.window_blocks)
+        sizes = self.block_sizes[permutation]
+        split = full_windows * self.num_lanes * self.window_blocks
+        windows = sizes[:split].reshape(full_windows, self.num_lanes, self.window_blocks).sum(2)  # [windows, L]
+        if rest:
+            last = sizes[split : split + self.num_lanes * rest].reshape(1, self.num_lanes, rest).sum(2)
+            windows = np.concatenate([windows, last])
+        ends = np.zeros((self.num_lanes, len(windows) + 1), np.int64)
+        ends[:, 1:] = np.cumsum(windows, axis=0).T
+        return _Epoch(permutation, ends)
+
+    def _make_window_cells(self, epoch: int, lane: int, window: int) -> np.ndarray:
+        ends = self._epoch(epoch).window_ends[lane]
+        size = int(ends[window + 1] - ends[window])
+        return random_permutation(hash_of(self.seed, _WINDOW, epoch, window, lane), size)

@@ -1,0 +1,274 @@
+"""What a run draws its cells from: corpora, which of their cells, and how often each group of them.
+
+    source            some cells of one corpus; a class of one corpus when classes are balanced, else all that are kept
+    group             what a share is given to: a corpus; or a class of all corpora (of each corpus, where the corpora
+                      have weights of their own). The sources of a group are drawn in proportion to their cells.
+
+A corpus of which all cells are drawn is the mixture of one source.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from data_pipelines.cell_metadata import LOCAL_FIELDS, as_text
+from data_pipelines.cell_selection import CellSelection, selected_rows
+from data_pipelines.corpus import Corpus
+from data_pipelines.joined_corpora import JoinedCorpora
+from data_pipelines.sampling_order import ORDER_VERSION
+from data_pipelines.source_pattern import draws_per_period
+from data_pipelines.source_shares import capped, given, tempered
+from scmbert_jax.errors import ConfigError
+
+UNKNOWN_CLASS = "(not known)"
+_SHOWN = 20  # sources listed in a message
+
+
+@dataclass(frozen=True)
+class MixtureOptions:
+    """How cells are chosen and how often they are drawn.
+
+    Attributes:
+      selection: which cells; of all corpora.
+      corpus_weights: one per corpus; None: by `corpus_temperature`.
+      corpus_temperature: shares of corpora are proportional to cells^(1 / T).
+      balance_by: field of the cells whose every value is a class that is drawn by itself; None: no classes. Cells of
+        which it is not known are one class more.
+      balance_temperature: of the classes.
+      max_share: no group is drawn more often than that; None: no limit.
+      max_repeats: no group is drawn more often than so many times each of its cells while as many cells are drawn as
+        there are; None: no limit.
+    """
+
+    selection: CellSelection = field(default_factory=CellSelection)
+    corpus_weights: tuple[float, ...] | None = None
+    corpus_temperature: float = 1.0
+    balance_by: str | None = None
+    balance_temperature: float = float("inf")
+    max_share: float | None = None
+    max_repeats: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.corpus_weights is not None and self.corpus_temperature != 1.0:
+            raise ConfigError("corpus weights and a corpus temperature both say how often a corpus is drawn; give one")
+        if self.balance_by is None and self.balance_temperature != float("inf"):
+            raise ConfigError("a balance temperature needs the field whose values are balanced (--balance-by FIELD)")
+        for name, value, least in (("max_share", self.max_share, 0.0), ("max_repeats", self.max_repeats, 1.0)):
+            if value is not None and not value >= least:
+                raise ConfigError(f"{name} is {value:g}; expected {least:g} or more")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was asked for, as JSON values; what was left as it is by default is left out."""
+        rates = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "selection"}
+        asked = {name: value for name, value in rates.items() if value != getattr(_DEFAULTS, name)}
+        chosen = {name: values for name, values in self.selection.to_dict().items() if values}
+        return chosen | {name: "inf" if value == float("inf") else value for name, value in asked.items()}
+
+
+_DEFAULTS = MixtureOptions()
+
+
+class Source(NamedTuple):
+    """Cells that are drawn as one.
+
+    Attributes:
+      corpus: which one.
+      rows: int32 [n] ascending, which of its cells; None: all.
+      num_cells: n.
+      group: the class; "" where there are none.
+    """
+
+    corpus: int
+    rows: np.ndarray | None
+    num_cells: int
+    group: str
+
+
+class Mixture:
+    """Sources and their shares. Threads may share it.
+
+    Args:
+      corpora: open ones.
+      options: which cells, how often.
+      modalities: those that are read: corpora that have one of them must share features of it. None: all.
+
+    Attributes:
+      joined: the corpora as one.
+      sources: at least one.
+      draws: int64 [sources], draws of each in a period of `draws.sum()`.
+      fingerprint: 64 hex digits; equal fingerprints give equal batches. That of the corpus where all of one is drawn.
+
+    Raises:
+      ConfigError: options that do not fit the corpora, or that leave no cell.
+      InputError: a field or a value that no cell has.
+    """
+
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        options: MixtureOptions | None = None,
+        modalities: Sequence[str] | None = None,
+    ):
+        self.options = options or MixtureOptions()
+        self.joined = JoinedCorpora(corpora)
+        self.joined.check_shared_features(self.joined.modalities if modalities is None else modalities)
+        self.sources, shares = _sources(self.joined, self.options)
+        self.draws = draws_per_period(shares.tolist())
+        self.fingerprint = self._fingerprint()
+
+    @property
+    def num_cells(self) -> int:
+        """Of all sources."""
+        return sum(source.num_cells for source in self.sources)
+
+    def drawn_rows(self, corpus: int) -> np.ndarray | None:
+        """int32, ascending: the cells of a corpus that are drawn; None: all."""
+        of_corpus = [source for source in self.sources if source.corpus == corpus]
+        if sum(source.num_cells for source in of_corpus) == self.joined.corpora[corpus].num_cells:
+            return None
+        return np.sort(np.concatenate([source.rows for source in of_corpus if source.rows is not None]))
+
+    def describe(self) -> dict[str, Any]:
+        """What provenance.json records."""
+        return {
+            "corpora": [
+                {"path": str(corpus.path), "fingerprint": corpus.fingerprint, "num_cells": corpus.num_cells}
+                for corpus in self.joined.corpora
+            ],
+            "options": self.options.to_dict(),
+            "order_version": ORDER_VERSION,
+            "sources": [
+                {"corpus": source.corpus, "group": source.group, "cells": source.num_cells, "draws": int(draws)}
+                for source, draws in zip(self.sources, self.draws, strict=True)
+            ],
+        }
+
+    def in_words(self) -> list[str]:
+        """What is drawn how often, the most often drawn sources first; nothing of a corpus as it is."""
+        if self.fingerprint == self.joined.corpora[0].fingerprint:
+            return []
+        period = int(self.draws.sum())
+        lines = [f"{self.num_cells:,} of {self.joined.num_cells:,} cells are drawn:"]
+        for index in np.argsort(-self.draws, kind="stable")[:_SHOWN].tolist():
+            source, share = self.sources[index], self.draws[index] / period
+            repeats = share * self.num_cells / source.num_cells
+            path = self.joined.corpora[source.corpus].path
+            group = f", {source.group}" if source.group else ""
+            lines.append(f"  {share:7.2%} from {source.num_cells:,} cells of {path}{group} ({repeats:.2g} times each)")
+        if len(self.sources) > _SHOWN:
+            lines.append(f"  and {len(self.sources) - _SHOWN:,} more")
+        for file, paths in self.joined.shared_files().items():
+            lines.append(f"  note: {file} is in {' and in '.join(paths)}: a cell that is in both is drawn from both")
+        return lines
+
+    def _fingerprint(self) -> str:
+        first = self.sources[0]
+        if len(self.sources) == 1 and first.rows is None and len(self.joined.corpora) == 1:
+            return self.joined.corpora[0].fingerprint
+        parts = [
+            ORDER_VERSION,
+            [corpus.fingerprint for corpus in self.joined.corpora],
+            [
+                [source.corpus, None if source.rows is None else hashlib.sha256(source.rows.tobytes()).hexdigest()]
+                for source in self.sources
+            ],
+            self.draws.tolist(),
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _sources(joined: JoinedCorpora, options: MixtureOptions) -> tuple[list[Source], np.ndarray]:
+    """The sources, group by group; and float64 [sources], their shares."""
+    groups_of_one_corpus = (
+        options.balance_by is None or options.corpus_weights is not None or options.corpus_temperature != 1.0
+    )
+    groups: dict[tuple[int, str], list[Source]] = {}  # (corpus, or 0 where groups are of all, class) -> sources
+    for source in _all_sources(joined, options):
+        groups.setdefault((source.corpus if groups_of_one_corpus else 0, source.group), []).append(source)
+    groups = dict(sorted(groups.items()))
+    sizes = {key: sum(source.num_cells for source in sources) for key, sources in groups.items()}
+    shares = _group_shares(sizes, options, len(joined.corpora))
+    listed = [(source, shares[key] * source.num_cells / sizes[key]) for key, of in groups.items() for source in of]
+    return [source for source, _ in listed], np.array([share for _, share in listed])
+
+
+def _all_sources(joined: JoinedCorpora, options: MixtureOptions) -> Iterator[Source]:
+    """Every class of every corpus, of the cells that the selection keeps."""
+    selection, balance_by = options.selection, options.balance_by
+    if not selection and balance_by is None:
+        for index, corpus in enumerate(joined.corpora):
+            yield Source(index, None, corpus.num_cells, "")
+        return
+    table = _table(joined, [*selection.fields, *([balance_by] if balance_by else [])])
+    keep = selected_rows(table, selection, joined.where) if selection else np.ones(len(table), bool)
+    codes, classes = np.zeros(len(table), np.int32), [""]
+    if balance_by is not None:
+        codes, classes = _classes(table, balance_by, joined.where)
+    for index, corpus in enumerate(joined.corpora):
+        first = joined.translations[index].first_cell
+        cells = slice(first, first + corpus.num_cells)
+        rows = np.flatnonzero(keep[cells]).astype(np.int32)
+        if not len(rows):
+            raise ConfigError(
+                f"{corpus.path}: none of its {corpus.num_cells:,} cells is left by {selection}; leave the corpus out, "
+                "or select others"
+            )
+        of_class = codes[cells][rows]
+        order = np.argsort(of_class, kind="stable")
+        ends = np.cumsum(np.bincount(of_class, minlength=len(classes)))
+        for name, part in zip(classes, np.split(rows[order], ends[:-1]), strict=True):
+            if len(part):
+                yield Source(index, None if len(part) == corpus.num_cells else part, len(part), name)
+
+
+def _table(joined: JoinedCorpora, columns: Sequence[str]) -> pd.DataFrame:
+    """Some columns of the obs tables of all corpora, one below the other; a corpus may lack a field."""
+    parts = []
+    for corpus, names in zip(joined.corpora, joined.dataset_names, strict=True):
+        part = corpus.obs(columns=["dataset", *columns])
+        part["dataset"] = part["dataset"].map(names)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _classes(table: pd.DataFrame, name: str, where: str) -> tuple[np.ndarray, list[str]]:
+    """int32 [cells], the class of each; and the names of the classes."""
+    values = pd.Series(as_text(table[name]) if name in table else None, index=table.index, dtype=object)
+    if values.isna().all():
+        raise ConfigError(f"--balance-by {name}: it is known of no cell of {where}; name a field of its obs table")
+    if name in LOCAL_FIELDS:
+        values = (table["dataset"].astype(object) + "/" + values).where(values.notna(), None)
+    codes, classes = pd.factorize(values, sort=True, use_na_sentinel=True)
+    names = [str(name) for name in classes]
+    return np.where(codes < 0, len(names), codes).astype(np.int32), [*names, UNKNOWN_CLASS]
+
+
+def _group_shares(
+    sizes: dict[tuple[int, str], int], options: MixtureOptions, num_corpora: int
+) -> dict[tuple[int, str], float]:
+    """(corpus or 0, class) -> its share of the draws."""
+    cells: dict[int, list[int]] = {}  # by corpus; one entry where groups are of all
+    for (corpus, _), size in sizes.items():
+        cells.setdefault(corpus, []).append(size)
+    if options.corpus_weights is not None:
+        of_corpora = given(options.corpus_weights, num_corpora, "--corpus-weights")
+    else:
+        of_corpora = tempered([sum(of_one) for of_one in cells.values()], options.corpus_temperature)
+    within = [tempered(of_one, options.balance_temperature) for of_one in cells.values()]
+    shares = np.concatenate([share * part for share, part in zip(of_corpora, within, strict=True)])
+    caps, limits = np.ones(len(sizes)), []
+    if options.max_share is not None:
+        caps = np.minimum(caps, options.max_share)
+        limits.append(f"--max-share {options.max_share:g}")
+    if options.max_repeats is not None:
+        of_groups = np.array([*sizes.values()], np.float64)
+        caps = np.minimum(caps, options.max_repeats * of_groups / of_groups.sum())
+        limits.append(f"--max-repeats {options.max_repeats:g}")
+    if limits:
+        shares = capped(shares, caps, " ".join(limits))
+    return dict(zip(sizes, shares.tolist(), strict=True))

@@ -1,0 +1,145 @@
+"""A loader in a process of its own, which gives an epoch of batches whenever it is asked to, and says what that took.
+
+Run by the Python that has the loader (another than ours for those of other projects, so this file imports nothing of
+ours but in our own loader):  python loader_process.py '{"loader": "annbatch", ...}'
+One line in, one epoch, one line of JSON out, until the input ends. The first line out says that it is ready.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Epochs = Iterator[int]  # gives the number of cells of each epoch, when it has gone through it
+
+
+def corpus_batches(settings: dict[str, Any]) -> tuple[Epochs, dict[str, str]]:
+    """Ours. Settings: corpus, front_end, num_tokens, zero_fraction, batch_size, num_streams, window_blocks, threads,
+    cold (True: the shards are dropped from the page cache before every step)."""
+    import zstandard
+
+    from data_pipelines.batch_reader import BatchReader
+    from data_pipelines.collate import TokenSampling
+    from data_pipelines.corpus import open_corpus
+    from data_pipelines.input_pipeline import tf_batches, thread_batches
+
+    corpus = open_corpus(settings["corpus"])
+    reader = BatchReader(
+        corpus,
+        {"rna": TokenSampling(settings["num_tokens"], settings["zero_fraction"])},
+        seed=0,
+        global_batch_size=settings["batch_size"],
+        num_streams=settings["num_streams"],
+        window_blocks=settings["window_blocks"],
+    )
+    front_end = {"threads": thread_batches, "tfdata": tf_batches}[settings["front_end"]]
+    batches = front_end(reader, 0, 1 << 40, num_threads=settings["threads"])
+    shards = [corpus.shard_path(number) for number in range(len(corpus.manifest["shards"]))]
+
+    def epochs() -> Epochs:
+        while True:
+            cells = 0
+            for _ in range(reader.steps_per_epoch):
+                if settings["cold"]:
+                    drop_from_page_cache(shards)
+                cells += len(next(batches)[1].row)
+            yield cells
+
+    return epochs(), {"zstandard": zstandard.__version__}
+
+
+def annbatch_batches(settings: dict[str, Any]) -> tuple[Epochs, dict[str, str]]:
+    """annbatch on its own sharded zarr store, as its documentation says: through zarrs, with the obs columns needed.
+    Settings: files, store (made of the files where it is not there), batch_size, chunk_size, preload_nchunks."""
+    import annbatch
+    import anndata
+    import numpy as np
+    import zarr
+
+    zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
+    if not os.path.exists(settings["store"]):
+        collection = annbatch.DatasetCollection(settings["store"])
+        collection.add_adatas(settings["files"], shuffle=True, rng=np.random.default_rng(0))
+
+    def load(group: Any) -> anndata.AnnData:
+        counts = anndata.io.sparse_dataset(group["X"])
+        return anndata.AnnData(X=counts, obs=anndata.io.read_elem(group["obs"])[["cell_type"]])
+
+    def epochs() -> Epochs:
+        loader = annbatch.Loader(
+            batch_size=settings["batch_size"],
+            chunk_size=settings["chunk_size"],
+            preload_nchunks=settings["preload_nchunks"],
+            shuffle=True,
+            rng=np.random.default_rng(0),
+            to=None,
+        ).use_collection(annbatch.DatasetCollection(settings["store"], mode="r"), load_adata=load)
+        while True:
+            yield sum(batch["X"].shape[0] for batch in loader)
+
+    versions = {"annbatch": annbatch.__version__, "zarr": zarr.__version__, "anndata": anndata.__version__}
+    return epochs(), versions
+
+
+def scdataset_batches(settings: dict[str, Any]) -> tuple[Epochs, dict[str, str]]:
+    """scDataset on one .h5ad. Settings: file, batch_size, block_size, fetch_factor."""
+    from importlib.metadata import version
+
+    import anndata
+    from scdataset import BlockShuffling, scDataset
+
+    counts = anndata.read_h5ad(settings["file"], backed="r").X
+
+    def epochs() -> Epochs:
+        dataset = scDataset(
+            counts,
+            BlockShuffling(block_size=settings["block_size"]),
+            batch_size=settings["batch_size"],
+            fetch_factor=settings["fetch_factor"],
+        )
+        while True:
+            yield sum(batch.shape[0] for batch in dataset)
+
+    return epochs(), {"scdataset": version("scdataset"), "anndata": anndata.__version__}
+
+
+LOADERS: dict[str, Callable[[dict[str, Any]], tuple[Epochs, dict[str, str]]]] = {
+    "scmbert_jax": corpus_batches,
+    "annbatch": annbatch_batches,
+    "scdataset": scdataset_batches,
+}
+
+
+def drop_from_page_cache(paths: list) -> None:
+    """Asks the kernel to forget what it holds of these files (clean pages only, so after they were synced)."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    settings = json.loads(sys.argv[1])
+    out, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    epochs, versions = LOADERS[settings["loader"]](settings)
+    next(epochs)  # compiled, and everything open
+    versions["python"] = sys.version.split()[0]
+    print(json.dumps({"versions": versions}), file=out, flush=True)
+    for _ in sys.stdin:
+        times, wall = os.times(), time.perf_counter()
+        cells = next(epochs)
+        wall, now = time.perf_counter() - wall, os.times()
+        cpu = sum(now[:4]) - sum(times[:4])  # user and system, of this process and its children
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"cells": cells, "cpu_s": cpu, "wall_s": wall, "peak_rss_mib": peak}), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()

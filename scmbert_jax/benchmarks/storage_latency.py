@@ -1,0 +1,85 @@
+"""Cells per second out of a corpus whose every read takes a journey, beside the same corpus in a folder.
+
+The journey is injected: an fsspec file system over the folder that waits before each answer, so that nothing but the
+latency differs. Ways of reading, in turns within one process: from the folder; from afar, one read after the other;
+from afar with the reads of a step and of the next windows under way together; from a warm cache of blocks.
+"""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.asyn import AsyncFileSystem
+
+from data_pipelines.batch_reader import BatchReader
+from data_pipelines.collate import TokenSampling
+from data_pipelines.corpus import Corpus, open_corpus
+from data_pipelines.input_pipeline import thread_batches
+
+
+class SlowFiles(AsyncFileSystem):
+    """Files of this machine, each answer after `seconds`. URL: slow:///folder."""
+
+    protocol = "slow"
+    cachable = False
+    seconds = 0.0
+
+    async def _info(self, path: str, **_: Any) -> dict[str, Any]:
+        await asyncio.sleep(self.seconds)
+        path = self._strip_protocol(path)
+        return {"name": path, "size": Path(path).stat().st_size, "type": "file"}
+
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        await asyncio.sleep(self.seconds)
+        with open(self._strip_protocol(path), "rb") as file:
+            file.seek(start or 0)
+            return file.read(None if end is None else end - (start or 0))
+
+
+def measure_latency(
+    corpus: Path, milliseconds: float, batch_size: int, num_tokens: int, num_steps: int, turns: int
+) -> dict[str, float]:
+    """Way of reading -> cells per second (the median over `turns`).
+
+    Args:
+      corpus: a folder.
+      milliseconds: until each read is answered.
+      batch_size, num_tokens: of a batch, tokens of each modality.
+      num_steps: timed together.
+    """
+    fsspec.register_implementation("slow", SlowFiles, clobber=True)
+    SlowFiles.seconds = milliseconds / 1000
+    url = f"slow://{corpus.resolve()}"
+    with tempfile.TemporaryDirectory() as cache:
+        ways: dict[str, Callable[[], Corpus]] = {
+            "folder": lambda: open_corpus(corpus),
+            "afar, one by one": lambda: _one_by_one(open_corpus(url, cache_gigabytes=0)),
+            "afar": lambda: open_corpus(url, cache_gigabytes=0),
+            "afar, cached": lambda: open_corpus(url, cache_dir=cache),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for turn in range(turns + 1):
+            for name, opened in ways.items():
+                with opened() as source:
+                    spent = _seconds(source, batch_size, num_tokens, num_steps)
+                if turn:  # the first compiles the kernels and fills the cache
+                    seconds[name].append(spent)
+    return {name: num_steps * batch_size / sorted(spent)[len(spent) // 2] for name, spent in seconds.items()}
+
+
+def _one_by_one(corpus: Corpus) -> Corpus:
+    corpus.read_ahead = lambda indices: None  # type: ignore[method-assign]
+    return corpus
+
+
+def _seconds(corpus: Corpus, batch_size: int, num_tokens: int, num_steps: int) -> float:
+    sampling = {name: TokenSampling(num_tokens, 0.25) for name in corpus.modalities}
+    reader = BatchReader(corpus, sampling, seed=0, global_batch_size=batch_size, num_streams=4, window_blocks=8)
+    began = time.perf_counter()
+    for _ in thread_batches(reader, 0, num_steps):
+        pass
+    return time.perf_counter() - began

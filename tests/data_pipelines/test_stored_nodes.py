@@ -1,0 +1,39 @@
+"""Stored matrices travel to other processes by the file they lie in."""
+
+import pickle
+
+import h5py
+import numpy as np
+import pytest
+
+from data_pipelines.stored_nodes import close_all, opened_pickle, write_pickle
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    close_all()
+
+
+def pickled(path, value):
+    with open(path, "wb") as file:
+        write_pickle(value, file)
+    return path
+
+
+def test_what_is_opened_is_kept_until_the_file_changes(tmp_path):
+    for values in ([1, 2], [3, 4]):
+        with h5py.File(tmp_path / "new.h5", "w") as file:
+            file["group/values"] = values
+        (tmp_path / "new.h5").rename(tmp_path / "source.h5")
+        with h5py.File(tmp_path / "source.h5", "r") as file:
+            path = pickled(tmp_path / "nodes.pickle", {"values": file["group/values"], "group": file["group"]})
+        opened = opened_pickle(path)
+        np.testing.assert_array_equal(opened["values"][:], values)
+        np.testing.assert_array_equal(opened["group"]["values"][:], values)
+        assert opened_pickle(path) is opened
+
+
+def test_what_no_process_can_have_is_refused(tmp_path):
+    with open(tmp_path / "file", "wb") as file, pytest.raises((TypeError, pickle.PicklingError)):
+        write_pickle({"file": file}, file)
