@@ -217,7 +217,7 @@ def truncate_shard(corpus):
 def of_another_version(corpus):
     manifest = json.loads((corpus / "manifest.json").read_text())
     (corpus / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
-    return CorpusError, ("manifest.json", "format version 99", "reads version 1")
+    return CorpusError, ("manifest.json", "format version 99", "reads version 2")
 
 
 def without_manifest(corpus):
