@@ -64,6 +64,12 @@ class BeamPipelines:
             raise CorpusError(
                 f"the Beam pipeline failed ({error}). What was finished is kept: run the same command again to go on"
             ) from error
+        missing = [task.output for task in tasks if not task.output.exists()]
+        if missing:
+            raise CorpusError(
+                f"{missing[0]}: Beam finished, and the file is not here; sources and corpus must lie where all "
+                "machines of the cluster see them under the same path"
+            )
         yield from (None for _ in tasks)
 
     def close(self) -> None:

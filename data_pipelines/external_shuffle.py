@@ -15,7 +15,7 @@ import math
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -223,7 +223,7 @@ class SegmentFile:
                     raise CorpusError(f"{self.path}: {error}; remove its folder and build again") from error
 
 
-def read_bucket(files: Sequence[SegmentFile], bucket: int, modalities: Sequence[str]) -> dict[str, Any]:
+def read_bucket(files: Sequence[SegmentFile], bucket: int, modalities: Sequence[str]) -> dict[str, Cells]:
     """modality -> `Cells` of one bucket."""
     parts: dict[str, list[Cells]] = {modality: [] for modality in modalities}
     for file in files:

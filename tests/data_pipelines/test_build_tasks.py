@@ -3,6 +3,7 @@
 import fcntl
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import anndata
@@ -16,11 +17,12 @@ from hypothesis import strategies as st
 from small_builds import OPTIONS, build, contents, divide
 
 from data_pipelines import task_runner
+from data_pipelines.beam_runner import BeamPipelines
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.corpus import building_path
 from data_pipelines.readers import open_dataset
 from data_pipelines.verify_corpus import verify_corpus
-from scmbert_jax.errors import InputError
+from scmbert_jax.errors import CorpusError, InputError
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,23 @@ def test_an_error_in_a_beam_pipeline_is_the_error_of_the_task(mosaic_file, tmp_p
     with pytest.raises(InputError, match="damaged in row 3"):
         build_corpus(tmp_path / "corpus", [data], **OPTIONS, beam_options=[])
     assert list(tmp_path.iterdir()) == []
+
+
+@dataclass(frozen=True)
+class WriteElsewhere:
+    """As on a machine that does not see this disk."""
+
+    output: Path
+
+    def run(self) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_a_cluster_that_does_not_share_the_disk_is_told_of(tmp_path):
+    runner = BeamPipelines([], tmp_path)
+    with pytest.raises(CorpusError, match=r"the file is not here; .* under the same path"):
+        list(runner.run([WriteElsewhere(tmp_path / "segment")]))
 
 
 class Unreadable:
