@@ -10,7 +10,7 @@ import pytest
 from scmbert_jax.models import attention_favor
 from scmbert_jax.models.attention_favor import attend, default_num_features, random_directions
 from scmbert_jax.models.scmbert import ModelDefinition
-from scmbert_jax.objectives.masked_modeling import MaskedModeling
+from scmbert_jax.objectives.base import LossSum
 from scmbert_jax.training.optimizer import make_optimizer
 from scmbert_jax.training.train_state import TrainState
 from scmbert_jax.training.train_step import make_train_step
@@ -22,17 +22,19 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(attention_favor, "_BLOCK_ON_CPU", 8)
 
 
-def reference(q, k, v, lengths, directions):
+def reference(q, k, v, lengths, directions, still=None):
     """FAVOR+ as in Choromanski et al. 2021, equation 4 with lemma 1, in float64 and without blocks; stabilisers as in
-    the authors' code. q [B, Sq, H, D], k and v [B, S, H, D] -> [B, Sq, H, D]."""
+    the authors' code, those of `still` = (q, k) if given. q [B, Sq, H, D], k and v [B, S, H, D] -> [B, Sq, H, D]."""
     out = np.zeros(q.shape)
     scale = q.shape[-1] ** -0.25
     for row, length in enumerate(lengths):
         for head in range(q.shape[2]):
             queries, keys = q[row, :, head] * scale, k[row, :length, head] * scale
-            of_queries, of_keys = queries @ directions.T, keys @ directions.T
-            phi_q = np.exp(of_queries - 0.5 * (queries**2).sum(1, keepdims=True) - of_queries.max(1, keepdims=True))
-            phi_k = np.exp(of_keys - 0.5 * (keys**2).sum(1, keepdims=True) - of_keys.max())
+            still_q, still_k = (q, k) if still is None else still
+            largest_q = (still_q[row, :, head] * scale @ directions.T).max(1, keepdims=True)
+            largest_k = (still_k[row, :length, head] * scale @ directions.T).max()
+            phi_q = np.exp(queries @ directions.T - 0.5 * (queries**2).sum(1, keepdims=True) - largest_q)
+            phi_k = np.exp(keys @ directions.T - 0.5 * (keys**2).sum(1, keepdims=True) - largest_k)
             weights = (phi_q + 1e-4) @ (phi_k + 1e-4).T
             out[row, :, head] = weights / weights.sum(1, keepdims=True) @ v[row, :length, head]
     return out
@@ -70,17 +72,17 @@ def test_its_gradients_are_those_of_the_published_estimate():
     exact, step = float64(q, k, v), 1e-5
     rng = np.random.default_rng(0)
     for number, gradient in enumerate(gradients):
-        # A derivative along a random line, of the reference in float64, central difference. The stabilisers are held
-        # still in ours and move in the reference; through the 1e-4 that is less than the tolerance.
+        # A derivative along a random line, of the reference in float64, central difference. The stabilisers are no part
+        # of what is derived, as in performer-pytorch: through the 1e-4 beside them they would be.
         line = rng.normal(size=exact[number].shape)
 
         def moved(by, number=number, line=line):
             arguments = [x + (by * line if i == number else 0.0) for i, x in enumerate(exact)]
-            out = reference(*arguments, np.asarray(lengths), np.asarray(directions, np.float64))
+            out = reference(*arguments, np.asarray(lengths), np.asarray(directions, np.float64), still=exact[:2])
             return (out * np.asarray(cotangent)).sum()
 
         wanted = (moved(step) - moved(-step)) / (2 * step)
-        assert (np.asarray(gradient) * line).sum() == pytest.approx(wanted, rel=2e-3, abs=2e-3)
+        assert (np.asarray(gradient) * line).sum() == pytest.approx(wanted, rel=1e-4, abs=1e-4)
 
 
 def test_performers_own_numbers():
@@ -103,7 +105,8 @@ PERFORMER = [
 
 
 def test_more_features_estimate_softmax_attention_better():
-    q, k, v, _ = inputs(shape=(3, 20, 2, 8), queries=20)
+    # Short keys: with long ones, few of a cell's features stand out from the 1e-4 beside each, however many there are.
+    q, k, v, _ = inputs(size=0.5)
     lengths = jnp.asarray([20, 1, 9])
     exact = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths)
     function = jax.jit(attend)
@@ -113,8 +116,7 @@ def test_more_features_estimate_softmax_attention_better():
         return np.mean([np.abs(function(q, k, v, lengths, draw) - exact).mean() for draw in draws])
 
     few, many = error(16), error(1024)
-    assert many < 0.25 * few  # 1 / sqrt(64) = 0.125 if it were pure noise
-    assert many < 0.05
+    assert many < 0.3 * few  # 1 / sqrt(64) = 0.125 if it were pure noise; measured .17
 
 
 def test_a_cell_depends_neither_on_its_neighbours_nor_on_padding():
@@ -183,18 +185,25 @@ def test_parameters_are_those_of_any_other_attention(favor_config, tiny_config, 
     assert directions_of(ModelDefinition(favor_config(favor_features=5), tiny_layout).constants).shape == (2, 5, 8)
 
 
+class DirectionsSeen:
+    """An objective that trains nothing and reports the mean of the directions that a step sees."""
+
+    needs_whole_batch = False
+
+    def loss(self, model, feature_table, batch, key):
+        mean = model.encoder.blocks.attention.directions[...].mean()
+        return LossSum(jnp.zeros(()), jnp.ones(()), {"seen": (mean, jnp.ones(()))})
+
+
 def test_a_step_of_training_sees_the_directions_of_that_step(favor_config, tiny_layout, tiny_batch):
-    losses = {}
-    for every in (0, 7):
-        config = favor_config(favor_redraw_every=every)
-        model = ModelDefinition(config, tiny_layout)
-        optimizer = make_optimizer(config, model.logical_axes)
-        step = jax.jit(make_train_step(model, MaskedModeling(config), optimizer))
-        params = model.init(jax.random.key(0))
-        # Output layers start at zero, where nothing of the encoder shows in the loss: noise on every number.
-        params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
-        for number in (6, 7):
-            state = TrainState(params, optimizer.init(params), jnp.asarray(number))
-            losses[every, number] = float(step(state, model.constants, tiny_batch())[1]["loss"])
-    assert losses[0, 6] == losses[7, 6]
-    assert losses[0, 7] != losses[7, 7]
+    config = favor_config(favor_redraw_every=7)
+    model = ModelDefinition(config, tiny_layout)
+    optimizer = make_optimizer(config, model.logical_axes)
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), model.abstract_params)
+    step = jax.jit(make_train_step(model, DirectionsSeen(), optimizer))
+    for number in (0, 6, 7, 19):
+        state = TrainState(params, optimizer.init(params), jnp.asarray(number))
+        seen = step(state, model.constants, tiny_batch())[1]["seen"]
+        wanted = directions_of(model.constants_at(model.constants, number)).mean()
+        assert seen == pytest.approx(wanted, rel=1e-3)
+        assert abs(seen - directions_of(model.constants).mean()) > 1e-3 or number == 19  # 19: the run's last
