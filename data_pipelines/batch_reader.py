@@ -142,7 +142,7 @@ class BatchReader:
             rows,
             cells,
             columns.counts,
-            columns.index,
+            columns.starts,
             window.cell_index.view(np.uint64),
             window.obs_codes["dataset"],
             columns.measured,

@@ -57,12 +57,12 @@ class PackedColumns(NamedTuple):
     """As `ModalityColumns`, the counts as they lie in the record."""
 
     counts: PackedCounts
-    index: CellIndex
+    starts: CellIndex
     total_counts: np.ndarray
     measured: np.ndarray
 
     def unpacked(self) -> ModalityColumns:
-        feature_ids, counts = packed_counts.unpack(self.counts, self.index)
+        feature_ids, counts = packed_counts.unpack(self.counts, self.starts)
         return ModalityColumns(self.counts.lengths, feature_ids, counts, self.total_counts, self.measured)
 
 
@@ -154,7 +154,7 @@ def serialise(block: CellBlock) -> bytes:
 
 
 def deserialise(
-    payload: bytes, modalities: Collection[str] | None = None, obs_fields: Collection[str] | None = None
+    payload: bytes | memoryview, modalities: Collection[str] | None = None, obs_fields: Collection[str] | None = None
 ) -> PackedBlock:
     """The inverse of `serialise`; its arrays are views of `payload`.
 
@@ -240,7 +240,7 @@ def _name(name: str) -> bytes:
 class _Cursor:
     """Reads a payload front to back and never past its end."""
 
-    def __init__(self, payload: bytes):
+    def __init__(self, payload: bytes | memoryview):
         self.bytes = np.frombuffer(payload, np.uint8)
         self.position = 0
 
@@ -296,7 +296,7 @@ def pack(payload: bytes, codec: str) -> bytes:
     return _HEADER.pack(MAGIC, BLOCK_VERSION, CODECS[codec], 0, len(payload), len(stored)) + stored
 
 
-def unpack(record: bytes) -> bytes:
+def unpack(record: bytes) -> bytes | memoryview:
     """The payload of a record. Raises CorpusError: no block, another version, cut short, unknown codec."""
     if len(record) < _HEADER.size:
         raise CorpusError(f"block of {len(record)} bytes; its header alone has {_HEADER.size}")

@@ -135,7 +135,7 @@ class Corpus:
 
     def read_payload_and_block(
         self, index: int, modalities: Collection[str] | None = None, obs_fields: Collection[str] | None = None
-    ) -> tuple[bytes, PackedBlock]:
+    ) -> tuple[bytes | memoryview, PackedBlock]:
         """The uncompressed payload of a block, and the block."""
         if not 0 <= index < self.num_blocks:
             raise IndexError(f"block {index} of {self.num_blocks}")
@@ -169,7 +169,7 @@ class Corpus:
             if modality not in self.feature_space.modalities:
                 raise CorpusError(f"modality {modality!r}, which the feature space has not")
             num_features = len(self.feature_space.modalities[modality])
-            if (largest := largest_feature(columns.counts, columns.index)) >= num_features:
+            if (largest := largest_feature(columns.counts, columns.starts)) >= num_features:
                 raise CorpusError(f"feature {largest} of {num_features} of {modality}")
 
     def _open_shard(self, shard: int) -> tuple[int, np.ndarray]:

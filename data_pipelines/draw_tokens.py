@@ -4,6 +4,8 @@ Everything is done cell by cell in arrays that stay in the first cache of the pr
 are added, not branched on: a mispredicted branch costs more than the rest of the loop.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 from numba.extending import intrinsic
@@ -14,10 +16,12 @@ from data_pipelines.packed_counts import unpack_cell
 _ZERO_DRAWS = 1 << 40  # above every feature id: draws of zeros never share a hash with a feature
 
 
-@intrinsic
-def _num_bits(typing_context, word):
+def _population_count(typing_context, word):
     """How many bits of a uint64 are set: one instruction, which numba has no name for."""
     return numba.uint64(numba.uint64), lambda context, builder, signature, arguments: builder.ctpop(arguments[0])
+
+
+_num_bits: Any = intrinsic(_population_count)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -43,9 +47,10 @@ def draw_tokens(
 ):
     """Every row of the output is written, whatever it held. Arguments: see `collate.fill_tokens`."""
     num_tokens = out_ids.shape[1]
-    longest = 0
+    longest = np.int64(0)
     for cell in cells:
-        longest = max(longest, np.int64(packed.lengths[cell]))
+        if packed.lengths[cell] > longest:
+            longest = np.int64(packed.lengths[cell])
     ids = np.empty(longest + 1, np.int32)  # one more: what is kept is written before it is known whether it is
     counts = np.empty(longest + 1, np.int32)
     keys = np.empty(longest, np.uint32)
@@ -59,7 +64,7 @@ def draw_tokens(
         n = np.int64(packed.lengths[cell])
         panel = measured_ids[measured_starts[datasets[cell]] : measured_starts[datasets[cell] + 1]]
         if not measured_cells[cell]:
-            n, panel = 0, panel[:0]
+            n, panel = np.int64(0), panel[:0]
         num_expressed, num_zeros = _numbers(n, len(panel), num_tokens, zero_fraction)
         cell_key = fold_compiled(key, cell_keys[cell])
         out_num_expressed[row] = n
@@ -147,13 +152,14 @@ def _kth_smallest(keys, n, k, near):
     lower = np.uint32(max(0.0, (k - spread) / n) * 4294967295.0)
     upper = np.uint32(min(1.0, (k + spread) / n) * 4294967295.0)
     width = np.uint32(upper - lower)
-    size, below = 0, 0
+    size, below = np.int64(0), np.int64(0)
     for i in range(n):
         near[size] = keys[i]
         below += keys[i] < lower
         size += np.uint32(keys[i] - lower) <= width
     if below >= k or below + size < k:  # once in ten thousand cells
-        lower, upper, size, below = np.uint32(0), np.uint32(4294967295), n, 0
+        lower, upper = np.uint32(0), np.uint32(4294967295)
+        size, below = np.int64(n), np.int64(0)
         near[:n] = keys[:n]
     # Regula falsi for "k keys are not above the threshold": exact, as keys are distinct; quick, as they are uniform.
     low, high = np.int64(lower) - 1, np.int64(upper)
@@ -163,7 +169,7 @@ def _kth_smallest(keys, n, k, near):
         guess = min(max(low + np.int64(share * (high - low)), low + 1), high - 1)
         count = below
         for i in range(size):
-            count += near[i] <= guess
+            count += int(near[i] <= guess)
         if count < k:
             low, low_count = guess, count
         else:
@@ -197,7 +203,7 @@ def _draw_zeros(zero_ids, zeros, expressed, panel, num_zeros, num_all, cell_key)
             is_new = ~(expressed[feature >> 6] >> np.uint64(feature & 63)) & one
             zeros[feature >> 6] |= is_new << np.uint64(feature & 63)
             zero_ids[drawn] = feature
-            drawn += np.int64(is_new)
+            drawn += int(is_new)
         return
     draw = np.uint64(_ZERO_DRAWS)
     while drawn < num_zeros:
@@ -208,7 +214,7 @@ def _draw_zeros(zero_ids, zeros, expressed, panel, num_zeros, num_all, cell_key)
         is_new = ~((expressed[word] | zeros[word]) >> place) & one
         zeros[word] |= is_new << place
         zero_ids[drawn] = feature
-        drawn += np.int64(is_new)
+        drawn += int(is_new)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -219,7 +225,7 @@ def _join(bits, other, before):
         before[word] = total
         bits[word] |= other[word]
         other[word] = np.uint64(0)
-        total += np.int64(_num_bits(bits[word]))
+        total += int(_num_bits(bits[word]))
 
 
 @numba.njit(nogil=True, cache=True)

@@ -98,11 +98,9 @@ def unpack(packed: PackedCounts, index: CellIndex) -> tuple[np.ndarray, np.ndarr
 def index_of(packed: PackedCounts) -> CellIndex:
     """Where cells begin. Raises CorpusError: an array that is longer or shorter than the entries need."""
     num_cells = len(packed.lengths)
-    index = CellIndex(
-        *(np.zeros(num_cells + 1, np.int64) for _ in range(4)),
-        np.zeros(len(packed.large_counts), np.int32),
-        np.empty(num_cells),
-    )
+    gaps, small_counts, large_gaps, large_counts = np.zeros((4, num_cells + 1), np.int64)
+    large_places = np.zeros(len(packed.large_counts), np.int32)
+    index = CellIndex(gaps, small_counts, large_gaps, large_counts, large_places, np.empty(num_cells))
     np.cumsum(packed.lengths, out=index.gaps[1:])
     np.cumsum((packed.lengths + np.int64(1)) >> 1, out=index.small_counts[1:])
     _require("gaps", len(packed.gaps), index.gaps[-1])
@@ -122,18 +120,22 @@ def largest_feature(packed: PackedCounts, index: CellIndex) -> int:
 def joined(parts: Sequence[tuple[PackedCounts, CellIndex]]) -> tuple[PackedCounts, CellIndex]:
     """The cells of several, one after the other."""
     packed, indices = zip(*parts, strict=True)
-    starts = []
-    for field in CellIndex._fields[:4]:
+
+    def starts(field: str) -> np.ndarray:
         of_parts = [getattr(index, field) for index in indices]
         before = np.cumsum([0, *(int(of_part[-1]) for of_part in of_parts)])
         whole = [of_part[:-1] + first for of_part, first in zip(of_parts, before, strict=False)]
-        starts.append(np.concatenate([*whole, before[-1:]]))
+        return np.concatenate([*whole, before[-1:]])
+
     return (
         PackedCounts(*(np.concatenate(arrays) for arrays in zip(*packed, strict=True))),
         CellIndex(
-            *starts,
-            np.concatenate([index.large_places for index in indices]),
-            np.concatenate([index.sums_of_logs for index in indices]),
+            gaps=starts("gaps"),
+            small_counts=starts("small_counts"),
+            large_gaps=starts("large_gaps"),
+            large_counts=starts("large_counts"),
+            large_places=np.concatenate([index.large_places for index in indices]),
+            sums_of_logs=np.concatenate([index.sums_of_logs for index in indices]),
         ),
     )
 
@@ -154,7 +156,7 @@ def _require(what: str, found: int, needed: int) -> None:
 @numba.njit(nogil=True, cache=True)
 def _pack(lengths, feature_ids, counts, gaps, small_counts, large_gaps, large_counts):
     """Fills the last four; returns how many large gaps and large counts there are, or -1, -1: ids do not ascend."""
-    num_gaps, num_counts, entry, byte = 0, 0, 0, 0
+    num_gaps, num_counts, entry, byte = 0, 0, np.int64(0), np.int64(0)
     for cell in range(len(lengths)):
         length = np.int64(lengths[cell])
         previous = np.int64(-1)
@@ -168,7 +170,7 @@ def _pack(lengths, feature_ids, counts, gaps, small_counts, large_gaps, large_co
                 large_gaps[num_gaps] = gap
                 num_gaps += 1
             count = np.int64(counts[entry + i])
-            small = np.uint8(min(count, LARGE_COUNT))
+            small = np.uint8(count if count < LARGE_COUNT else LARGE_COUNT)
             if i & 1:
                 small_counts[byte + (i >> 1)] |= small << 4
             else:

@@ -21,7 +21,7 @@ class WindowColumns(NamedTuple):
     """One modality of the concatenated blocks of a window (n cells)."""
 
     counts: PackedCounts
-    index: CellIndex
+    starts: CellIndex
     library_size: np.ndarray  # float32 [n]
     measured: np.ndarray  # bool [n]
 
@@ -95,10 +95,10 @@ class WindowReader:
 def _joined(parts: list[PackedColumns | int]) -> WindowColumns:
     """Of blocks; a number stands for so many cells that were not measured."""
     whole = [_not_measured(part) if isinstance(part, int) else part for part in parts]
-    counts, index = joined([(part.counts, part.index) for part in whole])
+    counts, starts = joined([(part.counts, part.starts) for part in whole])
     return WindowColumns(
         counts._replace(large_counts=np.minimum(counts.large_counts, np.uint32(MAX_COUNT))),
-        index,
+        starts,
         np.concatenate([part.total_counts for part in whole]).astype(np.float32),
         np.concatenate([part.measured for part in whole]),
     )
