@@ -118,6 +118,10 @@ class BenchInput:
                 raise ConfigError(f"--{name} {number}: expected 1 or more.")
         if not self.front_ends or not self.zero_fractions:
             raise ConfigError("--front-ends and --zero-fractions: expected at least one each.")
+        if self.scaling and self.cells < 8192:
+            raise ConfigError(
+                f"--cells {self.cells}: --scaling needs 8192 or more, as it also reads an eighth of them."
+            )
         with tempfile.TemporaryDirectory(prefix="scmbert_bench_") as temporary:
             folder = self.folder or Path(temporary)
             if self.scaling:
