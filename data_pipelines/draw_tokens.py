@@ -100,8 +100,8 @@ def draw_tokens(
 @numba.njit(nogil=True, cache=True)
 def _numbers(n, panel_size, num_tokens, zero_fraction):
     """How many expressed features and how many zeros become tokens."""
-    if num_tokens >= panel_size and zero_fraction > 0:
-        return n, panel_size - n
+    if num_tokens >= max(panel_size, n) and zero_fraction > 0:
+        return n, max(0, panel_size - n)
     num_expressed = min(n, num_tokens - int(np.floor(num_tokens * zero_fraction)))
     wanted = int(np.floor(num_expressed * zero_fraction / (1 - zero_fraction) + 0.5))
     return num_expressed, max(0, min(wanted, panel_size - n, num_tokens - num_expressed))
@@ -194,6 +194,8 @@ def _draw_zeros(zero_ids, zeros, expressed, panel, num_zeros, num_all, cell_key)
     drawn = 0
     if num_zeros == num_all:
         for feature in panel:
+            if drawn == num_zeros:
+                break
             is_new = ~(expressed[feature >> 6] >> np.uint64(feature & 63)) & one
             zeros[feature >> 6] |= is_new << np.uint64(feature & 63)
             zero_ids[drawn] = feature
