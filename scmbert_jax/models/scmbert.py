@@ -12,7 +12,7 @@ from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.alignment import AlignmentHead
 from scmbert_jax.models.attention_favor import redraw
-from scmbert_jax.models.embeddings import FeatureTable, TokenEmbedding, link_arrays
+from scmbert_jax.models.embeddings import FeatureTable, TokenEmbedding, link_arrays, linked_genes
 from scmbert_jax.models.encoder import make_encoder
 from scmbert_jax.models.heads import ValueHead
 from scmbert_jax.models.likelihoods import Likelihood, Prediction, Truth, make_likelihood
@@ -203,7 +203,7 @@ class ModelDefinition:
         )
         self.abstract_params: dict[str, Any] = nnx.to_pure_dict(params)
         self.logical_axes: dict[str, Any] = nnx.to_pure_dict(axes)
-        given = nnx.to_pure_dict(constants) | {"table": {"links": link_arrays(layout)}}
+        given = nnx.to_pure_dict(constants) | {"table": {"links": link_arrays(layout), "linked": linked_genes(layout)}}
         self.constants: dict[str, Any] = jax.tree.map(np.asarray, self.constants_at(given, config.train.num_steps - 1))
 
     def _create(self, key: jax.Array) -> ScMbert:

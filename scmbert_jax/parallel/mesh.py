@@ -94,6 +94,15 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(logical_axes))
 
 
+def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """table[ids], of a table whose rows are spread over devices: each fetches the whole table, then its own rows.
+
+    Left to itself, XLA has every device look up the ids of all, and adds up the results of all: as much memory and
+    traffic as the global batch has tokens (measured on base_110m and 16 chips: 6.4 GB a step against 0.7 of the table).
+    """
+    return constrain(table, *(None,) * table.ndim)[ids]
+
+
 def on_each_device(
     function: Callable[..., jax.Array], arguments: Sequence[LogicalAxes], result: LogicalAxes
 ) -> Callable[..., jax.Array]:
