@@ -14,7 +14,8 @@ from scmbert_jax.batch import MODALITIES, FeatureLayout
 from scmbert_jax.config import ExperimentConfig, ModalityConfig
 from scmbert_jax.models.encoder import constant, weight
 from scmbert_jax.models.token_sequence import TokenSequence
-from scmbert_jax.parallel.mesh import constrain, take_rows
+from scmbert_jax.parallel.mesh import constrain
+from scmbert_jax.parallel.table_rows import pick_rows, sum_of_linked_rows, whole
 
 # Rows of the feature table are padded to a multiple of this, so that any FSDP size up to 256 divides them.
 FEATURE_ROWS_MULTIPLE = 256
@@ -88,28 +89,11 @@ class FeatureTable(nnx.Module):
 
     def __call__(self) -> jax.Array:
         table = self.learned[...]
-        # Whole on every device before rows are picked; the rows that are made stay spread (see `take_rows`).
-        genes = constrain(table, None, None)
         for name, linked in self.linked.items():
-            mean = constrain(_mean_of_linked(genes, linked[...]), "features", None)
-            table = table + mean @ self.link_projections[name][...]
-        return constrain(table, None, None)
-
-
-def _mean_of_linked(genes: jax.Array, linked: jax.Array) -> jax.Array:
-    """genes [rows, D], linked int32 [rows, K] -> [rows, D]; zero where nothing is linked.
-
-    Link after link of each row: all at once, the rows of a million links would be in memory together.
-    """
-
-    def add(total: jax.Array, column: jax.Array) -> tuple[jax.Array, None]:
-        column = constrain(column, "features")
-        return total + jnp.where(column[:, None] >= 0, genes[jnp.maximum(column, 0)], 0.0), None
-
-    start = constrain(jnp.zeros_like(genes), "features", None)
-    total, _ = jax.lax.scan(add, start, linked.T)
-    number = (linked >= 0).sum(axis=1).astype(genes.dtype)
-    return total / jnp.maximum(number, 1.0)[:, None]
+            number = (linked[...] >= 0).sum(axis=1).astype(table.dtype)
+            mean = sum_of_linked_rows(self.learned[...], linked[...]) / jnp.maximum(number, 1.0)[:, None]
+            table = table + constrain(mean, "features", None) @ self.link_projections[name][...]
+        return whole(table)
 
 
 class ContinuousValues(nnx.Module):
@@ -135,7 +119,7 @@ class ContinuousValues(nnx.Module):
 
     def __call__(self, relative: jax.Array, feature_ids: jax.Array, one_hot: jax.Array, rows: jax.Array) -> jax.Array:
         """relative, feature_ids [B, S]; one_hot [B, S, M], the modality; rows [B, S, D], the feature rows."""
-        centre, log_spread = take_rows(self.centre[...], feature_ids), take_rows(self.log_spread[...], feature_ids)
+        centre, log_spread = (pick_rows(own[...], feature_ids) for own in (self.centre, self.log_spread))
         x = (jnp.log1p(relative) - centre) * jnp.exp(-log_spread)
         x = jnp.clip(x, -10.0, 10.0)[..., None]
         hidden = jax.nn.gelu(x * (one_hot @ self.scale[...]) + one_hot @ self.bias[...])
@@ -177,15 +161,15 @@ class TokenEmbedding(nnx.Module):
         return jnp.asarray([values.get(name, 0.0) for name in MODALITIES], jnp.float32)
 
     def __call__(
-        self, table: jax.Array, tokens: TokenSequence, hidden: jax.Array, covariates: dict[str, jax.Array]
+        self, rows: jax.Array, tokens: TokenSequence, hidden: jax.Array, covariates: dict[str, jax.Array]
     ) -> jax.Array:
-        """table [F, D]; `hidden` bool [B, S]: tokens whose value must not be seen; covariates int32 [B] each."""
+        """rows [B, S, D] of the feature table; `hidden` bool [B, S]: tokens whose value must not be seen; covariates
+        int32 [B] each."""
         one_hot = jax.nn.one_hot(tokens.modality, len(MODALITIES))  # [B, S, M]
         target_sum = one_hot @ self.per_modality({name: m.target_sum for name, m in self.modalities.items()})
         # Hidden counts are replaced before anything is computed from them.
         counts = jnp.where(hidden, 0.0, tokens.counts)
         relative = relative_expression(counts, tokens.library_size, target_sum)
-        rows = constrain(table[tokens.feature_ids], "batch", "length", "embed")  # [B, S, D]
         value = jnp.zeros(())
         if self.continuous is not None:
             value = self.continuous(relative, tokens.feature_ids, one_hot, rows)
