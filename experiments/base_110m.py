@@ -1,4 +1,5 @@
-"""111 million parameters over RNA, protein and accessibility, 2,048 tokens a cell: the size for one node or a small slice.
+"""111 million parameters over RNA, protein and accessibility, 2,048 tokens a cell: for one node or a small
+slice.
 
     scmbert plan base_110m --topology h200-8 --model.attention cudnn              # before anything is rented
     scmbert pretrain base_110m --corpus CORPUS --run-dir RUN --model.attention cudnn      # NVIDIA
@@ -6,7 +7,7 @@
 
 PLANNED
 
-Parameters: 15 layers of 12 x 768^2 (106.2 million) and 5.4 million in value encoding, links, decoder and heads; the rows
+Parameters: 15 layers of 12 x 768^2 (106.2 million) and 5.6 million in value encoding, links, decoder and heads; the rows
 of the features are not counted (768 each). Not measured: any score.
 """
 
@@ -41,7 +42,7 @@ def config() -> ExperimentConfig:
             mlp_dim=3_072,
             # Runs anywhere in linear memory. cudnn and splash compute the same, faster, each on its own hardware.
             attention="xla_chunked",
-            remat="full",
+            remat="none",  # keeps all activations: nothing is computed twice
             compute_dtype="bfloat16",
         ),
         objectives=ObjectivesConfig(masked_modeling=MaskedModelingConfig(mask_fraction=0.3)),

@@ -95,9 +95,7 @@ def _backward(split: str, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
         return total
 
     own = PartitionSpec(RULES[split])
-    summed = jax.shard_map(
-        on_one, in_specs=(own, own), out_specs=PartitionSpec(rows_lie_on), check_vma=False
-    )
+    summed = jax.shard_map(on_one, in_specs=(own, own), out_specs=PartitionSpec(rows_lie_on), check_vma=False)
     return summed(ids, gradient), None
 
 

@@ -145,7 +145,12 @@ def abstract_batch(config: ExperimentConfig, layout: FeatureLayout, mesh: Mesh) 
 
 def _compile(step: Any, arguments: tuple[TrainState, Any, CellBatch], name: str, topology: Topology) -> CompiledStep:
     started = time.perf_counter()
-    lowered = step.lower(*arguments)
+    try:
+        lowered = step.lower(*arguments)
+    except RuntimeError as error:
+        if "cuDNN" not in str(error):
+            raise
+        raise ConfigError(_refusal(str(error), topology)) from error
     lowered_at = time.perf_counter()
     state, constants, batch = arguments
     known = {
@@ -155,8 +160,10 @@ def _compile(step: Any, arguments: tuple[TrainState, Any, CellBatch], name: str,
         "gradients": bytes_on_a_chip(state.params),
     }
     in_state = known["params"] + known["optimizer"] + known["batch"]
-    # Measuring candidates on a GPU needs one; the default choice is planned with.
-    options = {"xla_gpu_autotune_level": 0} if topology.platform == "gpu" else None
+    # Measuring candidates on a GPU needs one, and without it Triton finds no tiles for some products: cuBLAS does them.
+    options: dict[str, Any] | None = (
+        {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False} if topology.platform == "gpu" else None
+    )
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
@@ -164,9 +171,7 @@ def _compile(step: Any, arguments: tuple[TrainState, Any, CellBatch], name: str,
         if used is None:
             raise ConfigError(_refusal(str(error), topology)) from error
         memory = StepMemory(temporaries=max(0, used - in_state), code=0, other=0, **known)
-        return CompiledStep(
-            name, memory, (), False, lowered_at - started, time.perf_counter() - lowered_at
-        )
+        return CompiledStep(name, memory, (), False, lowered_at - started, time.perf_counter() - lowered_at)
     seconds = time.perf_counter() - lowered_at
     found = compiled.memory_analysis()
     assert found is not None  # every platform that is planned for tells

@@ -62,8 +62,10 @@ def search(
     if not fitting:
         return SearchResult(found, None)
     timed = [one for one in fitting if one.days_per_cell is not None]
-    chosen = min(timed, key=lambda one: one.days_per_cell or 0.0) if timed else max(
-        fitting, key=lambda one: one.cells_per_chip
+    chosen = (
+        min(timed, key=lambda one: one.days_per_cell or 0.0)
+        if timed
+        else max(fitting, key=lambda one: one.cells_per_chip)
     )
     batch = config.data.global_batch_size
     number = max(1, math.ceil(batch / chosen.largest_batch))
