@@ -165,8 +165,8 @@ def _elements(type_text: str) -> list[str]:
 
 
 def _result(type_text: str, opcode: str) -> str:
-    """The type of what a collective gives; what starts one of two kinds holds (operands, results, ...)."""
-    if opcode in ("all-gather-start", "collective-permute-start"):
+    """The type of what a collective gives; what starts one holds (operands, results, ...), except an all-reduce."""
+    if opcode.endswith("-start") and opcode != "all-reduce-start":
         return _elements(type_text)[1]
     return type_text
 
@@ -182,8 +182,8 @@ def _bytes(type_text: str) -> int:
 
 
 def _groups(rest: str) -> list[list[int]]:
-    """The chips of each group: `{{0,1},{2,3}}`, `[2,2]<=[4]`, `[2,2]<=[2,2]T(1,0)`, or axes of a mesh; of a permutation,
-    the pairs."""
+    """The chips of each group: `{{0,1},{2,3}}`, `[2,2]<=[4]`, `[2,2]<=[2,2]T(1,0)` or axes of a mesh; or pairs, of a
+    permutation."""
     pairs = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", rest)
     if pairs:
         return [[int(chip) for chip in group.split(",")] for group in re.findall(r"\{([\d, ]+)\}", pairs[1])]
@@ -261,7 +261,7 @@ def _turns(computations: dict[str, _Computation], around: _Computation, loop: st
 
 
 def _constant(computation: _Computation, name: str) -> int | None:
-    type_text, opcode, rest = computation.instructions.get(name, ("", "", ""))
+    _, opcode, rest = computation.instructions.get(name, ("", "", ""))
     if opcode in ("copy", "convert", "bitcast"):
         inner = _OPERAND.findall(rest.partition(")")[0])
         return _constant(computation, inner[0]) if inner else None

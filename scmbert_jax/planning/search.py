@@ -14,6 +14,8 @@ from scmbert_jax.planning.topologies import GIB, Topology
 REMATS = ("none", "dots", "full")
 # Cells on a chip at a time; more add nothing to a chip that is busy.
 MOST_CELLS_PER_CHIP = 256
+# Tokens on a chip at a time with which arithmetic outlasts fetching the sharded weights (about 2,500 on v5p and H100).
+BUSY_TOKENS = 4096
 
 
 class Found(NamedTuple):
@@ -23,13 +25,11 @@ class Found(NamedTuple):
       remat: its name.
       cells_per_chip: the most that fit at a time, a power of two; 0: not even one.
       largest_batch: the global batch of so many on every chip, in one microbatch.
-      days_per_cell: by the estimate; None where no time is known.
     """
 
     remat: str
     cells_per_chip: int
     largest_batch: int
-    days_per_cell: float | None
 
 
 class SearchResult(NamedTuple):
@@ -51,9 +51,9 @@ def search(
       plan_of: makes a plan of a configuration.
       say: is told of each attempt.
 
-    Of the policies, the one with the shortest time for each cell is best; where no time is known, the first with the
-    most cells. With it, the experiment's own batch is planned, in as many microbatches as it takes: what changes is how
-    the training run is worked off, not which run it is.
+    The cheapest policy that keeps a chip busy (`BUSY_TOKENS`) is best; where none does, that with the most cells. With
+    it, the experiment's own batch is planned, in as many microbatches as it takes: what changes is how the training run
+    is worked off, not which run it is.
     """
     sizes = mesh_sizes(config.mesh, topology.num_chips)
     parts = sizes[0] * sizes[1]
@@ -61,12 +61,9 @@ def search(
     fitting = [one for one in found if one.cells_per_chip]
     if not fitting:
         return SearchResult(found, None)
-    timed = [one for one in fitting if one.days_per_cell is not None]
-    chosen = (
-        min(timed, key=lambda one: one.days_per_cell or 0.0)
-        if timed
-        else max(fitting, key=lambda one: one.cells_per_chip)
-    )
+    tokens = 1 + sum(own.num_tokens for own in config.modalities.in_use().values())
+    busy = [one for one in fitting if one.cells_per_chip * tokens >= BUSY_TOKENS]
+    chosen = busy[0] if busy else max(fitting, key=lambda one: one.cells_per_chip)
     batch = config.data.global_batch_size
     number = max(1, math.ceil(batch / chosen.largest_batch))
     while number <= batch:
@@ -77,7 +74,7 @@ def search(
             say(f"remat {chosen.remat}, {batch:,} cells in {number} microbatch(es): {_in_words(plan)}")
             if plan.fits:
                 return SearchResult(found, plan)
-        number += 1 if batch % (number + 1) == 0 else number
+        number += 1
     return SearchResult(found, None)
 
 
@@ -97,7 +94,7 @@ def _most_cells(
 
     one = attempt(1)
     if not one.fits:
-        return Found(remat, 0, 0, None)
+        return Found(remat, 0, 0)
     two = attempt(2)
     most = 1
     if two.fits:
@@ -107,9 +104,7 @@ def _most_cells(
         most = min(MOST_CELLS_PER_CHIP, 2 ** int(math.log2(2 + room / each)))
         while most > 2 and not attempt(most).fits:
             most //= 2
-    best = plans[most]
-    days = best.cost.days / best.cost.cells if best.cost else None
-    return Found(remat, most, most * parts, days)
+    return Found(remat, most, most * parts)
 
 
 def with_cells_per_chip(config: ExperimentConfig, remat: str, cells: int, parts: int) -> ExperimentConfig:
