@@ -7,8 +7,8 @@ slice.
 
 PLANNED
 
-Parameters: 15 layers of 12 x 768^2 (106.2 million) and 5.6 million in value encoding, links, decoder and heads; the rows
-of the features are not counted (768 each). Not measured: any score.
+Parameters: 15 layers of 12 x 768^2 (106.2 million) and 5.6 million in value encoding, links, decoder and heads; the
+rows of the features are not counted (768 each). Not measured: any score.
 """
 
 from scmbert_jax.config import (

@@ -6,8 +6,8 @@
 
 PLANNED
 
-Parameters: 17 layers of 12 x 1280^2 (334 million) and 15.3 million in value encoding, links, decoder and heads; the rows
-of the features are not counted (1,280 each). Not measured: any score.
+Parameters: 17 layers of 12 x 1280^2 (334 million) and 15.3 million in value encoding, links, decoder and heads; the
+rows of the features are not counted (1,280 each). Not measured: any score.
 """
 
 from scmbert_jax.config import (

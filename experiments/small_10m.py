@@ -6,9 +6,9 @@
 
 PLANNED
 
-Parameters: 12 layers of 12 x 256^2 (9.4 million) and 0.7 million in value encoding, links, decoder and heads; the rows of
-the features are not counted (256 each). Deep and narrow, so that it is a small copy of the larger ones. Not measured: any
-score.
+Parameters: 12 layers of 12 x 256^2 (9.4 million) and 0.7 million in value encoding, links, decoder and heads; the rows
+of the features are not counted (256 each). Deep and narrow, so that it is a small copy of the larger ones. Not
+measured: any score.
 """
 
 from scmbert_jax.config import (

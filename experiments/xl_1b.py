@@ -6,8 +6,8 @@
 
 PLANNED
 
-Parameters: 20 layers of 12 x 2048^2 (1,007 million) and 38.6 million in value encoding, links, decoder and heads; the rows
-of the features are not counted (2,048 each). Not measured: any score.
+Parameters: 20 layers of 12 x 2048^2 (1,007 million) and 38.6 million in value encoding, links, decoder and heads;
+the rows of the features are not counted (2,048 each). Not measured: any score.
 """
 
 from scmbert_jax.config import (

@@ -33,7 +33,7 @@ LogicalAxes = tuple[str | None, ...]
 
 
 def mesh_sizes(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
-    """Devices along each of `MESH_AXES`, -1 filled in. Raises `ConfigError` when they do not multiply to their number."""
+    """Devices along each of `MESH_AXES`, -1 filled in. Raises `ConfigError` when the product is another number."""
     sizes = [config.replica, config.fsdp, config.tensor]
     if -1 in sizes:
         known = int(np.prod([size for size in sizes if size != -1]))

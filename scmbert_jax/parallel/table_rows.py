@@ -1,8 +1,8 @@
 """Rows of a table [features, ...] that is spread over devices, picked by index, and their gradient on the way back.
 
 Left to itself, XLA has every device look up the indices of all devices and adds up what all found, and scatters the
-gradients of all tokens on every device: memory and traffic of the global batch's tokens (base_110m on 16 chips, 64 cells
-at a time: 0.4 GB each way; on 256 chips 16 times that). Here what moves is the table: each device fetches all of it,
+gradients of all tokens on every device: memory and traffic of the global batch's tokens (base_110m on 16 chips, 64
+cells at a time: 0.4 GB each way, on 256 chips 6.4). Here what moves is the table: each device fetches all of it,
 picks its own rows, adds its own gradients into a table, and those tables are summed where their rows lie.
 """
 

@@ -1,7 +1,7 @@
 """How long a step would take and what a run would cost: a roofline, with its assumptions beside it.
 
-Nothing here is measured. A step takes at least as long as the slowest of four: arithmetic at the chip's peak, traffic to
-its memory, traffic to other chips, traffic between nodes. Real steps reach a share of that, `efficiency`.
+Nothing here is measured. A step takes at least as long as the slowest of four: arithmetic at the chip's peak, traffic
+to its memory, traffic to other chips, traffic between nodes. Real steps reach a share of that, `efficiency`.
 """
 
 from typing import NamedTuple
@@ -44,8 +44,8 @@ class StepEstimate(NamedTuple):
 ASSUMPTIONS = (
     "every cell is measured in all modalities of the run and fills its tokens (padding is not work)",
     "a step reaches EFFICIENCY of its roofline: the longest of arithmetic, memory, links and network, all overlapped",
-    "memory: weights are read in each pass, what is kept for the backward pass is written and read once, AdamW reads and "
-    "writes its state once",
+    "memory: weights are read in each pass, what is kept for the backward pass is written and read once, the optimizer "
+    "reads and writes its state once",
     "links and network: the bytes of a ring, at the bandwidth of one direction",
     "no time for data, checkpoints, evaluation or restarts",
     "prices: on-demand, list, 2025 (--price changes them)",

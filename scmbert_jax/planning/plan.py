@@ -77,8 +77,8 @@ class Plan:
             lines.append(f"--model.attention {kernel}: linear in the tokens, where xla keeps their square")
         if rows > 1:
             lines.append(
-                f"--train.num-microbatches {2 * train.num_microbatches} (it is {train.num_microbatches}, {rows} cells a "
-                "chip at a time): about half of the temporaries, the same update"
+                f"--train.num-microbatches {2 * train.num_microbatches} (it is {train.num_microbatches}, {rows} cells "
+                "a chip at a time): about half of the temporaries, the same update"
             )
         lines.append(f"--data.global-batch-size below {self.config.data.global_batch_size}: another training run")
         return lines
@@ -142,8 +142,8 @@ class Plan:
         lines = [
             f"{self.name} on {topology.name}: {topology.num_chips} x {topology.chip.name}, mesh {mesh}, "
             f"{found.experiment.num_processes} process(es)",
-            f"  {of_layers / 1e6:,.1f} million parameters, and {found.experiment.num_feature_params / 1e6:,.1f} million "
-            f"in rows of features ({features})",
+            f"  {of_layers / 1e6:,.1f} million parameters, and {found.experiment.num_feature_params / 1e6:,.1f} "
+            f"million in rows of features ({features})",
             f"  {self.config.data.global_batch_size:,} cells a step in {self.config.train.num_microbatches} "
             f"microbatch(es), {model.compute_dtype}, attention {model.attention}, remat {model.remat}",
             f"  compiled in {found.seconds:.0f} s with {found.peak_bytes / GIB:.1f} GiB of this machine's memory",

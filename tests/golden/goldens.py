@@ -83,7 +83,7 @@ CASES = {
         Case("small_10m", "cpu-8", _small, (2000, 100, 1000)),
         Case("tiny", "cpu-8", _all_objectives, (200, 20, 100)),
         Case("small_10m", "v5e-16", _on_tpu, (36_601, 228, 200_000)),
-        Case("base_110m", "v6e-256", _on_many, (36_601, 228, 200_000)),
+        Case("small_10m", "v6e-256", _on_many, (36_601, 228, 200_000)),
     )
 }
 
