@@ -33,6 +33,7 @@ def environment(topology: Topology) -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",  # no accelerator of this machine is touched
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # or the time to compile would be that of reading a file
         "TPU_SKIP_MDS_QUERY": "1",  # there is no cloud machine to ask about itself
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # its lock guards a TPU, and there is none
         "TPU_STDERR_LOG_LEVEL": "3",
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }

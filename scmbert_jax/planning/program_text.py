@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scmbert_jax.errors import ConfigError
+
 _ITEM_BYTES = {"pred": 1, "f8": 1, "s4": 1, "u4": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2}
 _ITEM_BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "token": 0}
 
@@ -72,6 +74,9 @@ class _Computation:
 def collectives_of(text: str, chips_per_node: int) -> tuple[Collective, ...]:
     """The collectives of a step, from `compiled.as_text()`. Those among one chip are left out."""
     computations, entry = _read(text)
+    header = text.partition("\n")[0]
+    counts = re.search(r"num_partitions=(\d+)", header) or re.search(r"replica_count=(\d+)", header)
+    num_chips = int(counts[1]) if counts else 1
     times = _times(computations, entry)
     found: list[Collective] = []
     in_pieces: set[str] = set()
@@ -89,7 +94,7 @@ def collectives_of(text: str, chips_per_node: int) -> tuple[Collective, ...]:
                 if channel[1] in in_pieces:
                     continue
                 in_pieces.add(channel[1])
-            groups = _groups(rest)
+            groups = _groups(rest, num_chips)
             group = len(groups[0])
             if group < 2:
                 continue
@@ -181,9 +186,11 @@ def _bytes(type_text: str) -> int:
     return total
 
 
-def _groups(rest: str) -> list[list[int]]:
+def _groups(rest: str, num_chips: int) -> list[list[int]]:
     """The chips of each group: `{{0,1},{2,3}}`, `[2,2]<=[4]`, `[2,2]<=[2,2]T(1,0)` or axes of a mesh; or pairs, of a
-    permutation."""
+    permutation. `{}`: all chips."""
+    if "replica_groups={}" in rest:
+        return [list(range(num_chips))]
     pairs = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", rest)
     if pairs:
         return [[int(chip) for chip in group.split(",")] for group in re.findall(r"\{([\d, ]+)\}", pairs[1])]
@@ -193,16 +200,38 @@ def _groups(rest: str) -> list[list[int]]:
         chips = np.arange(np.prod(sides)).reshape(sides)
         chips = chips.transpose([int(axis) for axis in iota[3].split(",")]) if iota[3] else chips
         return chips.reshape(-1, shape[-1]).tolist()
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*(?:device_ids=\S+\s*)?\{([^}]*)\}", rest)
+    mesh = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", rest
+    )
     if mesh:
-        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-        used = re.findall(r"'(\w+)'", mesh[2])
-        chips = np.arange(np.prod(list(sizes.values()))).reshape(tuple(sizes.values()))
-        names = list(sizes)
-        kept = [names.index(name) for name in names if name not in used]
-        moved = chips.transpose([*kept, *(names.index(name) for name in used)])
-        return moved.reshape(-1, int(np.prod([sizes[name] for name in used]))).tolist()
-    return [[0]]
+        return _mesh_groups(*mesh.groups())
+    raise ConfigError(
+        f"a collective of the compiled program names its groups in a way this version cannot read: {rest[:300]}. "
+        "Report it, with the versions of jax and of the compiler."
+    )
+
+
+def _mesh_groups(axes: str, order: str | None, transposed: str | None, used: str) -> list[list[int]]:
+    """`mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`; of an axis perhaps a part, `'b':(2)2`: the parts before, its
+    size."""
+    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", axes)}
+    chips = np.arange(np.prod(list(sizes.values())))
+    if order:
+        chips = chips.reshape([int(side) for side in order.split(",")])
+        chips = chips.transpose([int(axis) for axis in transposed.split(",")]) if transposed else chips
+    wanted = {
+        name: (int(before or 1), int(size or sizes[name]))
+        for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", used)
+    }
+    sides: list[int] = []
+    among: list[int] = []
+    for name, size in sizes.items():
+        before, part = wanted.get(name, (size, 1))
+        sides += [before, part, size // (before * part)]
+        among += [len(sides) - 2] if name in wanted else []
+    kept = [place for place in range(len(sides)) if place not in among]
+    number = int(np.prod([sides[place] for place in among]))
+    return chips.reshape(sides).transpose([*kept, *among]).reshape(-1, number).tolist()
 
 
 # --- loops -----------------------------------------------------------------------------------------------------------

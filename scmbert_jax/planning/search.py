@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.parallel.mesh import mesh_sizes
@@ -11,7 +11,8 @@ from scmbert_jax.planning.plan import Plan
 from scmbert_jax.planning.topologies import GIB, Topology
 
 # From what computes nothing again to what keeps least.
-REMATS = ("none", "dots", "full")
+Remat = Literal["none", "dots", "full"]
+REMATS: tuple[Remat, ...] = ("none", "dots", "full")
 # Cells on a chip at a time; more add nothing to a chip that is busy.
 MOST_CELLS_PER_CHIP = 256
 # Tokens on a chip at a time with which arithmetic outlasts fetching the sharded weights (about 2,500 on v5p and H100).
@@ -27,7 +28,7 @@ class Found(NamedTuple):
       largest_batch: the global batch of so many on every chip, in one microbatch.
     """
 
-    remat: str
+    remat: Remat
     cells_per_chip: int
     largest_batch: int
 
@@ -80,7 +81,7 @@ def search(
 
 def _most_cells(
     config: ExperimentConfig,
-    remat: str,
+    remat: Remat,
     parts: int,
     plan_of: Callable[[ExperimentConfig], Plan],
     say: Callable[[str], None],
@@ -107,7 +108,7 @@ def _most_cells(
     return Found(remat, most, most * parts)
 
 
-def with_cells_per_chip(config: ExperimentConfig, remat: str, cells: int, parts: int) -> ExperimentConfig:
+def with_cells_per_chip(config: ExperimentConfig, remat: Remat, cells: int, parts: int) -> ExperimentConfig:
     """The experiment with `cells` for each of `parts` devices of the batch, at once."""
     batch = cells * parts
     return replace(

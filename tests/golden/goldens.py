@@ -70,11 +70,13 @@ def _all_objectives(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def _on_tpu(config: ExperimentConfig) -> ExperimentConfig:
-    return replace(config, model=replace(config.model, attention="splash"))
+    # 8 cells a chip at a time on 16 chips.
+    train = replace(config.train, num_microbatches=4)
+    return replace(config, model=replace(config.model, attention="splash"), train=train)
 
 
 def _on_many(config: ExperimentConfig) -> ExperimentConfig:
-    return replace(_on_tpu(config), mesh=MeshConfig(replica=16))
+    return replace(config, model=replace(config.model, attention="splash"), mesh=MeshConfig(replica=16))
 
 
 CASES = {

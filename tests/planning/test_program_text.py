@@ -6,12 +6,17 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from scmbert_jax.config import MeshConfig
+from scmbert_jax.errors import ConfigError
 from scmbert_jax.parallel.mesh import make_mesh
 from scmbert_jax.planning.program_text import Collective, collectives_of, summary
 
 
 def program(*lines: str, entry: str) -> str:
-    return "HloModule m\n\n" + "\n".join(lines) + f"\nENTRY %main (p: f32[8]) -> f32[8] {{\n{entry}\n}}\n"
+    return (
+        "HloModule m, num_partitions=8\n\n"
+        + "\n".join(lines)
+        + f"\nENTRY %main (p: f32[8]) -> f32[8] {{\n{entry}\n}}\n"
+    )
 
 
 ONE = "  %p = f32[8]{0} parameter(0)\n"
@@ -45,6 +50,16 @@ ONE = "  %p = f32[8]{0} parameter(0)\n"
             Collective("all-to-all", 32, 8, 2, 1),
         ),
         (
+            "%x = f32[8]{0} all-to-all(%p), replica_groups=mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'c'}, "
+            "dimensions={0}",
+            Collective("all-to-all", 32, 2, 2, 1),
+        ),
+        ("%x = f32[8]{0} all-reduce(%p), replica_groups={}, to_apply=%add", Collective("all-reduce", 32, 8, 2, 1)),
+        (
+            "%x = f32[8]{0} all-to-all(%p), replica_groups=mesh['a'=8] {'a':(2)2}, dimensions={0}",
+            Collective("all-to-all", 32, 2, 1, 1),
+        ),
+        (
             "%x = (f32[8]{0}, f32[64]{0}) all-gather-start(%p), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}",
             Collective("all-gather", 256, 8, 2, 1),
         ),
@@ -70,6 +85,12 @@ def test_every_way_a_collective_is_written(instruction, expected):
 def test_a_collective_of_one_chip_moves_nothing():
     line = "  %x = f32[8]{0} all-reduce(%p), replica_groups={{0},{1}}, to_apply=%add"
     assert collectives_of(program(entry=ONE + line), 8) == ()
+
+
+def test_groups_in_words_that_nobody_knows_are_not_passed_over():
+    line = "  %x = f32[8]{0} all-reduce(%p), replica_groups=everyone, to_apply=%add"
+    with pytest.raises(ConfigError, match=r"cannot read: .*everyone"):
+        collectives_of(program(entry=ONE + line), 8)
 
 
 LOOP = """%body (s: (s32[], f32[8])) -> (s32[], f32[8]) {
