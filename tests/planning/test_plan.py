@@ -14,7 +14,7 @@ from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.flops import counts_of_full_cells, feature_table_flops, step_flops
 from scmbert_jax.planning import plan as plan_module
 from scmbert_jax.planning import topologies
-from scmbert_jax.planning.compile_process import Compilation
+from scmbert_jax.planning.compile_process import Compilation, compile_apart
 from scmbert_jax.planning.compiled_step import CompiledExperiment, CompiledStep, StepMemory
 from scmbert_jax.planning.estimate import cost, estimate
 from scmbert_jax.planning.program_text import Collective
@@ -27,14 +27,29 @@ LAYOUT = synthetic_layout(200, 20, 100)
 
 
 @pytest.fixture(scope="module")
-def tiny_plan():
-    return json.loads(scmbert_ok(*TINY_PLAN, "--json"))
+def tiny_compiled():
+    return compile_apart(load_experiment("tiny"), LAYOUT, topology_named("cpu-8"))
+
+
+@pytest.fixture
+def compiled_already(monkeypatch, tiny_compiled):
+    """`scmbert plan` gets this compilation, whatever it asks for; the list of what it asks for."""
+    asked = []
+
+    def compile_nothing(config, layout, topology):
+        asked.append((config, layout, topology))
+        return tiny_compiled
+
+    monkeypatch.setattr(plan_module, "compile_apart", compile_nothing)
+    return asked
 
 
 # --- what it says ----------------------------------------------------------------------------------------------------
 
 
-def test_a_plan_is_one_json_document_with_memory_by_kind_and_traffic(tiny_plan):
+def test_a_plan_is_one_json_document_with_memory_by_kind_and_traffic(compiled_already):
+    tiny_plan = json.loads(scmbert_ok(*TINY_PLAN, "--json"))
+    assert compiled_already[0][0] == load_experiment("tiny")
     (step,) = tiny_plan["steps"]
     memory = step["memory"]
     assert tiny_plan["fits"] is True
@@ -50,14 +65,15 @@ def test_a_plan_is_one_json_document_with_memory_by_kind_and_traffic(tiny_plan):
     assert tiny_plan["compile_peak_bytes"] > 2**27
 
 
-def test_the_operations_are_those_of_the_formula(tiny_plan):
+def test_the_operations_are_those_of_the_formula(compiled_already):
+    tiny_plan = json.loads(scmbert_ok(*TINY_PLAN, "--json"))
     config = load_experiment("tiny")
     expected = step_flops(config, "masked_modeling", counts_of_full_cells(config, 16))
     expected["feature_table"] = feature_table_flops(config, LAYOUT)
     assert tiny_plan["steps"][0]["flops"] == pytest.approx(expected)
 
 
-def test_what_does_not_fit_says_by_how_much_and_what_helps(monkeypatch):
+def test_what_does_not_fit_says_by_how_much_and_what_helps(monkeypatch, compiled_already):
     small = dataclasses.replace(topologies.CPU, memory_bytes=100_000)
     monkeypatch.setattr(topologies, "CPU", small)
     ran = scmbert(*TINY_PLAN)
@@ -68,10 +84,13 @@ def test_what_does_not_fit_says_by_how_much_and_what_helps(monkeypatch):
         assert words in ran.out
 
 
-def test_a_corpus_gives_the_features(pbmc_corpus):
+def test_a_corpus_gives_the_features(pbmc_corpus, compiled_already):
     tokens = ("--modalities.atac.num-tokens", "0", "--modalities.rna.num-tokens", "16")
     plan = json.loads(scmbert_ok("plan", "tiny", "--topology", "cpu-2", "--corpus", pbmc_corpus, *tokens, "--json"))
     assert plan["num_features"] == {"rna": 497, "protein": 224}  # of 500 genes, those that the gene table knows
+    ((_, layout, _),) = compiled_already
+    assert layout.covariate_sizes["technical_batch"] > 1
+    assert len(layout.links["protein"][0]) > 100
 
 
 # --- what cannot be --------------------------------------------------------------------------------------------------
@@ -83,7 +102,6 @@ def test_a_corpus_gives_the_features(pbmc_corpus):
         (("--topology", "v7-8"), ("topology 'v7-8' is not known", "v6e-256", "h200-8", "cpu-N")),
         ((), ("--topology NAME",)),
         (("--topology", "cpu-8", "--data.global-batch-size", "12"), ("global_batch_size is 12", "multiple of 8")),
-        (("--topology", "cpu-8", "--mesh.fsdp", "3"), ("fsdp=3", "8 device")),
         (("--topology", "cpu-8", "--model.attention", "splash"), ("'splash'", "needs a TPU", "on cpu")),
         (("--topology", "cpu-8", "--num-features", "genes=3"), ("--num-features genes=3", "rna, protein, atac")),
         (("--topology", "cpu-8", "--cells", "0"), ("--cells is 1 or more",)),
