@@ -20,10 +20,12 @@ from scmbert_jax.planning.topologies import Topology, check_compiler
 
 
 class Compilation(NamedTuple):
-    """What came of it, how long the process ran (seconds, from its start), and the most memory it took (bytes)."""
+    """What came of it, how long the process ran (seconds, from its start), the processor's time in it (seconds, of all
+    cores), and the most memory it took (bytes)."""
 
     experiment: CompiledExperiment
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
 
 
@@ -70,10 +72,10 @@ def compile_apart(config: ExperimentConfig, layout: FeatureLayout, topology: Top
                 f"mostly means too little memory). Its last words:\n{last}"
             )
         # Our own process wrote it a moment ago.
-        result, peak_bytes = pickle.loads(answer.read_bytes())
+        result, cpu_seconds, peak_bytes = pickle.loads(answer.read_bytes())
     if isinstance(result, UserError):
         raise result
-    return Compilation(result, time.perf_counter() - started, peak_bytes)
+    return Compilation(result, time.perf_counter() - started, cpu_seconds, peak_bytes)
 
 
 def main(request: Path, answer: Path) -> None:
@@ -83,9 +85,9 @@ def main(request: Path, answer: Path) -> None:
         result: CompiledExperiment | UserError = compile_experiment(config, layout, topology)
     except UserError as error:
         result = type(error)(*error.args)  # without the compiler's own exception, which may not be picklable
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    used = resource.getrusage(resource.RUSAGE_SELF)
     written = answer.with_suffix(".part")
-    written.write_bytes(pickle.dumps((result, peak_bytes)))
+    written.write_bytes(pickle.dumps((result, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)))
     written.replace(answer)
 
 

@@ -105,6 +105,7 @@ class Plan:
             "remat": model.remat,
             "num_features": {name: stop - first for name, (first, stop) in self.layout.slices.items()},
             "seconds": found.seconds,
+            "cpu_seconds": found.cpu_seconds,
             "compile_peak_bytes": found.peak_bytes,
             "steps": [self._step(step) for step in found.experiment.steps],
             "cost": self.cost._asdict() if self.cost else None,
@@ -146,7 +147,8 @@ class Plan:
             f"million in rows of features ({features})",
             f"  {self.config.data.global_batch_size:,} cells a step in {self.config.train.num_microbatches} "
             f"microbatch(es), {model.compute_dtype}, attention {model.attention}, remat {model.remat}",
-            f"  compiled in {found.seconds:.0f} s with {found.peak_bytes / GIB:.1f} GiB of this machine's memory",
+            f"  compiled in {found.seconds:.0f} s ({found.cpu_seconds:.0f} s of processors) with "
+            f"{found.peak_bytes / GIB:.1f} GiB of this machine's memory",
         ]
         if topology.platform != "cpu" and model.attention not in (topology.chip.kernel, "favor"):
             lines.append(f"  attention: {topology.chip.kernel} is made for this chip (--model.attention)")

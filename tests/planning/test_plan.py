@@ -188,7 +188,7 @@ def test_search_finds_the_largest_batch_and_the_cheapest_remat(monkeypatch):
         cells = config.data.global_batch_size // parts // config.train.num_microbatches
         needed = made_up_step(each[config.model.remat] * cells * GIB)
         mesh = {"replica": 1, "fsdp": 16, "tensor": 1}
-        return Compilation(CompiledExperiment((needed,), mesh, 4, {}, 1, 0), 1.0, 1)
+        return Compilation(CompiledExperiment((needed,), mesh, 4, {}, 1, 0), 1.0, 1.0, 1)
 
     monkeypatch.setattr(plan_module, "compile_apart", compiled)
     asked = []
@@ -211,7 +211,7 @@ def test_search_finds_the_largest_batch_and_the_cheapest_remat(monkeypatch):
 def test_search_says_when_nothing_fits(monkeypatch):
     def compiled(config, layout, topology):
         mesh = {"replica": 1, "fsdp": 16, "tensor": 1}
-        return Compilation(CompiledExperiment((made_up_step(99 * GIB),), mesh, 4, {}, 1, 0), 1.0, 1)
+        return Compilation(CompiledExperiment((made_up_step(99 * GIB),), mesh, 4, {}, 1, 0), 1.0, 1.0, 1)
 
     monkeypatch.setattr(plan_module, "compile_apart", compiled)
     topology = TOPOLOGIES["v5e-16"]
