@@ -206,7 +206,7 @@ class BenchInput:
     """Of an epoch."""
     lengths: tuple[int, ...] = (1024, 2048)
     """Tokens per cell."""
-    front_ends: tuple[Literal["threads", "tfdata"], ...] = ("threads", "tfdata")
+    front_ends: tuple[Literal["threads", "tfdata"], ...] = ("threads",)
     """The ratios are those of the first."""
     zero_fractions: tuple[float, ...] = (0.0, 0.25)
     """Shares of tokens that are measured zeros; the ratios are those of 0."""
@@ -242,6 +242,9 @@ class BenchInput:
                 raise ConfigError(f"--{name} {number}: expected 1 or more.")
         if not self.front_ends or not self.zero_fractions:
             raise ConfigError("--front-ends and --zero-fractions: expected at least one each.")
+        least, why = (8192, "--scaling also reads an eighth of them") if self.scaling else (2048, "batches have 1,024")
+        if self.cells < least:
+            raise ConfigError(f"--cells {self.cells}: expected {least} or more ({why}).")
         with tempfile.TemporaryDirectory(prefix="scmbert_bench_") as temporary:
             folder = self.folder or Path(temporary)
             if self.scaling:

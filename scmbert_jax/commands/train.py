@@ -146,7 +146,7 @@ class Pretrain:
         shown = {
             name: TokenSampling(modality.tokens_shown, modality.zero_fraction) for name, modality in in_use.items()
         }
-        data = MixtureData(reader, self.reader, target_sums, shown)
+        data = MixtureData(reader, self.reader, target_sums, shown, started_run=run_dir)
         outcome = pretrain(
             config,
             data,
