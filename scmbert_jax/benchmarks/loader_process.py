@@ -94,9 +94,16 @@ def scdataset_batches(settings: dict[str, Any]) -> tuple[Epochs, dict[str, str]]
 
     counts = anndata.read_h5ad(settings["file"], backed="r").X
 
+    class Rows:  # scDataset asks for a length, which counts on disk have not
+        def __len__(self) -> int:
+            return counts.shape[0]
+
+        def __getitem__(self, rows: Any) -> Any:
+            return counts[rows]
+
     def epochs() -> Epochs:
         dataset = scDataset(
-            counts,
+            Rows(),
             BlockShuffling(block_size=settings["block_size"]),
             batch_size=settings["batch_size"],
             fetch_factor=settings["fetch_factor"],
