@@ -205,7 +205,7 @@ def _find_large(packed, index):
         pairs = packed.small_counts[index.small_counts[cell] : index.small_counts[cell + 1]]
         index.sums_of_logs[cell] = _sum_of_logs(pairs)
         place = index.large_counts[cell]
-        words = pairs[: len(pairs) & ~7].view(np.uint64)  # sixteen counts at once; bytes of a word as they lie in memory
+        words = pairs[: len(pairs) & ~7].view(np.uint64)  # sixteen counts at once
         for word in range(len(words)):
             large = words[word]
             large &= large >> np.uint64(1)
@@ -268,7 +268,7 @@ def _unpack(packed, index, feature_ids, counts):
 
 @numba.njit(nogil=True, cache=True)
 def unpack_cell(packed, index, cell, first_feature, feature_ids, counts):
-    """Fills `feature_ids` (counted from `first_feature`) and `counts`, of the cell's length or longer, with its entries."""
+    """Fills `feature_ids` (counted from `first_feature`) and `counts`; both have room for the cell's entries."""
     gaps = packed.gaps[index.gaps[cell] : index.gaps[cell + 1]]
     large_gap = index.large_gaps[cell]
     feature = np.int32(first_feature - 1)
