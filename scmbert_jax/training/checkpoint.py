@@ -34,6 +34,14 @@ def _is_no_failure_of_orbax(record: logging.LogRecord) -> bool:
 logging.getLogger("absl").addFilter(_is_no_failure_of_orbax)
 
 
+def _is_no_late_read(record: logging.LogRecord) -> bool:
+    return "tensorstore_spec" not in record.getMessage()
+
+
+# When one of its reads fails, the others end later, and asyncio tells of each that nobody waited for.
+logging.getLogger("asyncio").addFilter(_is_no_late_read)
+
+
 def _all_but_late_writes(tell: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def hook(unraisable: Any) -> None:
         if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
