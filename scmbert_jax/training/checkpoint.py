@@ -109,6 +109,7 @@ class RunCheckpoints:
                 step, {**parts, "digests": {name: digests(part) for name, part in parts.items()}}
             )
         except _IO_ERRORS as error:
+            _pass_if_a_host_is_lost(error)
             raise self._save_error(step, error) from error
 
     def wait(self) -> None:
@@ -116,6 +117,7 @@ class RunCheckpoints:
         try:
             self._checkpointer.wait()
         except _IO_ERRORS as error:
+            _pass_if_a_host_is_lost(error)
             raise self._save_error(None, error) from error
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
@@ -123,6 +125,7 @@ class RunCheckpoints:
         try:
             return TrainState(**self._read(step, abstract._asdict()))
         except _IO_ERRORS as error:
+            _pass_if_a_host_is_lost(error)
             raise self._load_error(step, error) from error
 
     def restore_params(self, step: int, abstract_params: Any) -> Any:
@@ -130,6 +133,7 @@ class RunCheckpoints:
         try:
             return self._read(step, {"params": abstract_params})["params"]
         except _IO_ERRORS as error:
+            _pass_if_a_host_is_lost(error)
             raise self._load_error(step, error) from error
 
     def _read(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
@@ -231,6 +235,16 @@ def load_weights(folder: Path, abstract_params: Any) -> Any:
                 f"for {wanted.shape}. The weights belong to another model."
             )
     return params
+
+
+def _pass_if_a_host_is_lost(error: Exception) -> None:
+    """Raises an error of the network, not of the disk: a save or a read waits for all hosts, and another one died.
+
+    The exit code differs: starting again helps against this, and not against a full disk or a damaged checkpoint.
+    """
+    words = ("Gloo", "NCCL", "coordination", "barrier", "heartbeat", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Connection")
+    if jax.process_count() > 1 and any(word in str(error) for word in words):
+        raise error
 
 
 def _first_line(error: BaseException) -> str:
