@@ -18,7 +18,7 @@ from test_two_processes import free_port
 from scmbert_jax.training.goodput import read_goodput
 from scmbert_jax.training.run_folder import read_metrics
 
-KILLS = int(os.environ.get("SCMBERT_KILLS", "4"))
+KILLS = int(os.environ.get("SCMBERT_KILLS", "3"))
 SEED = int(os.environ.get("SCMBERT_SEED", "0"))
 # (processes, devices of each): two processes most of the time, and every other kind now and then.
 HOSTS = ((2, 1), (2, 2), (2, 1), (1, 1), (2, 1), (2, 4), (2, 1), (1, 4))
