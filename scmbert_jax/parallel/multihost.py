@@ -153,7 +153,7 @@ class StopAgreement:
         if self._alone:
             return requested
         # JAX answers with True at one step only, the same for all.
-        if jax.config.jax_enable_preemption_service and reached_preemption_sync_point(step):
+        if jax.config.jax_enable_preemption_service and reached_preemption_sync_point(step):  # type: ignore[attr-defined]
             self._noticed = True
         requested = requested or self._noticed
         previous = self._waiting

@@ -13,7 +13,7 @@ they spent is lost, and so is the time between the last row and the next start. 
 import json
 import os
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ class GoodputLedger:
         now = monotonic()
         self._since = now if started is None else started
         self._started = wall() - (now - self._since)
-        self._category, self._seconds = "init", Counter[str]()
+        self._category, self._seconds = "init", defaultdict[str, float](float)
         self._step = 0
 
     def begin(self, step: int) -> None:
@@ -158,8 +158,8 @@ def read_goodput(run_dir: Path) -> Goodput | None:
 
 def summed(rows: Sequence[Mapping[str, Any]]) -> Goodput:
     """Sums the rows of a ledger, of which there is at least one."""
-    kept: list[tuple[int, int, Counter[str]]] = []
-    seconds = Counter[str](dict.fromkeys(CATEGORIES, 0.0))
+    kept: list[tuple[int, int, dict[str, float]]] = []  # (from step, to step, what would be lost with them)
+    seconds = dict.fromkeys(CATEGORIES, 0.0)
     starts, steps_again, idle = 0, 0, 0.0
     before = rows[0]["time"]
     for row in rows:
@@ -172,15 +172,17 @@ def summed(rows: Sequence[Mapping[str, Any]]) -> Goodput:
                 steps_again += to_step - from_step
                 seconds["lost"] += sum(spent.values())
         else:
-            spent = Counter[str](row["seconds"])
-            kept.append((row["from_step"], row["to_step"], Counter({name: spent[name] for name in _LOST_WITH_STEPS})))
-            for name in spent.keys() - set(_LOST_WITH_STEPS):
+            spent = row["seconds"]
+            at_risk = {name: spent[name] for name in spent if name in _LOST_WITH_STEPS}
+            kept.append((row["from_step"], row["to_step"], at_risk))
+            for name in spent.keys() - at_risk.keys():
                 seconds[name] += spent[name]
         before = row["time"]
     for _, _, spent in kept:
-        seconds.update(spent)
+        for name in spent:
+            seconds[name] += spent[name]
     seconds["lost"] += idle
-    return Goodput(dict(seconds), rows[-1]["time"] - rows[0]["time"], starts, steps_again, idle)
+    return Goodput(seconds, rows[-1]["time"] - rows[0]["time"], starts, steps_again, idle)
 
 
 def _clock(seconds: float) -> str:

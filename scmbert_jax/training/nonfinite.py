@@ -48,7 +48,7 @@ def keep_nonfinite_step(
     try:
         folder.mkdir(exist_ok=True)
         name = f"step-{step}.process-{jax.process_index()}"
-        np.savez(folder / f"{name}.npz", **arrays)
+        np.savez(folder / f"{name}.npz", allow_pickle=False, **arrays)
         (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written ({error.strerror}).") from error
