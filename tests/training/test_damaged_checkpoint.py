@@ -239,3 +239,29 @@ def test_digests_do_not_depend_on_the_mesh(mesh_config):
     assert len({str(shard.index) for shard in placed["rna"]["kernel"].addressable_shards}) > 1
     with jax.set_mesh(mesh):
         np.testing.assert_array_equal(digests(placed), digests(alone))
+
+
+# --- not the checkpoint's fault --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("processes", "message", "kind"),
+    [
+        (2, "UNKNOWN: Gloo AllGather failed: Connection reset by peer", ValueError),  # ends with 7: start again
+        (2, "No space left on device", CheckpointError),  # ends with 5: starting again would not help
+        (1, "Connection reset by peer", CheckpointError),  # of a disk over the network
+    ],
+)
+def test_a_save_that_fails_since_another_host_died_is_told_from_one_that_the_disk_refuses(
+    tmp_path, monkeypatch, processes, message, kind
+):
+    def fail(*_, **__):
+        raise ValueError(message)
+
+    checkpoints = RunCheckpoints(tmp_path / "checkpoints", keep=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(checkpoints._checkpointer), "save_async", fail)
+        patch.setattr(jax, "process_count", lambda: processes)
+        with pytest.raises(kind, match=message):
+            checkpoints.save(5, state(5))
+    checkpoints.close()
