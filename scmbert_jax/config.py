@@ -303,10 +303,18 @@ class TrainConfig:
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: int = 3
     """The newest checkpoints that are kept."""
+    keep_every: int = 0
+    """Checkpoints of steps that are multiples of this are kept for ever, besides the newest; 0: none."""
 
     def validate(self, where: str) -> None:
         for name in ("num_steps", "num_microbatches", "log_every", "checkpoint_every", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "1 or more")
+        _require(
+            self.keep_every >= 0 and self.keep_every % self.checkpoint_every == 0,
+            f"{where}.keep_every",
+            self.keep_every,
+            f"0, or a multiple of {where}.checkpoint_every ({self.checkpoint_every}): others have no checkpoint",
+        )
 
 
 @dataclass(frozen=True)
