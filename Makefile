@@ -40,7 +40,7 @@ lint: $(INSTALLED_TEST)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 20
 
 demo: $(INSTALLED)
 	@PATH="$(BIN):$$PATH" bash experiments/demo.sh
