@@ -1,0 +1,203 @@
+"""Floating-point operations of a training step, counted by hand: the one formula behind MFU and `scmbert plan`.
+
+A product of [m, k] and [k, n] is 2 m k n operations. A training step is three times its forward pass: each product has
+two more in the backward pass. So with P the parameters of matrices that a token passes, L layers of attention width
+W = num_heads * head_dim and rows of S tokens, `[CLS]` included,
+
+    6 P + 12 L S W        operations per token
+
+(Kaplan et al. 2020, section 2.1; PaLM, Chowdhery et al. 2022, appendix B; attention in full, both ways). `favor` has
+24 L M W instead of 12 L S W, M its random features. To this come, once for each prediction, the heads and decoders.
+
+What counts is what the task needs: real tokens only, never padding; nothing that remat computes again; heads at masked
+positions alone. Left out, each far below 1%: norms, softmax and other element-wise work, rows gathered from tables,
+matrices of a handful of rows or columns (output layers, modality vectors), the linear path's component scores, and the
+optimizer. XLA's own count is of no use here: it sees the body of a scan once, and nothing inside a kernel.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from itertools import combinations, permutations
+from typing import NamedTuple
+
+import numpy as np
+
+from scmbert_jax.batch import MODALITIES, CellBatch, FeatureLayout
+from scmbert_jax.config import ExperimentConfig, ModelConfig
+from scmbert_jax.models.embeddings import link_arrays, padded_rows
+
+# A forward pass, and the two products of the backward pass for each of it.
+_FORWARD_AND_BACKWARD = 3
+
+
+class TokenCounts(NamedTuple):
+    """How many real tokens each cell of a step has.
+
+    Attributes:
+      lengths: modality -> float [B]; 0 where it was not measured.
+      expressed: modality -> float [B], those with a count above 0.
+    """
+
+    lengths: dict[str, np.ndarray]
+    expressed: dict[str, np.ndarray]
+
+    @property
+    def num_cells(self) -> int:
+        return len(next(iter(self.lengths.values())))
+
+    @property
+    def num_tokens(self) -> float:
+        """Real tokens of all cells, without `[CLS]`."""
+        return float(sum(of_one.sum() for of_one in self.lengths.values()))
+
+
+def counts_of_batch(batch: CellBatch) -> TokenCounts:
+    """Of a batch of numpy arrays."""
+    lengths, expressed = {}, {}
+    for name, tokens in batch.modalities.items():
+        lengths[name] = np.asarray(tokens.lengths, np.float64)
+        expressed[name] = (np.asarray(tokens.counts) > 0).sum(axis=1).astype(np.float64)
+    return TokenCounts(lengths, expressed)
+
+
+def counts_of_full_cells(config: ExperimentConfig, num_cells: int) -> TokenCounts:
+    """Of cells measured in every modality of the run, each with as many tokens as it may have."""
+    in_use = config.modalities.in_use()
+    lengths = {name: np.full(num_cells, float(own.num_tokens)) for name, own in in_use.items()}
+    expressed = {name: lengths[name] * (1 - own.zero_fraction) for name, own in in_use.items()}
+    return TokenCounts(lengths, expressed)
+
+
+def step_flops(config: ExperimentConfig, objective: str, tokens: TokenCounts) -> dict[str, float]:
+    """What one training step of an objective (its name in the mixture) needs, by part; MFU is of their sum.
+
+    Parts: `embedding`, `encoder` (its matrices), `attention` (its products of tokens), `heads` (all that predicts).
+    The feature table is not among them (`feature_table_flops`): it costs the same however many cells there are.
+
+    Raises:
+      KeyError: an objective that this file does not know.
+    """
+    parts = {
+        "masked_modeling": _masked_modeling,
+        "cross_modal_translation": _cross_modal_translation,
+        "contrastive_alignment": _contrastive_alignment,
+    }[objective](config, tokens)
+    return {name: _FORWARD_AND_BACKWARD * flops for name, flops in parts.items()}
+
+
+def mixture_flops(config: ExperimentConfig, tokens: TokenCounts) -> float:
+    """The mean over the steps of a run, whose objectives are drawn by their weights."""
+    weights = config.objectives.weights()
+    total = sum(weight * sum(step_flops(config, name, tokens).values()) for name, weight in weights.items())
+    return total / sum(weights.values())
+
+
+def forward_flops(config: ExperimentConfig, tokens: TokenCounts) -> dict[str, float]:
+    """What embedding these cells needs, nothing hidden: `embedding`, `encoder` and `attention` of a forward pass."""
+    return _encoded(config, tokens.lengths)
+
+
+def feature_table_flops(config: ExperimentConfig, layout: FeatureLayout) -> float:
+    """Of the projections of linked genes, once per step (per microbatch), forward and backward."""
+    return _FORWARD_AND_BACKWARD * 2.0 * padded_rows(layout) * config.model.embed_dim**2 * len(link_arrays(layout))
+
+
+def encoder_parameters(model: ModelConfig) -> int:
+    """Parameters of matrices of the layers, P: what each token passes."""
+    dim, width = model.embed_dim, model.num_heads * model.head_dim
+    return model.num_layers * (4 * dim * width + 2 * dim * model.mlp_dim)
+
+
+# --- forward passes --------------------------------------------------------------------------------------------------
+
+
+def _attention(model: ModelConfig, num_layers: int, queries: np.ndarray, keys: np.ndarray) -> float:
+    """Of products between tokens: queries, keys float [B], how many there are in each row."""
+    width = model.num_heads * model.head_dim
+    if model.attention == "favor":
+        # Features of queries and of keys, their sums with the values, and reading those: four products with M.
+        number = model.favor_features or max(1, int(model.head_dim * math.log(model.head_dim)))
+        return float(num_layers * 4.0 * number * width * (queries + keys).sum())
+    return float(num_layers * 4.0 * width * (queries * keys).sum())
+
+
+def _encoded(config: ExperimentConfig, lengths: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """One pass of the encoder over these tokens, `[CLS]` before each row (or before each modality's own)."""
+    model = config.model
+    dim = model.embed_dim
+    if model.encoder_sharing == "per_modality":
+        rows = [np.where(own > 0, own + 1, 0) for own in lengths.values()]
+    else:
+        total = np.sum([*lengths.values()], axis=0)
+        rows = [np.where(total > 0, total + 1, 0)]
+    continuous = [
+        own.sum() for name, own in lengths.items() if config.modalities.in_use()[name].value_encoding == "continuous"
+    ]
+    return {
+        # Two matrices [D, D] make a value's vector (`ContinuousValues`); bins are looked up.
+        "embedding": 2.0 * 2.0 * dim**2 * float(sum(continuous)),
+        "encoder": 2.0 * encoder_parameters(model) * float(sum(row.sum() for row in rows)),
+        "attention": sum(_attention(model, model.num_layers, row, row) for row in rows),
+        "heads": 0.0,
+    }
+
+
+def _added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total = dict.fromkeys(("embedding", "encoder", "attention", "heads"), 0.0)
+    for part in parts:
+        for name, flops in part.items():
+            total[name] += flops
+    return total
+
+
+def _masked_modeling(config: ExperimentConfig, tokens: TokenCounts) -> dict[str, float]:
+    own, dim = config.objectives.masked_modeling, config.model.embed_dim
+    eligible = tokens.lengths if own.mask_zeros else tokens.expressed
+    masked = own.mask_fraction * float(sum(of_one.sum() for of_one in eligible.values()))
+    # At each masked position: the token head's [D, D], the cell decoder's of the feature row, and the cell head's.
+    heads = 2.0 * 3 * dim**2 * masked + 2.0 * 2 * dim**2 * tokens.num_cells
+    return _added([_encoded(config, tokens.lengths), {"heads": heads}])
+
+
+def _decoded(config: ExperimentConfig, queries: np.ndarray, source: np.ndarray) -> dict[str, float]:
+    """The translation decoder and its head: queries float [B] of cells whose encoded source has `source` [B] tokens."""
+    model = config.model
+    dim, width = model.embed_dim, model.num_heads * model.head_dim
+    keys = np.where(queries > 0, source + 1, 0)  # [CLS], too
+    # The query's own [D, D], the cell decoder's and the head's; of the cell decoder, two for each cell.
+    heads = 2.0 * 3 * dim**2 * queries.sum() + 2.0 * 2 * dim**2 * (queries > 0).sum()
+    per_query, per_key = 2 * dim * width + 2 * dim * model.mlp_dim, 2 * dim * width
+    heads += 2.0 * model.decoder_layers * (per_query * queries.sum() + per_key * keys.sum())
+    return {"heads": float(heads), "attention": _attention(model, model.decoder_layers, queries, keys)}
+
+
+def _cross_modal_translation(config: ExperimentConfig, tokens: TokenCounts) -> dict[str, float]:
+    own = config.objectives.cross_modal_translation
+    named = [tuple(direction.split(">")) for direction in own.directions]
+    directions = named or list(permutations([name for name in MODALITIES if name in tokens.lengths], 2))
+    parts: list[Mapping[str, float]] = []
+    for source in dict.fromkeys(first for first, _ in directions):
+        shown = np.ceil(tokens.lengths[source] * own.source_fraction)
+        parts.append(_encoded(config, {source: shown}))
+        for target in (second for first, second in directions if first == source):
+            if own.pair_weight > 0:
+                parts.append(_decoded(config, np.where(shown > 0, tokens.lengths[target], 0), shown))
+            if own.cycle_weight > 0:
+                imagined = np.where(shown > 0, float(own.cycle_features), 0)
+                parts += [
+                    _decoded(config, imagined, shown),
+                    _encoded(config, {target: imagined}),
+                    _decoded(config, np.where(shown > 0, tokens.lengths[source], 0), imagined),
+                ]
+    return _added(parts)
+
+
+def _contrastive_alignment(config: ExperimentConfig, tokens: TokenCounts) -> dict[str, float]:
+    own, dim = config.objectives.contrastive_alignment, config.model.embed_dim
+    parts: list[Mapping[str, float]] = []
+    for name, lengths in tokens.lengths.items():
+        parts.append(_encoded(config, {name: np.ceil(lengths * own.source_fraction)}))
+        parts.append({"heads": 2.0 * dim * own.projection_dim * float((lengths > 0).sum())})
+    for _ in combinations(tokens.lengths, 2):
+        parts.append({"heads": 2.0 * own.projection_dim * tokens.num_cells**2})
+    return _added(parts)
