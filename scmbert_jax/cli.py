@@ -11,7 +11,7 @@ import tyro
 
 from scmbert_jax import __version__
 from scmbert_jax.commands.align import LabelTransfer, MakePseudoPairs, Match
-from scmbert_jax.commands.bench import BenchBuild, BenchFavor, BenchInput, BenchObjectives, BenchStorage
+from scmbert_jax.commands.bench import BenchBuild, BenchFavor, BenchInput, BenchObjectives, BenchStep, BenchStorage
 from scmbert_jax.commands.data import CorpusBuild, CorpusCopy, CorpusInfo, CorpusOverlap, CorpusVerify, Doctor
 from scmbert_jax.commands.evaluate import EvaluateProbe, EvaluateTranslation
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
@@ -43,6 +43,7 @@ VERBS: dict[str, Any] = {
         "integration": EvaluateIntegration,
     },
     "bench": {
+        "step": BenchStep,
         "objectives": BenchObjectives,
         "build": BenchBuild,
         "input": BenchInput,

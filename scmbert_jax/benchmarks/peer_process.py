@@ -1,6 +1,7 @@
 """A program to compare with, in a process of its own: a Python that has what ours does not need."""
 
 import json
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,3 +59,14 @@ class PeerProcess:
         """Ends the process."""
         self._process.kill()
         self._process.wait()
+
+
+def bind_to_cpus(threads: int) -> None:
+    """Binds this process, and those it starts from now on, to as many CPUs; call it before JAX has started any thread.
+
+    Raises `ConfigError` where there are fewer.
+    """
+    free = sorted(os.sched_getaffinity(0))
+    if threads > len(free):
+        raise ConfigError(f"--threads {threads}: this process may use {len(free)} CPU(s).")
+    os.sched_setaffinity(0, free[:threads])

@@ -36,7 +36,7 @@ class StepSpeed:
 
     Attributes:
       seconds: of a step, mean over `steps` after the warm-up; `interval`: half the 95% interval of that mean, from the
-        means of blocks of steps.
+        means of blocks of steps; None of a single block.
       flops: of a step (models/flops.py); unpadded tokens only.
       mfu: flops / seconds over the peak of all devices (`device_peaks`); None where the peak is not known.
       tokens_per_second, cells_per_second: unpadded tokens.
@@ -47,7 +47,7 @@ class StepSpeed:
     """
 
     seconds: float
-    interval: float
+    interval: float | None
     steps: int
     flops: float
     mfu: float | None
@@ -123,11 +123,10 @@ class TimedStep:
         tokens = float(np.mean([own.num_tokens for own in counts]))
         positions = sum(own.feature_ids.size for own in self.batches[0].modalities.values())
         mean = float(np.mean(seconds))
-        spread = float(np.std(seconds, ddof=1)) if len(seconds) > 1 else float("nan")
         peak = peak_flops(self.mesh.devices.flat[0], self.config.model.compute_dtype)
         return StepSpeed(
             seconds=mean,
-            interval=1.96 * spread / len(seconds) ** 0.5,
+            interval=1.96 * float(np.std(seconds, ddof=1)) / len(seconds) ** 0.5 if len(seconds) > 1 else None,
             steps=steps,
             flops=flops,
             mfu=None if peak is None else flops / mean / (peak * self.mesh.size),

@@ -2,23 +2,24 @@
 
 PyTorch runs in a process of its own (`torch_peer.py`). Before anything is timed the two say the loss of one batch with
 the same masked positions, so that what is compared is the same. On CPUs they take turns, so that a noisy machine is
-noisy for both; on a GPU the peer runs first and gives its memory back.
+noisy for both; on a GPU the peer takes all its turns first, and its memory is free before ours takes any.
 """
 
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from scmbert_jax.batch import FeatureLayout
+from scmbert_jax.batch import CellBatch, FeatureLayout
 from scmbert_jax.benchmarks.peer_process import PeerProcess
-from scmbert_jax.benchmarks.timed_step import TimedStep
+from scmbert_jax.benchmarks.timed_step import TimedStep, peak_bytes, synthetic_cells_of
 from scmbert_jax.config import (
     DataConfig,
     ExperimentConfig,
@@ -30,9 +31,10 @@ from scmbert_jax.config import (
     TrainConfig,
 )
 from scmbert_jax.evaluation.probe_table import markdown_table
+from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.base import row_keys
-from scmbert_jax.objectives.masked_modeling import choose_masked
+from scmbert_jax.objectives.masked_modeling import MaskedModeling, MaskedPositions, choose_masked
 from scmbert_jax.training.train_step import step_key
 
 PeerEncoder = Literal["ours", "bert"]
@@ -99,25 +101,18 @@ class TorchPeer:
     """The peer of a configuration in its process, with our parameters and one of our batches.
 
     Args:
-      ours: the compiled step, none of whose steps was taken yet.
+      start: what both start from.
       python: an interpreter with torch (and transformers for `bert`).
       encoder: `ours`: the same model; `bert`: Hugging Face's between our embedding and heads.
       compiled: with torch.compile.
 
     Raises:
-      ConfigError: it cannot be run; an attention or likelihood that the peer has not.
+      ConfigError: it cannot be run.
     """
 
-    def __init__(
-        self, ours: TimedStep, python: Path, encoder: PeerEncoder, compiled: bool, threads: int, device: str
-    ):
-        config = ours.config
+    def __init__(self, start: "Start", python: Path, encoder: PeerEncoder, compiled: bool, threads: int, device: str):
+        config, rna, masked = start.config, start.batch.modalities["rna"], start.masked
         width = config.modalities.rna.num_tokens
-        key = step_key(config.seed, jax.numpy.asarray(0))
-        batch = ours.batches[0]
-        tokens = pack_tokens(batch)
-        masked = choose_masked(tokens, config.objectives.masked_modeling, row_keys(key, jax.numpy.asarray(batch.row)))
-        rna = batch.modalities["rna"]
         setup = {
             **{name: getattr(config.model, name) for name in ("embed_dim", "num_heads", "head_dim", "num_layers")},
             "mlp_dim": config.model.mlp_dim,
@@ -131,10 +126,9 @@ class TorchPeer:
             "device": device,
             "dtype": config.model.compute_dtype,
         }
-        params = traverse_util.flatten_dict(jax.device_get(ours.state.params), sep=".")
         with tempfile.TemporaryDirectory(prefix="scmbert_peer_") as folder:
             (Path(folder) / "setup.json").write_text(json.dumps(setup))
-            np.savez(Path(folder) / "params.npz", **params)
+            np.savez(Path(folder) / "params.npz", **traverse_util.flatten_dict(start.params, sep="."))
             np.savez(
                 Path(folder) / "batch.npz",
                 feature_ids=rna.feature_ids,
@@ -161,23 +155,33 @@ class TorchPeer:
         self._process.close()
 
 
-def first_loss(ours: TimedStep) -> float:
-    """The loss of the first step, taken on the batch that the peer has."""
-    batch = ours.batches[0]
-    sums = _loss_sum(ours)(ours.state.params, ours.constants, batch)
-    return float(sums.total / sums.weight)
+class Start(NamedTuple):
+    """What both start from: the first batch and parameters (numpy), its masked positions, and its loss by ours."""
+
+    config: ExperimentConfig
+    batch: CellBatch
+    params: dict[str, Any]
+    masked: MaskedPositions
+    loss: float
 
 
-def _loss_sum(ours: TimedStep) -> Callable[..., Any]:
-    from scmbert_jax.objectives.mixture import objectives_of
+def start_of(config: ExperimentConfig, layout: FeatureLayout, padding: float) -> Start:
+    """Computed on the CPU, whatever else there is, so that it takes no memory of a GPU."""
+    with jax.default_device(jax.devices("cpu")[0]):
+        model = ModelDefinition(replace(config, model=replace(config.model, attention="xla_chunked")), layout)
+        params = jax.jit(model.init)(jax.random.key(config.seed, impl="threefry2x32"))
+        batch = synthetic_cells_of(config, layout, padding, 0)
+        key = step_key(config.seed, jnp.asarray(0))
+        own = config.objectives.masked_modeling
+        masked = choose_masked(pack_tokens(batch), own, row_keys(key, jnp.asarray(batch.row)))
+        objective = MaskedModeling(config)
 
-    objective = objectives_of(ours.config)[ours.objective]
+        def loss(params: Any, batch: CellBatch) -> jax.Array:
+            merged = model.merge(params, model.constants)
+            sums = objective.loss(merged, merged.feature_table(), batch, key)
+            return sums.total / sums.weight
 
-    def loss(params: Any, constants: Any, batch: Any) -> Any:
-        merged = ours.model.merge(params, constants)
-        return objective.loss(merged, merged.feature_table(), batch, step_key(ours.config.seed, jax.numpy.asarray(0)))
-
-    return jax.jit(loss)
+        return Start(config, batch, jax.device_get(params), masked, float(jax.jit(loss)(params, batch)))
 
 
 def against_torch(
@@ -193,43 +197,48 @@ def against_torch(
     threads: int = 2,
     padding: float = 0.0,
     say: Callable[[str], None] = lambda message: None,
-) -> tuple[TorchCost, dict[str, str]]:
-    """Times both by turns. Returns (figures, versions).
+) -> TorchCost:
+    """Times both, each after one turn to warm up.
+
+    Args:
+      size: its name in the table.
+      config: from `encoder_config`.
+      padding: see `TimedStep`.
 
     Raises:
       ConfigError: `python` cannot be run or lacks a package.
     """
-    say(f"{size}: compiling ours")
-    ours = TimedStep(config, layout, padding)
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    loss = first_loss(ours)
-    number = sum(x.size for x in jax.tree.leaves(ours.state.params))
+    on_gpu = jax.default_backend() == "gpu"
     say(f"{size}: starting the peer")
-    peer = TorchPeer(ours, python, encoder, compiled, threads, device)
+    start = start_of(config, layout, padding)
+    peer = TorchPeer(start, python, encoder, compiled, threads, "cuda" if on_gpu else "cpu")
+    what = f"{size}, {peer.name}"
     try:
-        mine, theirs = [], []
-        for turn in range(turns + 1):  # the first is to warm up
-            say(f"{size}, {peer.name}: turn {turn} of {turns}")
-            mine.append(ours.take(steps_per_turn) / steps_per_turn)
-            theirs.append(peer.take(steps_per_turn) / steps_per_turn)
+        mine: list[float] = []
+        theirs: list[float] = []
+        if on_gpu:
+            theirs = [peer.take(steps_per_turn) for _ in range(turns + 1)]
+            peer.close()
+        say(f"{what}: compiling ours")
+        ours = TimedStep(config, layout, padding)
+        for turn in range(turns + 1):
+            say(f"{what}: turn {turn} of {turns}")
+            mine.append(ours.take(steps_per_turn))
+            if not on_gpu:
+                theirs.append(peer.take(steps_per_turn))
     finally:
         peer.close()
-    seconds, peer_seconds = np.array(mine[1:]), np.array(theirs[1:])
-    cost = TorchCost(
+    seconds, peer_seconds = np.array(mine[1:]) / steps_per_turn, np.array(theirs[1:]) / steps_per_turn
+    return TorchCost(
         size=size,
-        peer=peer.name,
-        parameters=number,
+        peer=f"{peer.name} {peer.torch}",
+        parameters=sum(x.size for x in jax.tree.leaves(start.params)),
         peer_parameters=peer.parameters,
-        loss=loss,
+        loss=start.loss,
         peer_loss=peer.loss,
         seconds=float(np.median(seconds)),
         peer_seconds=float(np.median(peer_seconds)),
         speed=float(np.median(peer_seconds / seconds)),
-        peak_bytes=ours.speed(seconds.tolist(), turns * steps_per_turn).peak_bytes,
+        peak_bytes=peak_bytes(jax.devices()[0]),
         peer_peak_bytes=peer.peak_bytes,
     )
-    return cost, {"torch": peer.torch, "jax": jax.__version__}
-
-
-def cost_to_dict(cost: TorchCost) -> dict[str, Any]:
-    return asdict(cost)
