@@ -18,6 +18,7 @@ from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, Evaluat
 from scmbert_jax.commands.terminal import say
 from scmbert_jax.commands.train import Export, Pretrain
 from scmbert_jax.commands.use import Embed, Translate
+from scmbert_jax.compiled_programs import keep_compiled_programs
 from scmbert_jax.errors import ConfigError, UserError
 
 VERBS: dict[str, Any] = {
@@ -61,7 +62,9 @@ def _group_help(prog: str, group: dict[str, Any]) -> str:
         else:
             lines.append(f"  {name:18} {_summary(verb)}")
     if prog == "scmbert":
-        lines += ["", "  --debug            show the traceback of an error", "  --version"]
+        lines += ["", "  --debug            show the traceback of an error", "  --version", ""]
+        lines += ["Compiled programs are kept for the next command below ~/.cache/scmbert/compiled, or where"]
+        lines += ["$JAX_COMPILATION_CACHE_DIR says; SCMBERT_COMPILATION_CACHE=off keeps none."]
     return "\n".join(lines)
 
 
@@ -99,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     debug = "--debug" in arguments
+    keep_compiled_programs()
     try:
         return _parse([argument for argument in arguments if argument != "--debug"]).run()
     except UserError as error:
