@@ -1,6 +1,6 @@
 """Where compiled programs are kept between commands, so that a run that is started again does not compile again.
 
-JAX keeps them in a folder if it is told to (`JAX_COMPILATION_CACHE_DIR`); the command line tells it, unless the user has.
+JAX keeps them in a folder if told to (`JAX_COMPILATION_CACHE_DIR`); the command line tells it, unless the user did.
 The files are keyed by program, versions and device, so the folder can be shared by all runs and deleted at any time.
 """
 

@@ -1,4 +1,4 @@
-"""Compiled programs are kept between commands, where the user can say; a folder that cannot be written stops nothing."""
+"""Compiled programs are kept between commands, where the user says; a folder that cannot be made stops nothing."""
 
 import os
 import subprocess
