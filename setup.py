@@ -69,12 +69,14 @@ setup(
         "beam": BEAM,
         # another way to read ahead
         "grain": GRAIN,
-        # the JAX of an accelerator (tpu_scripts/setup_host.sh)
+        # the JAX of an accelerator (tpu_scripts/setup_host.sh); also its compiler, for `scmbert plan` without one
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda13": ["jax[cuda13]>=0.10.2"],
         "test": [
             *("pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18", "pysam>=0.23"),
             *(*S3, *GCS, "moto[server]>=5", *CENSUS, *BEAM, *GRAIN, "jsonschema>=4.23", "PyYAML>=6"),
+            # The compiler for TPUs that are not there (213 MB): two plans are compared with their goldens.
+            "jax[tpu]>=0.10.2; platform_machine == 'x86_64' and sys_platform == 'linux'",
         ],
     },
     entry_points={"console_scripts": ["scmbert=scmbert_jax.cli:main"]},

@@ -15,6 +15,7 @@ from scmbert_jax.commands.bench import BenchBuild, BenchFavor, BenchInput, Bench
 from scmbert_jax.commands.data import CorpusBuild, CorpusCopy, CorpusInfo, CorpusOverlap, CorpusVerify, Doctor
 from scmbert_jax.commands.evaluate import EvaluateProbe, EvaluateTranslation
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
+from scmbert_jax.commands.plan import MakePlan
 from scmbert_jax.commands.terminal import say
 from scmbert_jax.commands.train import Export, Pretrain
 from scmbert_jax.commands.use import Embed, Translate
@@ -31,6 +32,7 @@ VERBS: dict[str, Any] = {
         "copy": CorpusCopy,
     },
     "pretrain": Pretrain,
+    "plan": MakePlan,
     "export": Export,
     "embed": Embed,
     "translate": Translate,
@@ -85,8 +87,8 @@ def _parse(arguments: list[str]) -> Any:
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"{prog} {word}: no such verb; there are {', '.join(node)}.{hint}")
         node, prog = node[word], f"{prog} {word}"
-    if node is Pretrain:
-        verb, overrides = tyro.cli(Pretrain, args=arguments, prog=prog, return_unknown_args=True)
+    if node in (Pretrain, MakePlan):
+        verb, overrides = tyro.cli(node, args=arguments, prog=prog, return_unknown_args=True)
         return replace(verb, overrides=tuple(overrides))
     if node is CorpusBuild and "--" in arguments:
         place = arguments.index("--")

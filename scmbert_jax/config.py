@@ -251,8 +251,13 @@ class ObjectivesConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW, or Muon for the layers' matrices, with linear warm-up and cosine decay."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """`muon`: the layers' matrices by momentum made orthogonal (Jordan et al. 2024), all else by AdamW. Its updates are
+    of AdamW's size (Liu et al. 2025), so that one learning rate serves both."""
+    muon_momentum: float = 0.95
+    """Of `muon`'s matrices."""
     peak_learning_rate: float = 1e-3
     warmup_steps: int = 50
     final_learning_rate_fraction: float = 0.1
@@ -268,6 +273,7 @@ class OptimizerConfig:
     def validate(self, where: str) -> None:
         _require(self.peak_learning_rate > 0, f"{where}.peak_learning_rate", self.peak_learning_rate, "above 0")
         _require(self.warmup_steps >= 0, f"{where}.warmup_steps", self.warmup_steps, "0 or more")
+        _require(0 <= self.muon_momentum < 1, f"{where}.muon_momentum", self.muon_momentum, "0 <= value < 1")
         _require(self.max_grad_norm > 0, f"{where}.max_grad_norm", self.max_grad_norm, "above 0")
 
 

@@ -12,8 +12,8 @@ from scmbert_jax import __version__, cli
 from scmbert_jax.errors import CheckpointError, ConfigError, CorpusError, InputError, TrainingError
 
 VERBS = [
-    *("doctor", "corpus build", "corpus info", "corpus overlap", "corpus verify", "corpus copy", "pretrain", "export"),
-    *("embed", "translate", "match", "label-transfer", "pseudo-pairs"),
+    *("doctor", "corpus build", "corpus info", "corpus overlap", "corpus verify", "corpus copy", "pretrain", "plan"),
+    *("export", "embed", "translate", "match", "label-transfer", "pseudo-pairs"),
     *("evaluate probe", "evaluate translation", "evaluate matching", "evaluate integration"),
     *("bench step", "bench objectives", "bench build", "bench input", "bench storage", "bench favor"),
 ]

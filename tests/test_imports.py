@@ -19,6 +19,7 @@ LAYERS = (
     ("models",),
     ("objectives",),
     ("training",),
+    ("planning",),
     ("pretrained",),
     ("tasks",),
     ("evaluation",),

@@ -14,6 +14,8 @@ from scmbert_jax.batch import MODALITIES, FeatureLayout
 from scmbert_jax.config import ExperimentConfig, ModalityConfig
 from scmbert_jax.models.encoder import constant, weight
 from scmbert_jax.models.token_sequence import TokenSequence
+from scmbert_jax.parallel.mesh import constrain
+from scmbert_jax.parallel.table_rows import pick_rows, sum_of_linked_rows, whole
 
 # Rows of the feature table are padded to a multiple of this, so that any FSDP size up to 256 divides them.
 FEATURE_ROWS_MULTIPLE = 256
@@ -21,6 +23,10 @@ FEATURE_ROWS_MULTIPLE = 256
 
 class Links(nnx.Variable):
     """Pairs of linked rows, int32 [2, E]: (linked row, gene row). Data of the feature space, not a parameter."""
+
+
+class LinkedGenes(nnx.Variable):
+    """The same by row, int32 [rows, K]: the gene rows linked to each row, -1 where it has fewer than K."""
 
 
 def padded_rows(layout: FeatureLayout) -> int:
@@ -35,6 +41,19 @@ def link_arrays(layout: FeatureLayout) -> dict[str, np.ndarray]:
         for name in MODALITIES
         if name in layout.links and len(layout.links[name][0])
     }
+
+
+def linked_genes(layout: FeatureLayout) -> dict[str, np.ndarray]:
+    """Modality -> `LinkedGenes` of `link_arrays`."""
+    found = {}
+    for name, (rows, genes) in link_arrays(layout).items():
+        order = np.argsort(rows, kind="stable")
+        rows, genes = rows[order], genes[order]
+        place = np.arange(len(rows)) - np.searchsorted(rows, rows)  # the how manieth link of its row
+        table = np.full((padded_rows(layout), int(place.max()) + 1), -1, np.int32)
+        table[rows, place] = genes
+        found[name] = table
+    return found
 
 
 def relative_expression(counts: jax.Array, library_size: jax.Array, target_sum: jax.Array | float) -> jax.Array:
@@ -61,21 +80,20 @@ class FeatureTable(nnx.Module):
         self.learned = weight(rngs, (self.num_rows, embed_dim), embed_dim, ("features", "embed"))
         self.link_projections: Any = nnx.Dict({})
         self.links: Any = nnx.Dict({})
+        self.linked: Any = nnx.Dict({})
+        by_row = linked_genes(layout)
         for name, pairs in link_arrays(layout).items():
             self.links[name] = Links(jnp.asarray(pairs))
+            self.linked[name] = LinkedGenes(jnp.asarray(by_row[name]))
             self.link_projections[name] = weight(rngs, (embed_dim, embed_dim), embed_dim, ("embed", None))
 
     def __call__(self) -> jax.Array:
         table = self.learned[...]
-        genes = table
-        for name, links in self.links.items():
-            rows, gene_rows = links[...]
-            ones = jnp.ones(rows.shape, table.dtype)
-            number = jax.ops.segment_sum(ones, rows, self.num_rows)  # [F]
-            total = jax.ops.segment_sum(genes[gene_rows], rows, self.num_rows)  # [F, D]
-            mean = total / jnp.maximum(number, 1.0)[:, None]
-            table = table + mean @ self.link_projections[name][...]
-        return table
+        for name, linked in self.linked.items():
+            number = (linked[...] >= 0).sum(axis=1).astype(table.dtype)
+            mean = sum_of_linked_rows(self.learned[...], linked[...]) / jnp.maximum(number, 1.0)[:, None]
+            table = table + constrain(mean, "features", None) @ self.link_projections[name][...]
+        return whole(table)
 
 
 class ContinuousValues(nnx.Module):
@@ -101,10 +119,11 @@ class ContinuousValues(nnx.Module):
 
     def __call__(self, relative: jax.Array, feature_ids: jax.Array, one_hot: jax.Array, rows: jax.Array) -> jax.Array:
         """relative, feature_ids [B, S]; one_hot [B, S, M], the modality; rows [B, S, D], the feature rows."""
-        x = (jnp.log1p(relative) - self.centre[...][feature_ids]) * jnp.exp(-self.log_spread[...][feature_ids])
+        centre, log_spread = (pick_rows(own[...], feature_ids) for own in (self.centre, self.log_spread))
+        x = (jnp.log1p(relative) - centre) * jnp.exp(-log_spread)
         x = jnp.clip(x, -10.0, 10.0)[..., None]
         hidden = jax.nn.gelu(x * (one_hot @ self.scale[...]) + one_hot @ self.bias[...])
-        return hidden @ self.out[...] + x * (rows @ self.gate[...])
+        return constrain(hidden @ self.out[...] + x * (rows @ self.gate[...]), "batch", "length", "embed")
 
 
 class BinnedValues(nnx.Module):
@@ -142,15 +161,15 @@ class TokenEmbedding(nnx.Module):
         return jnp.asarray([values.get(name, 0.0) for name in MODALITIES], jnp.float32)
 
     def __call__(
-        self, table: jax.Array, tokens: TokenSequence, hidden: jax.Array, covariates: dict[str, jax.Array]
+        self, rows: jax.Array, tokens: TokenSequence, hidden: jax.Array, covariates: dict[str, jax.Array]
     ) -> jax.Array:
-        """table [F, D]; `hidden` bool [B, S]: tokens whose value must not be seen; covariates int32 [B] each."""
+        """rows [B, S, D] of the feature table; `hidden` bool [B, S]: tokens whose value must not be seen; covariates
+        int32 [B] each."""
         one_hot = jax.nn.one_hot(tokens.modality, len(MODALITIES))  # [B, S, M]
         target_sum = one_hot @ self.per_modality({name: m.target_sum for name, m in self.modalities.items()})
         # Hidden counts are replaced before anything is computed from them.
         counts = jnp.where(hidden, 0.0, tokens.counts)
         relative = relative_expression(counts, tokens.library_size, target_sum)
-        rows = table[tokens.feature_ids]  # [B, S, D]
         value = jnp.zeros(())
         if self.continuous is not None:
             value = self.continuous(relative, tokens.feature_ids, one_hot, rows)

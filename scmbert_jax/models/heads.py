@@ -13,6 +13,8 @@ from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.models.embeddings import covariate_embedding, padded_rows
 from scmbert_jax.models.encoder import LayerNorm, constant, weight
 from scmbert_jax.models.likelihoods import Truth, make_likelihood
+from scmbert_jax.parallel.mesh import constrain
+from scmbert_jax.parallel.table_rows import pick_rows
 
 # Adam moves a parameter by about the learning rate a step, and a feature's own bias spans several units while it is
 # seen in few tokens: stored at a tenth, it moves ten times as fast.
@@ -87,6 +89,7 @@ class ValueHead(nnx.Module):
         return bias, spread
 
     def transform(self, x: jax.Array, covariates: dict[str, jax.Array]) -> jax.Array:  # [B, M, D] -> float32 [B, M, D]
+        x = constrain(x, "batch", "length", "embed")
         hidden = x @ self.dense[...].astype(x.dtype) + self.dense_bias[...].astype(x.dtype)
         if self.covariates is not None:
             hidden = hidden + self.covariates(covariates)[:, None].astype(x.dtype)
@@ -95,8 +98,8 @@ class ValueHead(nnx.Module):
     def _outputs(self, name: str, hidden: jax.Array, feature_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Outputs [B, M, K of this modality] and spreads [B, M]."""
         outputs = hidden @ self.outputs[name][...] * self.output_scale
-        bias = self.feature_bias[...][feature_ids] * self.bias_scale
-        return outputs + bias[..., : outputs.shape[-1]], self.spread[...][feature_ids] * ROW_SCALE
+        bias = pick_rows(self.feature_bias[...], feature_ids) * self.bias_scale
+        return outputs + bias[..., : outputs.shape[-1]], pick_rows(self.spread[...], feature_ids) * ROW_SCALE
 
     def nll(
         self,

@@ -31,6 +31,7 @@ from scmbert_jax.models.embeddings import padded_rows
 from scmbert_jax.models.encoder import constant, weight
 from scmbert_jax.models.likelihoods import make_likelihood
 from scmbert_jax.models.token_sequence import TokenSequence
+from scmbert_jax.parallel.table_rows import whole
 from scmbert_jax.value_scales import linear_values
 
 # Adam moves a number by about the learning rate a step, whatever its size: what is added to a map is stored at ten
@@ -155,8 +156,8 @@ class LinearPath(nnx.Module):
         """Modality of `tokens` -> component scores float32 [B, K] of its visible tokens; 0 where there is none."""
         visible = tokens.valid if hidden is None else tokens.valid & ~hidden
         counts = jnp.where(visible, tokens.counts, 0.0)
-        scale = jax.lax.stop_gradient(self.scale[...])[tokens.feature_ids]  # [B, S, 3]
-        loadings = jax.lax.stop_gradient(self.loadings[...])[tokens.feature_ids]  # [B, S, K]
+        scale = whole(jax.lax.stop_gradient(self.scale[...]))[tokens.feature_ids]  # [B, S, 3]
+        loadings = whole(jax.lax.stop_gradient(self.loadings[...]))[tokens.feature_ids]  # [B, S, K]
         offset = jax.lax.stop_gradient(self.offset[...])
         found = {}
         for name in (name for name, _ in tokens.widths):
@@ -186,8 +187,8 @@ class LinearPath(nnx.Module):
         """
         ((source, _),) = tokens.widths
         scores = self.between[f"{source}>{target}"](self.scores(tokens)[source], folds)  # [B, K]
-        per_value = jax.lax.stop_gradient(self.scale[...])[feature_ids, 2]
-        loadings = jax.lax.stop_gradient(self.loadings[...])[feature_ids]
+        per_value = whole(jax.lax.stop_gradient(self.scale[...]))[feature_ids, 2]
+        loadings = whole(jax.lax.stop_gradient(self.loadings[...]))[feature_ids]
         return jnp.einsum("bk,bmk->bm", scores, loadings) * per_value
 
 

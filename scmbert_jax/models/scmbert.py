@@ -12,13 +12,15 @@ from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.alignment import AlignmentHead
 from scmbert_jax.models.attention_favor import redraw
-from scmbert_jax.models.embeddings import FeatureTable, TokenEmbedding, link_arrays
+from scmbert_jax.models.embeddings import FeatureTable, TokenEmbedding, link_arrays, linked_genes
 from scmbert_jax.models.encoder import make_encoder
 from scmbert_jax.models.heads import ValueHead
 from scmbert_jax.models.likelihoods import Likelihood, Prediction, Truth, make_likelihood
 from scmbert_jax.models.linear_path import LinearPath
 from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens
 from scmbert_jax.models.translation_decoder import CellDecoder, TranslationDecoder
+from scmbert_jax.parallel.mesh import constrain
+from scmbert_jax.parallel.table_rows import pick_rows
 
 
 class ScMbert(nnx.Module):
@@ -48,12 +50,17 @@ class ScMbert(nnx.Module):
         """Rows of all features, float32 [F, D]; compute it once per step and hand it to the other methods."""
         return self.table()
 
+    def rows(self, feature_table: jax.Array, tokens: TokenSequence) -> jax.Array:
+        """The feature of each token, float32 [B, S, D]."""
+        return constrain(pick_rows(feature_table, tokens.feature_ids), "batch", "length", "embed")
+
     def encode(
         self,
         feature_table: jax.Array,
         tokens: TokenSequence,
         hidden: jax.Array | None = None,
         covariates: dict[str, jax.Array] | None = None,
+        rows: jax.Array | None = None,
     ) -> jax.Array:
         """Token states [B, 1 + S, D]; position 0 is `[CLS]`, the cell embedding.
 
@@ -62,10 +69,13 @@ class ScMbert(nnx.Module):
           tokens: packed tokens of S positions.
           hidden: bool [B, S], tokens whose value must not be seen; None: all values are seen.
           covariates: name -> int32 [B]; needed when covariates enter with the tokens.
+          rows: `self.rows(feature_table, tokens)`, from a caller that needs them, too: each time that rows are picked,
+            a gradient of the whole table has to be added up over all devices.
         """
         if hidden is None:
             hidden = jnp.zeros(tokens.valid.shape, bool)
-        x = self.embedding(feature_table, tokens, hidden, covariates or {})
+        rows = self.rows(feature_table, tokens) if rows is None else rows
+        x = self.embedding(rows, tokens, hidden, covariates or {})
         states = self.encoder(x, tokens)
         if self.linear is None:
             return states
@@ -155,7 +165,7 @@ class ScMbert(nnx.Module):
 
     def _translation_outputs(self, feature_table, target, feature_ids, states, tokens, covariates, folds=None):
         """Outputs [B, M, K] of the translation head and spreads [B, M]."""
-        x = self.translation_decoder(feature_table[feature_ids], target, states, tokens.lengths)
+        x = self.translation_decoder(pick_rows(feature_table, feature_ids), target, states, tokens.lengths)
         outputs, spread = self.translation_head(target, x, feature_ids, covariates)
         if self.linear is not None:
             outputs = outputs.at[..., 0].add(self.linear.outputs(tokens, target, feature_ids, folds))
@@ -203,7 +213,7 @@ class ModelDefinition:
         )
         self.abstract_params: dict[str, Any] = nnx.to_pure_dict(params)
         self.logical_axes: dict[str, Any] = nnx.to_pure_dict(axes)
-        given = nnx.to_pure_dict(constants) | {"table": {"links": link_arrays(layout)}}
+        given = nnx.to_pure_dict(constants) | {"table": {"links": link_arrays(layout), "linked": linked_genes(layout)}}
         self.constants: dict[str, Any] = jax.tree.map(np.asarray, self.constants_at(given, config.train.num_steps - 1))
 
     def _create(self, key: jax.Array) -> ScMbert:

@@ -17,6 +17,7 @@ from scmbert_jax.models.likelihoods import Truth
 from scmbert_jax.models.scmbert import ScMbert
 from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens, token_bits
 from scmbert_jax.objectives.base import LossSum, drop_covariates, row_keys
+from scmbert_jax.parallel.mesh import constrain
 
 
 class MaskedPositions(NamedTuple):
@@ -66,16 +67,20 @@ class MaskedModeling:
         tokens = pack_tokens(batch)
         masked = choose_masked(tokens, self.config, keys)
         covariates = drop_covariates(batch.covariates, self.config.covariate_dropout, keys)
-        states = model.encode(feature_table, tokens, masked.hidden, covariates)  # [B, 1 + S, D]
+        rows = model.rows(feature_table, tokens)  # [B, S, D]
+        states = model.encode(feature_table, tokens, masked.hidden, covariates, rows)  # [B, 1 + S, D]
 
         def at_masked(values: jax.Array) -> jax.Array:  # [B, S] -> [B, M]
             return jnp.take_along_axis(values, masked.positions, axis=1)
 
+        def vectors_at(values: jax.Array, positions: jax.Array) -> jax.Array:  # [B, S, D] -> [B, M, D]
+            return constrain(jnp.take_along_axis(values, positions[..., None], axis=1), "batch", "length", "embed")
+
         feature_ids, modality = at_masked(tokens.feature_ids), at_masked(tokens.modality)
         truth = Truth(at_masked(tokens.counts), at_masked(tokens.library_size), at_masked(tokens.mean_log_count))
-        token_states = jnp.take_along_axis(states, masked.positions[..., None] + 1, axis=1)  # [B, M, D]
+        token_states = vectors_at(states, masked.positions + 1)  # [B, M, D]
         nll = model.token_head.nll(token_states, feature_ids, modality, truth, covariates)
-        cell_states = model.cell_decoder(states[:, 0], feature_table[feature_ids])
+        cell_states = model.cell_decoder(states[:, 0], vectors_at(rows, masked.positions))
         cell_nll = model.cell_head.nll(cell_states, feature_ids, modality, truth, covariates)
 
         total, weight = jnp.zeros(()), jnp.zeros(())

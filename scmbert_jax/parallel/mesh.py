@@ -32,22 +32,31 @@ RULES: dict[str, tuple[str, ...]] = {
 LogicalAxes = tuple[str | None, ...]
 
 
+def mesh_sizes(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
+    """Devices along each of `MESH_AXES`, -1 filled in. Raises `ConfigError` when the product is another number."""
+    sizes = [config.replica, config.fsdp, config.tensor]
+    if -1 in sizes:
+        known = int(np.prod([size for size in sizes if size != -1]))
+        sizes[sizes.index(-1)] = num_devices // known if num_devices % known == 0 else 0
+    if int(np.prod(sizes)) != num_devices:
+        raise ConfigError(
+            f"mesh: replica={config.replica} x fsdp={config.fsdp} x tensor={config.tensor} does not fit "
+            f"{num_devices} device(s). Their product must be {num_devices}; one of them may be -1 (all that remain)."
+        )
+    return sizes[0], sizes[1], sizes[2]
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of all devices (or of `devices`) with the axes of `MESH_AXES`.
 
     Raises `ConfigError` when the axis sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = [config.replica, config.fsdp, config.tensor]
-    if -1 in sizes:
-        known = int(np.prod([size for size in sizes if size != -1]))
-        sizes[sizes.index(-1)] = len(devices) // known if len(devices) % known == 0 else 0
-    if int(np.prod(sizes)) != len(devices):
-        raise ConfigError(
-            f"mesh: replica={config.replica} x fsdp={config.fsdp} x tensor={config.tensor} does not fit "
-            f"{len(devices)} device(s). Their product must be {len(devices)}; one of them may be -1 (all that remain)."
-        )
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    sizes = mesh_sizes(config, len(devices))
+    # In the order of their processes, as `batch_to_devices` needs it. `jax.make_mesh` would follow the torus of a TPU
+    # slice instead, which winds through its hosts; collectives over a whole slice do not depend on the order.
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def mesh_axes(logical_axes: LogicalAxes) -> list[tuple[str, ...]]:
@@ -134,7 +143,8 @@ def check_process_order(mesh: Mesh, global_batch_size: int, num_microbatches: in
             f"data.global_batch_size is {global_batch_size}; {parts} device(s) x {num_microbatches} microbatch(es) "
             f"need a multiple of {parts * num_microbatches}."
         )
-    rows_per_process = global_batch_size // jax.process_count()
+    # The mesh's own count: a mesh may be planned for machines that are not here.
+    rows_per_process = global_batch_size // len({device.process_index for device in mesh.devices.flat})
     split = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
     placed: dict[Any, Any] = dict(split.devices_indices_map((global_batch_size,)))
     for device, (rows,) in placed.items():

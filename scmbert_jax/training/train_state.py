@@ -35,15 +35,30 @@ def abstract_state(model: ModelDefinition, optimizer: optax.GradientTransformati
     def placed(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-    opt_state = optax.tree_utils.tree_map_params(
-        optimizer,
-        placed,
-        jax.eval_shape(optimizer.init, model.abstract_params),
-        shardings,
-        transform_non_params=lambda leaf: placed(leaf, replicated(mesh)),
-    )
+    of_params = {
+        _keys(path): (param.shape, where)
+        for (path, param), where in zip(
+            jax.tree_util.tree_leaves_with_path(model.abstract_params), jax.tree.leaves(shardings), strict=True
+        )
+    }
+
+    # What an optimizer keeps for a parameter stands at the end of the parameter's path, whatever lies around it
+    # (`optax.tree_utils.tree_map_params` does not get through Muon, which looks at the parameters it is made for).
+    def beside(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        keys = _keys(path)
+        for start in range(len(keys)):
+            shape, where = of_params.get(keys[start:], (None, None))
+            if shape == leaf.shape:
+                return placed(leaf, where)
+        return placed(leaf, replicated(mesh))
+
+    opt_state = jax.tree_util.tree_map_with_path(beside, jax.eval_shape(optimizer.init, model.abstract_params))
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     return TrainState(jax.tree.map(placed, model.abstract_params, shardings), opt_state, step)
+
+
+def _keys(path: tuple) -> tuple[Any, ...]:
+    return tuple(part.key for part in path if isinstance(part, jax.tree_util.DictKey))
 
 
 def initial_state(model: ModelDefinition, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

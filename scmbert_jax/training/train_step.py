@@ -13,6 +13,7 @@ import optax
 
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.base import LossSum, Objective
+from scmbert_jax.parallel.table_rows import whole
 from scmbert_jax.training.optimizer import learning_rate_schedule
 from scmbert_jax.training.train_state import TrainState
 
@@ -43,25 +44,32 @@ def sum_of_gradients(
 ) -> tuple[LossSum, Any]:
     """(sums over the batch, gradient of the summed loss), one microbatch after the other."""
 
-    def total(params: Any, microbatch: Any) -> tuple[jax.Array, LossSum]:
-        merged = model.merge(params, constants)
-        sums = objective.loss(merged, merged.feature_table(), microbatch, key)
+    # Once for all microbatches, forward and backward: the table costs as much however many cells look rows up in it.
+    table, table_gradient_to_params = jax.vjp(lambda own: model.merge(own, constants).feature_table(), params)
+
+    def total(params: Any, table: jax.Array, microbatch: Any) -> tuple[jax.Array, LossSum]:
+        sums = objective.loss(model.merge(params, constants), whole(table), microbatch, key)
         return sums.total, sums
 
-    def one(params: Any, microbatch: Any) -> tuple[LossSum, Any]:
-        (_, sums), gradients = jax.value_and_grad(total, has_aux=True)(params, microbatch)
+    def one(microbatch: Any) -> tuple[LossSum, Any]:
+        (_, sums), gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(params, table, microbatch)
         return sums, gradients
 
-    if num_microbatches == 1 or objective.needs_whole_batch:
-        return one(params, batch)
-    microbatches = split_microbatches(batch, num_microbatches)
+    def over_all() -> tuple[LossSum, Any]:
+        if num_microbatches == 1 or objective.needs_whole_batch:
+            return one(batch)
+        microbatches = split_microbatches(batch, num_microbatches)
 
-    def accumulate(sums: Any, microbatch: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, sums, one(params, microbatch)), None
+        def accumulate(sums: Any, microbatch: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, one(microbatch)), None
 
-    first = jax.tree.map(lambda x: x[0], microbatches)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, params, first))
-    return jax.lax.scan(accumulate, zeros, microbatches)[0]
+        first = jax.tree.map(lambda x: x[0], microbatches)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
+        return jax.lax.scan(accumulate, zeros, microbatches)[0]
+
+    sums, (gradients, of_table) = over_all()
+    (from_table,) = table_gradient_to_params(of_table)
+    return sums, jax.tree.map(jnp.add, gradients, from_table)
 
 
 def make_train_step(

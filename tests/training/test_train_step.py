@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import shaken
 
 from scmbert_jax.config import MeshConfig
 from scmbert_jax.errors import ConfigError
@@ -12,7 +13,7 @@ from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.masked_modeling import MaskedModeling
 from scmbert_jax.parallel.mesh import batch_to_devices, check_process_order, make_mesh, replicated
 from scmbert_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
-from scmbert_jax.training.train_state import abstract_state, initial_state
+from scmbert_jax.training.train_state import abstract_state, initial_state, param_shardings
 from scmbert_jax.training.train_step import make_train_step, step_key, sum_of_gradients
 
 
@@ -82,6 +83,35 @@ def test_a_sharded_step_equals_the_step_on_one_device(tiny_config, tiny_layout, 
     assert qkv.sharding.shard_shape(qkv.shape) != qkv.shape  # it really is split
     moment = state.opt_state[1][0].mu["encoder"]["blocks"]["qkv"]
     assert moment.sharding == qkv.sharding
+
+
+@pytest.mark.parametrize(
+    "mesh_config",
+    [MeshConfig(fsdp=8), MeshConfig(replica=2, fsdp=4), MeshConfig(fsdp=4, tensor=2)],
+    ids=["fsdp8", "replica2_fsdp4", "fsdp4_tensor2"],
+)
+def test_sharded_gradients_are_those_of_one_device(tiny_config, tiny_layout, tiny_batch, mesh_config):
+    """With output layers that are not zero, so that every parameter gets one; in two microbatches."""
+
+    def run(mesh):
+        model = ModelDefinition(tiny_config, tiny_layout)
+        params = shaken(jax.jit(model.init)(jax.random.key(0)))
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(params, param_shardings(model, mesh))
+            constants = jax.device_put(model.constants, replicated(mesh))
+            function = jax.jit(
+                lambda p, c, b: sum_of_gradients(model, MaskedModeling(tiny_config), 2, p, c, b, step_key(0, 7))
+            )
+            return jax.device_get(function(placed, constants, batch_to_devices(tiny_batch(3), mesh)))
+
+    sums_of_one, single = run(make_mesh(MeshConfig(), jax.devices()[:1]))
+    sums_of_many, many = run(make_mesh(mesh_config))
+    np.testing.assert_allclose(sums_of_one.total, sums_of_many.total, rtol=1e-5)
+    assert float(np.abs(single["encoder"]["blocks"]["qkv"]).max()) > 1e-3
+    assert float(np.abs(single["table"]["learned"]).max()) > 1e-3
+    # float32, summed in another order: relative to each parameter's largest gradient
+    for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(single), jax.tree.leaves(many), strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-4 * np.abs(one).max() + 1e-6, err_msg=str(path))
 
 
 def test_every_mesh_starts_from_the_same_parameters(tiny_config, tiny_layout):
