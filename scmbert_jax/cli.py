@@ -11,7 +11,15 @@ import tyro
 
 from scmbert_jax import __version__
 from scmbert_jax.commands.align import LabelTransfer, MakePseudoPairs, Match
-from scmbert_jax.commands.bench import BenchBuild, BenchFavor, BenchInput, BenchObjectives, BenchStep, BenchStorage
+from scmbert_jax.commands.bench import (
+    BenchBuild,
+    BenchFavor,
+    BenchInput,
+    BenchObjectives,
+    BenchPadding,
+    BenchStep,
+    BenchStorage,
+)
 from scmbert_jax.commands.data import CorpusBuild, CorpusCopy, CorpusInfo, CorpusOverlap, CorpusVerify, Doctor
 from scmbert_jax.commands.evaluate import EvaluateProbe, EvaluateTranslation
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
@@ -47,6 +55,7 @@ VERBS: dict[str, Any] = {
     },
     "bench": {
         "step": BenchStep,
+        "padding": BenchPadding,
         "objectives": BenchObjectives,
         "build": BenchBuild,
         "input": BenchInput,

@@ -1,4 +1,4 @@
-"""Verbs that measure speed: bench step, objectives, build, input, storage, favor."""
+"""Verbs that measure speed: bench step, padding, objectives, build, input, storage, favor."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +165,60 @@ class BenchStep:
         else:
             print(found.text())
             print(", ".join(f"{name} {value}" for name, value in found.settings.items()))
+        return 0
+
+
+@dataclass(frozen=True)
+class BenchPadding:
+    """How much of a corpus' rows is padding, and how little with microbatches of cells of like length.
+
+    Counts the tokens of one epoch's batches (at most --batches); what is computed, not how fast. See
+    train.num_microbatches and train.length_widths of scmbert pretrain.
+
+    Example:  scmbert bench padding my_corpus
+              scmbert bench padding my_corpus --num-tokens 2047 --microbatches 16 --widths 16 --json
+    """
+
+    folder: tyro.conf.Positional[CorpusFolder]
+    """Written by scmbert corpus build."""
+    num_tokens: tuple[int, ...] = (511, 1023, 2047)
+    """Per cell, of each modality (never more than it has features)."""
+    zero_fraction: float = 0.25
+    """Share of them that are measured zeros; of protein none are."""
+    batch_size: int = 256
+    """Cells per step; a multiple of 4, the number of streams."""
+    microbatches: tuple[int, ...] = (8, 16, 32)
+    """Parts of a batch."""
+    widths: tuple[int, ...] = (8, 16, 32)
+    """Widths that a part may be cut to."""
+    batches: int = 40
+    """Counted at most."""
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        from scmbert_jax.benchmarks.padding_share import measure_padding
+
+        numbers = {"num-tokens": self.num_tokens, "microbatches": self.microbatches, "widths": self.widths}
+        for name, chosen in {**numbers, "batches": (self.batches,), "batch-size": (self.batch_size,)}.items():
+            if min(chosen, default=0) < 1:
+                raise ConfigError(f"--{name}: expected 1 or more.")
+        for number in self.microbatches:
+            if self.batch_size % number:
+                raise ConfigError(f"--microbatches {number}: expected a divisor of --batch-size {self.batch_size}.")
+        found = measure_padding(
+            Path(self.folder),
+            self.num_tokens,
+            self.zero_fraction,
+            self.batch_size,
+            self.microbatches,
+            self.widths,
+            self.batches,
+        )
+        if self.json:
+            print_json([row.to_dict() for row in found])
+        else:
+            print("\n\n".join(row.text() for row in found))
         return 0
 
 
