@@ -19,6 +19,8 @@ if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
         + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
         + " --xla_force_host_platform_device_count=8"
     )
+# Commands keep compiled programs in the user's cache folder; tests leave nothing there.
+os.environ["SCMBERT_COMPILATION_CACHE"] = "off"
 
 import numpy as np
 import pytest
