@@ -1,6 +1,8 @@
 # make demo   the whole way on the built-in cells, in a few minutes
+# make smoke  whether this host can train: every objective, save, restore, its kernels; two minutes (tests/smoke)
 # make test   lint, types, all tests
-# Both do their own set-up: .venv is made on the first call and kept until setup.py or constraints.txt change.
+# All do their own set-up: .venv is made on the first call and kept until setup.py or constraints.txt change.
+# .venv has JAX for CPUs. On a GPU or TPU host whose own Python has JAX: make smoke PYTHON_BIN=python3 (installs nothing)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -12,10 +14,10 @@ INSTALLED_TEST := $(VENV)/.installed-test
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 
-.PHONY: help install lint test demo clean
+.PHONY: help install lint test demo smoke clean
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 install: $(INSTALLED_TEST)
 
@@ -38,10 +40,25 @@ lint: $(INSTALLED_TEST)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 20
 
 demo: $(INSTALLED)
 	@PATH="$(BIN):$$PATH" bash experiments/demo.sh
+
+# Where there is an accelerator, JAX has to find it by itself; where there is none, programs compile faster for less speed.
+ACCELERATORS := $(wildcard /dev/nvidia[0-9]* /dev/accel[0-9]* /dev/vfio/[0-9]*)
+SMOKE := JAX_PLATFORMS="$(or $(JAX_PLATFORMS),$(if $(ACCELERATORS),,cpu))"
+
+ifdef PYTHON_BIN
+smoke:
+	@$(PYTHON_BIN) -c 'import jax, flax, optax, orbax.checkpoint, pandas, pytest' \
+		|| { echo "$(PYTHON_BIN) lacks what is named above; install it there: $(PYTHON_BIN) -m pip install pytest ..."; exit 1; }
+	$(SMOKE) $(PYTHON_BIN) -m pytest tests/smoke
+else
+smoke: $(INSTALLED)
+	@$(BIN)/python -c 'import pytest' 2> /dev/null || $(PIP) pytest
+	$(SMOKE) $(BIN)/python -m pytest tests/smoke
+endif
 
 clean:
 	rm -rf $(VENV) demo_run .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build

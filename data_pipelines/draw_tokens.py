@@ -49,7 +49,6 @@ def draw_tokens(
     ids = np.empty(longest + 1, np.int32)  # one more: what is kept is written before it is known whether it is
     counts = np.empty(longest + 1, np.int32)
     keys = np.empty(longest, np.uint32)
-    near = np.empty(longest + 1, np.uint32)
     expressed = np.zeros((num_features + 63) // 64, np.uint64)  # one bit per feature, cleared after each cell
     zeros = np.zeros((num_features + 63) // 64, np.uint64)  # likewise: drawn
     before = np.empty((num_features + 63) // 64, np.int32)  # tokens in the words before
@@ -65,17 +64,14 @@ def draw_tokens(
         out_num_expressed[row] = n
         out_num_measured[row] = len(panel)
         out_mean_log_count[row] = index.sums_of_logs[cell] / max(len(panel), 1)
-        unpack_cell(packed, index, cell, ids, counts)
         if num_zeros:
+            unpack_cell(packed, index, cell, 0, ids, counts)
             _set_bits(expressed, ids[:n])
             _draw_zeros(zero_ids, zeros, expressed, panel, num_zeros, len(panel) - n, cell_key)
-        if num_expressed < n:
-            if num_zeros:
+            if num_expressed < n:
                 _clear_bits(expressed, ids[:n])
-            _keep(ids, counts, n, num_expressed, cell_key, keys, near)
-            if num_zeros:
+                _keep(ids, counts, n, num_expressed, cell_key, keys, 0, ids, counts)
                 _set_bits(expressed, ids[:num_expressed])
-        if num_zeros:
             _join(expressed, zeros, before)
             for i in range(num_expressed):
                 place = _rank(ids[i], expressed, before)
@@ -87,10 +83,11 @@ def draw_tokens(
                 out_counts[row, place] = 0
             _clear_bits(expressed, ids[:num_expressed])
             _clear_bits(expressed, zero_ids[:num_zeros])
+        elif num_expressed == packed.lengths[cell]:  # nothing is drawn: from the record into the row
+            unpack_cell(packed, index, cell, first_feature, out_ids[row], out_counts[row])
         else:
-            for i in range(num_expressed):
-                out_ids[row, i] = ids[i] + first_feature
-                out_counts[row, i] = counts[i]
+            unpack_cell(packed, index, cell, 0, ids, counts)
+            _keep(ids, counts, n, num_expressed, cell_key, keys, first_feature, out_ids[row], out_counts[row])
         length = num_expressed + num_zeros
         out_lengths[row] = length
         out_ids[row, length:] = 0
@@ -108,17 +105,18 @@ def _numbers(n, panel_size, num_tokens, zero_fraction):
 
 
 @numba.njit(nogil=True, cache=True)
-def _keep(ids, counts, n, k, cell_key, keys, near):
-    """Moves k of the n entries to the front, in their order: those whose features have the smallest keys."""
+def _keep(ids, counts, n, k, cell_key, keys, first_feature, kept_ids, kept_counts):
+    """Copies k of the n entries, in their order: those whose features have the smallest keys. 1 <= k < n, or k = 0."""
     first, second = np.uint32(cell_key), np.uint32(cell_key >> np.uint64(32))
     for i in range(n):
         keys[i] = feature_key(np.uint32(ids[i]), first, second)
-    threshold = _kth_smallest(keys, n, k, near)
-    kept = 0
-    for i in range(n):
-        ids[kept] = ids[i]
-        counts[kept] = counts[i]
+    threshold = _kth_smallest(keys, n, k) if k else np.uint32(0)
+    kept = i = 0
+    while kept < k:  # written always, counted where it is kept
+        kept_ids[kept] = ids[i] + first_feature
+        kept_counts[kept] = counts[i]
         kept += keys[i] <= threshold
+        i += 1
 
 
 @numba.njit(inline="always")
@@ -138,32 +136,21 @@ def feature_key(feature, first, second):
 
 
 @numba.njit(nogil=True, cache=True)
-def _kth_smallest(keys, n, k, near):
-    """The k-th smallest of the distinct keys[:n], 1 <= k < n; `near` (n + 1) is working space.
+def _kth_smallest(keys, n, k):
+    """The k-th smallest of the distinct keys[:n], 1 <= k < n; or a number between it and the next.
 
-    Keys are uniform, so the k-th lies near k / n: only keys within four standard deviations of that are looked at.
+    Regula falsi for "k keys are not above it": exact, as keys are distinct; quick, as they are uniform, and as each try
+    is a plain count, eight keys at a time.
     """
-    spread = 4.0 * np.sqrt(k * (1.0 - k / n)) + 4.0
-    lower = np.uint32(max(0.0, (k - spread) / n) * 4294967295.0)
-    upper = np.uint32(min(1.0, (k + spread) / n) * 4294967295.0)
-    width = np.uint32(upper - lower)
-    size, below = 0, 0
-    for i in range(n):
-        near[size] = keys[i]
-        below += keys[i] < lower
-        size += np.uint32(keys[i] - lower) <= width
-    if below >= k or below + size < k:  # once in ten thousand cells
-        lower, upper, size, below = np.uint32(0), np.uint32(4294967295), n, 0
-        near[:n] = keys[:n]
-    # Regula falsi for "k keys are not above the threshold": exact, as keys are distinct; quick, as they are uniform.
-    low, high = np.int64(lower) - 1, np.int64(upper)
-    low_count, high_count = below, below + size
+    low, high = np.int64(-1), np.int64(4294967295)
+    low_count, high_count = 0, n
     while high_count != k:
         share = (k - low_count) / (high_count - low_count)
         guess = min(max(low + np.int64(share * (high - low)), low + 1), high - 1)
-        count = below
-        for i in range(size):
-            count += near[i] <= guess
+        threshold = np.uint32(guess)
+        count = np.int32(0)
+        for i in range(n):
+            count += np.int32(keys[i] <= threshold)
         if count < k:
             low, low_count = guess, count
         else:

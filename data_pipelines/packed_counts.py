@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from scmbert_jax.errors import CorpusError
 
@@ -19,6 +21,7 @@ LARGE_COUNT = 15  # a count of this or more stands in `large_counts`
 
 # log(1 + count) of both counts in a byte of `small_counts`; large ones are added by themselves
 _LOG_OF_COUNT = np.where(np.arange(16) < LARGE_COUNT, np.log1p(np.arange(16)), 0.0)
+_LOGS = np.log1p(np.arange(1024))
 _LOG_OF_PAIR = _LOG_OF_COUNT[np.arange(256) & 15] + _LOG_OF_COUNT[np.arange(256) >> 4]
 
 
@@ -107,7 +110,7 @@ def index_of(packed: PackedCounts) -> CellIndex:
     np.cumsum((packed.lengths + np.int64(1)) >> 1, out=index.small_counts[1:])
     _require("gaps", len(packed.gaps), index.gaps[-1])
     _require("pairs of counts", len(packed.small_counts), index.small_counts[-1])
-    _find_large(packed, index, np.empty(int(packed.lengths.max(initial=0)) // 2 + 2, np.int32))
+    _find_large(packed, index)
     _require("large gaps", len(packed.large_gaps), index.large_gaps[-1])
     _require("large counts", len(packed.large_counts), index.large_counts[-1])
     _add_large_logs(packed, index)
@@ -148,6 +151,16 @@ def _require(what: str, found: int, needed: int) -> None:
         raise CorpusError(f"block: {found} {what} where the entries of its cells need {needed}")
 
 
+@intrinsic
+def _lowest_bit(typing_context, word):
+    """The place of the lowest bit of a uint64 that is set, of which there must be one."""
+
+    def trailing_zeros(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], cgutils.true_bit)
+
+    return numba.uint64(numba.uint64), trailing_zeros
+
+
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
 
@@ -182,41 +195,55 @@ def _pack(lengths, feature_ids, counts, gaps, small_counts, large_gaps, large_co
 
 
 @numba.njit(nogil=True, cache=True)
-def _find_large(packed, index, pairs_with_large):
-    """Fills `index` but for the logs of large counts; the last argument is working space."""
+def _find_large(packed, index):
+    """Fills `index` but for the logs of large counts."""
     for cell in range(len(packed.lengths)):
         found = 0
         for gap in packed.gaps[index.gaps[cell] : index.gaps[cell + 1]]:
             found += gap == LARGE_GAP
         index.large_gaps[cell + 1] = index.large_gaps[cell] + found
         pairs = packed.small_counts[index.small_counts[cell] : index.small_counts[cell + 1]]
-        found = 0
-        for i in range(len(pairs)):  # written always, kept where large: a mispredicted branch would cost more
-            pairs_with_large[found] = i
-            found += (pairs[i] & 15 == LARGE_COUNT) | (pairs[i] >> 4 == LARGE_COUNT)
-        even, odd = 0.0, 0.0
-        for i in range(len(pairs) >> 1):
-            even += _LOG_OF_PAIR[pairs[2 * i]]
-            odd += _LOG_OF_PAIR[pairs[2 * i + 1]]
-        if len(pairs) & 1:
-            even += _LOG_OF_PAIR[pairs[len(pairs) - 1]]
-        index.sums_of_logs[cell] = even + odd
+        index.sums_of_logs[cell] = _sum_of_logs(pairs)
         place = index.large_counts[cell]
-        for i in pairs_with_large[:found]:
-            for half in range(2):
-                entry = 2 * i + half  # the half of a last byte that is no count is passed by
-                if (pairs[i] >> (4 * half)) & 15 == LARGE_COUNT and entry < packed.lengths[cell]:
-                    if place < len(index.large_places):
-                        index.large_places[place] = entry
-                    place += 1
+        words = pairs[: len(pairs) & ~7].view(np.uint64)  # sixteen counts at once
+        for word in range(len(words)):
+            large = words[word]
+            large &= large >> np.uint64(1)
+            large = large & (large >> np.uint64(2)) & np.uint64(0x1111111111111111)  # all four bits of a count are set
+            while large:
+                if place < len(index.large_places):
+                    index.large_places[place] = 16 * word + (_lowest_bit(large) >> np.uint64(2))
+                place += 1
+                large &= large - np.uint64(1)
+        for entry in range(16 * len(words), packed.lengths[cell]):
+            if (pairs[entry >> 1] >> (4 * (entry & 1))) & 15 == LARGE_COUNT:
+                if place < len(index.large_places):
+                    index.large_places[place] = entry
+                place += 1
         index.large_counts[cell + 1] = place
+
+
+@numba.njit(nogil=True, cache=True)
+def _sum_of_logs(pairs):
+    """Of counts that are not large. Four sums at a time: one alone would wait for each addition."""
+    first, second, third, fourth = 0.0, 0.0, 0.0, 0.0
+    whole = len(pairs) & ~3
+    for i in range(0, whole, 4):
+        first += _LOG_OF_PAIR[pairs[i]]
+        second += _LOG_OF_PAIR[pairs[i + 1]]
+        third += _LOG_OF_PAIR[pairs[i + 2]]
+        fourth += _LOG_OF_PAIR[pairs[i + 3]]
+    for pair in pairs[whole:]:
+        first += _LOG_OF_PAIR[pair]
+    return (first + second) + (third + fourth)
 
 
 @numba.njit(nogil=True, cache=True)
 def _add_large_logs(packed, index):
     for cell in range(len(packed.lengths)):
         for count in packed.large_counts[index.large_counts[cell] : index.large_counts[cell + 1]]:
-            index.sums_of_logs[cell] += np.log1p(np.float64(count))
+            known = count < len(_LOGS)
+            index.sums_of_logs[cell] += _LOGS[count] if known else np.log1p(np.float64(count))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -236,22 +263,36 @@ def _largest_feature(packed, index):
 def _unpack(packed, index, feature_ids, counts):
     for cell in range(len(packed.lengths)):
         start, stop = index.gaps[cell], index.gaps[cell + 1]
-        unpack_cell(packed, index, cell, feature_ids[start:stop], counts[start:stop])
+        unpack_cell(packed, index, cell, 0, feature_ids[start:stop], counts[start:stop])
 
 
 @numba.njit(nogil=True, cache=True)
-def unpack_cell(packed, index, cell, feature_ids, counts):
-    """Fills `feature_ids` and `counts` (of the cell's length, or longer) with the entries of one cell."""
+def unpack_cell(packed, index, cell, first_feature, feature_ids, counts):
+    """Fills `feature_ids` (counted from `first_feature`) and `counts`; both have room for the cell's entries."""
     gaps = packed.gaps[index.gaps[cell] : index.gaps[cell + 1]]
     large_gap = index.large_gaps[cell]
-    feature = np.int64(-1)
-    for i in range(len(gaps)):
-        gap = np.int64(gaps[i])
-        if gap == LARGE_GAP:
-            gap = np.int64(packed.large_gaps[large_gap])
-            large_gap += 1
-        feature += gap + 1
-        feature_ids[i] = feature
+    feature = np.int32(first_feature - 1)
+    if large_gap == index.large_gaps[cell + 1]:
+        whole = len(gaps) & ~3
+        for i in range(0, whole, 4):  # only every fourth addition waits for the one before
+            first, third = np.int32(gaps[i]) + 1, np.int32(gaps[i + 2]) + 1
+            two, last_two = first + np.int32(gaps[i + 1]) + 1, third + np.int32(gaps[i + 3]) + 1
+            feature_ids[i] = feature + first
+            feature_ids[i + 1] = feature + two
+            feature_ids[i + 2] = feature + two + third
+            feature = np.int32(feature + two + last_two)
+            feature_ids[i + 3] = feature
+        for i in range(whole, len(gaps)):
+            feature = np.int32(feature + np.int32(gaps[i]) + 1)
+            feature_ids[i] = feature
+    else:
+        for i in range(len(gaps)):
+            gap = np.int64(gaps[i])
+            if gap == LARGE_GAP:
+                gap = np.int64(packed.large_gaps[large_gap])
+                large_gap += 1
+            feature = np.int32(feature + gap + 1)
+            feature_ids[i] = feature
     pairs = packed.small_counts[index.small_counts[cell] : index.small_counts[cell + 1]]
     for i in range(len(gaps) >> 1):
         counts[2 * i] = pairs[i] & 15

@@ -1,5 +1,6 @@
 """A mixture as the training loop takes it: batches by step, and what identifies the data of a run."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -8,7 +9,7 @@ from typing import Any
 
 from data_pipelines.batch_reader import BatchReader
 from data_pipelines.collate import TokenSampling
-from data_pipelines.feature_statistics import feature_statistics, save_statistics
+from data_pipelines.feature_statistics import feature_statistics, load_statistics, save_statistics
 from data_pipelines.input_pipeline import grain_batches, tf_batches, thread_batches
 from data_pipelines.mixture_information import information_of_mixture
 from scmbert_jax.batch import CellBatch
@@ -19,6 +20,7 @@ FRONT_ENDS: dict[str, Callable[[BatchReader, int, int], Iterator[tuple[int, Cell
     "threads": thread_batches,
     "grain": grain_batches,
 }
+_STATISTICS_FILE = "feature_statistics.npz"
 
 
 class MixtureData:
@@ -38,14 +40,24 @@ class MixtureData:
         front_end: str,
         target_sums: Mapping[str, float],
         whole_cells: dict[str, TokenSampling],
+        started_run: Path | None = None,
     ):
-        """`target_sums` and `whole_cells` (how cells are shown when embedding): modality -> what statistics need."""
+        """`target_sums` and `whole_cells` (how cells are shown when embedding): modality -> what statistics need.
+
+        `started_run`: a run folder; where it is that of a run on the same data, its statistics are read, not made
+        again: they take longer than all else before the first batch. Raises `InputError` when they cannot be read.
+        """
         joined = reader.mixture.joined
         self._reader, self._batches = reader, FRONT_ENDS[front_end]
         self.covariates = {name: joined.vocabularies[name] for name in reader.covariates}
         layout = joined.feature_space.layout({name: len(values) for name, values in self.covariates.items()})
-        tokens, cells = (_first_batches(reader.of_all_processes(choice)) for choice in (reader.sampling, whole_cells))
-        self._statistics = feature_statistics(tokens, layout, target_sums, cells)
+        if started_run is not None and _is_of_the_same_data(started_run, reader.mixture.fingerprint):
+            self._statistics = load_statistics(started_run / _STATISTICS_FILE, layout.num_features)
+        else:
+            tokens, cells = (
+                _first_batches(reader.of_all_processes(choice)) for choice in (reader.sampling, whole_cells)
+            )
+            self._statistics = feature_statistics(tokens, layout, target_sums, cells)
         self.layout = replace(layout, statistics=self._statistics)
         self.fingerprint = reader.mixture.fingerprint
         self.feature_space_hash = joined.feature_space.content_hash
@@ -62,9 +74,19 @@ class MixtureData:
     def save_features(self, folder: Path) -> None:
         """Writes feature_space.parquet and feature_statistics.npz."""
         self._reader.mixture.joined.feature_space.save(folder / "feature_space.parquet")
-        save_statistics(self._statistics, folder / "feature_statistics.npz")
+        save_statistics(self._statistics, folder / _STATISTICS_FILE)
 
 
 def _first_batches(reader: BatchReader) -> Iterator[CellBatch]:
     # Four epochs: of a corpus of few blocks, an epoch leaves some out.
     return (reader.batch_at(step) for step in range(4 * reader.steps_per_epoch))
+
+
+def _is_of_the_same_data(run_dir: Path, fingerprint: str) -> bool:
+    """False also where no run has started, or its folder cannot be understood: whoever opens it as a run's says so."""
+    if not (run_dir / "config.json").is_file():  # written last
+        return False
+    try:
+        return json.loads((run_dir / "provenance.json").read_text())["corpus_fingerprint"] == fingerprint
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

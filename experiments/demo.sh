@@ -3,6 +3,8 @@
 # `make demo` runs it; everything it writes is in demo_run/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# What .venv has after `make test` includes a compiler for TPUs, which would look for some here.
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 out=demo_run
 rm -rf "$out"
 mkdir "$out"

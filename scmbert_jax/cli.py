@@ -11,7 +11,15 @@ import tyro
 
 from scmbert_jax import __version__
 from scmbert_jax.commands.align import LabelTransfer, MakePseudoPairs, Match
-from scmbert_jax.commands.bench import BenchBuild, BenchFavor, BenchInput, BenchObjectives, BenchStorage
+from scmbert_jax.commands.bench import (
+    BenchBuild,
+    BenchFavor,
+    BenchInput,
+    BenchObjectives,
+    BenchPadding,
+    BenchStep,
+    BenchStorage,
+)
 from scmbert_jax.commands.data import CorpusBuild, CorpusCopy, CorpusInfo, CorpusOverlap, CorpusVerify, Doctor
 from scmbert_jax.commands.evaluate import EvaluateProbe, EvaluateTranslation
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
@@ -19,6 +27,7 @@ from scmbert_jax.commands.plan import MakePlan
 from scmbert_jax.commands.terminal import say
 from scmbert_jax.commands.train import Export, Pretrain
 from scmbert_jax.commands.use import Embed, Translate
+from scmbert_jax.compiled_programs import keep_compiled_programs
 from scmbert_jax.errors import ConfigError, UserError
 
 VERBS: dict[str, Any] = {
@@ -45,6 +54,8 @@ VERBS: dict[str, Any] = {
         "integration": EvaluateIntegration,
     },
     "bench": {
+        "step": BenchStep,
+        "padding": BenchPadding,
         "objectives": BenchObjectives,
         "build": BenchBuild,
         "input": BenchInput,
@@ -62,7 +73,9 @@ def _group_help(prog: str, group: dict[str, Any]) -> str:
         else:
             lines.append(f"  {name:18} {_summary(verb)}")
     if prog == "scmbert":
-        lines += ["", "  --debug            show the traceback of an error", "  --version"]
+        lines += ["", "  --debug            show the traceback of an error", "  --version", ""]
+        lines += ["Compiled programs are kept for the next command below ~/.cache/scmbert/compiled, or where"]
+        lines += ["$JAX_COMPILATION_CACHE_DIR says; SCMBERT_COMPILATION_CACHE=off keeps none."]
     return "\n".join(lines)
 
 
@@ -100,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     debug = "--debug" in arguments
+    keep_compiled_programs()
     try:
         return _parse([argument for argument in arguments if argument != "--debug"]).run()
     except UserError as error:

@@ -303,16 +303,35 @@ class TrainConfig:
     """Optimizer steps of the whole run (the learning rate schedule ends here)."""
     num_microbatches: int = 1
     """Gradient accumulation: the global batch is worked off in this many parts, sums divided once."""
+    length_widths: int = 1
+    """Widths that a part may be cut to: the row in so many equal parts, as few of them as its longest cell needs. Above
+    1, parts are of cells of like length, so that little padding is computed; each width is compiled by itself. Not for
+    objectives that compare cells of the whole batch."""
     log_every: int = 10
     """Steps between rows of metrics.jsonl."""
     checkpoint_every: int = 200
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: int = 3
     """The newest checkpoints that are kept."""
+    keep_every: int = 0
+    """Checkpoints of steps that are multiples of this are kept for ever, besides the newest; 0: none."""
 
     def validate(self, where: str) -> None:
-        for name in ("num_steps", "num_microbatches", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in (
+            "num_steps",
+            "num_microbatches",
+            "length_widths",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
             _require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "1 or more")
+        _require(
+            self.keep_every >= 0 and self.keep_every % self.checkpoint_every == 0,
+            f"{where}.keep_every",
+            self.keep_every,
+            f"0, or a multiple of {where}.checkpoint_every ({self.checkpoint_every}): others have no checkpoint",
+        )
 
 
 @dataclass(frozen=True)
@@ -373,6 +392,11 @@ class ExperimentConfig:
             self.train.num_microbatches,
             f"a divisor of data.global_batch_size ({data.global_batch_size})",
         )
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that a cell may have at most, of all modalities."""
+        return sum(modality.num_tokens for modality in self.modalities.in_use().values())
 
 
 def batch_covariates(config: ExperimentConfig, known: Collection[str]) -> tuple[str, ...]:

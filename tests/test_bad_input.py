@@ -268,6 +268,32 @@ def test_a_run_folder_of_another_corpus_is_refused(pbmc_run, tmp_path):
     assert (run_dir / "metrics.jsonl").read_bytes() == (pbmc_run / "metrics.jsonl").read_bytes()
 
 
+def test_a_damaged_newest_checkpoint_is_refused_until_one_goes_back(pbmc_corpus, pbmc_run, tmp_path):
+    run_dir = shutil.copytree(pbmc_run, tmp_path / "run")
+    newest = run_dir / "checkpoints" / "6"
+    data = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 4
+    data.write_bytes(content)
+    options = ("--steps", "6", "--train.checkpoint-every", "3", "--train.log-every", "1")
+    command = (*TINY, "--corpus", pbmc_corpus, "--run-dir", run_dir, *options)
+    metrics = (run_dir / "metrics.jsonl").read_bytes()
+    refused(scmbert(*command), CheckpointError, newest, "not what was saved", "--restore-step 3")
+    refused(scmbert(*command, "--restore-step", "5"), CheckpointError, "no checkpoint of step 5", "[3, 6]")
+    assert (run_dir / "metrics.jsonl").read_bytes() == metrics
+    assert newest.is_dir()
+
+    ran = scmbert(*command, "--restore-step", "3")
+    assert ran.code == 0, ran.err
+    assert "checkpoints of steps [6] were moved to" in ran.err
+    assert "goodput " in ran.err
+    assert (run_dir / "set_aside" / "after-step-3" / "6").is_dir()
+    assert [json.loads(row)["step"] for row in (run_dir / "metrics.jsonl").read_text().splitlines()] == [*range(1, 7)]
+    again = scmbert(*command, "--restore-step", "3")
+    assert again.code == 0, again.err
+    assert "this run went back to step 3 already" in again.err
+
+
 @pytest.fixture
 def other_space(tmp_path) -> Path:
     """The feature space of a corpus of other genes."""

@@ -15,7 +15,7 @@ VERBS = [
     *("doctor", "corpus build", "corpus info", "corpus overlap", "corpus verify", "corpus copy", "pretrain", "plan"),
     *("export", "embed", "translate", "match", "label-transfer", "pseudo-pairs"),
     *("evaluate probe", "evaluate translation", "evaluate matching", "evaluate integration"),
-    *("bench objectives", "bench build", "bench input", "bench storage", "bench favor"),
+    *("bench step", "bench padding", "bench objectives", "bench build", "bench input", "bench storage", "bench favor"),
 ]
 
 
@@ -89,6 +89,11 @@ def test_an_unknown_option_is_named():
         (("--steps", "0"), ("train.num_steps is 0",)),
         (("--model.attention", "flashy"), ("flashy", "xla")),
         (("--model.attention", "cudnn"), ("'cudnn'", "needs an NVIDIA GPU", "on cpu", "xla_chunked", "favor")),
+        (("--model.attention", "splash"), ("'splash'", "needs a TPU", "on cpu", "xla_chunked")),
+        (("--mesh.fsdp", "3"), ("fsdp=3", "does not fit 8 device(s)", "one of them may be -1")),
+        (("--data.global-batch-size", "12"), ("data.global_batch_size is 12; 8 device(s)", "need a multiple of 8")),
+        (("--train.num-microbatches", "4"), ("global_batch_size is 16; 8 device(s) x 4", "a multiple of 32")),
+        (("--train.keep-every", "7"), ("train.keep_every is 7", "a multiple of train.checkpoint_every")),
         (("--model.embed-dim", "12"), ("dimension 'embed' of size 12 cannot be split over 8 devices",)),
         (("--model.covariates", "mood"), ("mood", "technical_batch")),
         (("--modalities.atac.num-tokens", "8"), ("atac", "rna", "protein", "num_tokens to 0")),

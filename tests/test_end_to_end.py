@@ -168,6 +168,7 @@ def test_the_probe_scores_the_model_beside_its_untrained_twin(pbmc_model, pbmc_r
     assert document["data"] == "example:pbmc_mosaic"
     assert [result["modality"] for result in document["results"]] == ["rna", "protein", "rna+protein"]
     text = (tmp_path / "report.html").read_text()
+    assert "Where the time of training went" in text
     assert "loss" in text
     assert "PCA" in text
 

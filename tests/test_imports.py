@@ -13,7 +13,7 @@ from conftest import REPOSITORY, TINY, xla_flags
 
 # Lower ones know nothing of higher ones; parts of one line may know each other.
 LAYERS = (
-    ("errors", "batch", "value_scales"),
+    ("errors", "batch", "value_scales", "compiled_programs"),
     ("config",),
     ("parallel",),
     ("models",),

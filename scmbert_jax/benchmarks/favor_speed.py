@@ -6,9 +6,7 @@ a noisy machine is noisy for both. Beside the times stands whether the two atten
 """
 
 import json
-import os
 import resource
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,8 +20,8 @@ import numpy as np
 import optax
 from flax import nnx
 
+from scmbert_jax.benchmarks.peer_process import PeerProcess, bind_to_cpus
 from scmbert_jax.config import ModelConfig
-from scmbert_jax.errors import ConfigError
 from scmbert_jax.evaluation.probe_table import markdown_table
 from scmbert_jax.models import attention_favor
 from scmbert_jax.models.encoder import Encoder
@@ -98,40 +96,9 @@ class FavorCosts:
         )
 
 
-class _Peer:
-    """performer-pytorch in its process."""
-
-    def __init__(self, python: Path, sizes: EncoderSizes, threads: int):
-        script = Path(__file__).with_name("performer_peer.py")
-        command = [str(python), str(script), json.dumps({**asdict(sizes), "threads": threads})]
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            )
-        except OSError as error:
-            raise ConfigError(f"--torch-python {python}: cannot be run ({error.strerror}).") from error
-        self.version = self._answer()["torch"]
-
-    def ask(self, what: str) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(what + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        answer = json.loads(line) if line.startswith("{") else {"error": f"it ended with code {self._process.wait()}"}
-        if "error" in answer:
-            raise ConfigError(
-                f"--torch-python: {answer['error']}. It must be a Python with torch and performer-pytorch: "
-                "python -m venv peer && peer/bin/pip install torch performer-pytorch"
-            )
-        return answer
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+def _peer(python: Path, sizes: EncoderSizes, threads: int) -> PeerProcess:
+    arguments = [json.dumps({**asdict(sizes), "threads": threads})]
+    return PeerProcess(python, "performer_peer.py", arguments, "--torch-python", "torch performer-pytorch")
 
 
 def measure_favor(
@@ -152,8 +119,8 @@ def measure_favor(
     Raises:
       ConfigError: `torch_python` cannot be run or lacks a package; there are fewer CPUs than `threads`.
     """
-    _bind_to_cpus(threads)
-    peer = None if torch_python is None else _Peer(torch_python, sizes, threads)
+    bind_to_cpus(threads)
+    peer = None if torch_python is None else _peer(torch_python, sizes, threads)
     try:
         agreement = {}
         if peer is not None:
@@ -191,16 +158,9 @@ def measure_favor(
         "threads": threads,
         "turns": turns,
         "jax": jax.__version__,
-        **({} if peer is None else {"torch": peer.version}),
+        **({} if peer is None else {"torch": peer.hello["torch"]}),
     }
     return FavorCosts(tuple(rows), agreement, settings)
-
-
-def _bind_to_cpus(threads: int) -> None:
-    free = sorted(os.sched_getaffinity(0))
-    if threads > len(free):
-        raise ConfigError(f"--threads {threads}: this process may use {len(free)} CPU(s).")
-    os.sched_setaffinity(0, free[:threads])
 
 
 def _our_calls(sizes: EncoderSizes) -> dict[str, Callable[[], None]]:
@@ -257,7 +217,7 @@ def _all_real(number: int) -> TokenSequence:
     )
 
 
-def _agreement(peer: _Peer, sizes: EncoderSizes) -> dict[str, float]:
+def _agreement(peer: PeerProcess, sizes: EncoderSizes) -> dict[str, float]:
     """Cosine between our attention and the peer's with the same directions: of the output and of each gradient."""
     heads, dim = sizes.heads, sizes.head_dim
     names = ("q", "k", "v", "cotangent")

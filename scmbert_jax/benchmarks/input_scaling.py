@@ -140,10 +140,10 @@ def measure_scaling(
     with open_corpus(corpus) as opened:
         say("mixing")
         mixing = tuple(
-            _mixing(opened, f"K {blocks} blocks, V {streams} streams", streams, blocks)
+            mixing_of(opened, f"K {blocks} blocks, V {streams} streams", streams, blocks)
             for streams, blocks in ((1, 1), (1, 8), (4, 1), (4, 8), (8, 8))
         )
-        hashes = {number: _hash_of_batches(opened, number) for number in PROCESSES}
+        hashes = {number: hash_of_batches(opened, number) for number in PROCESSES}
     same = {name: value for name, value in base.items() if name not in ("loader", "corpus")}
     return InputScaling(rows, mixing, hashes, {**same, "cells": num_cells, "rounds": rounds})
 
@@ -159,12 +159,14 @@ def _part_of(folder: Path, files: list[Path], share: int, say: Callable[[str], N
     return path
 
 
-def _reader(corpus: Corpus, streams: int, blocks: int, index: int = 0, count: int = 1, tokens: int = 1) -> BatchReader:
+def _reader(
+    corpus: Corpus, streams: int, blocks: int, batch_size: int, tokens: int = 1, index: int = 0, count: int = 1
+) -> BatchReader:
     return BatchReader(
         corpus,
         {"rna": TokenSampling(tokens)},
         seed=0,
-        global_batch_size=BLOCK_CELLS,
+        global_batch_size=batch_size,
         num_streams=streams,
         window_blocks=blocks,
         covariates=("dataset",),
@@ -173,8 +175,9 @@ def _reader(corpus: Corpus, streams: int, blocks: int, index: int = 0, count: in
     )
 
 
-def _mixing(corpus: Corpus, changed: str, streams: int, blocks: int) -> Mixing:
-    reader = _reader(corpus, streams, blocks)
+def mixing_of(corpus: Corpus, changed: str, streams: int, blocks: int, batch_size: int = BLOCK_CELLS) -> Mixing:
+    """Of the first epoch, with `streams` and windows of `blocks`."""
+    reader = _reader(corpus, streams, blocks, batch_size)
     starts = np.cumsum(corpus.block_sizes) - corpus.block_sizes
     batches = [reader.batch_at(step) for step in range(reader.steps_per_epoch)]
     datasets = np.stack([batch.covariates["dataset"] for batch in batches])  # [steps, B]
@@ -202,9 +205,12 @@ def _entropy(values: np.ndarray) -> float:
     return float(np.mean([-(share * np.log2(share)).sum() for share in shares]))
 
 
-def _hash_of_batches(corpus: Corpus, processes: int, steps: int = 4) -> str:
-    """Of the first global batches, from the rows that each of so many processes makes."""
-    readers = [_reader(corpus, max(PROCESSES), 2, index, processes, tokens=512) for index in range(processes)]
+def hash_of_batches(corpus: Corpus, processes: int, batch_size: int = BLOCK_CELLS, steps: int = 4) -> str:
+    """sha256 of the first global batches, put together from the rows that each of so many processes makes."""
+    readers = [
+        _reader(corpus, max(PROCESSES), 2, batch_size, tokens=512, index=index, count=processes)
+        for index in range(processes)
+    ]
     digest = hashlib.sha256()
     for step in range(steps):
         parts = [_arrays(reader.batch_at(step)) for reader in readers]

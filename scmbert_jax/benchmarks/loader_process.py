@@ -94,9 +94,16 @@ def scdataset_batches(settings: dict[str, Any]) -> tuple[Epochs, dict[str, str]]
 
     counts = anndata.read_h5ad(settings["file"], backed="r").X
 
+    class Rows:  # scDataset asks for a length, which counts on disk have not
+        def __len__(self) -> int:
+            return counts.shape[0]
+
+        def __getitem__(self, rows: Any) -> Any:
+            return counts[rows]
+
     def epochs() -> Epochs:
         dataset = scDataset(
-            counts,
+            Rows(),
             BlockShuffling(block_size=settings["block_size"]),
             batch_size=settings["batch_size"],
             fetch_factor=settings["fetch_factor"],
@@ -133,12 +140,26 @@ def main() -> None:
     versions["python"] = sys.version.split()[0]
     print(json.dumps({"versions": versions}), file=out, flush=True)
     for _ in sys.stdin:
-        times, wall = os.times(), time.perf_counter()
+        cpu, wall = _cpu_seconds(), time.perf_counter()
         cells = next(epochs)
-        wall, now = time.perf_counter() - wall, os.times()
-        cpu = sum(now[:4]) - sum(times[:4])  # user and system, of this process and its children
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"cells": cells, "cpu_s": cpu, "wall_s": wall, "peak_rss_mib": peak}), file=out, flush=True)
+        cpu, wall = _cpu_seconds() - cpu, time.perf_counter() - wall
+        found = {"cells": cells, "cpu_s": cpu, "wall_s": wall, "peak_rss_mib": _peak_rss_mib()}
+        print(json.dumps(found), file=out, flush=True)
+
+
+def _cpu_seconds() -> float:
+    """User and system time of this process, all its threads, and the children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime  # os.times counts in hundredths of a second
+
+
+def _peak_rss_mib() -> float:
+    try:
+        with open("/proc/self/status") as status:
+            (peak,) = (line.split()[1] for line in status if line.startswith("VmHWM:"))
+        return int(peak) / 1024
+    except (OSError, ValueError):  # not Linux. There, this would begin with the memory of the process that started us
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """performer-pytorch as a process that does what it is asked; run by a Python of its own that has torch.
 
-    PYTHON performer_peer.py SIZES      SIZES: one JSON object, the fields of `EncoderSizes` and `threads`
+    PYTHON performer_peer.py SIZES      SIZES: one JSON object, the fields of `EncoderSizes` and `threads`; also
+                                        `cells` (of a batch), `device` and `dtype`; absent: 1, "cpu", "float32"
 
 Answers each line of standard input with one line of JSON. `forward`, `step`: seconds of one call and the peak resident
 memory so far. `attention FOLDER`: reads q, k, v, cotangent [H, S, D] and directions [M, D] there (raw float32, as
@@ -24,6 +25,7 @@ def main() -> None:
         return
     torch.set_num_threads(sizes["threads"])
     torch.manual_seed(0)
+    device, low = sizes.get("device", "cpu"), sizes.get("dtype", "float32") == "bfloat16"
 
     def tensor(folder: Path, name: str, *shape: int):
         data = bytearray((folder / name).read_bytes())
@@ -48,12 +50,12 @@ def main() -> None:
         heads=sizes["heads"],
         dim_head=sizes["head_dim"],
         ff_mult=sizes["mlp"] // sizes["width"],
-    )
+    ).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    x = torch.randn(1, sizes["tokens"], sizes["width"])
+    x = torch.randn(sizes.get("cells", 1), sizes["tokens"], sizes["width"], device=device)
 
     def forward() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=low):
             model(x)
 
     def step() -> None:
@@ -70,6 +72,8 @@ def main() -> None:
             continue
         start = time.perf_counter()
         calls[what]()
+        if device == "cuda":
+            torch.cuda.synchronize()
         seconds = time.perf_counter() - start
         # kilobytes on Linux
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""Verbs that measure speed: bench objectives, build, input, storage, favor."""
+"""Verbs that measure speed: bench step, padding, objectives, build, input, storage, favor."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,161 @@ class BenchObjectives:
         else:
             print(found.text())
             print(", ".join(f"{name} {value}" for name, value in found.settings.items()))
+        return 0
+
+
+@dataclass(frozen=True)
+class BenchStep:
+    """Time, MFU and memory of a training step: attention backend x length x remat x batch, beside PyTorch's.
+
+    Synthetic cells, masked modelling of RNA; no file is needed, nor TensorFlow or anndata. Steady state: mean over the
+    timed steps with a 95% interval. The peer is the same model in PyTorch (same parameters, same loss); with --suite
+    h200 also Hugging Face's BERT and performer-pytorch, in this Python where it has torch.
+
+    Example:  scmbert bench step --peer-python peer/bin/python
+              scmbert bench step --suite h200 --json
+              scmbert bench step --experiment small_10m --attention xla xla_chunked --steps 20
+    """
+
+    suite: Literal["cpu", "h200"] = "cpu"
+    """`cpu`: two sizes of a laptop. `h200`: base_110m at 2,048 tokens, large_350m and xl_1b at 4,096, for one H200."""
+    experiment: str | None = None
+    """Instead of a suite: the model of this experiment, at its own tokens per cell and batch."""
+    attention: tuple[str, ...] = ()
+    """Backends; left out: those of the suite."""
+    lengths: tuple[int, ...] = ()
+    """Tokens per cell; left out: those of the suite."""
+    remat: tuple[Literal["none", "dots", "full"], ...] = ()
+    """What the backward pass recomputes; left out: that of the suite."""
+    batch_sizes: tuple[int, ...] = ()
+    """Cells per step; left out: those of the suite."""
+    num_features: int = 20_000
+    """Genes; rows of the feature table."""
+    padding: float = 0.0
+    """Share of the token positions that are padding."""
+    steps: int = 200
+    """Timed, of each combination."""
+    warmup: int = 10
+    """Before those."""
+    peer_python: Path | None = None
+    """A Python that has torch (python -m venv peer; peer/bin/pip install torch numpy); for h200 also transformers and
+    performer-pytorch, and left out: this one, if it has torch."""
+    compile_peer: bool = False
+    """On CPUs, beside the plain peer also one with torch.compile; on GPUs it always is."""
+    peer_turns: int = 7
+    """Each figure beside a peer is the median over so many turns of 5 steps."""
+    threads: int = 2
+    """CPUs that either may use, on CPUs."""
+    trace: Path | None = None
+    """Folder for an XProf trace of three steps of each combination."""
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        import os
+        import sys
+        from importlib.util import find_spec
+
+        numbers = {"steps": self.steps, "warmup": self.warmup, "peer-turns": self.peer_turns, "threads": self.threads}
+        numbers |= {"lengths": min(self.lengths, default=1), "batch-sizes": min(self.batch_sizes, default=1)}
+        for name, number in numbers.items():
+            if number < 1:
+                raise ConfigError(f"--{name} {number}: expected 1 or more.")
+        if not 0 <= self.padding < 0.9:
+            raise ConfigError(f"--padding {self.padding}: expected 0 <= value < 0.9.")
+        # Peers share the GPU: JAX must not take all of it when it starts.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+        from data_pipelines.synthetic import synthetic_layout
+        from scmbert_jax.benchmarks.peer_process import bind_to_cpus
+        from scmbert_jax.benchmarks.step_suites import SUITES, measure_suite, narrowed, suite_of_experiment
+        from scmbert_jax.models.attention import BACKENDS
+
+        unknown = [name for name in self.attention if name not in BACKENDS]
+        if unknown:
+            raise ConfigError(f"--attention {unknown[0]}: the backends are {', '.join(BACKENDS)}.")
+        suite = suite_of_experiment(self.experiment) if self.experiment else SUITES[self.suite]()
+        suite = narrowed(suite, self.attention, self.lengths, self.remat, self.batch_sizes)
+        longest = max(length for own in suite.models for length in own.lengths)
+        if self.num_features < longest:
+            raise ConfigError(f"--num-features {self.num_features}: expected at least {longest}, the tokens per cell.")
+        if self.suite == "cpu":
+            bind_to_cpus(self.threads)
+        peer = self.peer_python
+        if peer is None and self.suite == "h200" and find_spec("torch") is not None:
+            peer = Path(sys.executable)
+        found = measure_suite(
+            suite,
+            synthetic_layout(self.num_features),
+            steps=self.steps,
+            warmup=self.warmup,
+            padding=self.padding,
+            trace=self.trace,
+            peer_python=peer,
+            compile_peers=self.compile_peer,
+            peer_turns=self.peer_turns,
+            threads=self.threads,
+            say=say,
+        )
+        if self.json:
+            print_json(found.to_dict())
+        else:
+            print(found.text())
+            print(", ".join(f"{name} {value}" for name, value in found.settings.items()))
+        return 0
+
+
+@dataclass(frozen=True)
+class BenchPadding:
+    """How much of a corpus' rows is padding, and how little with microbatches of cells of like length.
+
+    Counts the tokens of one epoch's batches (at most --batches); what is computed, not how fast. See
+    train.num_microbatches and train.length_widths of scmbert pretrain.
+
+    Example:  scmbert bench padding my_corpus
+              scmbert bench padding my_corpus --num-tokens 2047 --microbatches 16 --widths 16 --json
+    """
+
+    folder: tyro.conf.Positional[CorpusFolder]
+    """Written by scmbert corpus build."""
+    num_tokens: tuple[int, ...] = (511, 1023, 2047)
+    """Per cell, of each modality (never more than it has features)."""
+    zero_fraction: float = 0.25
+    """Share of them that are measured zeros; of protein none are."""
+    batch_size: int = 256
+    """Cells per step; a multiple of 4, the number of streams."""
+    microbatches: tuple[int, ...] = (8, 16, 32)
+    """Parts of a batch."""
+    widths: tuple[int, ...] = (8, 16, 32)
+    """Widths that a part may be cut to."""
+    batches: int = 40
+    """Counted at most."""
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        from scmbert_jax.benchmarks.padding_share import measure_padding
+
+        numbers = {"num-tokens": self.num_tokens, "microbatches": self.microbatches, "widths": self.widths}
+        for name, chosen in {**numbers, "batches": (self.batches,), "batch-size": (self.batch_size,)}.items():
+            if min(chosen, default=0) < 1:
+                raise ConfigError(f"--{name}: expected 1 or more.")
+        for number in self.microbatches:
+            if self.batch_size % number:
+                raise ConfigError(f"--microbatches {number}: expected a divisor of --batch-size {self.batch_size}.")
+        found = measure_padding(
+            Path(self.folder),
+            self.num_tokens,
+            self.zero_fraction,
+            self.batch_size,
+            self.microbatches,
+            self.widths,
+            self.batches,
+        )
+        if self.json:
+            print_json([row.to_dict() for row in found])
+        else:
+            print("\n\n".join(row.text() for row in found))
         return 0
 
 
@@ -206,7 +361,7 @@ class BenchInput:
     """Of an epoch."""
     lengths: tuple[int, ...] = (1024, 2048)
     """Tokens per cell."""
-    front_ends: tuple[Literal["threads", "tfdata"], ...] = ("threads", "tfdata")
+    front_ends: tuple[Literal["threads", "tfdata"], ...] = ("threads",)
     """The ratios are those of the first."""
     zero_fractions: tuple[float, ...] = (0.0, 0.25)
     """Shares of tokens that are measured zeros; the ratios are those of 0."""
@@ -242,6 +397,9 @@ class BenchInput:
                 raise ConfigError(f"--{name} {number}: expected 1 or more.")
         if not self.front_ends or not self.zero_fractions:
             raise ConfigError("--front-ends and --zero-fractions: expected at least one each.")
+        least, why = (8192, "--scaling also reads an eighth of them") if self.scaling else (2048, "batches have 1,024")
+        if self.cells < least:
+            raise ConfigError(f"--cells {self.cells}: expected {least} or more ({why}).")
         with tempfile.TemporaryDirectory(prefix="scmbert_bench_") as temporary:
             folder = self.folder or Path(temporary)
             if self.scaling:

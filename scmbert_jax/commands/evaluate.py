@@ -31,7 +31,7 @@ class EvaluateProbe:
     assembly: str | None = None
     """Genome build of regions; the model's when left out."""
     run_dir: Path | None = None
-    """Run folder, for the loss curve of the report."""
+    """Run folder, for the loss curve of the report and where the time of training went."""
     report: Path | None = None
     """Write report.html here."""
     json: bool = False
@@ -40,6 +40,7 @@ class EvaluateProbe:
     def run(self) -> int:
         from scmbert_jax.evaluation.probe_suite import probe_model, write_probe_report
         from scmbert_jax.pretrained import load_model
+        from scmbert_jax.training.goodput import read_goodput
         from scmbert_jax.training.run_folder import read_metrics
 
         if self.num_seeds < 1:
@@ -47,11 +48,11 @@ class EvaluateProbe:
         # Whatever can be refused is refused before the work, which takes minutes.
         if self.report is not None and not os.access(self.report.parent, os.W_OK):
             raise ConfigError(f"--report {self.report}: {self.report.parent} is no folder that can be written to.")
-        rows = []
+        rows, goodput = [], None
         if self.run_dir is not None:
             if not (self.run_dir / "metrics.jsonl").is_file():
                 raise CheckpointError(f"{self.run_dir}: not a run folder (no metrics.jsonl in it).")
-            rows = read_metrics(self.run_dir / "metrics.jsonl")
+            rows, goodput = read_metrics(self.run_dir / "metrics.jsonl"), read_goodput(self.run_dir)
         model = load_model(self.model)
         result = probe_model(
             model,
@@ -65,7 +66,7 @@ class EvaluateProbe:
         print_json(result.to_dict()) if self.json else print(result.text())
         if self.report is not None:
             info = {"model": str(self.model), "step": model.info["step"], **model.info["provenance"]}
-            write_probe_report(self.report, result, info, rows)
+            write_probe_report(self.report, result, info, rows, goodput)
             say(f"report: {self.report}")
         return 0
 

@@ -1,6 +1,7 @@
 """Verbs from a corpus to a model folder: pretrain, export."""
 
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -62,6 +63,9 @@ class Pretrain:
     """No corpus (with --balance-by: no value) is drawn more often than this while all cells would be drawn once."""
     reader: Literal["tfdata", "threads", "grain"] = "tfdata"
     """How batches are read ahead; `threads` needs neither TensorFlow nor Grain. All give the same batches."""
+    restore_step: int | None = None
+    """Continue from the checkpoint of this step; later ones are moved to RUN-DIR/set_aside. Done once: repeated, the
+    command continues from the newest."""
     multihost: bool = False
     """One of several processes with this same command, started by Cloud TPU, GKE, Slurm or Open MPI."""
     coordinator: str | None = None
@@ -83,6 +87,7 @@ class Pretrain:
     overrides: tyro.conf.Suppress[tuple[str, ...]] = ()
 
     def run(self) -> int:
+        started = time.monotonic()
         from experiments import load_experiment
         from scmbert_jax.config import ExperimentConfig
 
@@ -108,9 +113,9 @@ class Pretrain:
         elif self.num_processes > 1:
             join(self.coordinator, self.num_processes, self.process_index, **timeouts)
         with failing_at_once():
-            return self._train(config, self.run_dir)
+            return self._train(config, self.run_dir, started)
 
-    def _train(self, config: "ExperimentConfig", run_dir: Path) -> int:
+    def _train(self, config: "ExperimentConfig", run_dir: Path, started: float) -> int:
         import jax
 
         from data_pipelines.batch_reader import BatchReader
@@ -120,6 +125,7 @@ class Pretrain:
         from data_pipelines.training_data import MixtureData
         from scmbert_jax.config import batch_covariates
         from scmbert_jax.parallel.multihost import check_joined
+        from scmbert_jax.training.goodput import read_goodput
         from scmbert_jax.training.loop import pretrain
 
         check_joined()
@@ -146,11 +152,13 @@ class Pretrain:
         shown = {
             name: TokenSampling(modality.tokens_shown, modality.zero_fraction) for name, modality in in_use.items()
         }
-        data = MixtureData(reader, self.reader, target_sums, shown)
+        data = MixtureData(reader, self.reader, target_sums, shown, started_run=run_dir)
         outcome = pretrain(
             config,
             data,
             run_dir,
+            restore_step=self.restore_step,
+            started=started,
             report_stall_after=min(60.0, self.host_timeout / 2),  # before JAX gives a host up for dead
             give_up_after=self.stall_timeout if jax.process_count() > 1 else math.inf,
         )
@@ -158,6 +166,9 @@ class Pretrain:
             corpus.close()  # nothing that was read ahead keeps the process waiting
         if jax.process_index() == 0:
             how = "stopped by a signal; the same command continues" if outcome.interrupted else "done"
+            goodput = read_goodput(run_dir)
+            if goodput is not None:
+                say(goodput.text())
             say(f"{run_dir}: step {outcome.step} of {config.train.num_steps}, {how}")
         return self.interrupted_exit_code if outcome.interrupted else 0
 

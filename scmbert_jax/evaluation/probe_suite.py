@@ -25,6 +25,7 @@ from scmbert_jax.evaluation.report import Umap, write_report
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import CellEmbeddings, embed_dataset
 from scmbert_jax.tasks.modality_cells import full_batch_names
+from scmbert_jax.training.goodput import Goodput
 
 DEFAULT_DATA = "example:pbmc_mosaic"
 
@@ -170,9 +171,13 @@ def _joint_pca(result: CellEmbeddings, names: tuple[str, ...], cells: np.ndarray
 
 
 def write_probe_report(
-    path: Path, report: ProbeReport, run_info: dict[str, Any], loss_rows: list[dict[str, Any]]
+    path: Path,
+    report: ProbeReport,
+    run_info: dict[str, Any],
+    loss_rows: list[dict[str, Any]],
+    goodput: Goodput | None = None,
 ) -> Path:
-    """`report.html` of a probe: scores, UMAPs of the model beside PCA, the loss curve, provenance."""
+    """`report.html` of a probe: scores, UMAPs of the model beside PCA, the loss curve, time spent, provenance."""
     umaps: list[Umap] = []
     for kind, (trained, pca, labels, batches) in report.pictures.items():
         colours = {"cell type": labels.tolist(), "technical batch": batches.tolist()}
@@ -183,6 +188,7 @@ def write_probe_report(
         title="Cell embeddings on held-out technical batches",
         run_info={"data": report.data, **run_info},
         loss_rows=loss_rows,
+        goodput=goodput,
         tables=[("Scores", report.table()), ("Differences on the same cells", render_differences(report.results))],
         umaps=umaps,
         notes=method_notes(report.results),

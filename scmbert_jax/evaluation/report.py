@@ -18,6 +18,7 @@ from scmbert_jax.evaluation.figures import NUMBER_ID, Style, category_styles, lo
 from scmbert_jax.evaluation.probe_result import ProbeResult
 from scmbert_jax.evaluation.probe_table import modality_name
 from scmbert_jax.evaluation.report_style import STYLE
+from scmbert_jax.training.goodput import Goodput
 
 Umap = tuple[str, np.ndarray, Mapping[str, Sequence[str]]]
 Drawing = tuple[str, str, str]
@@ -37,6 +38,7 @@ def write_report(
     summary: Sequence[str] = (),
     probe_results: Sequence[ProbeResult] = (),
     log_steps: bool = False,
+    goodput: Goodput | None = None,
 ) -> Path:
     """Writes the report; an older one at `path` is replaced only when the new one is whole.
 
@@ -55,6 +57,7 @@ def write_report(
       summary: sentences on top of the page.
       probe_results: drawn as one figure of scores each.
       log_steps: logarithmic step axis.
+      goodput: where the time of training went.
 
     Returns:
       The path of the file.
@@ -66,6 +69,7 @@ def write_report(
         _umap_section(umaps),
         _drawings_section(figures),
         _loss_section(loss_rows, log_steps),
+        _time_section(goodput),
         _list_section("How to read this", notes),
         _provenance_section(run_info),
     ]
@@ -175,6 +179,14 @@ def _loss_section(loss_rows: Sequence[Mapping[str, Any]], log_steps: bool) -> st
     cards = "\n".join(_figure(panel.svg, panel.title) for panel in panels)
     lead = "<p>Thin: as logged. Thick: running mean. Lower is better; modalities have scales of their own.</p>"
     return _section("Pre-training loss", f'{lead}\n<div class="pair">\n{cards}\n</div>')
+
+
+def _time_section(goodput: Goodput | None) -> str:
+    if goodput is None:
+        return ""
+    sentence = goodput.sentence()
+    lead = f"<p>{escape(sentence[0].upper() + sentence[1:])}.</p>"
+    return _section("Where the time of training went", f"{lead}\n{_table(goodput.table())}")
 
 
 def _provenance_section(run_info: Mapping[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 Keys are worked off in blocks with a running maximum and sum (Milakov & Gimelshein 2018), queries likewise; the backward
 pass computes the weights of each pair of blocks again from the saved logsumexp (FlashAttention-2, Dao 2023, sections
-3.1 and 3.2). A pair of blocks of c tokens holds B * H * c^2 numbers.
+3.1 and 3.2). A pair of blocks of c tokens holds B * H * c^2 numbers; on a CPU cells and heads are worked off a few at a
+time, so that this is what the cache of a core holds.
 
 Glossary: n blocks of c tokens; `q_blocks` [n, B, c, H, D], so that a scan takes one after the other.
 """
@@ -10,10 +11,14 @@ Glossary: n blocks of c tokens; `q_blocks` [n, B, c, H, D], so that a scan takes
 import jax
 import jax.numpy as jnp
 
-from scmbert_jax.models.attention_shape import AttentionShape
+from scmbert_jax.models.attention_shape import AttentionShape, shape_of
+from scmbert_jax.parallel.mesh import on_each_device
 
 # Tokens per block at most: a block pair of 64 cells and 8 heads takes 512 MiB in float32.
 BLOCK = 512
+# Logits that a CPU works on at a time: 1 MB in float32. All cells and heads at once, the passes over their logits wait
+# for memory: forward and backward of 16 cells, 4 heads and 256 tokens take 1.6 times as long.
+_LOGITS_ON_CPU = 2**18
 # Finite, so that no difference of two is nan; far below any logit of finite float32 queries and keys.
 HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)
 
@@ -52,9 +57,31 @@ def _logits(q: jax.Array, k: jax.Array, valid: jax.Array) -> jax.Array:
     return jnp.where(valid[:, None, None], logits, HIDDEN)
 
 
-@jax.custom_vjp
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
     """See `AttentionBackend`."""
+    if shape_of(q).platform != "cpu":
+        return _attend(q, k, v, lengths)
+    axes = ("batch", "length", "heads", "head_dim")
+    return on_each_device(_attend_in_cache, (axes, axes, axes, ("batch",)), axes)(q, k, v, lengths)
+
+
+def _attend_in_cache(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
+    """`_attend`, a few of the n = B * H pairs of cell and head at a time, each as a cell of one head."""
+    batch, queries, heads, dim = q.shape
+    number = batch * heads
+    most = max(1, _LOGITS_ON_CPU // (min(queries, BLOCK) * min(k.shape[1], BLOCK)))
+    size = next(size for size in range(min(most, number), 0, -1) if number % size == 0)
+
+    def groups(x: jax.Array) -> jax.Array:  # [B, S, H, D] -> [n / size, size, S, 1, D]
+        return jnp.swapaxes(x, 1, 2).reshape(number // size, size, x.shape[1], 1, dim)
+
+    of_pairs = jnp.repeat(lengths, heads).reshape(-1, size)
+    out = jax.lax.map(lambda own: _attend(*own), (groups(q), groups(k), groups(v), of_pairs))
+    return jnp.swapaxes(out.reshape(batch, heads, queries, dim), 1, 2)
+
+
+@jax.custom_vjp
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
     return _forward(q, k, v, lengths)[0]
 
 
@@ -125,4 +152,4 @@ def _backward_rule(saved, out_bar):
     return (*gradients, None)
 
 
-attend.defvjp(_forward_rule, _backward_rule)
+_attend.defvjp(_forward_rule, _backward_rule)

@@ -70,8 +70,9 @@ class EncoderBlock(nnx.Module):
     def __call__(self, x: jax.Array, tokens: TokenSequence, experts: tuple[int, ...]) -> jax.Array:  # [B, 1 + S, D]
         dtype = x.dtype
         y = self.attention_norm(x)
-        qkv = jnp.einsum("bsd,dthk->tbshk", y, self.qkv[...].astype(dtype))  # [3, B, S, H, Dh]
-        y = self.attention(qkv[0], qkv[1], qkv[2], tokens.lengths + 1)  # [B, S, H, Dh]
+        # In the order in which a product of matrices leaves it: another would transpose as much as attention reads.
+        qkv = jnp.einsum("bsd,dthk->bsthk", y, self.qkv[...].astype(dtype))  # [B, S, 3, H, Dh]
+        y = self.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], tokens.lengths + 1)  # [B, S, H, Dh]
         y = jnp.einsum("bshk,hkd->bsd", y, self.attention_out[...].astype(dtype))
         x = constrain(x + y + self.attention_bias[...].astype(dtype), "batch", "length", "embed")
         y = self.mlp_norm(x)
@@ -131,7 +132,7 @@ class Encoder(nnx.Module):
             x, _ = jax.lax.scan(layer, x, stacked)
         else:
             for index in range(self.num_layers):
-                x, _ = layer(x, jax.tree.map(lambda leaf, i=index: leaf[i], stacked))
+                x, _ = layer(jax.lax.optimization_barrier(x), jax.tree.map(lambda leaf, i=index: leaf[i], stacked))
         return self.final_norm(x)
 
 

@@ -39,7 +39,23 @@ class TokenSequence:
         return self.modality_lengths.sum(axis=1)
 
 
-def pack_tokens(batch: CellBatch, only: Iterable[str] | None = None) -> TokenSequence:
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CutBatch:
+    """A `CellBatch` none of whose cells has more than `most_tokens` tokens in all: rows are packed no wider than that.
+
+    Attributes: those of `CellBatch`, and
+      most_tokens: static.
+    """
+
+    modalities: dict[str, ModalityTokens]
+    covariates: dict[str, jax.Array]
+    cell_index: jax.Array
+    row: jax.Array
+    most_tokens: int = field(metadata={"static": True})
+
+
+def pack_tokens(batch: CellBatch | CutBatch, only: Iterable[str] | None = None) -> TokenSequence:
     """Joins the modalities of each cell (or those of `only`) and moves padding to the end.
 
     The work is on integers [B, S] before anything is embedded, so it costs nothing beside the encoder.
@@ -66,9 +82,11 @@ def pack_tokens(batch: CellBatch, only: Iterable[str] | None = None) -> TokenSeq
     widths = tuple((name, batch.modalities[name].feature_ids.shape[1]) for name in wanted)
     if len(parts) == 1:
         return TokenSequence(**parts[0], modality_lengths=lengths, widths=widths)
-    joined = {field: jnp.concatenate([part[field] for part in parts], axis=1) for field in parts[0]}
+    joined = {name: jnp.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
     order = jnp.argsort(~joined["valid"], axis=1, stable=True)
-    packed = {field: jnp.take_along_axis(values, order, axis=1) for field, values in joined.items()}
+    if isinstance(batch, CutBatch):
+        order = order[:, : batch.most_tokens]
+    packed = {name: jnp.take_along_axis(values, order, axis=1) for name, values in joined.items()}
     return TokenSequence(**packed, modality_lengths=lengths, widths=widths)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import reached_preemption_sync_point
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scmbert_jax.errors import ConfigError, HostError, UserError
@@ -133,6 +134,9 @@ class StopAgreement:
 
     Every process hands in what it knows at every step; the maximum is computed by the devices behind the step and
     read one step later, so that nobody waits for it. A process alone needs no agreement and stops at once.
+
+    JAX's own preemption notice counts as a request, too: from `jax.distributed.initialize` until the loop handles
+    signals itself, SIGTERM goes to JAX, which would otherwise swallow it.
     """
 
     def __init__(self, mesh: Mesh):
@@ -142,11 +146,16 @@ class StopAgreement:
         self._one_per_device = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._any = jax.jit(lambda flags: flags.max(), out_shardings=NamedSharding(mesh, PartitionSpec()))
         self._waiting: jax.Array | None = None
+        self._noticed = False
 
-    def __call__(self, requested: bool) -> bool:
+    def __call__(self, requested: bool, step: int) -> bool:
         """Whether all stop now; `requested`: whether this process was asked to. Called once a step, by everyone."""
         if self._alone:
             return requested
+        # JAX answers with True at one step only, the same for all.
+        if jax.config.jax_enable_preemption_service and reached_preemption_sync_point(step):  # type: ignore[attr-defined]
+            self._noticed = True
+        requested = requested or self._noticed
         previous = self._waiting
         flags = np.full(jax.local_device_count(), requested, np.int32)
         with jax.transfer_guard_host_to_device("allow"):

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -25,11 +26,13 @@ from scmbert_jax.objectives.mixture import objective_at, objectives_of
 from scmbert_jax.parallel.mesh import batch_to_devices, check_process_order, make_mesh, replicated
 from scmbert_jax.parallel.multihost import StopAgreement
 from scmbert_jax.training.checkpoint import RunCheckpoints
+from scmbert_jax.training.goodput import GoodputLedger
 from scmbert_jax.training.metrics import MetricsWriter
+from scmbert_jax.training.nonfinite import keep_nonfinite_step
 from scmbert_jax.training.optimizer import make_optimizer
 from scmbert_jax.training.run_folder import DataIdentity, RunFolder
 from scmbert_jax.training.stall_watch import StallWatch
-from scmbert_jax.training.train_state import abstract_state, initial_state
+from scmbert_jax.training.train_state import TrainState, abstract_state, initial_state
 from scmbert_jax.training.train_step import make_train_step
 
 
@@ -56,13 +59,19 @@ def pretrain(
     run_dir: Path,
     *,
     devices: Sequence[jax.Device] | None = None,
+    restore_step: int | None = None,
+    started: float | None = None,
     show_progress: bool = True,
     report_stall_after: float = 60.0,
     give_up_after: float = math.inf,
 ) -> Outcome:
     """Trains to `config.train.num_steps`, continuing from the newest checkpoint of `run_dir` if it has one.
 
-    `devices`: those of the mesh; None: all there are. `report_stall_after`, `give_up_after`: seconds, see `StallWatch`.
+    Args:
+      devices: those of the mesh; None: all there are.
+      restore_step: continue from the checkpoint of this step, and set later ones aside (`RunCheckpoints.go_back`).
+      started: `time.monotonic()` when the process began, for the ledger of time (goodput.py); None: now.
+      report_stall_after, give_up_after: seconds, see `StallWatch`.
 
     Raises `ConfigError` or `CheckpointError` when the folder belongs to another run or a checkpoint cannot be read or
     written, `TrainingError` at a loss that is not finite. SIGTERM and SIGINT save and return with `interrupted`.
@@ -76,10 +85,13 @@ def pretrain(
     attention_backend(config.model.attention, shape_of_run(config.model, mesh.devices.flat[0]))
     abstract = abstract_state(model, optimizer, mesh)
     folder = RunFolder(run_dir, config, data, is_coordinator)
-    checkpoints = RunCheckpoints(folder.checkpoints, config.train.keep_checkpoints)
+    ledger = GoodputLedger(folder.goodput if is_coordinator else None, started)
+    checkpoints = RunCheckpoints(folder.checkpoints, config.train.keep_checkpoints, config.train.keep_every)
     writer = None
     try:
         with jax.set_mesh(mesh):
+            if restore_step is not None:
+                checkpoints.go_back(restore_step)
             saved = checkpoints.steps()
             if saved:
                 state = checkpoints.restore(saved[-1], abstract)
@@ -93,27 +105,31 @@ def pretrain(
                 for name, objective in objectives_of(config).items()
             }
             constants = jax.device_put(model.constants, replicated(mesh))
-            log = _StepLog(config, writer, checkpoints)
+            log = _StepLog(config, folder, writer, checkpoints, ledger)
             agreed_to_stop = StopAgreement(mesh)
             stall_watch = StallWatch(first, report_stall_after, give_up_after)
             with _StopOnSignal() as stop, stall_watch, jax.transfer_guard("disallow"):
-                done = first
+                ledger.begin(first)
+                done, compiled = first, set[str]()
                 for step, batch in log.timed(data.batches(first, config.train.num_steps)):
                     name = objective_at(config, step)
-                    state, metrics = steps[name](state, constants, batch_to_devices(batch, mesh))
+                    # The first call traces and compiles before it returns; what it dispatches is not waited for.
+                    with nullcontext() if name in compiled else ledger.spending("compile"):
+                        state, metrics = steps[name](state, constants, batch_to_devices(batch, mesh))
+                    compiled.add(name)
                     done = step + 1
-                    log.dispatched(done, name, metrics)
+                    log.dispatched(done, name, metrics, batch)
                     stall_watch.finished(step)
-                    stopping = agreed_to_stop(stop.requested)
+                    stopping = agreed_to_stop(stop.requested, done)
                     if done % config.train.checkpoint_every == 0 or stopping:
-                        log.read_all()  # never save a state whose step was not finite
-                        checkpoints.save(done, state)
+                        log.save(done, state)
                     if stopping:
                         break
-                log.read_all()
                 if done > first:
-                    checkpoints.save(done, state)
-                checkpoints.wait()
+                    log.save(done, state)
+                with ledger.spending("save"):
+                    checkpoints.wait()
+                ledger.note(done)
         return Outcome(done, interrupted=done < config.train.num_steps)
     finally:
         if writer is not None:
@@ -125,39 +141,49 @@ def pretrain(
 class _StepLog:
     """Reads metrics one step late, checks them, and writes a row every `log_every` steps."""
 
-    def __init__(self, config: ExperimentConfig, writer: MetricsWriter, checkpoints: RunCheckpoints):
-        self._config, self._writer, self._checkpoints = config, writer, checkpoints
-        self._waiting: tuple[int, str, Any] | None = None
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        folder: RunFolder,
+        writer: MetricsWriter,
+        checkpoints: RunCheckpoints,
+        ledger: GoodputLedger,
+    ):
+        self._config, self._folder, self._writer = config, folder, writer
+        self._checkpoints, self._ledger = checkpoints, ledger
+        self._waiting: tuple[int, str, Any, CellBatch] | None = None
         self._steps, self._data_seconds, self._since = 0, 0.0, time.perf_counter()
 
     def timed(self, batches: Iterator[tuple[int, CellBatch]]) -> Iterator[tuple[int, CellBatch]]:
         """The same batches, with the time spent waiting for them counted."""
         while True:
             before = time.perf_counter()
-            item = next(batches, None)
+            with self._ledger.spending("data_wait"):
+                item = next(batches, None)
             self._data_seconds += time.perf_counter() - before
             if item is None:
                 return
             yield item
 
-    def dispatched(self, step: int, objective: str, metrics: Any) -> None:
+    def dispatched(self, step: int, objective: str, metrics: Any, batch: CellBatch) -> None:
         """Takes the metrics of `step`, which the device may still compute, and reads those of the step before."""
         self.read_all()
-        self._waiting = (step, objective, metrics)
+        self._waiting = (step, objective, metrics, batch)
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts a checkpoint, unless there is one of `step`; never of a state whose step was not finite."""
+        self.read_all()
+        with self._ledger.spending("save"):
+            self._checkpoints.save(step, state)
+        self._ledger.note(step)
 
     def read_all(self) -> None:
         if self._waiting is None:
             return
-        (step, objective, metrics), self._waiting = self._waiting, None
+        (step, objective, metrics, batch), self._waiting = self._waiting, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            steps = self._checkpoints.steps()
-            last = f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint was written before"
-            raise TrainingError(
-                f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}: not finite; {last}. Nothing "
-                "of this step was saved. Lower optimizer.peak_learning_rate or lengthen optimizer.warmup_steps "
-                "(in a new run folder)."
-            )
+            raise self._not_finite(step, objective, values, batch)
         self._steps += 1
         train = self._config.train
         if step % train.log_every and step != train.num_steps:
@@ -174,7 +200,21 @@ class _StepLog:
                 "data_wait_fraction": min(1.0, self._data_seconds / seconds),
             }
         )
+        self._ledger.note(step)
         self._steps, self._data_seconds, self._since = 0, 0.0, now
+
+    def _not_finite(self, step: int, objective: str, values: dict[str, float], batch: CellBatch) -> TrainingError:
+        with self._ledger.spending("save"):
+            self._checkpoints.wait()  # one that is under way is of a good step
+            steps = self._checkpoints.steps()
+            last = steps[-1] if steps else None
+            kept = keep_nonfinite_step(self._folder.path, step, objective, values, batch, last)
+        good = f"the last good checkpoint is step {last}" if steps else "no checkpoint was written before"
+        return TrainingError(
+            f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}: not finite; {good}. Nothing "
+            f"of this step was saved but its batch and its numbers, in {kept}. The same command comes to the same "
+            "step again. Lower optimizer.peak_learning_rate or lengthen optimizer.warmup_steps (in a new run folder)."
+        )
 
 
 class _StopOnSignal:

@@ -8,6 +8,9 @@ feature_statistics.npz    what each of them is like by itself: where the model s
 metrics.jsonl             one row per logged step
 tensorboard/              the same as TensorBoard events
 checkpoints/              Orbax
+goodput.jsonl             where the time went, over all starts (goodput.py)
+set_aside/                checkpoints that --restore-step moved out of the way
+nonfinite/                the batch and the numbers of a step whose loss was not finite
 """
 
 import errno
@@ -32,6 +35,7 @@ MAY_CHANGE = (
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.keep_every",
     "mesh.replica",
     "mesh.fsdp",
     "mesh.tensor",
@@ -97,6 +101,7 @@ class RunFolder:
         self.path = path
         self.is_coordinator = is_coordinator
         self.checkpoints = path / "checkpoints"
+        self.goodput = path / "goodput.jsonl"
         self._metrics_path = path / "metrics.jsonl"
         self._lock: TextIO | None = None
         self._metrics: TextIO | None = None

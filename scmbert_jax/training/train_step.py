@@ -14,6 +14,7 @@ import optax
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.base import LossSum, Objective
 from scmbert_jax.parallel.table_rows import whole
+from scmbert_jax.training.length_groups import at_needed_width, by_length, row_widths
 from scmbert_jax.training.optimizer import learning_rate_schedule
 from scmbert_jax.training.train_state import TrainState
 
@@ -56,15 +57,21 @@ def sum_of_gradients(
         return sums, gradients
 
     def over_all() -> tuple[LossSum, Any]:
-        if num_microbatches == 1 or objective.needs_whole_batch:
+        if objective.needs_whole_batch:
             return one(batch)
-        microbatches = split_microbatches(batch, num_microbatches)
+        widths = row_widths(model.config)
+        of_part = one if len(widths) == 1 else at_needed_width(one, widths)
+        if num_microbatches == 1:
+            return of_part(batch)
+        microbatches = split_microbatches(
+            batch if len(widths) == 1 else by_length(batch, num_microbatches), num_microbatches
+        )
 
         def accumulate(sums: Any, microbatch: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sums, one(microbatch)), None
+            return jax.tree.map(jnp.add, sums, of_part(microbatch)), None
 
         first = jax.tree.map(lambda x: x[0], microbatches)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_part, first))
         return jax.lax.scan(accumulate, zeros, microbatches)[0]
 
     sums, (gradients, of_table) = over_all()

@@ -17,6 +17,7 @@ from scmbert_jax.evaluation.probe_result import ProbeSettings
 from scmbert_jax.evaluation.probe_table import markdown_table, render_table
 from scmbert_jax.evaluation.projection import compute_umap
 from scmbert_jax.evaluation.report import write_report
+from scmbert_jax.training.goodput import CATEGORIES, Goodput
 
 NASTY = '<script>alert("x")</script> & "CD4" $T_{reg}$'
 
@@ -78,6 +79,7 @@ def report(tmp_path_factory):
         notes=[f"Kang 2018, https://example.org/{NASTY}"],
         summary=["trained is better"],
         probe_results=[result],
+        goodput=Goodput(dict.fromkeys(CATEGORIES, 10.0), wall=70.0, starts=3, steps_again=12, idle=4.0),
     )
 
 
@@ -85,7 +87,9 @@ def test_the_page_holds_its_parts(report):
     page = Page(report.read_text())
     for heading in ("What was found", "Scores", "The embedding, seen with UMAP", "Pre-training loss", "Provenance"):
         assert heading in page.text
-    assert page.tags.count("table") == 2
+    assert "Where the time of training went" in page.text
+    assert "Goodput 14.3% of 0:01:10; started 3x; 12 steps were done again" in page.text
+    assert page.tags.count("table") == 3
     assert page.tags.count("figure") == 1 + 4 + 2  # scores; two embeddings x two colourings; loss and RNA
     assert "majority" in page.text
     assert "abc123" in page.text

@@ -1,13 +1,15 @@
 """Two processes of four devices train as one process of eight, and stop together when one of them is asked to."""
 
+import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import REPOSITORY, TINY, xla_flags
 
 from data_pipelines.batch_reader import BatchReader
 from data_pipelines.collate import TokenSampling
@@ -18,7 +20,9 @@ from scmbert_jax.training.run_folder import read_metrics
 
 STEPS = 12
 DATA = ("--data.num-streams", "8", "--data.window-blocks", "1")
-RUN = (*TINY, *DATA, "--steps", STEPS, "--train.log-every", "1", "--train.checkpoint-every", "100")
+# Microbatches of like length: which width they are cut to, two processes must agree on.
+CUT = ("--train.num-microbatches", "2", "--train.length-widths", "4")
+RUN = (*TINY, *DATA, *CUT, "--steps", STEPS, "--train.log-every", "1", "--train.checkpoint-every", "100")
 
 
 def free_port() -> int:
@@ -72,6 +76,45 @@ def test_two_processes_stop_together_continue_and_equal_one(pbmc_corpus, start_s
         # float32 sums go over processes in another order: measured 1.2e-7, one unit in the last place. Another machine
         # may add in yet another order, and later steps carry it on.
         assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+
+
+# Two processes, of which one gets the notice after it has joined and before the loop takes signals: JAX has it then.
+NOTICED_EARLY = """
+import os, signal, sys
+from scmbert_jax.parallel.multihost import StopAgreement, join
+join(sys.argv[1], 2, int(sys.argv[2]))
+import jax
+agreed = StopAgreement(jax.make_mesh((2,), ("fsdp",)))
+if sys.argv[2] == "1":
+    os.kill(os.getpid(), signal.SIGTERM)
+import time
+for step in range(1, 200):
+    time.sleep(0.02)
+    if agreed(False, step):
+        break
+print("stopped at", step, flush=True)
+"""
+
+
+def test_a_notice_that_comes_before_the_loop_stops_all_processes_at_one_step():
+    coordinator = f"127.0.0.1:{free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", NOTICED_EARLY, coordinator, str(index)],
+            env={**os.environ, "XLA_FLAGS": xla_flags(1)},
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in (0, 1)
+    ]
+    try:
+        told = [process.communicate(timeout=120)[0].splitlines()[-1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert told[0] == told[1]
+    assert int(told[0].removeprefix("stopped at ")) < 199
 
 
 def test_the_rows_of_two_processes_are_those_of_one(pbmc_corpus):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import jax
@@ -14,12 +15,17 @@ from conftest import synthetic_tokens
 
 from scmbert_jax.errors import CheckpointError, ConfigError, TrainingError
 from scmbert_jax.models.scmbert import ModelDefinition
-from scmbert_jax.parallel.mesh import make_mesh
+from scmbert_jax.models.token_sequence import pack_tokens
+from scmbert_jax.objectives.base import row_keys
+from scmbert_jax.objectives.masked_modeling import choose_masked
+from scmbert_jax.parallel.mesh import batch_to_devices, make_mesh
 from scmbert_jax.training.checkpoint import RunCheckpoints
+from scmbert_jax.training.goodput import read_goodput
 from scmbert_jax.training.loop import pretrain
 from scmbert_jax.training.optimizer import make_optimizer
 from scmbert_jax.training.run_folder import read_metrics
 from scmbert_jax.training.train_state import abstract_state
+from scmbert_jax.training.train_step import step_key
 
 TIMINGS = ("cells_per_second", "step_seconds", "data_wait_fraction")
 
@@ -141,13 +147,70 @@ def test_sigterm_saves_the_step_it_reached_and_the_run_continues_bit_for_bit(
     )
 
 
-def test_a_run_on_one_device_continues_on_eight_with_the_same_masks(undisturbed, tiny_config, tiny_layout, tmp_path):
+def test_a_run_goes_from_one_device_to_two_to_eight_to_four_with_the_same_masks(
+    undisturbed, tiny_config, tiny_layout, tmp_path
+):
+    for devices, dies_at in ((1, 6), (2, 11), (8, 16)):
+        with pytest.raises(Killed):
+            run(tiny_config, tiny_layout, tmp_path / "run", kill_at(dies_at), devices=devices)
+    run(tiny_config, tiny_layout, tmp_path / "run", devices=4)
+    for alone, moved in zip(rows(undisturbed), rows(tmp_path / "run"), strict=True):
+        weights = {name for name in alone if name.endswith("weight")}
+        assert len(weights) > 3
+        assert {name: alone[name] for name in weights} == {name: moved[name] for name in weights}
+        assert alone["loss"] == pytest.approx(moved["loss"], rel=2e-4)  # float32 sums over devices in another order
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_masks_of_a_batch_are_bit_for_bit_the_same_on_any_number_of_devices(tiny_config, tiny_batch, devices):
+    config, batch = tiny_config.objectives.masked_modeling, tiny_batch(3)
+
+    @jax.jit
+    def masks(batch):
+        return choose_masked(pack_tokens(batch), config, row_keys(step_key(tiny_config.seed, 3), batch.row))
+
+    def on(number):
+        mesh = make_mesh(tiny_config.mesh, jax.devices()[:number])
+        with jax.set_mesh(mesh):
+            placed = batch_to_devices(batch, mesh)
+            assert_bit_equal(jax.device_get(placed), batch)
+            return jax.device_get(masks(placed))
+
+    assert_bit_equal(on(1), on(devices))
+
+
+def test_going_back_to_an_older_checkpoint_leads_to_the_same_run(undisturbed, tiny_config, tiny_layout, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    first = []
+
+    def at_step(step):
+        first.append(step)
+
+    data = SyntheticData(tiny_config, tiny_layout, at_step)
+    options = {"devices": jax.devices()[:1], "show_progress": False, "restore_step": 10}
+    assert pretrain(tiny_config, data, tmp_path / "run", **options).step == 20
+    assert first == list(range(10, 20))
+    assert rows(tmp_path / "run") == rows(undisturbed)
+    assert_bit_equal(
+        final_state(tiny_config, tiny_layout, tmp_path / "run"), final_state(tiny_config, tiny_layout, undisturbed)
+    )
+    aside = tmp_path / "run" / "set_aside" / "after-step-10"
+    assert sorted(path.name for path in aside.iterdir()) == ["15", "20"]
+
+
+def test_the_ledger_of_time_adds_up_over_a_death(tiny_config, tiny_layout, tmp_path):
+    before = time.time()
     with pytest.raises(Killed):
-        run(tiny_config, tiny_layout, tmp_path / "run", kill_at(11))
-    run(tiny_config, tiny_layout, tmp_path / "run", devices=8)
-    for one, eight in zip(rows(undisturbed), rows(tmp_path / "run"), strict=True):
-        assert one["loss_weight"] == eight["loss_weight"]
-        assert one["loss"] == pytest.approx(eight["loss"], rel=2e-4)  # float32 sums over devices in another order
+        run(tiny_config, tiny_layout, tmp_path / "run", kill_at(13))
+    time.sleep(0.5)
+    run(tiny_config, tiny_layout, tmp_path / "run")
+    passed = time.time() - before
+    found = read_goodput(tmp_path / "run")
+    assert sum(found.seconds.values()) == pytest.approx(found.wall, rel=0.01)
+    assert found.wall == pytest.approx(passed, rel=0.01, abs=0.5)
+    assert (found.starts, found.steps_again) == (2, 2)  # rows of steps 11 and 12; the 13th died before its own
+    assert found.idle >= 0.5
+    assert all(found.seconds[name] > 0 for name in ("init", "compile", "data_wait", "step", "save", "lost"))
 
 
 def test_a_finished_run_is_left_as_it_is(undisturbed, tiny_config, tiny_layout):
@@ -173,9 +236,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
     monkeypatch.setitem(globals(), "synthetic_tokens", poisoned)
     assert conftest.synthetic_tokens is honest
-    with pytest.raises(TrainingError, match=r"step 9: loss nan.*last good checkpoint is step 5"):
+    with pytest.raises(TrainingError, match=r"step 9: loss nan.*last good checkpoint is step 5.*run/nonfinite"):
         run(tiny_config, tiny_layout, tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["5"]
+    kept = tmp_path / "run" / "nonfinite"
+    record = json.loads((kept / "step-9.process-0.json").read_text())
+    assert (record["batch_of_step"], record["last_checkpoint"], record["objective"]) == (8, 5, "masked_modeling")
+    assert record["metrics"]["loss"] == "nan"
+    assert record["not_finite_in_the_batch"] == ["rna.library_size"]
+    batch = poisoned(tiny_layout, tiny_config, 8, 16)
+    with np.load(kept / "step-9.process-0.npz") as arrays:
+        np.testing.assert_array_equal(arrays["rna.counts"], batch.modalities["rna"].counts)
+        assert arrays["cell_index"].tolist() == record["cell_index"] == batch.cell_index.tolist()
 
 
 def test_another_configuration_is_refused_with_the_fields(undisturbed, tiny_config, tiny_layout):

@@ -1,0 +1,72 @@
+"""A program to compare with, in a process of its own: a Python that has what ours does not need."""
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scmbert_jax.errors import ConfigError
+
+
+class PeerProcess:
+    """Starts `PYTHON SCRIPT ARGUMENTS`, which says one line of JSON when it is ready and one for each line it is sent.
+
+    Args:
+      python: the interpreter; `option`: the option of the command line that named it, for messages.
+      script: beside this file.
+      packages: what it must have, as pip names them.
+
+    Attributes:
+      hello: its first answer.
+
+    Raises:
+      ConfigError: it cannot be run, or says what is wrong in a field `error`.
+    """
+
+    def __init__(self, python: Path, script: str, arguments: Sequence[str], option: str, packages: str):
+        self._option, self._packages = option, packages
+        command = [str(python), str(Path(__file__).with_name(script)), *arguments]
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+        except OSError as error:
+            raise ConfigError(f"{option} {python}: cannot be run ({error.strerror}).") from error
+        self.hello = self._answer()
+
+    def ask(self, what: str) -> dict[str, Any]:
+        """Its answer to one line. Raises `ConfigError` as above."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(what + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        answer = json.loads(line) if line.startswith("{") else {"error": f"it ended with code {self._process.wait()}"}
+        if "error" in answer:
+            self.close()
+            raise ConfigError(
+                f"{self._option}: {answer['error']}. It must be a Python with {self._packages}: "
+                f"python -m venv peer && peer/bin/pip install {self._packages}"
+            )
+        return answer
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+def bind_to_cpus(threads: int) -> None:
+    """Binds this process, and those it starts from now on, to as many CPUs; call it before JAX has started any thread.
+
+    Raises `ConfigError` where there are fewer.
+    """
+    free = sorted(os.sched_getaffinity(0))
+    if threads > len(free):
+        raise ConfigError(f"--threads {threads}: this process may use {len(free)} CPU(s).")
+    os.sched_setaffinity(0, free[:threads])

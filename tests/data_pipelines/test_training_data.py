@@ -1,0 +1,57 @@
+"""The data of a run that goes on: what was measured at its start is read again, not measured again."""
+
+import numpy as np
+import pytest
+
+from data_pipelines import training_data
+from data_pipelines.batch_reader import BatchReader
+from data_pipelines.build_corpus import build_corpus
+from data_pipelines.collate import TokenSampling
+from data_pipelines.corpus import open_corpus
+from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.training_data import MixtureData
+from scmbert_jax.errors import InputError
+from scmbert_jax.training.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    paths = [tmp_path_factory.mktemp("corpus") / str(seed) for seed in (0, 1)]
+    for seed, path in enumerate(paths):
+        build_corpus(path, [synthetic_cells(120, 60, 0, 0, seed=seed).to_mudata()], min_genes=1, block_size=12)
+    return paths
+
+
+def data_of(corpus_path, started_run) -> MixtureData:
+    sampling = {"rna": TokenSampling(20, 0.25)}
+    corpus = open_corpus(corpus_path)
+    reader = BatchReader(corpus, sampling, seed=0, global_batch_size=12, num_streams=2, window_blocks=2)
+    return MixtureData(reader, "threads", {"rna": 1e4}, sampling, started_run=started_run)
+
+
+@pytest.fixture
+def run(corpora, tiny_config, tmp_path):
+    data = data_of(corpora[0], tmp_path)
+    RunFolder(tmp_path, tiny_config, data).close()
+    return tmp_path, data
+
+
+def test_a_run_that_goes_on_has_the_statistics_it_began_with(corpora, run, monkeypatch):
+    folder, first = run
+
+    def again(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(training_data, "feature_statistics", again)
+    for before, after in zip(first.layout.statistics, data_of(corpora[0], folder).layout.statistics, strict=True):
+        np.testing.assert_array_equal(before, after)
+        assert np.asarray(before).dtype == after.dtype
+    with pytest.raises(AssertionError, match="measured again"):
+        data_of(corpora[1], folder)  # other cells: whoever opens the folder refuses them
+
+
+def test_statistics_that_are_damaged_are_named(corpora, run):
+    folder, _ = run
+    (folder / "feature_statistics.npz").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"feature_statistics\.npz: cannot be read"):
+        data_of(corpora[0], folder)
