@@ -20,13 +20,9 @@ if __name__ == "__main__":
 from data_pipelines.synthetic import synthetic_layout
 from experiments import load_experiment
 from scmbert_jax.config import (
-    ContrastiveAlignmentConfig,
-    CrossModalTranslationConfig,
     DataConfig,
     ExperimentConfig,
-    MaskedModelingConfig,
     MeshConfig,
-    ObjectivesConfig,
 )
 from scmbert_jax.planning.compile_process import compile_apart
 from scmbert_jax.planning.compiled_step import CompiledExperiment
@@ -56,23 +52,16 @@ def _small(config: ExperimentConfig) -> ExperimentConfig:
     )
 
 
-def _all_objectives(config: ExperimentConfig) -> ExperimentConfig:
+def _on_all_axes(config: ExperimentConfig) -> ExperimentConfig:
     return replace(
-        config,
-        objectives=ObjectivesConfig(
-            MaskedModelingConfig(weight=1.0),
-            CrossModalTranslationConfig(weight=1.0, directions=("rna>protein",)),
-            ContrastiveAlignmentConfig(weight=1.0),
-        ),
-        mesh=MeshConfig(replica=2, fsdp=2, tensor=2),
-        train=replace(config.train, num_microbatches=2),
+        config, mesh=MeshConfig(replica=2, fsdp=2, tensor=2), train=replace(config.train, num_microbatches=2)
     )
 
 
 def _on_tpu(config: ExperimentConfig) -> ExperimentConfig:
     # 8 cells a chip at a time on 16 chips.
-    train = replace(config.train, num_microbatches=4)
-    return replace(config, model=replace(config.model, attention="splash"), train=train)
+    data = replace(config.data, global_batch_size=128)
+    return replace(config, model=replace(config.model, attention="splash"), data=data)
 
 
 def _on_many(config: ExperimentConfig) -> ExperimentConfig:
@@ -83,7 +72,7 @@ CASES = {
     f"{case.experiment}.{case.topology}": case
     for case in (
         Case("small_10m", "cpu-8", _small, (2000, 100, 1000)),
-        Case("tiny", "cpu-8", _all_objectives, (200, 20, 100)),
+        Case("tiny", "cpu-8", _on_all_axes, (200, 20, 100)),
         Case("small_10m", "v5e-16", _on_tpu, (36_601, 228, 200_000)),
         Case("small_10m", "v6e-256", _on_many, (36_601, 228, 200_000)),
     )
