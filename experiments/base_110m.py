@@ -5,7 +5,8 @@ slice.
     scmbert pretrain base_110m --corpus CORPUS --run-dir RUN --model.attention cudnn      # NVIDIA
     scmbert pretrain base_110m --corpus CORPUS --run-dir RUN --model.attention splash     # TPU
 
-PLANNED
+Planned, not measured (half of the roofline; flags in brackets): one H200, 64 GiB, 4.0 s a step, 4.5 days for 100
+million cells [--train.num-microbatches 32]; 8 of them, 60 GiB, 0.5 s [4]; v5e-16, 9.8 GiB a chip, 1.2 s, 1.4 days [16].
 
 Parameters: 15 layers of 12 x 768^2 (106.2 million) and 5.6 million in value encoding, links, decoder and heads; the
 rows of the features are not counted (768 each). Not measured: any score.
