@@ -492,4 +492,5 @@ def test_a_run_continues_from_a_corpus_that_was_moved_to_a_bucket(s3, pbmc_corpu
     assert (run_dir / "checkpoints" / "6").is_dir()
     assert losses(run_dir) == losses(pbmc_run)
     assert 6 in losses(run_dir)
-    assert len(list((tmp_path / "blocks").rglob("*-*"))) > 1  # those that were drawn from; what was measured at the start is not read again
+    # Those that were drawn from: what was measured at the start of the run is not measured again.
+    assert len(list((tmp_path / "blocks").rglob("*-*"))) > 1
