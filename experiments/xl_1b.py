@@ -5,8 +5,8 @@
     scmbert pretrain xl_1b --corpus CORPUS --run-dir RUN --model.attention splash     # TPU
 
 Planned, not measured (half of the roofline; flags in brackets): v6e-256, 5.9 GiB a chip, 0.2 s a step, 0.4 days
-for 100 million cells [--mesh.replica 16]; 64 H200, 13 GiB each, 0.7 s, 1.6 days [--mesh.replica 8]; 8 H200, 19 GiB each,
-13 days [--train.num-microbatches 8].
+for 100 million cells [--mesh.replica 16]; 64 H200, 13 GiB each, 0.7 s, 1.6 days [--mesh.replica 8]; 8 H200, 19 GiB
+each, 13 days [--train.num-microbatches 8].
 
 Parameters: 20 layers of 12 x 2048^2 (1,007 million) and 38.6 million in value encoding, links, decoder and heads;
 the rows of the features are not counted (2,048 each). Not measured: any score.
