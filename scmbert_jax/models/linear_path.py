@@ -129,8 +129,16 @@ class LinearPath(nnx.Module):
         self.offset = nnx.Param(jnp.asarray(offset), logical_axes=(None, None))
         # Centre of the values, what they are relative to (`linear_values`), what they are to an output (`per_value`).
         self.scale = nnx.Param(jnp.asarray(columns), logical_axes=("features", None))
+        # Each modality has dimensions of its own, as in principal components laid side by side: on top of each other,
+        # the noise of a weak modality would hide what a strong one says. The rotation leaves no dimension to one alone.
+        own_size = min(size, dim // len(self.modalities))
+        shape = (len(self.modalities) * own_size, dim)
+        blocks = jax.nn.initializers.orthogonal()(rngs.params(), shape).reshape(-1, own_size, dim)
         self.into_cell: Any = nnx.Dict(
-            {name: weight(rngs, (size, dim), size, (None, "embed")) for name in self.modalities}
+            {
+                name: nnx.Param(jnp.zeros((size, dim)).at[:own_size].set(block), logical_axes=(None, "embed"))
+                for name, block in zip(self.modalities, blocks, strict=True)
+            }
         )
         self.between: Any = nnx.Dict()
         translated = config.objectives.cross_modal_translation.weight > 0
@@ -172,10 +180,9 @@ class LinearPath(nnx.Module):
         return found
 
     def __call__(self, tokens: TokenSequence, hidden: jax.Array) -> jax.Array:
-        """float32 [B, D]: what the visible tokens' values say of the cell, the mean over its modalities."""
-        total = sum(scores @ self.into_cell[name][...] for name, scores in self.scores(tokens, hidden).items())
-        number = jnp.maximum((tokens.modality_lengths > 0).sum(axis=1), 1)
-        return total / number[:, None]
+        """float32 [B, D]: what the visible tokens' values say of the cell, the sum over its modalities."""
+        scores = self.scores(tokens, hidden)
+        return sum((own @ self.into_cell[name][...] for name, own in scores.items()), jnp.zeros(()))
 
     def outputs(
         self, tokens: TokenSequence, target: str, feature_ids: jax.Array, folds: jax.Array | None = None

@@ -149,7 +149,7 @@ def test_hidden_tokens_are_made_up_for_by_the_others_on_average(path, batch):
     assert np.abs(scores.mean(0) - whole).max() < 5 * scores.std(0).max() / np.sqrt(len(scores))
 
 
-def test_a_modality_that_was_not_measured_has_no_scores_and_takes_no_part_in_the_mean(path, batch):
+def test_a_modality_that_was_not_measured_has_no_scores_and_adds_nothing(path, batch):
     protein = batch.modalities["protein"]
     empty = protein._replace(**{name: np.zeros_like(getattr(protein, name)) for name in protein._fields})
     tokens = pack_tokens(batch._replace(modalities={**batch.modalities, "protein": empty}))
@@ -157,6 +157,22 @@ def test_a_modality_that_was_not_measured_has_no_scores_and_takes_no_part_in_the
     assert np.abs(path.scores(tokens, nothing_hidden(tokens))["protein"]).max() == 0
     found, wanted = path(tokens, nothing_hidden(tokens)), path(alone, nothing_hidden(alone))
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("embed_dim", [64, 30])
+def test_each_modality_starts_with_dimensions_of_its_own(batch, embed_dim):
+    """What is added of one modality is orthogonal to what is added of the other, and no shorter than its scores."""
+    statistics = feature_statistics([batch], LAYOUT, {"rna": 1e4, "protein": 1e4})
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, embed_dim=embed_dim))
+    path = LinearPath(config, dataclasses.replace(LAYOUT, statistics=statistics), nnx.Rngs(params=0))
+    own_size = embed_dim // 2
+    blocks = np.concatenate([path.into_cell[name][...][:own_size] for name in ("rna", "protein")])
+    np.testing.assert_allclose(blocks @ blocks.T, np.eye(2 * own_size), atol=1e-5)
+    assert all(np.abs(path.into_cell[name][...][own_size:]).max() == 0 for name in ("rna", "protein"))
+    tokens = pack_tokens(batch)
+    scores = path.scores(tokens, nothing_hidden(tokens))
+    wanted = sum((np.asarray(own)[:, :own_size] ** 2).sum(axis=1) for own in scores.values())
+    np.testing.assert_allclose((np.asarray(path(tokens, nothing_hidden(tokens))) ** 2).sum(axis=1), wanted, rtol=1e-3)
 
 
 def explained(path, batch, counts) -> float:
