@@ -14,13 +14,18 @@ the package: that Python does not have it.
 
 import json
 import math
-import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 ROW_SCALE = 10.0  # as in models/heads.py
+
+
+def resident_peak() -> int:
+    """Bytes of this process alone; `ru_maxrss` would begin with the memory of the process that started it (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def build(torch, setup: dict, params: dict):
@@ -247,8 +252,7 @@ def main() -> None:
                     step()
                 wait()
                 seconds = time.perf_counter() - start
-                # kilobytes on Linux
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+                peak = resident_peak()
                 if setup["device"] == "cuda":
                     peak = torch.cuda.max_memory_allocated()
                 answer = {"seconds": seconds, "peak_bytes": peak}
