@@ -25,6 +25,7 @@ from data_pipelines.synthetic_atlas import synthetic_atlas
 from data_pipelines.task_runner import available_cores
 from data_pipelines.verify_corpus import verify_corpus
 from scmbert_jax.benchmarks.first_batch import TOKENS, open_reader
+from scmbert_jax.benchmarks.peer_process import resident_peak
 from scmbert_jax.config import DataConfig
 
 CELLS_PER_DATASET = 250_000
@@ -190,22 +191,13 @@ class _Watcher:
             self._look()
 
     def _look(self) -> None:
-        self.builder_peak = _peak_bytes(os.getpid())
+        self.builder_peak = resident_peak(os.getpid())
         for pid in _children(os.getpid()):
-            found = _peak_bytes(pid)
+            found = resident_peak(pid)
             if found is not None:
                 self.worker_peak = max(self.worker_peak or 0, found)
         self.spool_peak = max(self.spool_peak, _size(self._building / "work" / "segments"))
         self.disk_peak = max(self.disk_peak, _size(self._building))
-
-
-def _peak_bytes(pid: int) -> int | None:
-    """The most memory that a process has had."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
 
 
 def _children(pid: int) -> list[int]:

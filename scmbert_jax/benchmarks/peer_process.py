@@ -37,11 +37,16 @@ class PeerProcess:
         self.hello = self._answer()
 
     def ask(self, what: str) -> dict[str, Any]:
-        """Its answer to one line. Raises `ConfigError` as above."""
+        """Its answer to one line; with `peak_bytes`, of the process where it does not say (as of a GPU).
+
+        Raises `ConfigError` as above.
+        """
         assert self._process.stdin is not None
         self._process.stdin.write(what + "\n")
         self._process.stdin.flush()
-        return self._answer()
+        answer = self._answer()
+        answer.setdefault("peak_bytes", resident_peak(self._process.pid))
+        return answer
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -59,6 +64,18 @@ class PeerProcess:
         """Ends the process."""
         self._process.kill()
         self._process.wait()
+
+
+def resident_peak(pid: int) -> int | None:
+    """The most memory, in bytes, that a process has had; None: it has ended, or this is not Linux.
+
+    `ru_maxrss` would begin with the memory of the process that started it.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
 
 
 def bind_to_cpus(threads: int) -> None:

@@ -3,21 +3,15 @@
     PYTHON performer_peer.py SIZES      SIZES: one JSON object, the fields of `EncoderSizes` and `threads`; also
                                         `cells` (of a batch), `device` and `dtype`; absent: 1, "cpu", "float32"
 
-Answers each line of standard input with one line of JSON. `forward`, `step`: seconds of one call and the peak resident
-memory so far. `attention FOLDER`: reads q, k, v, cotangent [H, S, D] and directions [M, D] there (raw float32, as
-FOLDER/NAME), writes out, q_bar, k_bar, v_bar. This file imports nothing of the package: that Python does not have it.
+Answers each line of standard input with one line of JSON. `forward`, `step`: seconds of one call. `attention FOLDER`:
+reads q, k, v, cotangent [H, S, D] and directions [M, D] there (raw float32, as FOLDER/NAME), writes out, q_bar, k_bar,
+v_bar. This file imports nothing of the package: that Python does not have it.
 """
 
 import json
 import sys
 import time
 from pathlib import Path
-
-
-def resident_peak() -> int:
-    """Bytes of this process alone; `ru_maxrss` would begin with the memory of the process that started it (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def main() -> None:
@@ -80,8 +74,7 @@ def main() -> None:
         if device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-        peak = resident_peak()
-        print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)
+        print(json.dumps({"seconds": seconds}), flush=True)
 
 
 if __name__ == "__main__":

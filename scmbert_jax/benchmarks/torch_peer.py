@@ -22,12 +22,6 @@ from typing import Any
 ROW_SCALE = 10.0  # as in models/heads.py
 
 
-def resident_peak() -> int:
-    """Bytes of this process alone; `ru_maxrss` would begin with the memory of the process that started it (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-
-
 def build(torch, setup: dict, params: dict):
     """(module, function of (batch, positions, chosen) -> (loss sum, weight))."""
     from torch import nn
@@ -252,10 +246,9 @@ def main() -> None:
                     step()
                 wait()
                 seconds = time.perf_counter() - start
-                peak = resident_peak()
+                answer = {"seconds": seconds}
                 if setup["device"] == "cuda":
-                    peak = torch.cuda.max_memory_allocated()
-                answer = {"seconds": seconds, "peak_bytes": peak}
+                    answer["peak_bytes"] = torch.cuda.max_memory_allocated()
         except RuntimeError as error:  # out of memory, or no compiler for torch.compile
             answer = {"error": f"{setup['encoder']} in PyTorch: {str(error).splitlines()[0]}"}
         print(json.dumps(answer), flush=True)

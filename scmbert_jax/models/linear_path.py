@@ -136,7 +136,7 @@ class LinearPath(nnx.Module):
         blocks = jax.nn.initializers.orthogonal()(rngs.params(), shape).reshape(-1, own_size, dim)
         self.into_cell: Any = nnx.Dict(
             {
-                name: nnx.Param(jnp.zeros((size, dim)).at[:own_size].set(block), logical_axes=(None, "embed"))
+                name: nnx.Param(jnp.pad(block, ((0, size - own_size), (0, 0))), logical_axes=(None, "embed"))
                 for name, block in zip(self.modalities, blocks, strict=True)
             }
         )
