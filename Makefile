@@ -10,6 +10,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # What users need, and besides it what tests need (readers, storage and builders that are extras for users).
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
+# Where it is set, every process compiles the 3,600 modules that it imports anew: ten seconds each.
+unexport PYTHONDONTWRITEBYTECODE
 # Compiled programs are kept between commands; delete the folder to start anew.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5

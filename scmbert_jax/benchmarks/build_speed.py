@@ -31,7 +31,6 @@ from scmbert_jax.config import DataConfig
 CELLS_PER_DATASET = 250_000
 _GENERATED_CELLS = 2048  # to measure what making cells costs
 _SECONDS_BETWEEN_LOOKS = 0.5
-_STARTS = 3
 _EPOCH_OF_LATE_STEP = 3
 
 
@@ -100,14 +99,19 @@ def measure_build(
     workers: int | None = None,
     folder: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    *,
+    starts: int = 3,
+    keep: bool = False,
 ) -> BuildCost:
     """Builds, verifies and opens a synthetic corpus.
 
     Args:
       num_cells: N.
       workers: processes; None: one for each CPU.
-      folder: where the corpus is built, and removed afterwards; None: the temporary folder.
+      folder: where the corpus is built; None: the temporary folder.
       progress: see `build_corpus`.
+      starts: of a process, for each first batch; the least counts, since the first one of an installation compiles.
+      keep: the corpus is left where it was built (`settings` says where); else it is removed.
     """
     workers = workers or available_cores()
     place = Path(tempfile.mkdtemp(prefix="scmbert-build-", dir=folder))
@@ -130,9 +134,10 @@ def measure_build(
         del atlas
         intact = verify_corpus(out, None if progress is None else lambda *what: tell("verifying", *what)).ok
         late = _late_step(out)
-        first = {step: _seconds_to_first_batch(out, step) for step in (0, late)}
+        first = {step: _seconds_to_first_batch(out, step, starts) for step in (0, late)}
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(place, ignore_errors=True)
     return BuildCost(
         cells=num_cells,
         genes_per_cell=genes_per_cell,
@@ -150,6 +155,7 @@ def measure_build(
         settings={
             "workers": workers,
             "cpus": available_cores(),
+            **({"corpus": str(out)} if keep else {}),
             "tokens per cell": TOKENS,
             **asdict(DataConfig()),
             "python": platform.python_version(),
@@ -229,11 +235,10 @@ def _late_step(folder: Path) -> int:
     return _EPOCH_OF_LATE_STEP * open_reader(folder).steps_per_epoch + 17
 
 
-def _seconds_to_first_batch(folder: Path, step: int) -> float:
-    """From the start of a process that knows nothing but the step to its first batch: the least of a few, since the
-    first one of an installation compiles."""
+def _seconds_to_first_batch(folder: Path, step: int, starts: int) -> float:
+    """From the start of a process that knows nothing but the step to its first batch: the least of so many."""
     seconds = []
-    for _ in range(_STARTS):
+    for _ in range(starts):
         begun = time.time()
         done = subprocess.run(
             [sys.executable, "-m", "scmbert_jax.benchmarks.first_batch", str(folder), str(step)],

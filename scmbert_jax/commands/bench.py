@@ -282,19 +282,25 @@ class BenchBuild:
     workers: int | None = None
     """Processes; left out: one for each CPU."""
     folder: Path | None = None
-    """Where to build, with about 4 kB of room per cell; what is built is removed. Left out: the temporary folder."""
+    """Where to build, with about 4 kB of room per cell. Left out: the temporary folder."""
+    starts: int = 3
+    """Of a process, for the wait for its first batch; the least of them counts."""
+    keep: bool = False
+    """Leave the corpus there (the settings say where) instead of removing it."""
     json: bool = False
     """One JSON document on stdout."""
 
     def run(self) -> int:
         from scmbert_jax.benchmarks.build_speed import measure_build
 
-        for name, number in {"cells": self.cells, "workers": self.workers}.items():
+        for name, number in {"cells": self.cells, "workers": self.workers, "starts": self.starts}.items():
             if number is not None and number < 1:
                 raise ConfigError(f"--{name} {number}: expected 1 or more.")
         if self.folder is not None and not self.folder.is_dir():
             raise ConfigError(f"--folder {self.folder}: no such folder.")
-        found = measure_build(self.cells, self.workers, self.folder, staged_progress())
+        found = measure_build(
+            self.cells, self.workers, self.folder, staged_progress(), starts=self.starts, keep=self.keep
+        )
         if self.json:
             print_json(found.to_dict())
         else:

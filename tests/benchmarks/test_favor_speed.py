@@ -3,6 +3,8 @@
 import json
 import sys
 
+from conftest import scmbert
+
 
 def test_ours_is_measured_alone_where_no_peer_is_named(run_scmbert):
     ran = run_scmbert("bench", "favor", "--tokens", "40", "--layers", "1", "--turns", "2", "--threads", "1", "--json")
@@ -26,8 +28,8 @@ def test_a_peer_that_cannot_be_used_is_refused_with_what_to_do(run_scmbert, tmp_
         assert words in ran.err
 
 
-def test_sizes_that_cannot_be_are_refused(run_scmbert):
+def test_sizes_that_cannot_be_are_refused():
     for options, said in ((("--tokens", "1"), "expected 2 or more"), (("--turns", "0"), "expected 1 or more")):
-        ran = run_scmbert("bench", "favor", *options)
+        ran = scmbert("bench", "favor", *options)
         assert ran.code == 4
         assert said in ran.err

@@ -2,6 +2,8 @@
 
 import json
 
+from conftest import scmbert
+
 from scmbert_jax.benchmarks.objective_speed import MIXTURES, REFERENCE
 from scmbert_jax.objectives.mixture import OBJECTIVES
 
@@ -21,8 +23,8 @@ def test_every_objective_is_measured_beside_masked_modelling(run_scmbert):
     assert found["settings"]["cells per step"] == 4
 
 
-def test_sizes_that_cannot_be_are_refused(run_scmbert):
+def test_sizes_that_cannot_be_are_refused():
     for options, said in ((("--embed-dim", "40"), "multiple of 32"), (("--turns", "0"), "expected 1 or more")):
-        ran = run_scmbert("bench", "objectives", *options)
+        ran = scmbert("bench", "objectives", *options)
         assert ran.code == 4
         assert said in ran.err

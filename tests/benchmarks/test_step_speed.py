@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import scmbert
 
 from data_pipelines.synthetic import synthetic_layout
 from scmbert_jax.benchmarks import step_suites, timed_step
@@ -138,7 +139,7 @@ def test_a_peak_is_stated_for_bfloat16_of_known_devices_only():
     assert peak_flops(Device("cpu"), "bfloat16") is None
 
 
-def test_options_that_cannot_be_are_refused(run_scmbert):
+def test_options_that_cannot_be_are_refused():
     for options, said in (
         (("--attention", "flash"), "the backends are xla"),
         (("--steps", "0"), "expected 1 or more"),
@@ -146,7 +147,7 @@ def test_options_that_cannot_be_are_refused(run_scmbert):
         (("--padding", "1"), "--padding"),
         (("--threads", "4096"), "this process may use"),
     ):
-        ran = run_scmbert("bench", "step", *options)
+        ran = scmbert("bench", "step", *options)
         assert ran.code == 4, ran.err
         assert said in ran.err
 

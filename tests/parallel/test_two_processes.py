@@ -1,4 +1,4 @@
-"""Two processes of four devices train as one process of eight, and stop together when one of them is asked to."""
+"""Two processes of two devices train as one process of four, and stop together when one of them is asked to."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from scmbert_jax.training.run_folder import read_metrics
 STEPS = 12
 DATA = ("--data.num-streams", "8", "--data.window-blocks", "1")
 # Microbatches of like length: which width they are cut to, two processes must agree on.
-CUT = ("--train.num-microbatches", "2", "--train.length-widths", "4")
+CUT = ("--train.num-microbatches", "2", "--train.length-widths", "2")
 RUN = (*TINY, *DATA, *CUT, "--steps", STEPS, "--train.log-every", "1", "--train.checkpoint-every", "100")
 
 
@@ -33,7 +33,7 @@ def free_port() -> int:
 
 def start_two(start_scmbert, command) -> list[subprocess.Popen]:
     coordinator = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2")
-    return [start_scmbert(*command, *coordinator, "--process-index", index, devices=4) for index in (0, 1)]
+    return [start_scmbert(*command, *coordinator, "--process-index", index, devices=2) for index in (0, 1)]
 
 
 def finish(processes: list[subprocess.Popen]) -> list[str]:
@@ -49,7 +49,7 @@ def finish(processes: list[subprocess.Popen]) -> list[str]:
 @pytest.mark.slow
 def test_two_processes_stop_together_continue_and_equal_one(pbmc_corpus, start_scmbert, run_scmbert, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    ran = run_scmbert(*RUN, "--corpus", pbmc_corpus, "--run-dir", one, devices=8)
+    ran = run_scmbert(*RUN, "--corpus", pbmc_corpus, "--run-dir", one, devices=4)
     assert ran.code == 0, ran.err
 
     command = (*RUN, "--corpus", pbmc_corpus, "--run-dir", two)

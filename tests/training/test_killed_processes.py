@@ -15,9 +15,9 @@ from scmbert_jax.pretrained import export_model
 from scmbert_jax.training.run_folder import read_metrics
 
 TIMINGS = ("cells_per_second", "step_seconds", "data_wait_fraction")
-STEPS = 40
+STEPS = 24
 # Large batches, so that a step takes long enough for a signal to arrive between two checkpoints.
-RUN = (*TINY, "--steps", STEPS, "--train.checkpoint-every", "10", "--train.log-every", "1")
+RUN = (*TINY, "--steps", STEPS, "--train.checkpoint-every", "6", "--train.log-every", "1")
 RUN = (*RUN, "--data.global-batch-size", "128")
 
 pytestmark = pytest.mark.slow
@@ -60,10 +60,10 @@ def undisturbed(pbmc_corpus, run_scmbert, tmp_path_factory):
 def test_a_run_killed_on_the_spot_continues_bit_for_bit(undisturbed, pbmc_corpus, start_scmbert, run_scmbert, tmp_path):
     command = (*RUN, "--corpus", pbmc_corpus, "--run-dir", tmp_path / "run")
     process = start_scmbert(*command)
-    send_after_step(process, tmp_path / "run", 20, signal.SIGKILL)
+    send_after_step(process, tmp_path / "run", 12, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "run" / "checkpoints" / "40").exists()
-    assert rows(tmp_path / "run")[-1]["step"] > 20  # what the next run has to do again, and to write only once
+    assert not (tmp_path / "run" / "checkpoints" / str(STEPS)).exists()
+    assert rows(tmp_path / "run")[-1]["step"] > 12  # what the next run has to do again, and to write only once
     ran = run_scmbert(*command)
     assert ran.code == 0, ran.err
     assert_same_runs(tmp_path / "run", undisturbed, tmp_path)
@@ -74,10 +74,10 @@ def test_a_run_asked_to_stop_saves_exits_with_0_and_continues_bit_for_bit(
 ):
     command = (*RUN, "--corpus", pbmc_corpus, "--run-dir", tmp_path / "run")
     process = start_scmbert(*command)
-    send_after_step(process, tmp_path / "run", 10, signal.SIGTERM)
+    send_after_step(process, tmp_path / "run", 6, signal.SIGTERM)
     assert process.returncode == 0
     reached = [row["step"] for row in rows(tmp_path / "run")][-1]
-    assert 10 <= reached < STEPS
+    assert 6 <= reached < STEPS
     assert (tmp_path / "run" / "checkpoints" / str(reached)).is_dir()
     ran = run_scmbert(*command)
     assert ran.code == 0, ran.err
