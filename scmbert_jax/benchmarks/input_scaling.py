@@ -7,7 +7,7 @@ the same of a perfect shuffle of all cells (mean over the batches of an epoch).
 
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus import Corpus, open_corpus
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.benchmarks.input_speed import BLOCK_CELLS, OUR_DEFAULTS, in_turns, make_stores
+from scmbert_jax.errors import CorpusError
 from scmbert_jax.evaluation.probe_table import markdown_table
 
 LENGTHS = (256, 512, 1024, 2048, 4096)
@@ -26,6 +27,7 @@ WINDOWS = (1, 2, 4, 8, 16)
 STREAMS = (1, 2, 4, 8, 16)
 PROCESSES = (1, 2, 4, 8)
 _NUM_TOKENS = 2048  # where it is not what changes
+_STEPS_OF_LARGE = 256  # of a turn, however large the corpus is
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,9 @@ class InputScaling:
 
     Attributes:
       rows: speed and memory.
-      mixing: of the settings that it depends on.
-      batch_hashes: number of processes -> sha256 of the first batches, put together from what the processes made.
+      mixing: of the settings that it depends on; (): not measured.
+      batch_hashes: number of processes -> sha256 of the first batches, put together from what the processes made; {}:
+        not measured.
       settings: what is the same in all rows.
     """
 
@@ -83,7 +86,7 @@ class InputScaling:
         return asdict(self)
 
     def text(self) -> str:
-        speed = markdown_table(
+        text = markdown_table(
             ["", "cells per CPU-second", "cells/s (wall)", "peak memory (MiB)"],
             [
                 [
@@ -93,20 +96,24 @@ class InputScaling:
                 for row in self.rows
             ],
         )
-        mixing = markdown_table(
-            ["", "data sets in a batch", "entropy (bits)", "blocks in a batch"],
-            [
+        if self.mixing:
+            mixing = markdown_table(
+                ["", "data sets in a batch", "entropy (bits)", "blocks in a batch"],
                 [
-                    row.changed,
-                    f"{row.datasets:.2f} of {row.datasets_shuffled:.2f}",
-                    f"{row.entropy:.3f} of {row.entropy_shuffled:.3f}",
-                    f"{row.blocks:.1f} of {row.blocks_shuffled:.1f}",
-                ]
-                for row in self.mixing
-            ],
-        )
-        hashes = ", ".join(f"{number}: {digest[:16]}" for number, digest in self.batch_hashes.items())
-        return f"{speed}\n\nOf what a perfect shuffle gives:\n\n{mixing}\n\nBatches by number of processes: {hashes}"
+                    [
+                        row.changed,
+                        f"{row.datasets:.2f} of {row.datasets_shuffled:.2f}",
+                        f"{row.entropy:.3f} of {row.entropy_shuffled:.3f}",
+                        f"{row.blocks:.1f} of {row.blocks_shuffled:.1f}",
+                    ]
+                    for row in self.mixing
+                ],
+            )
+            text += f"\n\nOf what a perfect shuffle gives:\n\n{mixing}"
+        if self.batch_hashes:
+            hashes = ", ".join(f"{number}: {digest[:16]}" for number, digest in self.batch_hashes.items())
+            text += f"\n\nBatches by number of processes: {hashes}"
+        return text
 
 
 def measure_scaling(
@@ -125,18 +132,7 @@ def measure_scaling(
     settings |= {f"K {blocks} blocks": {**base, "window_blocks": blocks} for blocks in WINDOWS}
     settings |= {f"V {streams} streams": {**base, "num_streams": streams} for streams in STREAMS}
     settings["page cache dropped before every step"] = {**base, "cold": True}
-    found: dict[str, list[dict[str, float]]] = {}
-    for name, setting in settings.items():  # one process at a time: twenty would share the caches of the processor
-        found |= in_turns({name: setting}, {name: sys.executable}, rounds, say)[0]
-    rows = tuple(
-        ScalingRow(
-            name,
-            float(np.median([r["cells"] / r["cpu_s"] for r in results])),
-            float(np.median([r["cells"] / r["wall_s"] for r in results])),
-            max(r["peak_rss_mib"] for r in results),
-        )
-        for name, results in found.items()
-    )
+    rows = _measured(settings, rounds, say)
     with open_corpus(corpus) as opened:
         say("mixing")
         mixing = tuple(
@@ -146,6 +142,48 @@ def measure_scaling(
         hashes = {number: hash_of_batches(opened, number) for number in PROCESSES}
     same = {name: value for name, value in base.items() if name not in ("loader", "corpus")}
     return InputScaling(rows, mixing, hashes, {**same, "cells": num_cells, "rounds": rounds})
+
+
+def measure_corpora(
+    corpora: Sequence[Path], rounds: int, cold: bool, say: Callable[[str], None] = lambda message: None
+) -> InputScaling:
+    """Speed and memory of reading corpora that are there, of RNA and of whatever size.
+
+    Args:
+      corpora: their folders.
+      rounds: each figure is the median over so many turns of 256 batches of 1,024 cells, which go on where the turn
+        before ended.
+      cold: their shards are dropped from the page cache before every batch.
+
+    Raises:
+      CorpusError: one that cannot be read, or has no RNA.
+    """
+    base = {**OUR_DEFAULTS, "num_tokens": _NUM_TOKENS, "steps": _STEPS_OF_LARGE, "cold": cold}
+    settings = {}
+    for path in corpora:
+        with open_corpus(path) as corpus:
+            if "rna" not in corpus.modalities:
+                raise CorpusError(f"{path}: has {', '.join(corpus.modalities)} and no RNA, which is what is read here.")
+            settings[f"{corpus.num_cells:,} cells ({path.name})"] = {**base, "corpus": str(path)}
+    rows = _measured(settings, rounds, say)
+    same = {name: value for name, value in base.items() if name != "loader"}
+    return InputScaling(rows, (), {}, {**same, "rounds": rounds})
+
+
+def _measured(settings: dict[str, dict[str, Any]], rounds: int, say: Callable[[str], None]) -> tuple[ScalingRow, ...]:
+    """One row for each, medians over the rounds."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for name, setting in settings.items():  # one process at a time: twenty would share the caches of the processor
+        found |= in_turns({name: setting}, {name: sys.executable}, rounds, say)[0]
+    return tuple(
+        ScalingRow(
+            name,
+            float(np.median([r["cells"] / r["cpu_s"] for r in results])),
+            float(np.median([r["cells"] / r["wall_s"] for r in results])),
+            max(r["peak_rss_mib"] for r in results),
+        )
+        for name, results in found.items()
+    )
 
 
 def _part_of(folder: Path, files: list[Path], share: int, say: Callable[[str], None]) -> Path:

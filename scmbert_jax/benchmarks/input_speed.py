@@ -36,6 +36,7 @@ OUR_DEFAULTS: dict[str, Any] = {
     "window_blocks": 8,  # 4 streams x 8 blocks x 256: 8,192 cells are shuffled together, as in annbatch's best setting
     "threads": 2,
     "cold": False,
+    "steps": 0,
 }
 # Of annbatch's README, of its defaults, and one that its documentation does not name, the fastest of those tried here;
 # all give batches of 4,096 cells.

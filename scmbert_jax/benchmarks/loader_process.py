@@ -19,7 +19,8 @@ Epochs = Iterator[int]  # gives the number of cells of each epoch, when it has g
 
 def corpus_batches(settings: dict[str, Any]) -> tuple[Epochs, dict[str, str]]:
     """Ours. Settings: corpus, front_end, num_tokens, zero_fraction, batch_size, num_streams, window_blocks, threads,
-    cold (True: the shards are dropped from the page cache before every step)."""
+    cold (True: the shards are dropped from the page cache before every step), steps (of what counts as an epoch; 0:
+    all)."""
     import zstandard
 
     from data_pipelines.batch_reader import BatchReader
@@ -43,7 +44,7 @@ def corpus_batches(settings: dict[str, Any]) -> tuple[Epochs, dict[str, str]]:
     def epochs() -> Epochs:
         while True:
             cells = 0
-            for _ in range(reader.steps_per_epoch):
+            for _ in range(settings["steps"] or reader.steps_per_epoch):
                 if settings["cold"]:
                     drop_from_page_cache(shards)
                 cells += len(next(batches)[1].row)

@@ -360,6 +360,7 @@ class BenchInput:
     Example:  scmbert bench input --annbatch-python other/bin/python
               scmbert bench input --cells 16384 --lengths 2048 --json
               scmbert bench input --scaling
+              scmbert bench input --corpora my_corpus --cold
               scmbert bench input --files example:pbmc_mosaic my.h5ad
     """
 
@@ -380,6 +381,10 @@ class BenchInput:
     scaling: bool = False
     """Instead of the above: speed and memory against corpus size, tokens per cell, window and streams; mixing; hosts;
     a cold page cache."""
+    corpora: tuple[Path, ...] = ()
+    """Instead of the above: speed and memory of reading these corpora, 256 batches of 1,024 cells a round."""
+    cold: bool = False
+    """With --corpora: they are dropped from the page cache before every batch."""
     files: tuple[str, ...] = ()
     """Instead of the above: bytes per cell of these counts files as a corpus, as gzip h5ad and as zarr."""
     folder: Path | None = None
@@ -394,6 +399,8 @@ class BenchInput:
             from scmbert_jax.benchmarks.stored_sizes import measure_sizes
 
             return self._show(measure_sizes(self.files, say=say))
+        if self.cold and not self.corpora:
+            raise ConfigError("--cold: needs --corpora (--scaling has a row of it).")
         for name, number in {
             "cells": self.cells,
             "rounds": self.rounds,
@@ -401,6 +408,10 @@ class BenchInput:
         }.items():
             if number < 1:
                 raise ConfigError(f"--{name} {number}: expected 1 or more.")
+        if self.corpora:
+            from scmbert_jax.benchmarks.input_scaling import measure_corpora
+
+            return self._show(measure_corpora(self.corpora, self.rounds, self.cold, say=say))
         if not self.front_ends or not self.zero_fractions:
             raise ConfigError("--front-ends and --zero-fractions: expected at least one each.")
         least, why = (8192, "--scaling also reads an eighth of them") if self.scaling else (2048, "batches have 1,024")

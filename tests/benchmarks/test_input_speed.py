@@ -3,11 +3,13 @@
 import json
 import sys
 
+import mudata
 import numpy as np
 import pytest
-from conftest import scmbert
+from conftest import scmbert, scmbert_ok
 
 from data_pipelines.corpus import open_corpus
+from scmbert_jax.benchmarks import input_scaling
 from scmbert_jax.benchmarks.input_cells import draw_counts
 from scmbert_jax.benchmarks.input_scaling import PROCESSES, hash_of_batches, mixing_of
 from scmbert_jax.benchmarks.input_speed import in_turns
@@ -77,3 +79,25 @@ def test_batches_do_not_depend_on_the_number_of_processes_and_are_mixed(pbmc_cor
         coarse, fine = (mixing_of(corpus, "", 1, blocks, batch_size=64) for blocks in (1, 8))
     assert coarse.blocks < 4 < fine.blocks <= fine.blocks_shuffled * 1.05
     assert coarse.blocks_shuffled == pytest.approx(fine.blocks_shuffled, rel=0.1)
+
+
+def test_corpora_that_are_there_are_read_as_they_are(pbmc_corpus, monkeypatch):
+    monkeypatch.setattr(input_scaling, "_STEPS_OF_LARGE", 2)
+    found = json.loads(scmbert_ok("bench", "input", "--corpora", pbmc_corpus, "--cold", "--rounds", "1", "--json"))
+    (row,) = found["rows"]
+    assert row["changed"] == "1,600 cells (corpus)"
+    assert row["cells_per_second"] > 0
+    assert row["peak_rss_mib"] > 50
+    assert found["settings"]["cold"]
+    ran = scmbert("bench", "input", "--cold")
+    assert ran.code == ConfigError.exit_code
+    assert "--cold: needs --corpora" in ran.err
+
+
+def test_a_corpus_without_rna_is_not_read_for_it(mosaic_cells, tmp_path):
+    name = "protein"
+    mudata.MuData({name: mosaic_cells.to_mudata().mod[name]}).write_h5mu(tmp_path / "protein.h5mu")
+    scmbert_ok("corpus", "build", tmp_path / "protein", tmp_path / "protein.h5mu", "--organism", "human")
+    ran = scmbert("bench", "input", "--corpora", tmp_path / "protein")
+    assert ran.code != 0
+    assert "has protein and no RNA" in ran.err
