@@ -164,7 +164,7 @@ def measure_corpora(
         with open_corpus(path) as corpus:
             if "rna" not in corpus.modalities:
                 raise CorpusError(f"{path}: has {', '.join(corpus.modalities)} and no RNA, which is what is read here.")
-            settings[f"{corpus.num_cells:,} cells ({path.name})"] = {**base, "corpus": str(path)}
+            settings[f"{corpus.num_cells:,} cells ({path})"] = {**base, "corpus": str(path)}
     rows = _measured(settings, rounds, say)
     same = {name: value for name, value in base.items() if name != "loader"}
     return InputScaling(rows, (), {}, {**same, "rounds": rounds})

@@ -85,7 +85,7 @@ def test_corpora_that_are_there_are_read_as_they_are(pbmc_corpus, monkeypatch):
     monkeypatch.setattr(input_scaling, "_STEPS_OF_LARGE", 2)
     found = json.loads(scmbert_ok("bench", "input", "--corpora", pbmc_corpus, "--cold", "--rounds", "1", "--json"))
     (row,) = found["rows"]
-    assert row["changed"] == "1,600 cells (corpus)"
+    assert row["changed"] == f"1,600 cells ({pbmc_corpus})"
     assert row["cells_per_second"] > 0
     assert row["peak_rss_mib"] > 50
     assert found["settings"]["cold"]
