@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # What users need, and besides it what tests need (readers, storage and builders that are extras for users).
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
-# Where it is set, every process compiles the 3,600 modules that it imports anew: ten seconds each.
+# Where it is set, every process compiles the 3,600 modules that it imports anew: half of the processor time of a short run.
 unexport PYTHONDONTWRITEBYTECODE
 # Compiled programs are kept between commands; delete the folder to start anew.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
