@@ -95,8 +95,7 @@ def test_corpora_that_are_there_are_read_as_they_are(pbmc_corpus, monkeypatch):
 
 
 def test_a_corpus_without_rna_is_not_read_for_it(mosaic_cells, tmp_path):
-    name = "protein"
-    mudata.MuData({name: mosaic_cells.to_mudata().mod[name]}).write_h5mu(tmp_path / "protein.h5mu")
+    mudata.MuData({"protein": mosaic_cells.to_mudata().mod["protein"]}).write_h5mu(tmp_path / "protein.h5mu")
     scmbert_ok("corpus", "build", tmp_path / "protein", tmp_path / "protein.h5mu", "--organism", "human")
     ran = scmbert("bench", "input", "--corpora", tmp_path / "protein")
     assert ran.code != 0

@@ -16,7 +16,7 @@ from scmbert_jax.training.train_step import step_key, sum_of_gradients
 
 
 def test_the_share_is_the_one_that_a_step_reports(tiny_config, tiny_layout, tiny_batch):
-    config = replace(tiny_config, train=replace(tiny_config.train, num_microbatches=4, length_widths=2))
+    config = replace(tiny_config, train=replace(tiny_config.train, num_microbatches=4, length_widths=8))
     model = ModelDefinition(config, tiny_layout)
     params, batch = jax.jit(model.init)(jax.random.key(0)), tiny_batch()
 
@@ -25,7 +25,7 @@ def test_the_share_is_the_one_that_a_step_reports(tiny_config, tiny_layout, tiny
 
     padding, positions = jax.jit(metrics)(params).metrics["padding"]
     lengths = np.asarray(total_lengths(batch))[None]
-    assert padding_share(lengths, config.most_tokens, 4, 2) == pytest.approx(float(padding / positions))
+    assert padding_share(lengths, config.most_tokens, 4, 8) == pytest.approx(float(padding / positions))
 
 
 def test_more_microbatches_and_widths_leave_less_padding(pbmc_corpus):
