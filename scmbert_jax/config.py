@@ -8,6 +8,7 @@ import dataclasses
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -303,10 +304,11 @@ class TrainConfig:
     """Optimizer steps of the whole run (the learning rate schedule ends here)."""
     num_microbatches: int = 1
     """Gradient accumulation: the global batch is worked off in this many parts, sums divided once."""
-    length_widths: int = 1
-    """Widths that a part may be cut to: the row in so many equal parts, as few of them as its longest cell needs. Above
-    1, parts are of cells of like length, so that little padding is computed; each width is compiled by itself. Not for
-    objectives that compare cells of the whole batch."""
+    row_widths: tuple[int, ...] = ()
+    """Widths in tokens, of all modalities together, that a part may be cut to besides the whole row: the narrowest that
+    holds its longest cell. With any, parts are of cells of like length, so that little padding is computed; each width
+    is compiled by itself. `scmbert bench padding` finds those of a corpus. Not for objectives that compare cells of the
+    whole batch."""
     log_every: int = 10
     """Steps between rows of metrics.jsonl."""
     checkpoint_every: int = 200
@@ -320,7 +322,6 @@ class TrainConfig:
         for name in (
             "num_steps",
             "num_microbatches",
-            "length_widths",
             "log_every",
             "checkpoint_every",
             "keep_checkpoints",
@@ -331,6 +332,12 @@ class TrainConfig:
             f"{where}.keep_every",
             self.keep_every,
             f"0, or a multiple of {where}.checkpoint_every ({self.checkpoint_every}): others have no checkpoint",
+        )
+        _require(
+            all(low < high for low, high in pairwise((0, *self.row_widths))),
+            f"{where}.row_widths",
+            self.row_widths,
+            "widths of 1 or more, each above the one before",
         )
 
 
@@ -376,6 +383,12 @@ class ExperimentConfig:
         self.optimizer.validate("optimizer")
         self.mesh.validate("mesh")
         self.train.validate("train")
+        _require(
+            max(self.train.row_widths, default=0) <= self.most_tokens,
+            "train.row_widths",
+            self.train.row_widths,
+            f"at most the {self.most_tokens} tokens of a whole row",
+        )
         data = self.data
         _require(data.global_batch_size >= 1, "data.global_batch_size", data.global_batch_size, "1 or more")
         _require(data.num_streams >= 1, "data.num_streams", data.num_streams, "1 or more")

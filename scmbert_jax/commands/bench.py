@@ -170,13 +170,13 @@ class BenchStep:
 
 @dataclass(frozen=True)
 class BenchPadding:
-    """How much of a corpus' rows is padding, and how little with microbatches of cells of like length.
+    """How much of a corpus' rows is padding, and which few widths leave least of it.
 
-    Counts the tokens of one epoch's batches (at most --batches); what is computed, not how fast. See
-    train.num_microbatches and train.length_widths of scmbert pretrain.
+    Microbatches of cells of like length are cut to one of a few widths: the best for this corpus are found, and printed
+    as the settings of scmbert pretrain. Counts tokens of one epoch (at most --batches): what is computed, not how fast.
 
     Example:  scmbert bench padding my_corpus
-              scmbert bench padding my_corpus --num-tokens 2047 --microbatches 16 --widths 16 --json
+              scmbert bench padding my_corpus --num-tokens 2047 --microbatches 16 --widths 8 --json
     """
 
     folder: tyro.conf.Positional[CorpusFolder]
@@ -189,8 +189,10 @@ class BenchPadding:
     """Cells per step; a multiple of 4, the number of streams."""
     microbatches: tuple[int, ...] = (8, 16, 32)
     """Parts of a batch."""
-    widths: tuple[int, ...] = (8, 16, 32)
-    """Widths that a part may be cut to."""
+    widths: tuple[int, ...] = (4, 8, 16)
+    """Widths that a part may be cut to, the whole row among them; each is compiled."""
+    multiple_of: int = 8
+    """Widths are multiples of this, [CLS] included; 128 suits the kernels of TPUs."""
     batches: int = 40
     """Counted at most."""
     json: bool = False
@@ -200,7 +202,8 @@ class BenchPadding:
         from scmbert_jax.benchmarks.padding_share import measure_padding
 
         numbers = {"num-tokens": self.num_tokens, "microbatches": self.microbatches, "widths": self.widths}
-        for name, chosen in {**numbers, "batches": (self.batches,), "batch-size": (self.batch_size,)}.items():
+        single = {"batches": self.batches, "batch-size": self.batch_size, "multiple-of": self.multiple_of}
+        for name, chosen in {**numbers, **{name: (value,) for name, value in single.items()}}.items():
             if min(chosen, default=0) < 1:
                 raise ConfigError(f"--{name}: expected 1 or more.")
         for number in self.microbatches:
@@ -214,6 +217,7 @@ class BenchPadding:
             self.microbatches,
             self.widths,
             self.batches,
+            self.multiple_of,
         )
         if self.json:
             print_json([row.to_dict() for row in found])

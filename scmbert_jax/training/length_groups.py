@@ -7,7 +7,7 @@ and which one runs is decided on the devices, from lengths that all of them know
 its loss stay what they were, on any mesh and any number of hosts; only the order of the sums changes.
 
 Each device sorts its own cells: no cell moves. With more microbatches and more widths less padding is left, and more is
-compiled; `scmbert bench padding` says how much of a corpus' rows is padding either way.
+compiled; `scmbert bench padding` finds the widths that suit a corpus, and says how much of its rows is padding then.
 """
 
 from collections.abc import Callable
@@ -26,16 +26,8 @@ from scmbert_jax.parallel.mesh import RULES, constrain
 
 
 def row_widths(config: ExperimentConfig) -> tuple[int, ...]:
-    """The widths in tokens, ascending, of all modalities together; the last is a whole row.
-
-    With `[CLS]`, equal parts of a whole row: of 2,047 tokens and 16 parts 127, 255, ..., what kernels need not pad.
-    """
-    return equal_widths(config.most_tokens, config.train.length_widths)
-
-
-def equal_widths(full: int, parts: int) -> tuple[int, ...]:
-    """`row_widths` of rows of `full` tokens."""
-    return tuple(sorted({max(1, -(-(full + 1) * part // parts) - 1) for part in range(1, parts + 1)}))
+    """The widths in tokens, ascending, of all modalities together; the last is a whole row."""
+    return tuple(sorted({*config.train.row_widths, config.most_tokens}))
 
 
 def total_lengths(batch: CellBatch) -> jax.Array:

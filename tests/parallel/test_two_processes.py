@@ -21,7 +21,7 @@ from scmbert_jax.training.run_folder import read_metrics
 STEPS = 12
 DATA = ("--data.num-streams", "8", "--data.window-blocks", "1")
 # Microbatches of like length: which width they are cut to, two processes must agree on.
-CUT = ("--train.num-microbatches", "2", "--train.length-widths", "4")
+CUT = ("--train.num-microbatches", "2", "--train.row-widths", "20", "40", "60")
 RUN = (*TINY, *DATA, *CUT, "--steps", STEPS, "--train.log-every", "1", "--train.checkpoint-every", "100")
 
 

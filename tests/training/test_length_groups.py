@@ -9,6 +9,7 @@ import pytest
 from conftest import shaken
 
 from scmbert_jax.config import MeshConfig
+from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.mixture import objectives_of
@@ -34,7 +35,7 @@ def uneven(tiny_batch):
 
 
 def grouped(config, number, widths):
-    return replace(config, train=replace(config.train, num_microbatches=number, length_widths=widths))
+    return replace(config, train=replace(config.train, num_microbatches=number, row_widths=widths))
 
 
 def sums(config, layout, batch, objective, mesh=None):
@@ -58,7 +59,7 @@ def test_cut_rows_give_the_loss_and_gradients_of_padded_rows(mixed_config, tiny_
     objectives = replace(mixed_config.objectives, cross_modal_translation=translation)
     config = replace(mixed_config, objectives=objectives)
     plain, plain_gradients = sums(config, tiny_layout, uneven, objective)
-    found, gradients = sums(grouped(config, 4, 3), tiny_layout, uneven, objective)
+    found, gradients = sums(grouped(config, 4, (10, 21)), tiny_layout, uneven, objective)
     padding, positions = found.metrics["padding"]
     assert "padding" not in plain.metrics
     assert positions <= 0.75 * 16 * config.most_tokens  # or nothing was cut, and nothing is shown
@@ -71,7 +72,7 @@ def test_cut_rows_give_the_loss_and_gradients_of_padded_rows(mixed_config, tiny_
 
 def test_a_mesh_cuts_by_the_longest_row_of_all_its_devices(tiny_config, tiny_layout, uneven):
     """Devices must agree on the program they run: here each has one row of a microbatch, of another length."""
-    config = grouped(tiny_config, 2, 4)
+    config = grouped(tiny_config, 2, (8, 16, 24))
     plain, plain_gradients = sums(tiny_config, tiny_layout, uneven, "masked_modeling")
     found, gradients = sums(config, tiny_layout, uneven, "masked_modeling", make_mesh(MeshConfig(replica=2, fsdp=4)))
     assert found.weight == plain.weight
@@ -94,14 +95,16 @@ def test_microbatches_are_of_like_length_and_no_cell_leaves_its_device(uneven):
     assert [sorted(pair) for pair in np.asarray(rows).reshape(8, 2).tolist()] == [[2 * i, 2 * i + 1] for i in range(8)]
 
 
-def test_widths_are_equal_parts_of_a_row_with_cls(tiny_config):
-    rna = replace(tiny_config.modalities.rna, num_tokens=2047)
-    config = replace(tiny_config, modalities=replace(tiny_config.modalities, rna=rna))
-    config = replace(config, modalities=type(config.modalities)(rna=rna))
-    assert row_widths(grouped(config, 1, 16)) == tuple(128 * part - 1 for part in range(1, 17))
-    assert row_widths(config) == (2047,)
-    assert row_widths(grouped(tiny_config, 1, 5)) == (6, 13, 19, 26, 32)
-    assert row_widths(grouped(tiny_config, 1, 1000))[-1] == tiny_config.most_tokens
+def test_the_whole_row_is_always_one_of_the_widths(tiny_config):
+    assert row_widths(tiny_config) == (32,)
+    assert row_widths(grouped(tiny_config, 1, (6, 13))) == (6, 13, 32)
+    assert row_widths(grouped(tiny_config, 1, (6, 32))) == (6, 32)
+
+
+@pytest.mark.parametrize("widths", [(0, 8), (8, 8), (16, 8), (33,)])
+def test_widths_that_no_row_can_have_are_refused(tiny_config, widths):
+    with pytest.raises(ConfigError, match=r"train\.row_widths"):
+        grouped(tiny_config, 1, widths)
 
 
 def test_a_cut_row_holds_the_tokens_of_the_whole_row(uneven):
