@@ -67,6 +67,7 @@ class Picture:
 def chosen_features(fold: TranslationFold, wanted: Sequence[str]) -> Array:
     """int64 [f]: columns of the named target features, or those that vary most over the training cells.
 
+    Features without a known id come last among the latter: of them no trained model knows more than the mean.
     A name is matched without regard to case; names that are no target feature are left to the other directions.
     """
     if wanted:
@@ -74,7 +75,7 @@ def chosen_features(fold: TranslationFold, wanted: Sequence[str]) -> Array:
         return np.array([i for i, name in enumerate(fold.target_features.names) if name.lower() in asked], np.int64)
     values = fold.train_values
     variance = np.asarray(values.multiply(values).mean(0)).ravel() - fold.train_mean**2
-    return np.argsort(-variance, kind="stable")[:NUM_FEATURES]
+    return np.lexsort((-variance, fold.target_features.ids == ""))[:NUM_FEATURES]
 
 
 def require_features(names: Sequence[str], known: Sequence[Array]) -> None:

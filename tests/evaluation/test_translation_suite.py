@@ -280,6 +280,21 @@ def test_the_report_draws_the_features_that_were_asked_for_and_the_best_method_t
         run_translation(cells, splits, [MEAN], features=["nonsense"])
 
 
+def test_a_feature_that_no_model_can_know_is_not_drawn_while_there_are_others():
+    def drawn(cells):
+        splits = make_splits(cells, test_batches=["z"])
+        (picture,) = run_translation(cells, splits, [MEAN], directions=[("rna", "protein")], settings=FAST).pictures
+        return picture.names
+
+    cells = random_cells()
+    first, *others = drawn(cells)
+    columns = cells.features["protein"]
+    unknown = replace(columns, ids=np.where(columns.names == first, "", columns.ids))
+    found = drawn(replace(cells, features={**cells.features, "protein": unknown}))
+    assert found[: len(others)] == tuple(others)
+    assert first not in found
+
+
 def test_a_baseline_that_does_not_exist_cannot_be_skipped():
     ran = scmbert("evaluate", "translation", "--skip", "lasso")
     assert ran.code == 4
