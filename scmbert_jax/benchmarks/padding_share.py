@@ -85,7 +85,7 @@ def measure_padding(
     microbatches: Sequence[int],
     programs: Sequence[int],
     most_batches: int,
-    multiple_of: int = 8,
+    multiple_of: int,
 ) -> list[PaddingShare]:
     """Counts tokens of the batches of an epoch, as `BatchReader` draws them with seed 1; widths are chosen with seed 0.
 
