@@ -152,12 +152,17 @@ class Corpus:
         """Blocks that will be read soon: at a URL they come together, while something else is done.
 
         Raises CorpusError: where they lie cannot be read."""
-        if not self.files.remote:
-            return
+        if self.files.remote:
+            self.files.read_ahead(self.ranges(indices))
+
+    def ranges(self, indices: Iterable[int]) -> list[tuple[str, int, int]]:
+        """File, start and stop of the records of blocks. What says so, and is not here yet, comes together.
+
+        Raises CorpusError: it cannot be read."""
         indices = [int(index) for index in indices]
         shards = dict.fromkeys(self._place(index)[0] for index in indices)
         self.files.read_ahead([self._offsets_range(shard) for shard in shards if shard not in self._shard_offsets])
-        self.files.read_ahead([self._range(index) for index in indices])
+        return [self._range(index) for index in indices]
 
     def read_frame(self, index: int) -> bytes:
         """The record of a block as it lies in the shard. Damaged on its way or in the cache, it is read once more."""

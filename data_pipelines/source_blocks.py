@@ -122,12 +122,15 @@ class SourceBlocks:
             for block, cells in self._parts(number)
         ]
 
-    def read_ahead(self, numbers: np.ndarray) -> None:
-        """Blocks of the source that will be read soon (`Corpus.read_ahead`)."""
+    def ranges(self, numbers: np.ndarray) -> list[tuple[str, int, int]]:
+        """Where blocks of the source lie (`Corpus.ranges`), for `read_ahead`."""
         if self._as_in_corpus:
-            self._corpus.read_ahead(numbers)
-        else:
-            self._corpus.read_ahead(dict.fromkeys(b for number in numbers.tolist() for b, _ in self._parts(number)))
+            return self._corpus.ranges(numbers)
+        return self._corpus.ranges(dict.fromkeys(b for number in numbers.tolist() for b, _ in self._parts(number)))
+
+    def read_ahead(self, ranges: list[tuple[str, int, int]]) -> None:
+        """These will be read soon; waits for nothing."""
+        self._corpus.files.read_ahead(ranges)
 
     def _parts(self, number: int) -> list[tuple[int, np.ndarray]]:
         """Of a block of the source: the blocks of the corpus with its cells, and where they are there (int64)."""

@@ -75,11 +75,17 @@ class WindowReader:
         return future.result()
 
     def read_ahead(self, block_numbers: np.ndarray) -> None:
-        """The window will be asked for: unless it is here, its blocks begin to come (`Corpus.read_ahead`)."""
+        """The window will be asked for: unless it is here, its blocks begin to come.
+
+        Raises CorpusError: where they lie cannot be read."""
+        key = block_numbers.tobytes()
         with self._lock:
-            here = block_numbers.tobytes() in self._cache
-        if not here:
-            self._blocks.read_ahead(block_numbers)
+            if key in self._cache:
+                return
+        ranges = self._blocks.ranges(block_numbers)  # may wait for a file, so nothing is locked
+        with self._lock:  # or a thread that decodes the window meanwhile would leave its blocks to be fetched again
+            if key not in self._cache:
+                self._blocks.read_ahead(ranges)
 
     def _decode(self, block_numbers: np.ndarray) -> Window:
         blocks = self._blocks.read_blocks(block_numbers, self._modalities, self._obs_fields)

@@ -39,8 +39,10 @@ from data_pipelines.corpus import MANIFEST, open_corpus
 from data_pipelines.corpus_description import describe_corpus
 from data_pipelines.input_pipeline import tf_batches, thread_batches
 from data_pipelines.retries import Retries, UnreachableError
+from data_pipelines.source_blocks import SourceBlocks
 from data_pipelines.synthetic import synthetic_cells
 from data_pipelines.verify_corpus import verify_corpus
+from data_pipelines.window_reader import WindowReader
 from scmbert_jax.errors import CorpusError
 
 URL = "s3://bucket/some/corpus"
@@ -197,6 +199,27 @@ def test_the_windows_of_a_step_come_together(s3, expected):
     assert most >= SETTINGS["num_streams"] * SETTINGS["window_blocks"]
     # two epochs, none fetched twice in either, and the windows ahead of the last step
     assert len(shard_requests(s3)) <= 2 * corpus.num_blocks + SETTINGS["num_streams"] * SETTINGS["window_blocks"]
+
+
+def test_a_window_that_is_decoded_meanwhile_is_not_fetched_again(s3, built):
+    """Another thread asks for it while its read-ahead still learns where its blocks lie."""
+    blocks = np.array([0, 1])
+    with open_corpus(URL, cache_gigabytes=0) as corpus:
+        source = SourceBlocks(corpus, None, corpus.block_sizes)
+        windows = WindowReader(source, ("rna",), (), capacity=2)
+        plain = source.ranges
+
+        def slowly(numbers):
+            with ThreadPoolExecutor(1) as other:
+                other.submit(windows.window, numbers).result(60)
+            return plain(numbers)
+
+        source.ranges = slowly
+        s3.reset()
+        windows.read_ahead(blocks)
+        windows.window(blocks)
+        corpus.read_block(2)  # requests begin in the order they were asked for: any of before has begun
+    assert len(shard_requests(s3)) == len(blocks) + 1
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------
