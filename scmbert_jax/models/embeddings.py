@@ -13,6 +13,7 @@ from flax import nnx
 from scmbert_jax.batch import MODALITIES, FeatureLayout
 from scmbert_jax.config import ExperimentConfig, ModalityConfig
 from scmbert_jax.models.encoder import constant, weight
+from scmbert_jax.models.linear import linear
 from scmbert_jax.models.token_sequence import TokenSequence
 from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.parallel.table_rows import pick_rows, sum_of_linked_rows, whole
@@ -92,7 +93,7 @@ class FeatureTable(nnx.Module):
         for name, linked in self.linked.items():
             number = (linked[...] >= 0).sum(axis=1).astype(table.dtype)
             mean = sum_of_linked_rows(self.learned[...], linked[...]) / jnp.maximum(number, 1.0)[:, None]
-            table = table + constrain(mean, "features", None) @ self.link_projections[name][...]
+            table = table + linear(constrain(mean, "features", None), self.link_projections[name][...])
         return whole(table)
 
 
@@ -123,7 +124,7 @@ class ContinuousValues(nnx.Module):
         x = (jnp.log1p(relative) - centre) * jnp.exp(-log_spread)
         x = jnp.clip(x, -10.0, 10.0)[..., None]
         hidden = jax.nn.gelu(x * (one_hot @ self.scale[...]) + one_hot @ self.bias[...])
-        return constrain(hidden @ self.out[...] + x * (rows @ self.gate[...]), "batch", "length", "embed")
+        return constrain(linear(hidden, self.out[...]) + x * linear(rows, self.gate[...]), "batch", "length", "embed")
 
 
 class BinnedValues(nnx.Module):

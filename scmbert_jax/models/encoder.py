@@ -13,6 +13,7 @@ from flax import nnx
 
 from scmbert_jax.config import ModelConfig
 from scmbert_jax.models.attention import Attention
+from scmbert_jax.models.linear import linear
 from scmbert_jax.models.token_sequence import TokenSequence, join_modalities, split_modalities
 from scmbert_jax.parallel.mesh import constrain
 
@@ -92,9 +93,9 @@ class EncoderBlock(nnx.Module):
         dtype = x.dtype
         y = self.attention_norm(x)
         # In the order in which a product of matrices leaves it: another would transpose as much as attention reads.
-        qkv = jnp.einsum("bsd,dthk->bsthk", y, self.qkv[...].astype(dtype))  # [B, S, 3, H, Dh]
+        qkv = linear(y, self.qkv[...].astype(dtype))  # [B, S, 3, H, Dh]
         y = self.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], tokens.lengths + 1)  # [B, S, H, Dh]
-        y = jnp.einsum("bshk,hkd->bsd", y, self.attention_out[...].astype(dtype))
+        y = linear(y, self.attention_out[...].astype(dtype), 2)
         x = constrain(x + y + self.attention_bias[...].astype(dtype), "batch", "length", "embed")
         y = self.mlp_norm(x)
         if self.num_experts == 1:
@@ -109,8 +110,9 @@ class EncoderBlock(nnx.Module):
 
     def _mlp(self, y: jax.Array, expert: int) -> jax.Array:
         dtype = y.dtype
-        y = jax.nn.gelu(y @ self.mlp_in[...][expert].astype(dtype) + self.mlp_in_bias[...][expert].astype(dtype))
-        return y @ self.mlp_out[...][expert].astype(dtype) + self.mlp_out_bias[...][expert].astype(dtype)
+        y = linear(y, self.mlp_in[...][expert].astype(dtype)) + self.mlp_in_bias[...][expert].astype(dtype)
+        y = linear(jax.nn.gelu(y), self.mlp_out[...][expert].astype(dtype))
+        return y + self.mlp_out_bias[...][expert].astype(dtype)
 
 
 class Encoder(nnx.Module):
@@ -152,10 +154,11 @@ class Encoder(nnx.Module):
         if self.scan_layers:
             x, _ = jax.lax.scan(layer, x, stacked)
         else:
-            for index in range(self.num_layers):
-                x, _ = layer(
-                    computed_once(x, tokens.lengths[0] >= 0), jax.tree.map(lambda leaf, i=index: leaf[i], stacked)
-                )
+            # Split, not indexed: the gradient of each index would be one of all layers, zero but for its own.
+            leaves, structure = jax.tree.flatten(stacked)
+            for own in zip(*(jax.lax.split(leaf, (1,) * self.num_layers) for leaf in leaves), strict=True):
+                params = jax.tree.unflatten(structure, [leaf.squeeze(0) for leaf in own])
+                x, _ = layer(computed_once(x, tokens.lengths[0] >= 0), params)
         return self.final_norm(x)
 
 

@@ -13,6 +13,7 @@ from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.models.embeddings import covariate_embedding, padded_rows
 from scmbert_jax.models.encoder import LayerNorm, constant, weight
 from scmbert_jax.models.likelihoods import Truth, make_likelihood
+from scmbert_jax.models.linear import linear
 from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.parallel.table_rows import pick_rows
 
@@ -90,14 +91,14 @@ class ValueHead(nnx.Module):
 
     def transform(self, x: jax.Array, covariates: dict[str, jax.Array]) -> jax.Array:  # [B, M, D] -> float32 [B, M, D]
         x = constrain(x, "batch", "length", "embed")
-        hidden = x @ self.dense[...].astype(x.dtype) + self.dense_bias[...].astype(x.dtype)
+        hidden = linear(x, self.dense[...].astype(x.dtype)) + self.dense_bias[...].astype(x.dtype)
         if self.covariates is not None:
             hidden = hidden + self.covariates(covariates)[:, None].astype(x.dtype)
         return self.norm(jax.nn.gelu(hidden)).astype(jnp.float32)
 
     def _outputs(self, name: str, hidden: jax.Array, feature_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Outputs [B, M, K of this modality] and spreads [B, M]."""
-        outputs = hidden @ self.outputs[name][...] * self.output_scale
+        outputs = linear(hidden, self.outputs[name][...]) * self.output_scale
         bias = pick_rows(self.feature_bias[...], feature_ids) * self.bias_scale
         return outputs + bias[..., : outputs.shape[-1]], pick_rows(self.spread[...], feature_ids) * ROW_SCALE
 

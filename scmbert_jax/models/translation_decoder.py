@@ -6,13 +6,13 @@ Any feature with a row can be asked, also one that was never predicted in traini
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import ModelConfig
 from scmbert_jax.models.attention import Attention
 from scmbert_jax.models.encoder import LayerNorm, constant, weight
+from scmbert_jax.models.linear import linear
 from scmbert_jax.parallel.mesh import constrain
 
 
@@ -27,11 +27,11 @@ class CellDecoder(nnx.Module):
 
     def __call__(self, cell: jax.Array, features: jax.Array) -> jax.Array:
         dtype = cell.dtype
-        query = features.astype(dtype) @ self.from_feature[...].astype(dtype)
+        query = linear(features.astype(dtype), self.from_feature[...].astype(dtype))
         # The product lets the embedding act as coordinates on feature directions (a bilinear decoder); the sum keeps
         # what holds of the cell as a whole.
-        product = (cell @ self.gate[...].astype(dtype))[:, None] * query
-        return product + query + (cell @ self.from_cell[...].astype(dtype))[:, None]
+        product = linear(cell, self.gate[...].astype(dtype))[:, None] * query
+        return product + query + linear(cell, self.from_cell[...].astype(dtype))[:, None]
 
 
 class CrossAttentionBlock(nnx.Module):
@@ -56,12 +56,12 @@ class CrossAttentionBlock(nnx.Module):
     def __call__(self, x: jax.Array, states: jax.Array, lengths: jax.Array) -> jax.Array:
         """x [B, M, D]; states [B, S, D], of which the first `lengths` int32 [B] are real -> [B, M, D]."""
         dtype = x.dtype
-        query = jnp.einsum("bmd,dhk->bmhk", self.attention_norm(x), self.query[...].astype(dtype))
-        key, value = jnp.einsum("bsd,dthk->tbshk", states, self.key_value[...].astype(dtype))
-        y = self.attention(query, key, value, lengths)
-        x = x + jnp.einsum("bmhk,hkd->bmd", y, self.attention_out[...].astype(dtype))
-        y = jax.nn.gelu(self.mlp_norm(x) @ self.mlp_in[...].astype(dtype) + self.mlp_in_bias[...].astype(dtype))
-        return x + y @ self.mlp_out[...].astype(dtype) + self.mlp_out_bias[...].astype(dtype)
+        query = linear(self.attention_norm(x), self.query[...].astype(dtype))
+        key_value = linear(states, self.key_value[...].astype(dtype))  # [B, S, 2, H, Dh]
+        y = self.attention(query, key_value[:, :, 0], key_value[:, :, 1], lengths)
+        x = x + linear(y, self.attention_out[...].astype(dtype), 2)
+        y = linear(self.mlp_norm(x), self.mlp_in[...].astype(dtype)) + self.mlp_in_bias[...].astype(dtype)
+        return x + linear(jax.nn.gelu(y), self.mlp_out[...].astype(dtype)) + self.mlp_out_bias[...].astype(dtype)
 
 
 class TranslationDecoder(nnx.Module):
@@ -83,7 +83,7 @@ class TranslationDecoder(nnx.Module):
           lengths: int32 [B], real tokens of the source.
         """
         dtype = states.dtype
-        x = (rows @ self.query[...] + self.modality[...][MODALITIES.index(target)]).astype(dtype)
+        x = (linear(rows, self.query[...]) + self.modality[...][MODALITIES.index(target)]).astype(dtype)
         x = constrain(x, "batch", "length", "embed")
         for block in self.blocks:
             x = block(x, states, lengths + 1)
