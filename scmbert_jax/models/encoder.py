@@ -52,8 +52,8 @@ def computed_once(x: jax.Array, true: jax.Array) -> jax.Array:
     """x; neither it nor its gradient is computed anew by what reads them.
 
     On CPUs, XLA fuses the sums of the residual stream, layer after layer, and those of its gradient into all that read
-    them, and so adds everything up again in each layer: a quarter of the step. It drops an `optimization_barrier`
-    before it fuses; over a conditional it cannot fuse.
+    them, and so adds everything up again in each layer: up to 6% of a step with six layers. It drops an
+    `optimization_barrier` before it fuses; over a conditional it cannot fuse.
 
     Args:
       x: any shape.
