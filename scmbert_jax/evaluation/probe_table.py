@@ -129,8 +129,8 @@ def markdown_table(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 
 def modality_name(modality: str) -> str:
-    """How a modality is written for people: "RNA" for "rna"."""
-    return _MODALITY_NAMES.get(modality, modality)
+    """How modalities are written for people: "RNA" for "rna", "RNA+protein" for "rna+protein"."""
+    return "+".join(_MODALITY_NAMES.get(name, name) for name in modality.split("+"))
 
 
 def _capital(sentence: str) -> str:

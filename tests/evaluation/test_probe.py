@@ -10,7 +10,13 @@ from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation import probe as probe_module
 from scmbert_jax.evaluation.probe import PROBES, Prediction, run_probe
 from scmbert_jax.evaluation.probe_result import DifferenceRow, ProbeResult, ProbeSettings
-from scmbert_jax.evaluation.probe_table import method_notes, render_differences, render_table, summary_sentences
+from scmbert_jax.evaluation.probe_table import (
+    method_notes,
+    modality_name,
+    render_differences,
+    render_table,
+    summary_sentences,
+)
 
 FAST = ProbeSettings(num_seeds=3, c_grid=(0.1, 1.0), num_resamples=100)
 
@@ -248,6 +254,13 @@ def test_the_table_is_aligned_markdown_with_every_method(small_result):
     for method in ("trained", "untrained", "pca", "majority"):
         assert sum(f"| {method} " in line for line in lines) == 8
     assert "±" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("modality", "written"), [("rna", "RNA"), ("protein", "protein"), ("rna+protein+atac", "RNA+protein+ATAC")]
+)
+def test_each_modality_of_a_cell_is_written_for_people(modality, written):
+    assert modality_name(modality) == written
 
 
 def test_differences_and_sentences_say_who_is_better(small_result):
