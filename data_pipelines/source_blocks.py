@@ -124,9 +124,10 @@ class SourceBlocks:
 
     def ranges(self, numbers: np.ndarray) -> list[tuple[str, int, int]]:
         """Where blocks of the source lie (`Corpus.ranges`), for `read_ahead`."""
-        if self._as_in_corpus:
-            return self._corpus.ranges(numbers)
-        return self._corpus.ranges(dict.fromkeys(b for number in numbers.tolist() for b, _ in self._parts(number)))
+        blocks = numbers.tolist()
+        if not self._as_in_corpus:
+            blocks = dict.fromkeys(block for number in blocks for block, _ in self._parts(number))
+        return self._corpus.ranges(blocks)
 
     def read_ahead(self, ranges: list[tuple[str, int, int]]) -> None:
         """These will be read soon; waits for nothing."""

@@ -29,21 +29,19 @@ def test_it_is_tensordot_with_its_gradients(x_shape, weight_shape, num_axes, dty
         np.testing.assert_allclose(mine, theirs, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(("x_shape", "weight_shape", "num_axes"), [((4, 512, 384), (384, 3, 6, 64), 1)])
-def test_the_gradient_of_the_weight_copies_neither_operand(x_shape, weight_shape, num_axes):
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="it is about XLA on CPUs")
+def test_the_gradient_of_the_weight_copies_neither_operand():
     """JAX's own rule does (so the test can fail): it takes twice as long for it."""
 
     def copies(product) -> int:
         def weight_gradient(x, weight, cotangent):
-            return jax.vjp(lambda weight: product(x, weight, num_axes), weight)[1](cotangent)[0]
+            return jax.vjp(lambda weight: product(x, weight, 1), weight)[1](cotangent)[0]
 
-        x, weight = operands(x_shape, weight_shape)
-        cotangent = jnp.ones((*x_shape[:-num_axes], *weight_shape[num_axes:]))
+        x, weight = operands((4, 512, 384), (384, 3, 6, 64))
+        cotangent = jnp.ones((4, 512, 3, 6, 64))
         text = jax.jit(weight_gradient).lower(x, weight, cotangent).compile().as_text()
         return text.count(" copy(")
 
-    if jax.default_backend() != "cpu":
-        pytest.skip("it is about XLA on CPUs")
     assert copies(linear) == 0
     assert copies(jnp.tensordot) > 0
 
