@@ -4,6 +4,10 @@ Every error a user can cause derives from `UserError`; the command line prints i
 exits with `exit_code`. A message says where (file, field, row), what was found, what was expected and what to do.
 """
 
+# What a run exits with that a signal stopped before its last step. It saved and continues, so this is no error; but it
+# is not done either, and whoever waits for 0 must not go on. 75: "try again" (EX_TEMPFAIL of sysexits.h).
+INTERRUPTED = 75
+
 
 class UserError(Exception):
     """Something the user can put right. `exit_code` is what `scmbert` exits with."""

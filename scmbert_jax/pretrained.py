@@ -53,6 +53,11 @@ class PretrainedModel:
     params: dict[str, Any]
     info: dict[str, Any]
 
+    def steps_in_words(self) -> str:
+        """How far it was trained: "200 of 200", or "150 of 200 (unfinished)"."""
+        step, steps = self.info["step"], self.config.train.num_steps
+        return f"{step:,} of {steps:,}{' (unfinished)' if step < steps else ''}"
+
     def untrained(self, seed: int) -> "PretrainedModel":
         """The same model with the random parameters of `seed`: the control every score stands beside.
 
@@ -99,10 +104,13 @@ def _on_one_device(abstract_params: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract_params)
 
 
-def export_model(run_dir: Path, model_dir: Path, step: int | None = None) -> PretrainedModel:
+def export_model(
+    run_dir: Path, model_dir: Path, step: int | None = None, *, unfinished: bool = False
+) -> PretrainedModel:
     """Writes the newest checkpoint of a run (or that of `step`) as a model folder, whole or not at all.
 
-    Raises `CheckpointError` when the run has no such checkpoint, or `model_dir` exists already.
+    Raises `CheckpointError` when the run has no such checkpoint, when `model_dir` exists already, or when the run is
+    not done and neither `step` nor `unfinished` says that this is known.
     """
     if not (run_dir / "config.json").exists():
         raise CheckpointError(f"{run_dir}: not a run folder (no config.json in it).")
@@ -118,6 +126,11 @@ def export_model(run_dir: Path, model_dir: Path, step: int | None = None) -> Pre
             wanted = "complete checkpoint" if step is None else f"checkpoint of step {step}"
             raise CheckpointError(f"{run_dir}: no {wanted}; complete ones: {steps or 'none'}. Train it first.")
         chosen = steps[-1] if step is None else step
+        if chosen < config.train.num_steps and step is None and not unfinished:
+            raise CheckpointError(
+                f"{run_dir}: not done: its newest checkpoint is of step {chosen} of {config.train.num_steps}. Continue "
+                "it with the command that started it, or export it as it is: --unfinished."
+            )
         params = checkpoints.restore_params(chosen, _on_one_device(definition.abstract_params))
     finally:
         checkpoints.close()
@@ -207,7 +220,7 @@ A multi-omic single-cell transformer, pre-trained by scmbert_jax ({", ".join(wei
 |---|---|
 | parameters | {number:,} |
 | encoder | {shape.num_layers} layers, width {shape.embed_dim}, {shape.num_heads} heads of {shape.head_dim} |
-| training | {model.info["step"]:,} steps of {config.data.global_batch_size} cells |
+| training | step {model.steps_in_words()}, {config.data.global_batch_size} cells each |
 | corpus fingerprint | `{provenance["corpus_fingerprint"]}` |
 | feature space | `{provenance["feature_space_hash"]}` |
 | code | commit `{provenance["git_commit"]}`; {versions} |

@@ -381,6 +381,16 @@ def test_what_is_no_run_folder_is_not_exported(pbmc_run, pbmc_model, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+def test_a_run_that_is_not_done_is_exported_only_when_that_is_said(pbmc_run, tmp_path):
+    run_dir, model = shutil.copytree(pbmc_run, tmp_path / "run"), tmp_path / "model"
+    shutil.rmtree(run_dir / "checkpoints" / "6")
+    refused(scmbert("export", run_dir, model), CheckpointError, run_dir, "checkpoint is of step 3 of 6", "--unfinished")
+    assert not model.exists()
+    assert "model of step 3 of 6 (unfinished)" in scmbert_ok("export", run_dir, model, "--unfinished")
+    assert "| training | step 3 of 6 (unfinished), 16 cells each |" in (model / "MODEL_CARD.md").read_text()
+    assert "model of step 3 of 6 (unfinished)" in scmbert_ok("export", pbmc_run, tmp_path / "asked", "--step", "3")
+
+
 # --- places that cannot be written -----------------------------------------------------------------------------------
 
 

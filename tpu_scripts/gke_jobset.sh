@@ -67,7 +67,7 @@ render() { # the YAML, into $rendered
         [slices]=${flags[slices]} [hosts]=$hosts [service_account]=$(json_string "${flags[service-account]}")
         [grace]=${flags[grace]} [node_selector]="$selector}" [image]=$(json_string "${flags[image]}")
         # 75: a run that was stopped must not look like one that is done, or the JobSet would be complete.
-        [command]=$(json_list scmbert pretrain "${words[@]}" --multihost --interrupted-exit-code 75)
+        [command]=$(json_list scmbert pretrain "${words[@]}" --multihost)
         [compilation_cache]=$(json_string "${cache:-/tmp/jax_cache}") [chips_per_host]=$per_host
         [volume_mounts]=$mounts [volumes]=$volumes
     )

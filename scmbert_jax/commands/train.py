@@ -10,7 +10,7 @@ import tyro
 
 from scmbert_jax.commands.data import field_values
 from scmbert_jax.commands.terminal import ModelFolder, RunFolder, say
-from scmbert_jax.errors import ConfigError
+from scmbert_jax.errors import INTERRUPTED, ConfigError
 
 if TYPE_CHECKING:
     from data_pipelines.mixture import MixtureOptions
@@ -22,6 +22,8 @@ CellChoice = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE,...")
 @dataclass(frozen=True)
 class Pretrain:
     """Pre-train an experiment on a corpus; continues by itself when RUN-DIR has a checkpoint.
+
+    SIGTERM, SIGINT and SIGHUP save and stop the run: exit code 75, and the same command continues.
 
     Any field of the configuration can be changed: --model.embed-dim 128 (all of them: --fields).
 
@@ -80,8 +82,6 @@ class Pretrain:
     """Of several processes: seconds without a heartbeat after which one is dead, and all others end."""
     stall_timeout: float = 1800
     """Of several processes: seconds without a finished step after which the process ends (exit code 7)."""
-    interrupted_exit_code: int = 0
-    """What a run that a signal stopped before its last step exits with; schedulers restart what is not 0."""
     fields: bool = False
     """List the fields of the configuration with their values, and stop."""
     overrides: tyro.conf.Suppress[tuple[str, ...]] = ()
@@ -170,7 +170,7 @@ class Pretrain:
             if goodput is not None:
                 say(goodput.text())
             say(f"{run_dir}: step {outcome.step} of {config.train.num_steps}, {how}")
-        return self.interrupted_exit_code if outcome.interrupted else 0
+        return INTERRUPTED if outcome.interrupted else 0
 
     def _mixture_options(self) -> "MixtureOptions":
         from data_pipelines.cell_selection import CellSelection
@@ -208,10 +208,13 @@ class Export:
     """Folder to write; must not exist."""
     step: int | None = None
     """Of another checkpoint than the newest."""
+    unfinished: bool = False
+    """Also where the newest checkpoint is not of the run's last step."""
 
     def run(self) -> int:
         from scmbert_jax.pretrained import export_model
 
-        model = export_model(self.run_dir, self.model_dir, self.step)
-        print(f"{self.model_dir}: model of step {model.info['step']}, {model.feature_space.num_features:,} features")
+        model = export_model(self.run_dir, self.model_dir, self.step, unfinished=self.unfinished)
+        features = f"{model.feature_space.num_features:,} features"
+        print(f"{self.model_dir}: model of step {model.steps_in_words()}, {features}")
         return 0

@@ -74,7 +74,8 @@ def pretrain(
       report_stall_after, give_up_after: seconds, see `StallWatch`.
 
     Raises `ConfigError` or `CheckpointError` when the folder belongs to another run or a checkpoint cannot be read or
-    written, `TrainingError` at a loss that is not finite. SIGTERM and SIGINT save and return with `interrupted`.
+    written, `TrainingError` at a loss that is not finite. The signals of `_StopOnSignal` save and return with
+    `interrupted`.
     """
     is_coordinator = jax.process_index() == 0
     mesh = make_mesh(config.mesh, devices)
@@ -218,7 +219,8 @@ class _StepLog:
 
 
 class _StopOnSignal:
-    """While open, SIGTERM and SIGINT ask the loop to save and stop after the step under way."""
+    """While open, SIGTERM, SIGINT and SIGHUP (its terminal was closed) ask the loop to save and stop after the step
+    under way. One that the caller ignores, as nohup does, stays ignored."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -227,8 +229,9 @@ class _StopOnSignal:
     def __enter__(self) -> "_StopOnSignal":
         # Python delivers signals to the main thread only; elsewhere the caller keeps its own handling.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._request)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._request)
         return self
 
     def _request(self, number: int, frame: Any) -> None:

@@ -14,7 +14,7 @@ from conftest import REPOSITORY, TINY, xla_flags
 from data_pipelines.batch_reader import BatchReader
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus import open_corpus
-from scmbert_jax.errors import ConfigError
+from scmbert_jax.errors import INTERRUPTED, ConfigError
 from scmbert_jax.parallel.multihost import join
 from scmbert_jax.training.run_folder import read_metrics
 
@@ -36,13 +36,13 @@ def start_two(start_scmbert, command) -> list[subprocess.Popen]:
     return [start_scmbert(*command, *coordinator, "--process-index", index, devices=2) for index in (0, 1)]
 
 
-def finish(processes: list[subprocess.Popen]) -> list[str]:
+def finish(processes: list[subprocess.Popen], exit_code: int = 0) -> list[str]:
     try:
         errors = [process.communicate(timeout=240)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], errors
+    assert [process.returncode for process in processes] == [exit_code] * 2, errors
     return errors
 
 
@@ -60,7 +60,7 @@ def test_two_processes_stop_together_continue_and_equal_one(pbmc_corpus, start_s
         assert time.monotonic() < until
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGTERM)  # the one that writes nothing
-    errors = finish(processes)
+    errors = finish(processes, INTERRUPTED)
     reached = read_metrics(two / "metrics.jsonl")[-1]["step"]
     assert f"step {reached} of {STEPS}, stopped by a signal" in errors[0]
     assert [path.name for path in (two / "checkpoints").iterdir()] == [str(reached)]

@@ -81,8 +81,7 @@ def test_arguments_reach_the_container_as_they_were_given(tools):
     ran = tools.script("gke_jobset.sh", "render", *JOBSET, "--", "base", "--run-dir", odd)
     jobset = yaml.safe_load(ran.out)
     container = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]
-    own = ["--multihost", "--interrupted-exit-code", "75"]
-    assert container["command"] == ["scmbert", "pretrain", "base", "--run-dir", odd, *own]
+    assert container["command"] == ["scmbert", "pretrain", "base", "--run-dir", odd, "--multihost"]
 
 
 def test_mistakes_end_the_run_and_lost_hosts_start_it_again(tools):
@@ -91,7 +90,7 @@ def test_mistakes_end_the_run_and_lost_hosts_start_it_again(tools):
     (rule,) = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
     mistakes = (errors.InputError, errors.CorpusError, errors.ConfigError, errors.CheckpointError, errors.TrainingError)
     assert rule["onExitCodes"]["values"] == [error.exit_code for error in mistakes]
-    again = {errors.HostError.exit_code, errors.RunInProgress.exit_code, 75}
+    again = {errors.HostError.exit_code, errors.RunInProgress.exit_code, errors.INTERRUPTED}
     assert not again & set(rule["onExitCodes"]["values"])
     assert jobset["spec"]["failurePolicy"]["restartStrategy"] == "BlockingRecreate"
 

@@ -48,7 +48,7 @@ def test_a_run_here_is_killed_and_continues(
     monkeypatch.setenv("XLA_FLAGS", xla_flags(1))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(compiled)))
     run_dir = tmp_path / "run"
-    command = (*RUN, "--corpus", pbmc_corpus, "--run-dir", run_dir, "--interrupted-exit-code", "75")
+    command = (*RUN, "--corpus", pbmc_corpus, "--run-dir", run_dir)
     code = drill.main(["local", "--run-dir", str(run_dir), "--signal", signal, "--", *map(str, command)])
     printed = capfd.readouterr()
     assert code == 0, printed

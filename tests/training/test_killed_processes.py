@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 
+from scmbert_jax.errors import INTERRUPTED, CheckpointError
 from scmbert_jax.pretrained import export_model
 from scmbert_jax.training.run_folder import read_metrics
 
@@ -69,13 +70,16 @@ def test_a_run_killed_on_the_spot_continues_bit_for_bit(undisturbed, pbmc_corpus
     assert_same_runs(tmp_path / "run", undisturbed, tmp_path)
 
 
-def test_a_run_asked_to_stop_saves_exits_with_0_and_continues_bit_for_bit(
+def test_a_run_asked_to_stop_saves_says_so_by_its_exit_code_and_continues_bit_for_bit(
     undisturbed, pbmc_corpus, start_scmbert, run_scmbert, tmp_path
 ):
     command = (*RUN, "--corpus", pbmc_corpus, "--run-dir", tmp_path / "run")
     process = start_scmbert(*command)
     send_after_step(process, tmp_path / "run", 6, signal.SIGTERM)
-    assert process.returncode == 0
+    assert process.returncode == INTERRUPTED
+    with pytest.raises(CheckpointError, match=rf"step \d+ of {STEPS}.*--unfinished"):
+        export_model(tmp_path / "run", tmp_path / "half")
+    assert "(unfinished)" in export_model(tmp_path / "run", tmp_path / "half", unfinished=True).steps_in_words()
     reached = [row["step"] for row in rows(tmp_path / "run")][-1]
     assert 6 <= reached < STEPS
     assert (tmp_path / "run" / "checkpoints" / str(reached)).is_dir()

@@ -21,7 +21,7 @@ from scmbert_jax.objectives.masked_modeling import choose_masked
 from scmbert_jax.parallel.mesh import batch_to_devices, make_mesh
 from scmbert_jax.training.checkpoint import RunCheckpoints
 from scmbert_jax.training.goodput import read_goodput
-from scmbert_jax.training.loop import pretrain
+from scmbert_jax.training.loop import _StopOnSignal, pretrain
 from scmbert_jax.training.optimizer import make_optimizer
 from scmbert_jax.training.run_folder import read_metrics
 from scmbert_jax.training.train_state import abstract_state
@@ -145,6 +145,20 @@ def test_sigterm_saves_the_step_it_reached_and_the_run_continues_bit_for_bit(
     assert_bit_equal(
         final_state(tiny_config, tiny_layout, tmp_path / "run"), final_state(tiny_config, tiny_layout, undisturbed)
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_asks_to_stop_unless_the_caller_ignores_it(number):
+    with _StopOnSignal() as stop:
+        os.kill(os.getpid(), number)
+        assert stop.requested
+    before = signal.signal(number, signal.SIG_IGN)  # as nohup does
+    try:
+        with _StopOnSignal() as stop:
+            os.kill(os.getpid(), number)
+            assert not stop.requested
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_run_goes_from_one_device_to_two_to_eight_to_four_with_the_same_masks(
