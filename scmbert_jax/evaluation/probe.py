@@ -16,7 +16,6 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from scmbert_jax.errors import InputError
@@ -33,6 +32,7 @@ from scmbert_jax.evaluation.probe_result import (
     ProbeSettings,
 )
 from scmbert_jax.evaluation.splits import Fold, inner_parts, leave_one_batch_out, subsample_training_cells
+from scmbert_jax.tasks.label_transfer import OneScale
 
 Array = np.ndarray
 
@@ -51,7 +51,7 @@ class Prediction(NamedTuple):
 def linear_probe(
     train: Array, codes: Array, batches: Array, test: Array, settings: ProbeSettings, rng: np.random.Generator
 ) -> Prediction:
-    """Multinomial logistic regression (L2) on standardised dimensions.
+    """Multinomial logistic regression (L2); every embedding, a PCA too, is scaled by one number (`OneScale`).
 
     Mean and scale come from the training cells. C is the value of the grid with the best accuracy averaged over
     held-out *training* batches (`inner_parts`); the smaller C on a tie. Then one fit on all training cells.
@@ -65,17 +65,17 @@ def linear_probe(
         fitted, left_out = parts != part, parts == part
         if np.unique(codes[fitted]).size < 2:
             continue  # every C would predict that one class, so this part has no say
-        scaler = StandardScaler().fit(train[fitted])
+        scaled = OneScale.of(train[fitted])
         model = _logistic_regression(settings)
         for i, c in enumerate(settings.c_grid):  # ascending, each fit starting from the last
-            converged = _fit(model.set_params(C=c), scaler.transform(train[fitted]), codes[fitted])
+            converged = _fit(model.set_params(C=c), scaled(train[fitted]), codes[fitted])
             fits += FitCounts(1, int(not converged), 0)
-            scores[i] += np.mean(model.predict(scaler.transform(train[left_out])) == codes[left_out])
+            scores[i] += np.mean(model.predict(scaled(train[left_out])) == codes[left_out])
     chosen = float(settings.c_grid[int(scores.argmax())])
-    scaler = StandardScaler().fit(train)
+    scaled = OneScale.of(train)
     model = _logistic_regression(settings).set_params(C=chosen)
-    converged = _fit(model, scaler.transform(train), codes)
-    return Prediction(model.predict(scaler.transform(test)), chosen, fits + FitCounts(1, 0, int(not converged)))
+    converged = _fit(model, scaled(train), codes)
+    return Prediction(model.predict(scaled(test)), chosen, fits + FitCounts(1, 0, int(not converged)))
 
 
 def knn_probe(

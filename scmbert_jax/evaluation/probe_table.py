@@ -83,7 +83,7 @@ def method_notes(results: ProbeResult | Sequence[ProbeResult]) -> list[str]:
         "(token sampling, initialisation), not the pre-training run itself, which was done once.",
         "Differences are paired: same cells, same draws. The bracket is a 95% bootstrap interval over test cells. A "
         "verdict needs both intervals to leave zero out.",
-        "Linear probe: logistic regression on standardised dimensions, C from "
+        "Linear probe: logistic regression, every embedding scaled by one number (not dimension by dimension), C from "
         f"{', '.join(f'{c:g}' for c in settings.c_grid)} by accuracy inside the training batches. kNN: "
         f"k = {settings.knn_neighbours}, cosine about the training mean, fixed.",
         "Macro-F1 averages over the classes that occur among the test cells.",

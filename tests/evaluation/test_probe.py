@@ -114,15 +114,27 @@ def test_probes_never_receive_a_cell_of_the_held_out_batch_to_train_on():
     assert sorted(tested) == sorted(list(range(300)) * FAST.num_seeds)
 
 
-def test_scores_do_not_depend_on_batch_effects_of_scale_in_a_dimension():
+def test_scores_do_not_depend_on_the_unit_of_an_embedding():
     labels, batches, codes, rng = cells()
     embedding = separable(codes, rng, noise=0.5)
-    scaled = embedding * 10.0 ** rng.integers(-3, 4, size=embedding.shape[1])
     rows = [
         run_probe({"trained": [x]}, labels, batches, modality="rna", settings=FAST).row("trained", "linear", "accuracy")
-        for x in (embedding, scaled)
+        for x in (embedding, 1000 * embedding + 7)
     ]
     assert rows[0].mean == pytest.approx(rows[1].mean, abs=0.01)
+
+
+def test_small_components_of_noise_do_not_drown_the_large_ones():
+    """Components as a PCA leaves them, few labelled cells: divided one by one, noise has as much say as the types."""
+    labels, batches, codes, rng = cells(60)
+    told = np.eye(3)[codes] * 3.0 + rng.normal(size=(60, 3))
+    embedding = np.concatenate([told, 0.1 * rng.normal(size=(60, 60))], axis=1)
+    probe = {"linear": PROBES["linear"]}
+    result = run_probe(
+        {"told": [told], "pca": [embedding]}, labels, batches, modality="rna", settings=FAST, probes=probe
+    )
+    told, pca = (result.row(method, "linear", "accuracy").mean for method in ("told", "pca"))
+    assert pca > told - 0.05
 
 
 def test_each_seed_uses_its_own_embedding_and_a_lone_one_serves_all():

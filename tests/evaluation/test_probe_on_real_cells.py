@@ -11,8 +11,8 @@ from scmbert_jax.evaluation.probe_result import ProbeSettings
 @pytest.mark.parametrize(
     ("modality", "field", "held_out", "accuracy", "macro_f1"),
     [
-        ("rna", "mod/rna", ["p1_0", "p3_0", "p4_0"], 0.924, 0.843),
-        ("protein", "mod/adt", ["p2_0", "p3_0", "p4_0"], 0.964, 0.911),
+        ("rna", "mod/rna", ["p1_0", "p3_0", "p4_0"], 0.934, 0.855),
+        ("protein", "mod/adt", ["p2_0", "p3_0", "p4_0"], 0.972, 0.914),
     ],
 )
 def test_pca_of_pbmc_reads_cell_types_across_batches(shared_data, modality, field, held_out, accuracy, macro_f1):
@@ -29,7 +29,8 @@ def test_pca_of_pbmc_reads_cell_types_across_batches(shared_data, modality, fiel
     )
     assert [fold.held_out for fold in result.folds] == held_out
     assert result.fits.unconverged_final == 0
-    # Measured values; the tolerance is twice the interval over seeds.
-    assert result.row("pca", "linear", "accuracy").mean == pytest.approx(accuracy, abs=0.015)
+    # Measured values; the tolerance is the interval over seeds (of macro-F1 twice). Each component by itself gives
+    # .924 and .964.
+    assert result.row("pca", "linear", "accuracy").mean == pytest.approx(accuracy, abs=0.007)
     assert result.row("pca", "linear", "macro_f1").mean == pytest.approx(macro_f1, abs=0.04)
     assert result.row("majority", "linear", "accuracy").mean < 0.35

@@ -101,6 +101,18 @@ def test_labels_cross_an_offset_between_modalities(method):
     np.testing.assert_allclose(found.confidence, found.probabilities.max(1))
 
 
+def test_small_dimensions_of_noise_do_not_drown_the_large_ones():
+    rng = np.random.default_rng(0)
+    types = np.array(["B", "T", "NK"])[np.arange(180) % 3]
+    told = (types[:, None] == np.unique(types)) * 3.0 + rng.normal(size=(180, 3))
+    x = np.concatenate([told, 0.1 * rng.normal(size=(180, 60))], axis=1)
+    right = [
+        (transfer_labels(cells[:45], types[:45], cells[45:], method="logistic").labels == types[45:]).mean()
+        for cells in (told, x)
+    ]
+    assert right[1] > right[0] - 0.03
+
+
 def test_cells_without_a_label_teach_nothing():
     a, b = two_views(40)
     types = np.where(a[:, 0] > 0, "up", "down")
