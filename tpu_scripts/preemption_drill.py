@@ -18,6 +18,7 @@ Exit code 0: all held; 1: something did not; 2: wrong arguments; 3: the run did 
 """
 
 import argparse
+import contextlib
 import json
 import math
 import shlex
@@ -52,7 +53,7 @@ class Progress:
     """What a run folder shows at one moment.
 
     Attributes:
-      rows: of metrics.jsonl, without a last line that is cut off.
+      rows: of metrics.jsonl, without lines that are cut off.
       checkpoints: steps of complete ones, oldest first.
       starts: how often the run was started: each start writes a TensorBoard file of its own.
     """
@@ -75,10 +76,8 @@ def progress_of(run_dir: Path) -> Progress:
     rows = []
     metrics, checkpoints, events = run_dir / "metrics.jsonl", run_dir / "checkpoints", run_dir / "tensorboard"
     for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else ():
-        try:
+        with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
     steps = [int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()] if checkpoints.exists() else []
     return Progress(rows, sorted(steps), len(list(events.iterdir())) if events.exists() else 0)
 
@@ -108,11 +107,16 @@ def failures(before: Progress, after: Progress, log_every: int) -> list[str]:
         other = again.get(row["step"])
         if other is None:
             found.append(f"step {row['step']} was lost")
-        elif other["loss_weight"] != row["loss_weight"] or not math.isclose(other["loss"], row["loss"], rel_tol=1e-4):
+        elif other["loss_weight"] != row["loss_weight"] or not same_loss(row["loss"], other["loss"]):
             found.append(f"step {row['step']} had loss {row['loss']} before and {other['loss']} after")
     if after.step <= before.step:
         found.append(f"no step after {before.step}")
     return found
+
+
+def same_loss(one: float | None, other: float | None) -> bool:
+    """None: no step of the row had anything to learn from."""
+    return one == other or (one is not None and other is not None and math.isclose(one, other, rel_tol=1e-4))
 
 
 def wait_until(what: str, holds: Callable[[], bool], patience: float, alive: Callable[[], bool] = lambda: True) -> None:

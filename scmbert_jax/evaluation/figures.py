@@ -119,20 +119,28 @@ class LossPanel(NamedTuple):
 
 
 def loss_panels(loss_rows: Sequence[Mapping[str, Any]], *, log_steps: bool = False) -> list[LossPanel]:
-    """The loss against the step, then one panel per modality (`rna_nll`, `rna_cell_nll`, `rna_loss`).
+    """The loss against the step, that of each objective if there are several, then one panel per objective and what it
+    predicts (`OBJECTIVE/rna_nll`, `OBJECTIVE/rna_cell_nll`; rows of earlier versions name no objective).
 
     A thin line holds the logged values, a thick one their running mean over a twentieth of the run. Of a step that was
     logged twice (a run killed and continued) the last row counts.
     """
-    rows = list({int(row["step"]): row for row in loss_rows if "loss" in row}.values())
+    rows = list({int(row["step"]): row for row in loss_rows if row.get("loss") is not None}.values())
     rows.sort(key=lambda row: int(row["step"]))
-    keys = [k for k in dict.fromkeys(key for row in rows for key in row) if re.fullmatch(r".+_(nll|loss)", k)]
-    panels = [("Loss, all objectives", {"loss": "loss"})] if rows else []
+    names_of_rows = dict.fromkeys(key for row in rows for key in row)
+    keys = [key for key in names_of_rows if re.fullmatch(r".+_(nll|loss)", key)]
+    each = {key: _in_words(key.removesuffix("/loss")) for key in names_of_rows if key.endswith("/loss")}
+    panels = [("Loss, all objectives", {"loss": "loss"} | (each if len(each) > 1 else {}))] if rows else []
     names = {"cell_nll": "decoded from the cell embedding alone", "nll": "read at the masked token", "loss": "loss"}
-    for modality in dict.fromkeys(re.sub(r"(_cell)?_(nll|loss)$", "", key) for key in keys):
-        lines = {f"{modality}_{kind}": name for kind, name in names.items() if f"{modality}_{kind}" in keys}
-        panels.append((f"{modality}: negative log-likelihood of masked values", lines))
+    for stem in dict.fromkeys(re.sub(r"(_cell)?_(nll|loss)$", "", key) for key in keys):
+        lines = {f"{stem}_{kind}": name for kind, name in names.items() if f"{stem}_{kind}" in keys}
+        panels.append((f"{_in_words(stem)}: negative log-likelihood", lines))
     return [LossPanel(title, _loss_panel(title, lines, rows, log_steps)) for title, lines in panels]
+
+
+def _in_words(name: str) -> str:
+    """masked_modeling/rna -> masked modeling, rna."""
+    return name.replace("/", ", ").replace("_", " ")
 
 
 def score_figure(result: ProbeResult) -> str:

@@ -7,7 +7,8 @@ Every second between the first start and the last row belongs to one category of
     {"time": T, "from_step": A, "to_step": B, "seconds": {category: s}}  spent since the row before
 
 When a run continues from a checkpoint of step S, rows that go beyond S tell of steps that are done a second time; what
-they spent is lost, and so is the time between the last row and the next start. T is in seconds since 1970 (UTC).
+they spent is lost, and so is the time between the last row and the next start. T is in seconds since 1970 (UTC), and
+only tells how long nothing ran: durations come from a clock that never goes back.
 """
 
 import json
@@ -108,7 +109,7 @@ class Goodput:
 
     Attributes:
       seconds: category -> seconds.
-      wall: seconds from the first start to the last row.
+      wall: seconds from the first start to the last row: all `seconds`.
       starts: how often the run was started.
       steps_again: steps that were done more than once, each time they were.
       idle: seconds between a death and the next start; part of `lost`.
@@ -182,7 +183,7 @@ def summed(rows: Sequence[Mapping[str, Any]]) -> Goodput:
         for name in spent:
             seconds[name] += spent[name]
     seconds["lost"] += idle
-    return Goodput(seconds, rows[-1]["time"] - rows[0]["time"], starts, steps_again, idle)
+    return Goodput(seconds, sum(seconds.values()), starts, steps_again, idle)
 
 
 def _clock(seconds: float) -> str:

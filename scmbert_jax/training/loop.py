@@ -27,7 +27,7 @@ from scmbert_jax.parallel.mesh import batch_to_devices, check_process_order, mak
 from scmbert_jax.parallel.multihost import StopAgreement
 from scmbert_jax.training.checkpoint import RunCheckpoints
 from scmbert_jax.training.goodput import GoodputLedger
-from scmbert_jax.training.metrics import MetricsWriter
+from scmbert_jax.training.metrics import MetricSums, MetricsWriter
 from scmbert_jax.training.nonfinite import keep_nonfinite_step
 from scmbert_jax.training.optimizer import make_optimizer
 from scmbert_jax.training.run_folder import DataIdentity, RunFolder
@@ -100,6 +100,8 @@ def pretrain(
                 state = initial_state(model, optimizer, mesh)
             first = saved[-1] if saved else 0
             folder.drop_metrics_after(first)
+            if first >= config.train.num_steps:
+                return Outcome(first, interrupted=False)  # a command that is repeated leaves a finished run as it is
             writer = MetricsWriter(folder, config.train.num_steps, first, show_progress)
             steps = {
                 name: jax.jit(make_train_step(model, objective, optimizer), donate_argnums=0)
@@ -140,7 +142,8 @@ def pretrain(
 
 
 class _StepLog:
-    """Reads metrics one step late, checks them, and writes a row every `log_every` steps."""
+    """Reads metrics one step late, checks them, and writes a row of their means every `log_every` steps and with every
+    checkpoint, so that a run that continues from one writes the rows of a run that nobody disturbed."""
 
     def __init__(
         self,
@@ -153,7 +156,7 @@ class _StepLog:
         self._config, self._folder, self._writer = config, folder, writer
         self._checkpoints, self._ledger = checkpoints, ledger
         self._waiting: tuple[int, str, Any, CellBatch] | None = None
-        self._steps, self._data_seconds, self._since = 0, 0.0, time.perf_counter()
+        self._sums, self._data_seconds, self._since = MetricSums(), 0.0, time.perf_counter()
 
     def timed(self, batches: Iterator[tuple[int, CellBatch]]) -> Iterator[tuple[int, CellBatch]]:
         """The same batches, with the time spent waiting for them counted."""
@@ -174,6 +177,9 @@ class _StepLog:
     def save(self, step: int, state: TrainState) -> None:
         """Starts a checkpoint, unless there is one of `step`; never of a state whose step was not finite."""
         self.read_all()
+        if self._sums.steps:
+            self._write_row(step)
+        self._writer.flush()
         with self._ledger.spending("save"):
             self._checkpoints.save(step, state)
         self._ledger.note(step)
@@ -185,24 +191,24 @@ class _StepLog:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             raise self._not_finite(step, objective, values, batch)
-        self._steps += 1
-        train = self._config.train
-        if step % train.log_every and step != train.num_steps:
-            return
+        self._sums.add(objective, values)
+        if step % self._config.train.log_every == 0:
+            self._write_row(step)
+
+    def _write_row(self, step: int) -> None:
         now = time.perf_counter()
-        seconds = now - self._since
+        seconds, steps = now - self._since, self._sums.steps
         self._writer.write(
             {
                 "step": step,
-                "objective": objective,
-                **values,
-                "cells_per_second": self._steps * self._config.data.global_batch_size / seconds,
-                "step_seconds": seconds / self._steps,
+                **self._sums.row(),
+                "cells_per_second": steps * self._config.data.global_batch_size / seconds,
+                "step_seconds": seconds / steps,
                 "data_wait_fraction": min(1.0, self._data_seconds / seconds),
             }
         )
         self._ledger.note(step)
-        self._steps, self._data_seconds, self._since = 0, 0.0, now
+        self._sums, self._data_seconds, self._since = MetricSums(), 0.0, now
 
     def _not_finite(self, step: int, objective: str, values: dict[str, float], batch: CellBatch) -> TrainingError:
         with self._ledger.spending("save"):

@@ -1,18 +1,71 @@
-"""Where the numbers of a run go: metrics.jsonl, TensorBoard, a progress line."""
+"""The numbers of a run: summed over the steps since the last row, and where they go.
 
+A row of metrics.jsonl, and the same numbers in TensorBoard:
+
+    step, steps              the step it was written at, and of how many steps, with that one, it tells
+    loss                     what the run lowers: each step's objective by its own loss below, as often as it was drawn;
+                             null where no step had anything to learn from
+    loss_weight              sum of the weights of all steps, e.g. masked tokens
+    grad_norm                mean over the steps
+    learning_rate            of the last step
+    OBJECTIVE/steps          how many of the steps were of this objective
+    OBJECTIVE/loss, OBJECTIVE/METRIC, ..._weight     sum over the steps / sum of their weights, and that sum
+    cells_per_second, step_seconds (mean), data_wait_fraction (share of the time spent waiting for data)
+"""
+
+import contextlib
+import math
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from scmbert_jax.training.run_folder import RunFolder
 
 
-class MetricsWriter:
-    """Writes rows of the coordinator process; other processes write nothing.
+class MetricSums:
+    """Metrics of some steps, summed."""
 
-    Rows hold `step`, `objective`, `loss`, the objective's metrics, `learning_rate`, and of the steps since the last
-    row: `cells_per_second`, `step_seconds` (mean) and `data_wait_fraction` (share of the time spent waiting for data).
-    """
+    def __init__(self) -> None:
+        self.steps = 0
+        self._grad_norm, self._learning_rate = 0.0, math.nan
+        self._steps: dict[str, int] = {}  # objective -> its steps
+        self._sums: dict[str, list[float]] = {}  # OBJECTIVE/METRIC -> [sum of value * weight, sum of weights]
+
+    def add(self, objective: str, values: Mapping[str, float]) -> None:
+        """`values`: what `train_step` gives of one step; each metric but two has its weight beside it."""
+        self.steps += 1
+        self._grad_norm += values["grad_norm"]
+        self._learning_rate = values["learning_rate"]
+        self._steps[objective] = self._steps.get(objective, 0) + 1
+        for name, value in values.items():
+            weight = values.get(f"{name}_weight")
+            if weight is not None:
+                sums = self._sums.setdefault(f"{objective}/{name}", [0.0, 0.0])
+                sums[0] += value * weight
+                sums[1] += weight
+
+    def row(self) -> dict[str, Any]:
+        """The means over all steps that were added, at least one; metrics that nothing was measured of are left out."""
+        means = {name: total / weight for name, (total, weight) in self._sums.items() if weight > 0}
+        losses = [(self._steps[name], means[f"{name}/loss"]) for name in self._steps if f"{name}/loss" in means]
+        row = {
+            "steps": self.steps,
+            "loss": sum(steps * loss for steps, loss in losses) / sum(steps for steps, _ in losses) if losses else None,
+            "loss_weight": sum(self._sums[f"{name}/loss"][1] for name in self._steps),
+            "grad_norm": self._grad_norm / self.steps,
+            "learning_rate": self._learning_rate,
+        }
+        for objective, steps in sorted(self._steps.items()):
+            row[f"{objective}/steps"] = steps
+            for name, (_, weight) in self._sums.items():
+                if name in means and name.startswith(f"{objective}/"):
+                    row |= {name: means[name], f"{name}_weight": weight}
+        return row
+
+
+class MetricsWriter:
+    """Writes rows of the coordinator process; other processes write nothing."""
 
     def __init__(self, folder: RunFolder, num_steps: int, first_step: int, show_progress: bool = True):
         self._folder = folder
@@ -32,18 +85,31 @@ class MetricsWriter:
                 if name != "step" and isinstance(value, float):
                     self._tensorboard.add_scalar(name, value, row["step"])
         if self._progress is not None:
-            self._progress.show(row)
+            try:
+                self._progress.show(row)
+            except OSError:  # a terminal that was closed, a log on a full disk: no reason to stop training
+                self._progress = None
+
+    def flush(self) -> None:
+        """What was written so far outlives this process. Called with every checkpoint: a run that continues from one
+        has all rows up to it in TensorBoard."""
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
 
     def close(self) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._progress is not None:
-            self._progress.close()
+            with contextlib.suppress(OSError):
+                self._progress.close()
 
 
 def _line(row: dict[str, Any]) -> str:
+    losses = {name.removesuffix("/loss"): value for name, value in row.items() if name.endswith("/loss")}
+    each = f" ({', '.join(f'{name} {value:.4f}' for name, value in losses.items())})" if len(losses) > 1 else ""
+    loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
     return (
-        f"loss {row['loss']:.4f}  {row['cells_per_second']:.0f} cells/s  {row['step_seconds'] * 1e3:.0f} ms/step  "
+        f"loss {loss}{each}  {row['cells_per_second']:.0f} cells/s  {row['step_seconds'] * 1e3:.0f} ms/step  "
         f"data wait {row['data_wait_fraction']:.0%}"
     )
 

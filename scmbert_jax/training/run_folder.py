@@ -5,7 +5,7 @@ provenance.json           versions, git commit, hardware, corpora and how cells 
                           feature-space hash, information, command
 feature_space.parquet     the features of the model's table
 feature_statistics.npz    what each of them is like by itself: where the model starts
-metrics.jsonl             one row per logged step
+metrics.jsonl             rows of means over the steps since the row before (metrics.py)
 tensorboard/              the same as TensorBoard events
 checkpoints/              Orbax
 goodput.jsonl             where the time went, over all starts (goodput.py)
@@ -175,7 +175,13 @@ class RunFolder:
         """Removes rows of steps that a restored checkpoint has not seen, so that no step stands twice."""
         if self._metrics is None:
             return
-        rows = [row for row in read_metrics(self._metrics_path) if row["step"] <= step]
+        rows, damaged = _rows_and_damage(self._metrics_path)
+        if damaged:
+            print(
+                f"scmbert: {self._metrics_path}: {damaged} damaged line(s), as a crash leaves them, are left out",
+                file=sys.stderr,
+            )
+        rows = [row for row in rows if row.get("step", 0) <= step]
         self._metrics.close()
         _write_whole(self._metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
         self._metrics = self._metrics_path.open("a", encoding="utf-8")
@@ -209,14 +215,23 @@ def read_provenance(run_dir: Path) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a last line cut off by a kill is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """Rows of a metrics.jsonl or a goodput.jsonl; lines that a kill or a crash cut off are left out."""
+    return _rows_and_damage(path)[0]
+
+
+def _rows_and_damage(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows of a file, and how many of its lines are no rows."""
+    rows, damaged = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step", 0), int):
+            rows.append(row)
+        else:
+            damaged += 1
+    return rows, damaged
 
 
 def _in_words(description: dict[str, Any] | None) -> str:

@@ -188,6 +188,17 @@ def test_each_modality_gets_its_own_panel():
     assert [title.split(":")[0] for title in titles] == ["Loss, all objectives", "rna", "atac"]
 
 
+def test_each_objective_has_its_own_loss_and_panels():
+    row = {"step": 1, "loss": 1.5, "masked_modeling/loss": 1.0, "masked_modeling/rna_nll": 1.0}
+    alone, *_ = loss_panels([row])
+    assert "masked modeling: " not in alone.svg
+    panels = loss_panels([row, {"step": 2, "loss": None, "contrastive_alignment/steps": 1}])
+    assert [panel.title.split(":")[0] for panel in panels] == ["Loss, all objectives", "masked modeling, rna"]
+    both, *_ = loss_panels([{**row, "contrastive_alignment/loss": 2.0}])
+    assert "masked modeling: 1 at step 1" in both.svg
+    assert "contrastive alignment: 2 at step 1" in both.svg
+
+
 def test_a_bar_in_a_cell_survives_the_way_through_markdown(tmp_path):
     table = markdown_table(["a", "b"], [["x|y", "1"]])
     path = write_report(tmp_path / "r.html", title="t", run_info={}, tables=[("h", table)])

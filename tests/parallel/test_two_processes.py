@@ -71,7 +71,7 @@ def test_two_processes_stop_together_continue_and_equal_one(pbmc_corpus, start_s
     assert [row["step"] for row in rows[1]] == list(range(1, STEPS + 1))  # process 0 alone wrote them, each once
     for alone, together in zip(*rows, strict=True):
         # The same cells, tokens and masks: the sums of weights are whole numbers and equal.
-        for name in ("loss_weight", "rna_nll_weight", "protein_nll_weight"):
+        for name in ("loss_weight", "masked_modeling/rna_nll_weight", "masked_modeling/protein_nll_weight"):
             assert alone[name] == together[name]
         # float32 sums go over processes in another order: measured 1.2e-7, one unit in the last place. Another machine
         # may add in yet another order, and later steps carry it on.

@@ -82,6 +82,21 @@ def test_categories_add_up_to_the_time_that_passed_whatever_happened(tmp_path):
     assert found.steps_again == 3 + 2 + 3 + 11 + 4
 
 
+def test_a_clock_that_goes_back_or_ahead_adds_and_takes_no_time(tmp_path):
+    clock, date = Clock(), Clock()
+    ledger = GoodputLedger(tmp_path / "goodput.jsonl", monotonic=clock, wall=date)
+    ledger.begin(0)
+    for jump in (10, -5000, 9000, -3):
+        clock.now += 10
+        date.now += jump
+        ledger.note(1)
+    date.now -= 100  # and a second start, before the first ended by this clock
+    train(tmp_path, date, 1, 2)
+    found = ledger_of(tmp_path)
+    assert found.seconds["step"] == pytest.approx(40 + 2)
+    assert found.wall == pytest.approx(sum(found.seconds.values())) == pytest.approx(40 + 10 + 30 + 2.25)
+
+
 def test_a_process_that_dies_before_it_trains_costs_its_time_and_nothing_else(tmp_path):
     clock = Clock()
     train(tmp_path, clock, 0, 5)

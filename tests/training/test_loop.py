@@ -119,11 +119,46 @@ def test_only_the_newest_checkpoints_are_kept(undisturbed):
     assert sorted(int(path.name) for path in (undisturbed / "checkpoints").iterdir()) == [10, 15, 20]
 
 
-def test_a_killed_run_continues_bit_for_bit(undisturbed, tiny_config, tiny_layout, tmp_path):
+def in_tensorboard(run_dir):
+    """(tag, step) -> value, as TensorBoard shows it: a file that starts at a step hides later ones of those before."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    shown = {}
+    for path in sorted((run_dir / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
+            if event.session_log.status == SessionLog.START:
+                shown = {at: value for at, value in shown.items() if at[1] < event.step}
+            shown |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+    return shown
+
+
+def test_a_killed_run_continues_bit_for_bit_with_every_row_in_tensorboard(
+    undisturbed, tiny_config, tiny_layout, tmp_path
+):
+    def kill_on_the_spot(step):
+        if step == 13:  # what is on disk at this moment is all that is left
+            shutil.copytree(tmp_path / "killed", tmp_path / "run")
+            raise Killed
+
     with pytest.raises(Killed):
-        run(tiny_config, tiny_layout, tmp_path / "run", kill_at(13))
+        run(tiny_config, tiny_layout, tmp_path / "killed", kill_on_the_spot)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with metrics.open("r+") as file:  # a crash of the machine tears a line, and what comes after it is whole
+        lines = file.read().splitlines(keepends=True)
+        file.seek(0)
+        file.writelines([*lines[:2], lines[2][:20] + "\n", *lines[2:]])
     assert run(tiny_config, tiny_layout, tmp_path / "run").step == 20
     assert rows(tmp_path / "run") == rows(undisturbed)
+    numbers = {
+        (name, row["step"]): np.float32(value)
+        for row in read_metrics(metrics)
+        for name, value in row.items()
+        if isinstance(value, float)
+    }
+    assert in_tensorboard(tmp_path / "run") == numbers
     assert_bit_equal(
         final_state(tiny_config, tiny_layout, tmp_path / "run"), final_state(tiny_config, tiny_layout, undisturbed)
     )
@@ -228,9 +263,10 @@ def test_the_ledger_of_time_adds_up_over_a_death(tiny_config, tiny_layout, tmp_p
 
 
 def test_a_finished_run_is_left_as_it_is(undisturbed, tiny_config, tiny_layout):
-    before = rows(undisturbed)
+    files = [undisturbed / name for name in ("metrics.jsonl", "goodput.jsonl")]
+    before = [path.read_bytes() for path in files]
     assert run(tiny_config, tiny_layout, undisturbed) == (20, False)
-    assert rows(undisturbed) == before
+    assert [path.read_bytes() for path in files] == before
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
