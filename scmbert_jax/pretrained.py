@@ -69,6 +69,13 @@ class PretrainedModel:
         # The same definition as the trained model's, so that what is compiled for one serves the other.
         return replace(self, params=params, info={**self.info, "step": 0})
 
+    def linear_path_alone(self) -> "PretrainedModel | None":
+        """The same model without its transformer (`ModelDefinition.linear_path_alone`): the control that says what
+        the transformer adds. None for a model that has no linear path."""
+        if not self.config.model.linear_path:
+            return None
+        return replace(self, definition=self.definition.linear_path_alone)
+
 
 @lru_cache(maxsize=4)  # compiled once for all seeds
 def _initialiser_without_components(definition: ModelDefinition) -> Callable[[jax.Array], dict[str, Any]]:

@@ -10,7 +10,9 @@ from data_pipelines.reading_options import DEFAULT_READING, ReadingOptions
 from scmbert_jax.commands.terminal import (
     CorpusFolder,
     CountsFiles,
+    ObsFields,
     Organism,
+    obs_fields_of,
     print_json,
     progress,
     say,
@@ -21,7 +23,6 @@ from scmbert_jax.errors import ConfigError, InputError
 if TYPE_CHECKING:
     from data_pipelines.cell_selection import CellSelection
 
-ObsFields = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=COLUMN")]
 Only = Annotated[
     tuple[str, ...],
     tyro.conf.arg(
@@ -80,7 +81,7 @@ class Doctor:
         options = {"organism": self.organism, "assembly": self.reading.assembly, "min_genes": self.min_genes}
         selection = _selection(self.only, self.exclude)
         reports = check_files(
-            self.files, options, _obs_fields(self.obs_field), selection, self.reading, self.keep_duplicates
+            self.files, options, obs_fields_of(self.obs_field), selection, self.reading, self.keep_duplicates
         )
         if self.json:
             documents = [json.loads(report.to_json()) for report in reports]
@@ -165,7 +166,7 @@ class CorpusBuild:
             block_size=self.block_size,
             codec=self.codec,
             seed=self.seed,
-            obs_fields=_obs_fields(self.obs_field),
+            obs_fields=obs_fields_of(self.obs_field),
             unpaired=self.unpaired,
             only=field_values("--only", self.only),
             exclude=field_values("--exclude", self.exclude),
@@ -180,14 +181,6 @@ class CorpusBuild:
         )
         print(describe_text(describe_corpus(self.out)))
         return 0
-
-
-def _obs_fields(given: tuple[str, ...]) -> dict[str, str | None] | None:
-    """NAME=COLUMN ... -> standard name -> column of obs; None for `NAME=`; None in all where nothing was given."""
-    pairs = [text.partition("=") for text in given]
-    if any(not equals for _, equals, _ in pairs):
-        raise ConfigError(f"--obs-field {' '.join(given)}: expected NAME=COLUMN, e.g. cell_type=labels.")
-    return {name: column or None for name, _, column in pairs} or None
 
 
 def _licences(given: tuple[str, ...]) -> dict[str, str]:
@@ -280,7 +273,7 @@ class CorpusOverlap:
 
         with open_corpus(self.folder) as corpus:
             known = cells_of_corpus(corpus)
-        obs_fields = _obs_fields(self.obs_field)
+        obs_fields = obs_fields_of(self.obs_field)
         other = open_known_cells(self.other, organism=self.organism, assembly=self.assembly, obs_fields=obs_fields)
         found = overlap(known, other)
         print_json(found) if self.json else print(overlap_text(found))

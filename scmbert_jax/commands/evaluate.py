@@ -4,28 +4,33 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from scmbert_jax.commands.terminal import Organism, print_json, say
+from scmbert_jax.commands.terminal import ObsFields, Organism, obs_fields_of, print_json, say
 from scmbert_jax.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True)
 class EvaluateProbe:
-    """Score embeddings by linear and kNN probes of the cell type on held-out technical batches.
+    """Score embeddings by linear and kNN probes of the cell type on held-out cells.
 
-    Beside the trained model stand the same model untrained, PCA and the majority class.
+    Held out are technical batches, or random parts of each type where there is one batch. Beside the trained model
+    stand its linear path alone, the same model untrained, PCA and the majority class.
 
     Example:  scmbert evaluate probe --model my_model --report report.html
+              scmbert evaluate probe --model my_model --data cells.h5ad --obs-field cell_type=louvain
               scmbert evaluate probe --model my_model --data cells.h5ad --test-batches day2 day3 --json
     """
 
     model: Path
     """Model folder (scmbert export)."""
     data: str = "example:pbmc_mosaic"
-    """Labelled cells: obs columns for cell_type and technical_batch."""
+    """Labelled cells: an obs column for cell_type, one for technical_batch where there are several."""
+    obs_field: ObsFields = ()
+    """Which column of obs holds cell_type or technical_batch, e.g. cell_type=louvain. technical_batch= for none: then
+    random parts are held out."""
     num_seeds: int = 5
     """Embeddings of the trained model, and untrained models, that are scored; the spread gives the interval."""
     test_batches: tuple[str, ...] = ()
-    """Technical batches that are held out together; each batch in turn when left out."""
+    """Technical batches that are held out together; each batch (or random part) in turn when left out."""
     organism: Organism = None
     """Taken from the gene names when left out."""
     assembly: str | None = None
@@ -59,6 +64,7 @@ class EvaluateProbe:
             self.data,
             num_seeds=self.num_seeds,
             test_batches=_listed(self.test_batches),
+            obs_fields=obs_fields_of(self.obs_field),
             organism=self.organism,
             assembly=self.assembly,
             say=say,

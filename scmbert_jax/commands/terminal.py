@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from scmbert_jax.errors import ConfigError
+
 _SECONDS_BETWEEN_LINES = 30.0
 
 Organism = Literal["human", "mouse"] | None
@@ -15,7 +17,16 @@ CorpusFolder = Annotated[str, tyro.conf.arg(metavar="CORPUS")]  # a folder or a 
 RunFolder = Annotated[Path, tyro.conf.arg(metavar="RUN_DIR")]
 ModelFolder = Annotated[Path, tyro.conf.arg(metavar="MODEL_DIR")]
 CountsFile = Annotated[str, tyro.conf.arg(metavar="FILE")]
+ObsFields = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=COLUMN")]
 CountsFiles = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE...")]
+
+
+def obs_fields_of(given: tuple[str, ...]) -> dict[str, str | None] | None:
+    """NAME=COLUMN ... -> standard name -> column of obs; None for `NAME=`; None in all where nothing was given."""
+    pairs = [text.partition("=") for text in given]
+    if any(not equals for _, equals, _ in pairs):
+        raise ConfigError(f"--obs-field {' '.join(given)}: expected NAME=COLUMN, e.g. cell_type=labels.")
+    return {name: column or None for name, _, column in pairs} or None
 
 
 def say(message: str) -> None:

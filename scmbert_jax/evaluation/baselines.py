@@ -18,6 +18,8 @@ Array = np.ndarray
 # Up to this many features the exact features x features covariance is faster than Lanczos iterations, and small.
 _COVARIANCE_FEATURES = 2000
 
+# The row of a model without its transformer (`PretrainedModel.linear_path_alone`), beside that of the model.
+LINEAR_PATH_ALONE = "linear path alone"
 
 NORMALISATIONS = {"rna": log1p_cp10k, "protein": centred_log_ratio, "atac": tf_idf}
 

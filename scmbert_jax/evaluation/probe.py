@@ -20,9 +20,10 @@ from threadpoolctl import threadpool_limits
 
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation import metrics
-from scmbert_jax.evaluation.baselines import majority_class
+from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE, majority_class
 from scmbert_jax.evaluation.intervals import bootstrap_weights, percentile_interval, student_t_interval
 from scmbert_jax.evaluation.probe_result import (
+    BY_BATCH,
     MEAN_OVER_BATCHES,
     DifferenceRow,
     FitCounts,
@@ -36,8 +37,9 @@ from scmbert_jax.tasks.label_transfer import OneScale
 
 Array = np.ndarray
 
-COMPARISONS = (("trained", "untrained"), ("trained", "pca"))
+COMPARISONS = (("trained", "untrained"), ("trained", "pca"), ("trained", LINEAR_PATH_ALONE))
 METRICS = ("accuracy", "macro_f1")
+FEWEST_CELLS = 5  # of a class, for it to be one of the two that a probe needs
 
 
 class Prediction(NamedTuple):
@@ -101,6 +103,7 @@ def run_probe(
     *,
     modality: str,
     held_out: Sequence[str] | None = None,
+    split: str = BY_BATCH,
     settings: ProbeSettings | None = None,
     probes: Mapping[str, Probe] = PROBES,
     progress: Callable[[int, int], None] | None = None,
@@ -114,6 +117,7 @@ def run_probe(
       technical_batch: str [n].
       modality: name for the table.
       held_out: batches to hold out, by default each in turn.
+      split: what `technical_batch` holds, `BY_BATCH` or `AT_RANDOM`; for the table.
       probes: name -> probe, by default linear and kNN.
       progress: called with (fits done, fits in all).
 
@@ -121,21 +125,14 @@ def run_probe(
       InputError: an embedding that is not finite, or of another number of cells or seeds; one batch; one class.
     """
     settings = settings or ProbeSettings()
-    labelled, names = _labelled(labels)
     batches = np.asarray(technical_batch).astype(str)
     per_seed = {m: _check_embeddings(m, arrays, batches.size, settings) for m, arrays in embeddings.items()}
     if "majority" in per_seed:
         raise ValueError("the majority class needs no embedding; it is added by itself")
-    if names.size != batches.size:
-        raise ValueError(f"labels and technical_batch are one per cell; found {names.size} and {batches.size}")
+    labelled, names = _labelled(labels)
+    folds = make_folds(labels, batches, held_out, settings, probes)
     names, batches = names[labelled], batches[labelled]
     classes, codes = np.unique(names, return_inverse=True)
-    folds = leave_one_batch_out(batches, names, held_out)
-    smallest = min(int(np.ceil(settings.train_fraction * f.train.size)) for f in folds)
-    if "knn" in probes and smallest < settings.knn_neighbours:
-        raise InputError(
-            f"{smallest} training cells are fewer than knn_neighbours={settings.knn_neighbours}; lower it."
-        )
 
     methods = [*per_seed, "majority"]
     predicted = {(m, p): np.full((settings.num_seeds, codes.size), -1) for m in methods for p in probes}
@@ -180,7 +177,41 @@ def run_probe(
         settings=settings,
         chosen_c={m: c for m, c in chosen_c.items() if c},
         dimensions={m: int(arrays[0].shape[1]) for m, arrays in per_seed.items()},
+        split=split,
     )
+
+
+def make_folds(
+    labels: Sequence[str] | Array,
+    technical_batch: Sequence[str] | Array,
+    held_out: Sequence[str] | None,
+    settings: ProbeSettings,
+    probes: Mapping[str, Probe] = PROBES,
+) -> list[Fold]:
+    """The folds of `run_probe`, rows among the labelled cells; raises what it would, before there is an embedding.
+
+    Raises:
+      InputError: no labels, fewer than two classes of `FEWEST_CELLS` cells, one batch, too few cells to train on.
+    """
+    labelled, names = _labelled(labels)
+    batches = np.asarray(technical_batch).astype(str)
+    if names.size != batches.size:
+        raise ValueError(f"labels and technical_batch are one per cell; found {names.size} and {batches.size}")
+    classes, counts = np.unique(names[labelled], return_counts=True)
+    if (counts >= FEWEST_CELLS).sum() < 2:
+        found = ", ".join(f"{name} {number}" for name, number in zip(classes[:5], counts[:5], strict=True))
+        raise InputError(
+            f"labels: a probe tells classes apart and needs two of at least {FEWEST_CELLS} cells; found {found}"
+            f"{' ...' if len(classes) > 5 else ''}."
+        )
+    folds = leave_one_batch_out(batches[labelled], names[labelled], held_out)
+    smallest = min(int(np.ceil(settings.train_fraction * f.train.size)) for f in folds)
+    if "knn" in probes and smallest < settings.knn_neighbours:
+        raise InputError(
+            f"{smallest} cells to train on are fewer than the {settings.knn_neighbours} neighbours of the kNN probe; "
+            "label more cells."
+        )
+    return folds
 
 
 class _Scores:

@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-# The name in `held_out` of figures averaged over all held-out technical batches (each batch counts equally).
+# The name in `held_out` of figures averaged over all held-out parts (each counts equally).
 MEAN_OVER_BATCHES = "mean"
+
+# What a part is: a technical batch, or a random share of the cells of each class where there is one batch only.
+BY_BATCH, AT_RANDOM = "technical batch", "random part"
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,14 @@ class DifferenceRow:
 
     @property
     def verdict(self) -> str:
-        """ "better" / "worse" when both intervals exclude zero on that side, else "no clear difference"."""
-        if self.mean - self.half_width > 0 and self.low > 0:
+        """ "better" / "worse" when both intervals exclude zero on that side, else "no clear difference".
+
+        One seed has no interval: then the one over test cells decides, and what is printed beside it says "one seed".
+        """
+        over_seeds = 0.0 if math.isnan(self.half_width) else self.half_width
+        if self.mean - over_seeds > 0 and self.low > 0:
             return "better"
-        if self.mean + self.half_width < 0 and self.high < 0:
+        if self.mean + over_seeds < 0 and self.high < 0:
             return "worse"
         return "no clear difference"
 
@@ -120,6 +127,7 @@ class ProbeResult:
       num_unlabelled: cells without a label, left out of training and test.
       chosen_c: method -> C chosen, one per (held-out batch, seed), batches outermost.
       dimensions: method -> width of its embedding.
+      split: what is held out: `BY_BATCH` or `AT_RANDOM`.
     """
 
     modality: str
@@ -132,6 +140,7 @@ class ProbeResult:
     settings: ProbeSettings = field(default_factory=ProbeSettings)
     chosen_c: dict[str, list[float]] = field(default_factory=dict)
     dimensions: dict[str, int] = field(default_factory=dict)
+    split: str = BY_BATCH
 
     def row(self, method: str, probe: str, metric: str, held_out: str = MEAN_OVER_BATCHES) -> ProbeRow:
         """The row of that name. Raises KeyError when there is none."""
@@ -175,6 +184,7 @@ class ProbeResult:
             settings=ProbeSettings(**settings),
             chosen_c={k: list(v) for k, v in d["chosen_c"].items()},
             dimensions=dict(d["dimensions"]),
+            split=d["split"],
         )
 
 

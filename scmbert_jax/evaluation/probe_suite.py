@@ -1,10 +1,10 @@
 """The `probe` suite: what linear and kNN probes find of the cell types in an embedding, on held-out technical batches.
 
-Wires a model, its untrained twin and PCA to `run_probe`, modality by modality: the cells of a modality are embedded
-from that modality alone, and cells with several from all of them together.
+Wires a model, its linear path alone, its untrained twin and PCA to `run_probe`, modality by modality: the cells of a
+modality are embedded from that modality alone, and cells with several from all of them together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,21 +13,24 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from data_pipelines.input_report import InputReport
 from data_pipelines.model_counts import model_counts
-from data_pipelines.readers import open_dataset
+from data_pipelines.readers import Dataset, open_dataset
 from scmbert_jax.errors import InputError
-from scmbert_jax.evaluation.baselines import pca_embedding
-from scmbert_jax.evaluation.probe import run_probe
-from scmbert_jax.evaluation.probe_result import ProbeResult, ProbeSettings
+from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE, pca_embedding
+from scmbert_jax.evaluation.probe import make_folds, run_probe
+from scmbert_jax.evaluation.probe_result import AT_RANDOM, BY_BATCH, ProbeResult, ProbeSettings
 from scmbert_jax.evaluation.probe_table import method_notes, render_differences, render_table, summary_sentences
 from scmbert_jax.evaluation.projection import compute_umap
 from scmbert_jax.evaluation.report import Umap, write_report
+from scmbert_jax.evaluation.splits import inner_parts
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import CellEmbeddings, embed_dataset
-from scmbert_jax.tasks.modality_cells import full_batch_names
+from scmbert_jax.tasks.modality_cells import full_batch_names, obs_labels
 from scmbert_jax.training.goodput import Goodput
 
 DEFAULT_DATA = "example:pbmc_mosaic"
+RANDOM_PARTS = 5
 
 Say = Callable[[str], None]
 
@@ -63,6 +66,7 @@ def probe_model(
     *,
     num_seeds: int = 5,
     test_batches: Sequence[str] = (),
+    obs_fields: Mapping[str, str | None] | None = None,
     organism: str | None = None,
     assembly: str | None = None,
     say: Say = lambda message: None,
@@ -71,52 +75,125 @@ def probe_model(
 
     Args:
       num_seeds: embeddings per method.
-      test_batches: technical batches that are held out together, in one fold; none: each batch in turn.
+      test_batches: technical batches that are held out together, in one fold; none: each batch in turn, or random
+        parts of each cell type where cells have no two batches.
+      obs_fields: standard field -> column of obs, where it is not recognised by its name; None as the column: has none.
 
-    Raises `InputError` when the data has no cell types or no technical batches, or cannot be read by the model.
+    Raises `InputError`, before anything is embedded, when the data has no cell types, too few cells of them, or none of
+    the modalities that the model reads; `ConfigError` for batches there are not.
     """
     dataset = open_dataset(data)
-    embed = partial(embed_dataset, organism=organism, assembly=assembly)
+    settings = ProbeSettings(num_seeds=num_seeds)
+    tasks = _labelled_cells(model, dataset, obs_fields, test_batches, settings, say)
+    alone = model.linear_path_alone()
     results, pictures = [], {}
-    for kind in _kinds_of_cells(model, dataset):
-        names = tuple(kind.split("+"))
-        say(f"{kind}: embedding {num_seeds} x trained, {num_seeds} x untrained")
-        first = embed(model, dataset, modalities=names)
-        cells = _cells_with(first, names)
-        all_batches = _labels(first, "technical_batch")
-        labels, batches = _labels(first, "cell_type")[cells], all_batches[cells]
-        chosen = full_batch_names(test_batches, all_batches.tolist(), "--test-batches", dataset.path)
-        if chosen and not np.isin(batches, chosen).any():
-            say(f"{kind}: none of these cells is of {', '.join(chosen)}; not scored")
-            continue
-        groups, held_out = _held_out_together(batches, chosen)
+    for task in tasks:
+        say(f"{task.kind}: embedding {len(task.rows):,} cells, {num_seeds} times for each method")
+        embed = partial(
+            embed_dataset, cells=dataset, modalities=task.names, rows=task.rows, organism=organism, assembly=assembly
+        )
+        first = embed(model)
+        has = np.isin(task.rows, _measured_in(dataset, task.names, first.report))
+        has &= np.isfinite(first.embeddings[task.rows, 0])
+        cells = task.rows[has]
         # Which tokens a cell shows is drawn anew for each seed of the trained model; the untrained one is another
         # initialisation each time.
-        trained = [first.embeddings[cells]] + [
-            embed(model, dataset, modalities=names, rows=cells, seed=seed).embeddings[cells]
-            for seed in range(1, num_seeds)
+        methods = {"trained": [first.embeddings[cells]]}
+        methods["trained"] += [embed(model, seed=seed).embeddings[cells] for seed in range(1, num_seeds)]
+        if alone is not None:
+            methods[LINEAR_PATH_ALONE] = [embed(alone, seed=seed).embeddings[cells] for seed in range(num_seeds)]
+        methods["untrained"] = [
+            embed(model.untrained(1000 + seed), seed=seed).embeddings[cells] for seed in range(num_seeds)
         ]
-        untrained = [
-            embed(model.untrained(1000 + seed), dataset, modalities=names, rows=cells, seed=seed).embeddings[cells]
-            for seed in range(num_seeds)
-        ]
-        pca = _joint_pca(first, names, cells, model.config.model.embed_dim)
-        say(f"{kind}: fitting probes on {len(cells):,} cells")
+        pca = _joint_pca(first, task.names, cells, model.config.model.embed_dim)
+        say(f"{task.kind}: fitting probes on {len(cells):,} cells")
         results.append(
             run_probe(
-                {"trained": trained, "untrained": untrained, "pca": [pca]},
-                labels,
-                groups,
-                modality=kind,
-                held_out=held_out,
-                settings=ProbeSettings(num_seeds=num_seeds),
+                {**methods, "pca": [pca]},
+                task.labels[has],
+                task.parts[has],
+                modality=task.kind,
+                held_out=task.held_out,
+                split=task.split,
+                settings=settings,
             )
         )
-        pictures[kind] = (trained[0], pca, labels, batches)
+        pictures[task.kind] = (methods["trained"][0], pca, task.labels[has], task.batches[has])
     return ProbeReport(tuple(results), pictures, data)
 
 
-def _kinds_of_cells(model: PretrainedModel, dataset: Any) -> list[str]:
+@dataclass(frozen=True)
+class _LabelledCells:
+    """The cells of one kind ("rna", "rna+protein") and how they are split.
+
+    Attributes:
+      rows: int64 [n] of the data set, the cells that were measured in all of `names`.
+      labels, batches: str [n], "" where unknown.
+      parts: str [n], what each cell is held out with: its technical batch, or a random part.
+      held_out: the parts to hold out; None: each in turn. split: `BY_BATCH` or `AT_RANDOM`.
+    """
+
+    kind: str
+    rows: np.ndarray
+    labels: np.ndarray
+    batches: np.ndarray
+    parts: np.ndarray
+    held_out: list[str] | None
+    split: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.kind.split("+"))
+
+
+def _labelled_cells(
+    model: PretrainedModel,
+    dataset: Dataset,
+    obs_fields: Mapping[str, str | None] | None,
+    test_batches: Sequence[str],
+    settings: ProbeSettings,
+    say: Say,
+) -> list[_LabelledCells]:
+    """What can be scored; a kind of cells that cannot is said. Raises where none can."""
+    types = obs_labels(dataset, "cell_type", obs_fields)
+    batches = obs_labels(dataset, "technical_batch", obs_fields)
+    if types is None:
+        raise InputError(
+            f"{dataset.path}: no cell types among its cell metadata ({', '.join(map(str, dataset.obs.columns))}). "
+            "Say which column holds them: --obs-field cell_type=COLUMN"
+        )
+    if batches is None:
+        batches = np.full(len(types), "")
+    chosen = full_batch_names(test_batches, batches.tolist(), "--test-batches", dataset.path)
+    found, refused = [], []
+    for kind in _kinds_of_cells(model, dataset):
+        rows = _measured_in(dataset, kind.split("+"))
+        task = _split(kind, rows, types[rows], batches[rows], chosen)
+        try:
+            make_folds(task.labels, task.parts, task.held_out, settings)
+            found.append(task)
+        except InputError as error:
+            refused.append(f"{kind} cells cannot be scored: {error}")
+    if not found:
+        raise InputError(f"{dataset.path}: {' '.join(refused)}")
+    for reason in refused:
+        say(reason)
+    return found
+
+
+def _split(kind: str, rows: np.ndarray, labels: np.ndarray, batches: np.ndarray, chosen: list[str]) -> _LabelledCells:
+    """By technical batch, the chosen ones under one name "a+b"; at random where labelled cells have no two batches."""
+    if chosen:
+        joined = "+".join(name for name in chosen if name in batches) or "+".join(chosen)
+        parts = np.where(np.isin(batches, chosen), joined, batches.astype(object)).astype(str)
+        return _LabelledCells(kind, rows, labels, batches, parts, [joined], BY_BATCH)
+    if len(np.unique(batches[labels != ""])) > 1:
+        return _LabelledCells(kind, rows, labels, batches, batches, None, BY_BATCH)
+    parts = inner_parts(np.zeros(len(rows)), labels, np.random.default_rng(0), RANDOM_PARTS)
+    return _LabelledCells(kind, rows, labels, batches, np.char.add("part ", (parts + 1).astype(str)), None, AT_RANDOM)
+
+
+def _kinds_of_cells(model: PretrainedModel, dataset: Dataset) -> list[str]:
     """Single modalities that the model reads and the data has; then all of them together where cells have several."""
     present = {matrix.modality: set(matrix.cell_ids.tolist()) for matrix in dataset.matrices}
     names = [name for name in model.config.modalities.in_use() if name in present]
@@ -129,34 +206,14 @@ def _kinds_of_cells(model: PretrainedModel, dataset: Any) -> list[str]:
     return [*names, *(["+".join(names)] if joint else [])]
 
 
-def _cells_with(result: CellEmbeddings, names: tuple[str, ...]) -> np.ndarray:
-    """int64: cells that were measured in all of `names` and have an embedding."""
-    usable = ~np.isnan(result.embeddings[:, 0])
-    for matrix in result.dataset.matrices:
+def _measured_in(dataset: Dataset, names: Sequence[str], report: InputReport | None = None) -> np.ndarray:
+    """int64: rows of the cells in the matrices of all of `names`; with a report, of those the input check keeps."""
+    rows = np.arange(len(dataset.cell_ids))
+    for matrix in dataset.matrices:
         if matrix.modality in names:
-            has = np.zeros(len(usable), bool)
-            has[result.dataset.rows_of(matrix)[result.report.modalities[matrix.modality].keep]] = True
-            usable &= has
-    return np.flatnonzero(usable)
-
-
-def _labels(result: CellEmbeddings, field: str) -> np.ndarray:
-    column = result.report.obs_fields.get(field)
-    if column is None:
-        raise InputError(
-            f"{result.dataset.path}: no {field} among its cell metadata "
-            f"({', '.join(map(str, result.dataset.obs.columns))}); "
-            f"the probe needs cell_type and technical_batch. Name a column of obs '{field}'."
-        )
-    return result.dataset.obs[column].astype(object).where(result.dataset.obs[column].notna(), "").to_numpy(str)
-
-
-def _held_out_together(batches: np.ndarray, chosen: list[str]) -> tuple[np.ndarray, list[str] | None]:
-    """The batches, the chosen ones under one name "a+b"; and what to hold out (None: each in turn)."""
-    if not chosen:
-        return batches, None
-    joined = "+".join(name for name in chosen if name in batches)
-    return np.where(np.isin(batches, chosen), joined, batches.astype(object)).astype(str), [joined]
+            keep = slice(None) if report is None else report.modalities[matrix.modality].keep
+            rows = np.intersect1d(rows, dataset.rows_of(matrix)[keep])
+    return rows
 
 
 def _joint_pca(result: CellEmbeddings, names: tuple[str, ...], cells: np.ndarray, dim: int) -> np.ndarray:
@@ -180,12 +237,14 @@ def write_probe_report(
     """`report.html` of a probe: scores, UMAPs of the model beside PCA, the loss curve, time spent, provenance."""
     umaps: list[Umap] = []
     for kind, (trained, pca, labels, batches) in report.pictures.items():
-        colours = {"cell type": labels.tolist(), "technical batch": batches.tolist()}
+        colours = {"cell type": labels.tolist()}
+        if len(np.unique(batches)) > 1:
+            colours["technical batch"] = batches.tolist()
         umaps.append((f"{kind}: model", compute_umap(trained, 0), colours))
         umaps.append((f"{kind}: PCA", compute_umap(pca, 0), colours))
     return write_report(
         path,
-        title="Cell embeddings on held-out technical batches",
+        title="Cell embeddings on held-out cells",
         run_info={"data": report.data, **run_info},
         loss_rows=loss_rows,
         goodput=goodput,

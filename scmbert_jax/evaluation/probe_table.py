@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from scmbert_jax.evaluation.probe_result import MEAN_OVER_BATCHES, DifferenceRow, ProbeResult, ProbeRow
+from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
+from scmbert_jax.evaluation.probe_result import AT_RANDOM, MEAN_OVER_BATCHES, DifferenceRow, ProbeResult, ProbeRow
 
 _MODALITY_NAMES = {"rna": "RNA", "atac": "ATAC"}
 _PROBE_NAMES = {"linear": "linear probe", "knn": "kNN"}
@@ -35,40 +36,55 @@ def render_table(results: ProbeResult | Sequence[ProbeResult], *, by_batch: bool
 
 
 def render_differences(results: ProbeResult | Sequence[ProbeResult]) -> str:
-    """A markdown table of the paired differences: over seeds (±) and over test cells (the bracket), with a verdict."""
+    """A markdown table of the paired differences: over seeds (±) and over test cells (the bracket), with a verdict.
+
+    What is worse stands first.
+    """
     header = ["cells", "difference", "score", "mean over seeds", "over test cells", "verdict"]
+    rows = [
+        (modality_name(result.modality), row)
+        for result in _several(results)
+        for row in result.differences
+        if row.held_out == MEAN_OVER_BATCHES
+    ]
     body = [
         [
-            modality_name(row.modality),
+            cells,
             f"{row.method} - {row.other}",
             _column_name(row.probe, row.metric),
             _signed(row),
             f"[{row.low:+.3f}, {row.high:+.3f}]",
             row.verdict,
         ]
-        for result in _several(results)
-        for row in result.differences
-        if row.held_out == MEAN_OVER_BATCHES
+        for cells, row in sorted(rows, key=lambda pair: list(_VERDICTS).index(pair[1].verdict))
     ]
     return markdown_table(header, body)
 
 
-def summary_sentences(results: ProbeResult | Sequence[ProbeResult], probe: str = "linear") -> list[str]:
-    """One plain sentence per comparison, on the accuracy of `probe`; a comparison without a clear winner says so."""
+def summary_sentences(results: ProbeResult | Sequence[ProbeResult]) -> list[str]:
+    """One plain sentence per comparison with its verdict on every score; those with something worse stand first."""
     sentences = []
     for result in _several(results):
+        of_pair: dict[tuple[str, str], dict[str, list[str]]] = {}
         for row in result.differences:
-            if (row.held_out, row.probe, row.metric) != (MEAN_OVER_BATCHES, probe, "accuracy"):
-                continue
-            first = result.row(row.method, probe, "accuracy").mean
-            second = result.row(row.other, probe, "accuracy").mean
-            verdict = {"better": "better than", "worse": "worse than"}.get(row.verdict, "not clearly different from")
-            sentences.append(
-                f"{_capital(modality_name(result.modality))} cells, {_column_name(probe, 'accuracy')} on held-out "
-                f"batches: {row.method} ({first:.3f}) is {verdict} {row.other} ({second:.3f}). "
-                f"Difference {_signed(row)} over seeds, [{row.low:+.3f}, {row.high:+.3f}] over cells."
-            )
-    return sentences
+            if row.held_out == MEAN_OVER_BATCHES:
+                said = of_pair.setdefault((row.method, row.other), {verdict: [] for verdict in _VERDICTS})
+                said[row.verdict].append(_score_in_words(result, row))
+        for (method, other), said in of_pair.items():
+            parts = [f"{_VERDICTS[verdict]} by {', '.join(scores)}" for verdict, scores in said.items() if scores]
+            worst = next(place for place, scores in enumerate(said.values()) if scores)
+            name = _capital(modality_name(result.modality))
+            sentences.append((worst, f"{name} cells: {method} beside {other} is {'; '.join(parts)}."))
+    return [sentence for _, sentence in sorted(sentences, key=lambda pair: pair[0])]
+
+
+# verdict -> how a sentence says it; in the order of importance
+_VERDICTS = {"worse": "worse", "no clear difference": "not clearly different", "better": "better"}
+
+
+def _score_in_words(result: ProbeResult, row: DifferenceRow) -> str:
+    first, second = (result.row(name, row.probe, row.metric).mean for name in (row.method, row.other))
+    return f"{_column_name(row.probe, row.metric)} ({first:.3f} to {second:.3f})"
 
 
 def method_notes(results: ProbeResult | Sequence[ProbeResult]) -> list[str]:
@@ -76,13 +92,15 @@ def method_notes(results: ProbeResult | Sequence[ProbeResult]) -> list[str]:
     results = _several(results)
     settings = results[0].settings
     notes = [
-        f"Each technical batch is held out in turn; a probe trains on {settings.train_fraction:.0%} of the cells of "
-        f"each class of the other batches, drawn anew for each of {settings.num_seeds} seeds, and is tested "
-        "on all labelled cells of the held-out batch. Means count each held-out batch equally.",
+        f"Each held-out part is tested in turn; a probe trains on {settings.train_fraction:.0%} of the cells of "
+        f"each class of the other parts, drawn anew for each of {settings.num_seeds} seeds, and is tested "
+        "on all labelled cells of the held-out part. Means count each part equally.",
         "± is half the 95% Student-t interval over seeds. It holds the draw of training cells and of the embedding "
         "(token sampling, initialisation), not the pre-training run itself, which was done once.",
         "Differences are paired: same cells, same draws. The bracket is a 95% bootstrap interval over test cells. A "
-        "verdict needs both intervals to leave zero out.",
+        "verdict needs both intervals to leave zero out; with one seed, that over test cells.",
+        f"{_capital(LINEAR_PATH_ALONE)}: the same model without its transformer, a projection of component scores. The "
+        "difference to it is what the transformer adds.",
         "Linear probe: logistic regression, every embedding scaled by one number (not dimension by dimension), C from "
         f"{', '.join(f'{c:g}' for c in settings.c_grid)} by accuracy inside the training batches. kNN: "
         f"k = {settings.knn_neighbours}, cosine about the training mean, fixed.",
@@ -92,13 +110,18 @@ def method_notes(results: ProbeResult | Sequence[ProbeResult]) -> list[str]:
         name = _capital(modality_name(result.modality))
         widths = ", ".join(f"{m} {d}" for m, d in result.dimensions.items())
         notes.append(f"{name}: {len(result.classes)} classes; dimensions: {widths}.")
+        if result.split == AT_RANDOM:
+            notes.append(
+                f"{name}: these cells have no two technical batches, so {len(result.folds)} random parts of each class "
+                "are held out. That is easier than a batch never seen: what a batch shares is on both sides."
+            )
         if result.num_unlabelled:
             notes.append(f"{name}: {result.num_unlabelled} cells without a label were left out.")
         for fold in result.folds:
             if fold.absent_classes:
                 absent = ", ".join(f"{label} ({number} cells)" for label, number in fold.absent_classes.items())
                 notes.append(
-                    f"{name}: batch {fold.held_out} holds classes no training batch has: {absent}. "
+                    f"{name}: {fold.held_out} holds classes that no other part has: {absent}. "
                     "They are counted as errors."
                 )
         fits, highest = result.fits, settings.c_grid[-1]
@@ -157,7 +180,8 @@ def _held_out(result: ProbeResult) -> list[str]:
 
 
 def _batch_name(result: ProbeResult, held_out: str) -> str:
-    return f"mean of {len(result.folds)}" if held_out == MEAN_OVER_BATCHES else held_out
+    parts = " random parts" if result.split == AT_RANDOM else ""
+    return f"mean of {len(result.folds)}{parts}" if held_out == MEAN_OVER_BATCHES else held_out
 
 
 def _figure(row: ProbeRow) -> str:
@@ -165,4 +189,5 @@ def _figure(row: ProbeRow) -> str:
 
 
 def _signed(row: DifferenceRow) -> str:
-    return f"{row.mean:+.3f}" if math.isnan(row.half_width) else f"{row.mean:+.3f} ± {row.half_width:.3f}"
+    spread = "(one seed)" if math.isnan(row.half_width) else f"± {row.half_width:.3f}"
+    return f"{row.mean:+.3f} {spread}"

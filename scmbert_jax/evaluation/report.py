@@ -80,8 +80,6 @@ def write_report(
     return path
 
 
-_LONGEST_OPEN_TABLE = 20  # rows; a longer table is folded
-
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -228,10 +226,7 @@ def _table(content: str | Sequence[Any]) -> str:
     lines = [_table_row("td", row, numeric, starts) for row, starts in zip(body, groups, strict=True)]
     head = _table_row("th", header, numeric)
     inner = f"<thead>{head}</thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>"
-    table = f'<div class="scroll" tabindex="0"><table>\n{inner}\n</table></div>'
-    if len(body) > _LONGEST_OPEN_TABLE:
-        return f"<details><summary>show {len(body)} rows</summary>{table}</details>"
-    return table
+    return f'<div class="scroll" tabindex="0"><table>\n{inner}\n</table></div>'
 
 
 def _table_row(tag: str, cells: Sequence[Any], numeric: Sequence[bool], starts_group: bool = False) -> str:

@@ -9,6 +9,8 @@ from scmbert_jax.errors import InputError
 
 Array = np.ndarray
 
+_AT_RANDOM = "To hold out random parts instead of batches: --obs-field technical_batch="
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -40,7 +42,7 @@ def leave_one_batch_out(
 
     Raises:
       InputError: fewer than two batches; a name in `held_out` that no cell has; a cell without a batch; training
-        cells of a single class.
+        cells of a single class; no class in two batches.
     """
     groups, classes = np.asarray(technical_batch).astype(str), np.asarray(labels).astype(str)
     if groups.shape != classes.shape or groups.ndim != 1:
@@ -49,7 +51,7 @@ def leave_one_batch_out(
     if unnamed.any():
         raise InputError(
             f"technical_batch: {unnamed.sum()} of {groups.size} cells have no value (first at row "
-            f"{int(np.argmax(unnamed))}); every cell needs one, because the split is by technical batch."
+            f"{int(np.argmax(unnamed))}); every cell needs one, because the split is by technical batch. {_AT_RANDOM}"
         )
     names = sorted({str(name) for name in groups})
     if len(names) < 2:
@@ -64,6 +66,11 @@ def leave_one_batch_out(
     folds = [_fold(name, groups, classes) for name in chosen]
     for fold in folds:
         check_fold(fold, groups)
+    if all(sum(fold.absent_classes.values()) == fold.test.size for fold in folds):
+        raise InputError(
+            "technical_batch: no held-out cell is of a class that cells of other batches have: classes and batches are "
+            f"the same thing. {_AT_RANDOM}"
+        )
     return folds
 
 
@@ -113,7 +120,8 @@ def _fold(name: str, groups: Array, classes: Array) -> Fold:
     known = set(classes[train])
     if len(known) < 2:
         raise InputError(
-            f"labels: outside batch {name} every cell is {str(next(iter(known)))!r}; a probe needs two classes."
+            f"labels: outside batch {name} every cell is {str(next(iter(known)))!r}; a probe needs two classes. "
+            f"{_AT_RANDOM}"
         )
     counts = {str(c): int((classes[test] == c).sum()) for c in sorted(set(classes[test]) - known)}
     return Fold(name, train, test, counts)

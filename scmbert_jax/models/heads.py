@@ -126,3 +126,8 @@ class ValueHead(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Outputs float32 [B, M, K] and spreads float32 [B, M] of pairs that are all of modality `name`."""
         return self._outputs(name, self.transform(x, covariates), feature_ids)
+
+    def of_features(self, name: str, feature_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """As `__call__` for features int32 [B, M] of which no cell has said anything: biases and spreads."""
+        nothing = jnp.zeros((*feature_ids.shape, self.dense_bias.shape[0]), jnp.float32)
+        return self._outputs(name, nothing, feature_ids)

@@ -1,5 +1,7 @@
 """The model: feature table, token embedding, encoder and heads put together."""
 
+import copy
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -36,6 +38,7 @@ class ScMbert(nnx.Module):
         self.token_head = ValueHead(config, layout, masked, False, rngs)
         self.cell_decoder = CellDecoder(config.model, rngs)
         self.cell_head = ValueHead(config, layout, masked, False, rngs)
+        self.transformer = True  # False: nothing but the linear path speaks (`ModelDefinition.linear_path_alone`)
         # What only one objective needs exists only in the models that were trained for it.
         self.translation_decoder: Any = nnx.data(None)
         self.translation_head: Any = nnx.data(None)
@@ -76,7 +79,7 @@ class ScMbert(nnx.Module):
             hidden = jnp.zeros(tokens.valid.shape, bool)
         rows = self.rows(feature_table, tokens) if rows is None else rows
         x = self.embedding(rows, tokens, hidden, covariates or {})
-        states = self.encoder(x, tokens)
+        states = self.encoder(x, tokens) if self.transformer else jnp.zeros_like(x)
         if self.linear is None:
             return states
         cell = states[:, 0] + self.linear(tokens, hidden).astype(states.dtype)
@@ -165,8 +168,11 @@ class ScMbert(nnx.Module):
 
     def _translation_outputs(self, feature_table, target, feature_ids, states, tokens, covariates, folds=None):
         """Outputs [B, M, K] of the translation head and spreads [B, M]."""
-        x = self.translation_decoder(pick_rows(feature_table, feature_ids), target, states, tokens.lengths)
-        outputs, spread = self.translation_head(target, x, feature_ids, covariates)
+        if self.transformer:
+            x = self.translation_decoder(pick_rows(feature_table, feature_ids), target, states, tokens.lengths)
+            outputs, spread = self.translation_head(target, x, feature_ids, covariates)
+        else:
+            outputs, spread = self.translation_head.of_features(target, feature_ids)
         if self.linear is not None:
             outputs = outputs.at[..., 0].add(self.linear.outputs(tokens, target, feature_ids, folds))
         return outputs, spread
@@ -202,7 +208,7 @@ class ModelDefinition:
 
     def __init__(self, config: ExperimentConfig, layout: FeatureLayout):
         check_layout(config, layout)
-        self.config, self.layout = config, layout
+        self.config, self.layout, self._transformer = config, layout, True
         with nnx.use_eager_sharding(False):
             abstract = nnx.eval_shape(lambda: self._create(jax.random.key(0)))
         parts: Any = nnx.split(abstract, nnx.Param, ...)
@@ -231,11 +237,28 @@ class ModelDefinition:
 
     def merge(self, params: dict[str, Any], constants: dict[str, Any]) -> ScMbert:
         """The model with these numbers in it; call it inside the jitted function."""
-        return nnx.merge(
+        model = nnx.merge(
             self._graph,
             jax.tree.unflatten(self._params_tree, jax.tree.leaves(params)),
             jax.tree.unflatten(self._constants_tree, jax.tree.leaves(constants)),
         )
+        model.transformer = self._transformer
+        return model
+
+    @cached_property
+    def linear_path_alone(self) -> "ModelDefinition":
+        """The same parameters without encoder and decoder: what the transformer adds is the difference to this.
+
+        A cell embedding is the projection of its component scores; a translation each feature's own bias, the maps
+        between component scores and the nearest pairs; an alignment a projection of the scores.
+
+        Raises `ConfigError` for a model without a linear path.
+        """
+        if not self.config.model.linear_path:
+            raise ConfigError("model.linear_path is off: this model is a transformer alone and has no linear path.")
+        alone = copy.copy(self)
+        alone._transformer = False
+        return alone
 
     def translation_likelihood(self, target: str) -> Likelihood:
         """The likelihood by which modality `target` is predicted from others."""

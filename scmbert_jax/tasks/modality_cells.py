@@ -3,7 +3,7 @@
 Nothing here joins modalities: which rows are the same cell is only known to who compares `cell_ids`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from data_pipelines.feature_space import ModalityFeatures
 from data_pipelines.input_check import check_dataset, require_usable
-from data_pipelines.input_report import InputReport
+from data_pipelines.obs_fields import recognise_obs_fields
 from data_pipelines.readers import Dataset, open_dataset
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.tasks.normalisation import centred_log_ratio, log1p_of_depth, tf_idf
@@ -121,19 +121,28 @@ def centred_by(values: Array, groups: Array) -> Array:
     return centred
 
 
-def read_modalities(data: Any, *, organism: str | None = None, assembly: str | None = None) -> dict[str, ModalityCells]:
+def read_modalities(
+    data: Any,
+    *,
+    organism: str | None = None,
+    assembly: str | None = None,
+    obs_fields: Mapping[str, str | None] | None = None,
+) -> dict[str, ModalityCells]:
     """Reads every modality of a data set into memory as sparse counts.
 
     Args:
       data: whatever `open_dataset` takes, or an open data set.
-      organism, assembly: as in `check_dataset`.
+      organism, assembly, obs_fields: as in `check_dataset`.
 
     Raises:
       InputError: the file cannot be used (no counts, unknown features, duplicate cell ids ...); the message says why.
     """
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
-    report = check_dataset(dataset, organism=organism, assembly=assembly, min_genes=0)
+    report = check_dataset(dataset, organism=organism, assembly=assembly, min_genes=0, obs_fields=obs_fields)
     require_usable(report)
+    labels = {
+        field: _labels(dataset, report.obs_fields.get(field)) for field in ("technical_batch", "donor", "cell_type")
+    }
     found = {}
     for matrix in dataset.matrices:
         part = report.modalities.get(matrix.modality)
@@ -150,10 +159,10 @@ def read_modalities(data: Any, *, organism: str | None = None, assembly: str | N
             features=part.mapping.features,
             counts=counts,
             cell_ids=matrix.cell_ids[part.keep].astype(str),
-            technical_batches=_labels(dataset, report, "technical_batch")[rows],
-            donors=_labels(dataset, report, "donor")[rows],
-            cell_types=_labels(dataset, report, "cell_type")[rows],
-            all_batches=tuple(np.unique(_labels(dataset, report, "technical_batch")).tolist()),
+            technical_batches=labels["technical_batch"][rows],
+            donors=labels["donor"][rows],
+            cell_types=labels["cell_type"][rows],
+            all_batches=tuple(np.unique(labels["technical_batch"]).tolist()),
         )
     return found
 
@@ -225,8 +234,21 @@ def shared_cells(first: ModalityCells, second: ModalityCells) -> tuple[Array, Ar
     return left, right
 
 
-def _labels(dataset: Dataset, report: InputReport, field: str) -> Array:
-    column = report.obs_fields.get(field)
+def obs_labels(dataset: Dataset, field: str, obs_fields: Mapping[str, str | None] | None = None) -> Array | None:
+    """str [n cells] of a standard field ("cell_type"), "" where a cell has none; None where obs has no such column.
+
+    Args:
+      obs_fields: standard field -> column, overriding what is recognised by its name.
+
+    Raises `ConfigError` for a field or a column that there is not.
+    """
+    columns, problems, _ = recognise_obs_fields(dataset.obs.columns, obs_fields)
+    if problems:
+        raise ConfigError(f"{dataset.path}: {'; '.join(problems)}. --obs-field takes NAME=COLUMN.")
+    return _labels(dataset, columns[field]) if field in columns else None
+
+
+def _labels(dataset: Dataset, column: str | None) -> Array:
     if column is None:
         return np.full(len(dataset.cell_ids), "")
     values = dataset.obs[column].astype(object)

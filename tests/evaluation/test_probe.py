@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation import probe as probe_module
 from scmbert_jax.evaluation.probe import PROBES, Prediction, run_probe
-from scmbert_jax.evaluation.probe_result import DifferenceRow, ProbeResult, ProbeSettings
+from scmbert_jax.evaluation.probe_result import DifferenceRow, FitCounts, ProbeResult, ProbeRow, ProbeSettings
 from scmbert_jax.evaluation.probe_table import (
     method_notes,
     modality_name,
@@ -215,7 +216,7 @@ def test_damaged_embeddings_are_refused_with_their_row():
 
 def test_too_few_cells_for_knn_and_no_labels_at_all_are_refused():
     labels, batches, codes, rng = cells()
-    with pytest.raises(InputError, match="fewer than knn_neighbours=15; lower it"):
+    with pytest.raises(InputError, match="fewer than the 15 neighbours of the kNN probe"):
         run_probe({"pca": [separable(codes, rng)[:18]]}, labels[:18], batches[:18], modality="rna", settings=FAST)
     with pytest.raises(InputError, match="none of 300 cells has a label"):
         run_probe({"pca": [separable(codes, rng)]}, [""] * 300, batches, modality="rna", settings=FAST)
@@ -229,7 +230,10 @@ def test_a_verdict_needs_both_intervals_to_leave_zero_out():
     assert verdict(0.1, 0.15, 0.02, 0.2) == "no clear difference"
     assert verdict(0.1, 0.05, -0.02, 0.2) == "no clear difference"
     assert verdict(-0.1, 0.05, -0.2, -0.02) == "worse"
-    assert verdict(0.1, math.nan, 0.02, 0.2) == "no clear difference"
+    # One seed has no interval: its cells decide.
+    assert verdict(0.526, math.nan, 0.474, 0.583) == "better"
+    assert verdict(-0.526, math.nan, -0.583, -0.474) == "worse"
+    assert verdict(0.1, math.nan, -0.02, 0.2) == "no clear difference"
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +262,14 @@ def test_one_seed_is_written_as_null_and_without_an_interval():
     assert "±" not in render_table(result)
 
 
+def test_a_difference_of_one_seed_says_so():
+    row = DifferenceRow("rna", "mean", "trained", "pca", "linear", "accuracy", 0.5, math.nan, 0.4, 0.6, 1, 10)
+    rows = (replace(row_of("trained", 0.9), num_seeds=1), replace(row_of("pca", 0.4), num_seeds=1))
+    result = ProbeResult("rna", rows, (row,), (), ("a", "b"), 0, FitCounts())
+    assert "+0.500 (one seed)" in render_differences(result)
+    assert "better" in render_differences(result)
+
+
 def test_the_table_is_aligned_markdown_with_every_method(small_result):
     lines = render_table([small_result, small_result], by_batch=True).splitlines()
     assert len({len(line) for line in lines}) == 1
@@ -275,9 +287,31 @@ def test_each_modality_of_a_cell_is_written_for_people(modality, written):
     assert modality_name(modality) == written
 
 
-def test_differences_and_sentences_say_who_is_better(small_result):
+def row_of(method, mean, probe="linear", metric="accuracy"):
+    return ProbeRow("rna", "mean", method, probe, metric, mean, 0.01, 5, 10)
+
+
+def test_every_verdict_is_said_and_what_is_worse_first(small_result):
     text = render_differences(small_result)
     assert sum("trained - untrained" in line for line in text.splitlines()) == 4
-    first, second = summary_sentences(small_result)
-    assert "is better than untrained" in first
-    assert "is not clearly different from pca" in second
+    pca, untrained = summary_sentences(small_result)
+    assert "trained beside untrained is better by linear probe accuracy" in untrained
+    assert "kNN macro-F1" in untrained
+    assert "trained beside pca is not clearly different by linear probe accuracy" in pca
+
+    def difference(other, probe, mean):
+        low, high = mean - 0.01, mean + 0.01
+        return DifferenceRow("rna", "mean", "trained", other, probe, "accuracy", mean, 0.01, low, high, 5, 10)
+
+    rows = [row_of(method, 0.5, probe) for method in ("trained", "pca", "untrained") for probe in ("linear", "knn")]
+    differences = (
+        *(difference("untrained", probe, 0.3) for probe in ("linear", "knn")),
+        difference("pca", "linear", 0.0),
+        difference("pca", "knn", -0.06),
+    )
+    result = ProbeResult("protein", tuple(rows), differences, (), ("a", "b"), 0, FitCounts())
+    assert render_differences(result).splitlines()[2].rstrip("| ").endswith("worse")
+    first, second = summary_sentences(result)
+    assert first.startswith("Protein cells: trained beside pca is worse by kNN accuracy")
+    assert "not clearly different by linear probe accuracy" in first
+    assert "better" in second

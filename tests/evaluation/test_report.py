@@ -205,6 +205,12 @@ def test_a_bar_in_a_cell_survives_the_way_through_markdown(tmp_path):
     assert "<td>x|y</td>" in path.read_text()
 
 
+def test_a_long_table_is_shown_like_any_other(tmp_path):
+    rows = [["score", "verdict"], *([str(i), "worse"] for i in range(40))]
+    path = write_report(tmp_path / "r.html", title="t", run_info={}, tables=[("Differences", rows)])
+    assert "<details" not in path.read_text()
+
+
 @pytest.mark.slow  # umap-learn compiles itself anew in each process
 def test_umap_repeats_itself_separates_groups_and_refuses_what_it_cannot_draw():
     rng = np.random.default_rng(0)

@@ -1,12 +1,13 @@
 """Principal components beside the transformer: what they are, and what they must not see."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import without
+from conftest import shaken, without
 from flax import nnx
 from sklearn.neighbors import KNeighborsRegressor
 
@@ -27,7 +28,9 @@ from scmbert_jax.config import (
     ModalityConfig,
     ObjectivesConfig,
 )
+from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.linear_path import LinearPath, NeighbourMean
+from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens, subsample_tokens
 
 NUM_CELLS, NUM_GENES, NUM_PROTEINS = 100, 10, 6
@@ -242,3 +245,40 @@ def test_in_training_a_cell_is_predicted_by_the_map_that_has_not_seen_it(path, b
         each = np.asarray(path.outputs(tokens, "protein", ids, jnp.full(NUM_CELLS, fold)))
         np.testing.assert_array_equal(found[folds == fold], each[folds == fold])
         assert np.abs(found[folds != fold] - each[folds != fold]).max() > 1e-3
+
+
+# --- the control: the linear path without the transformer -------------------------------------------------------------
+
+
+def test_the_linear_path_alone_hears_nothing_of_the_transformer(mixed_config, known_layout, tiny_batch):
+    """Embedding, alignment and translation stay as they are whatever the transformer's parameters are."""
+    whole = ModelDefinition(mixed_config, known_layout)
+    batch = tiny_batch()
+    params = shaken(whole.init(jax.random.key(0)))
+    others = shaken(params, size=1.0)
+    kept = ("linear", "alignment_head")
+    others |= {name: params[name] for name in kept}
+    bias = {name: params["translation_head"][name] for name in ("feature_bias", "spread")}
+    others["translation_head"] = others["translation_head"] | bias
+    rows = np.arange(*known_layout.slices["protein"], dtype=np.int32)[None]
+
+    @partial(jax.jit, static_argnums=0)
+    def said(definition, params):
+        model = definition.merge(params, definition.constants)
+        table = model.feature_table()
+        cell, aligned = model.cell_embedding(table, batch), model.aligned_embedding(table, batch)
+        expected = model.linear(pack_tokens(batch), jnp.zeros(pack_tokens(batch).valid.shape, bool))
+        return cell, aligned, model.translate(table, batch, "rna", "protein", rows).value, expected
+
+    alone, alone_after = said(whole.linear_path_alone, params), said(whole.linear_path_alone, others)
+    for before, after, with_transformer in zip(alone[:3], alone_after[:3], said(whole, params)[:3], strict=True):
+        np.testing.assert_array_equal(before, after)
+        assert np.abs(np.asarray(before) - np.asarray(with_transformer)).max() > 1e-3
+    np.testing.assert_allclose(alone[0], alone[3], rtol=1e-5, atol=1e-5)
+    assert np.asarray(alone[2]).std(0).max() > 1e-3, "cells differ in what the linear path says of them"
+
+
+def test_a_model_without_linear_path_has_none_alone(mixed_config, known_layout):
+    config = dataclasses.replace(mixed_config, model=dataclasses.replace(mixed_config.model, linear_path=False))
+    with pytest.raises(ConfigError, match=r"model\.linear_path is off"):
+        _ = ModelDefinition(config, known_layout).linear_path_alone
