@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from scmbert_jax.models.negative_binomial import negative_binomial_nll
+
 Array = np.ndarray
 Params = dict[str, Any]
 
@@ -138,22 +140,8 @@ def loss(
                 total += settings.peak_loss_weight * bce
             else:
                 log_mean = output + jnp.log(sizes[name])[:, None]
-                total -= log_negative_binomial(targets[name], log_mean, dispersion).mean()
+                total += negative_binomial_nll(targets[name], log_mean, jnp.log(dispersion)).mean()
     return total
-
-
-def log_negative_binomial(counts: jax.Array, log_mean: jax.Array, dispersion: jax.Array) -> jax.Array:
-    """log P(x) of mean mu and dispersion t (variance mu + mu^2 / t), elementwise:
-    lgamma(x+t) - lgamma(t) - lgamma(x+1) + t log(t / (t+mu)) + x log(mu / (t+mu))."""
-    log_total = jnp.logaddexp(jnp.log(dispersion), log_mean)
-    lgamma = jax.lax.lgamma
-    return (
-        lgamma(counts + dispersion)
-        - lgamma(dispersion)
-        - lgamma(counts + 1.0)
-        + dispersion * (jnp.log(dispersion) - log_total)
-        + counts * (log_mean - log_total)
-    )
 
 
 def expected_log1p(log_mean: jax.Array, dispersion: jax.Array, divisor: jax.Array, terms: int = 48) -> jax.Array:

@@ -9,6 +9,7 @@ from flax import nnx
 
 from scmbert_jax.batch import FeatureLayout
 from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.models.bounds import within
 from scmbert_jax.models.encoder import constant, weight
 from scmbert_jax.models.linear_path import LinearMap, alignment_start
 
@@ -46,26 +47,4 @@ class AlignmentHead(nnx.Module):
 
     def temperature(self) -> jax.Array:
         """float32 [], within its bounds."""
-        return jnp.exp(_within(self.log_temperature[...], *self.bounds))
-
-
-@jax.custom_vjp
-def _within(x: jax.Array, low: float, high: float) -> jax.Array:
-    """x clipped to [low, high]; its gradient is blocked only where descent would lead further out.
-
-    The gradient of a plain clip is zero on both sides: what has once stepped over a bound would stay there for ever.
-    """
-    return jnp.clip(x, low, high)
-
-
-def _within_forward(x: jax.Array, low: float, high: float):
-    return jnp.clip(x, low, high), (x, low, high)
-
-
-def _within_backward(saved, gradient: jax.Array):
-    x, low, high = saved
-    outwards = ((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0))
-    return jnp.where(outwards, 0.0, gradient), None, None
-
-
-_within.defvjp(_within_forward, _within_backward)
+        return jnp.exp(within(self.log_temperature[...], *self.bounds))

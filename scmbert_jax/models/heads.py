@@ -10,9 +10,10 @@ from flax import nnx
 
 from scmbert_jax.batch import MODALITIES, FeatureLayout
 from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.models.bounds import within
 from scmbert_jax.models.embeddings import covariate_embedding, padded_rows
 from scmbert_jax.models.encoder import LayerNorm, constant, weight
-from scmbert_jax.models.likelihoods import Truth, make_likelihood
+from scmbert_jax.models.likelihoods import SPREAD_BOUNDS, Truth, make_likelihood
 from scmbert_jax.models.linear import linear
 from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.parallel.table_rows import pick_rows
@@ -100,7 +101,8 @@ class ValueHead(nnx.Module):
         """Outputs [B, M, K of this modality] and spreads [B, M]."""
         outputs = linear(hidden, self.outputs[name][...]) * self.output_scale
         bias = pick_rows(self.feature_bias[...], feature_ids) * self.bias_scale
-        return outputs + bias[..., : outputs.shape[-1]], pick_rows(self.spread[...], feature_ids) * ROW_SCALE
+        spread = within(pick_rows(self.spread[...], feature_ids) * ROW_SCALE, *SPREAD_BOUNDS)
+        return outputs + bias[..., : outputs.shape[-1]], spread
 
     def nll(
         self,

@@ -15,14 +15,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import gammaln
 
 from scmbert_jax.batch import LIBRARY_QUANTILES, MODALITIES, FeatureStatistics
 from scmbert_jax.config import ModalityConfig
 from scmbert_jax.models.embeddings import expression_bins, relative_expression
+from scmbert_jax.models.negative_binomial import negative_binomial_nll
 
 # Support for expectations over counts: every count up to 31, then ever coarser cells up to 100,000.
 _GRID = np.unique(np.concatenate([np.arange(32.0), np.round(np.geomspace(32, 1e5, 64))])).astype(np.float32)
+# Of a feature's spread: log theta, or the log of a standard deviation. A theta of exp(-15) gives zeros whatever the
+# mean, one of exp(15) is Poisson but for 1 in 3 million of the squared mean; soon beyond, float32 overflows.
+SPREAD_BOUNDS = (-15.0, 15.0)
 # One standard deviation of a linear value changes a log mean or a logit by at most this.
 MAX_GAIN = 5.0
 _GRID_WIDTH = np.maximum(np.gradient(_GRID), 1.0).astype(np.float32)
@@ -41,19 +44,6 @@ class Prediction(NamedTuple):
 
     value: jax.Array
     std: jax.Array
-
-
-def negative_binomial_nll(counts: jax.Array | np.ndarray, mean: jax.Array, log_dispersion: jax.Array) -> jax.Array:
-    """-log NB(counts; mean, theta = exp(log_dispersion)); variance mean + mean**2 / theta (Lopez et al. 2018)."""
-    theta = jnp.exp(log_dispersion)
-    log_total = jnp.log(theta + mean)
-    return -(
-        gammaln(counts + theta)
-        - gammaln(theta)
-        - gammaln(counts + 1.0)
-        + theta * (log_dispersion - log_total)
-        + counts * (jnp.log(mean + 1e-8) - log_total)
-    )
 
 
 @dataclass(frozen=True)
@@ -117,13 +107,13 @@ class NegativeBinomial(Likelihood):
         return jnp.maximum(library_size, 1.0) * jax.nn.sigmoid(outputs[..., 0])
 
     def nll(self, outputs, spread, truth):
-        return negative_binomial_nll(truth.counts, self.mean(outputs, truth.library_size), spread)
+        return negative_binomial_nll(truth.counts, _log_mean(outputs, truth.library_size), spread)
 
     def predict(self, outputs, spread):
         def of_library(library: jax.Array) -> tuple[jax.Array, jax.Array]:
-            mean = self.mean(outputs, library)
+            log_mean = _log_mean(outputs, library)
             values = jnp.log1p(_GRID / library * self.median_library)
-            return _expectation(-negative_binomial_nll(_GRID, mean[..., None], spread[..., None]), values)
+            return _expectation(-negative_binomial_nll(_GRID, log_mean[..., None], spread[..., None]), values)
 
         return _over_libraries(of_library, self.libraries)
 
@@ -149,14 +139,14 @@ class NegativeBinomialBackground(Likelihood):
         start = np.stack([_logit(share / 2), np.full_like(share, 1.85), np.zeros_like(share)], axis=1)
         return start, log_dispersion
 
-    def _levels(self, outputs: jax.Array, library: jax.Array | float) -> tuple[jax.Array, jax.Array]:
-        ambient = jnp.maximum(library, 1.0) * jax.nn.sigmoid(outputs[..., 0])
-        return ambient, ambient * (1.0 + jax.nn.softplus(outputs[..., 1]))
+    def _log_levels(self, outputs: jax.Array, library: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+        ambient = _log_mean(outputs, library)
+        return ambient, ambient + jnp.log1p(jax.nn.softplus(outputs[..., 1]))
 
     def _log_probability(
         self, counts: jax.Array | np.ndarray, outputs: jax.Array, spread: jax.Array, library
     ) -> jax.Array:
-        ambient, bound = self._levels(outputs, library)
+        ambient, bound = self._log_levels(outputs, library)
         return jnp.logaddexp(
             jax.nn.log_sigmoid(outputs[..., 2]) - negative_binomial_nll(counts, ambient, spread),
             jax.nn.log_sigmoid(-outputs[..., 2]) - negative_binomial_nll(counts, bound, spread),
@@ -173,7 +163,7 @@ class NegativeBinomialBackground(Likelihood):
         return _over_libraries(of_library, (self.median_library,))
 
     def expected_counts(self, outputs, spread):
-        ambient, bound = self._levels(outputs, self.median_library)
+        ambient, bound = map(jnp.exp, self._log_levels(outputs, self.median_library))
         only_ambient = jax.nn.sigmoid(outputs[..., 2])
         return only_ambient * ambient + (1.0 - only_ambient) * bound
 
@@ -292,6 +282,12 @@ def make_likelihood(
     # The g for which a cell of usual values has the median library size.
     geometric_mean = libraries[len(libraries) // 2] / float(np.expm1(statistics.clr_mean[slice(*rows)]).sum() + 1e-8)
     return LIKELIHOODS[name](config, libraries, geometric_mean)
+
+
+def _log_mean(outputs: jax.Array, library_size: jax.Array | float) -> jax.Array:
+    """Log of library * sigmoid(output 0). Not of the product: it would underflow, and a count above 0 would no longer
+    pull an output up that has fallen too far."""
+    return jnp.log(jnp.maximum(library_size, 1.0)) + jax.nn.log_sigmoid(outputs[..., 0])
 
 
 def _logit(share: np.ndarray) -> np.ndarray:

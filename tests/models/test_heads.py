@@ -86,3 +86,18 @@ def test_a_modality_is_scored_by_its_own_likelihood_and_no_other(known_layout):
         np.testing.assert_allclose(both[:, column], own.likelihoods[name].nll(outputs, spread, part)[:, 0], rtol=1e-6)
     poisoned = dataclasses.replace(known_layout, statistics=None)
     assert np.isfinite(head(poisoned, {"rna": "negative_binomial"}).nll(states, ids, modality, truth, {})).all()
+
+
+def test_a_spread_is_held_where_float32_can_tell_and_comes_back(known_layout):
+    own = head(known_layout, {"rna": "negative_binomial"})
+    own.spread[...] = jnp.full_like(own.spread[...], 9.0)  # stored at a tenth: log theta 90, whose exp is infinite
+    graph, state = nnx.split(own)
+    counts = jnp.asarray([[0.0] * 5 + [100.0]])  # of more than Poisson's variance: theta is to fall
+    truth, ids = Truth(counts, jnp.full((1, 6), 2000.0), jnp.zeros((1, 6))), jnp.full((1, 6), 3)
+
+    def nll(state):
+        return nnx.merge(graph, state).nll(jnp.zeros((1, 6, 16)), ids, jnp.zeros((1, 6), int), truth, {}).sum()
+
+    value, gradient = jax.value_and_grad(nll)(state)
+    assert jnp.isfinite(value)
+    assert gradient["spread"][...][3] > 0

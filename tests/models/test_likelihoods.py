@@ -1,11 +1,14 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from jax.scipy.special import gammaln
 
 from scmbert_jax.config import ModalityConfig
-from scmbert_jax.models.likelihoods import LIKELIHOODS, Truth, negative_binomial_nll
+from scmbert_jax.models.likelihoods import LIKELIHOODS, SPREAD_BOUNDS, Truth
 
 LIBRARIES = (400.0, 600.0, 800.0, 900.0, 1000.0, 1200.0, 1500.0, 2000.0, 3000.0)  # at LIBRARY_QUANTILES
 
@@ -27,13 +30,99 @@ def scipy_nb(mean, theta):
     return scipy.stats.nbinom(theta, theta / (theta + mean))
 
 
-def test_the_negative_binomial_is_that_of_scipy():
-    rng = np.random.default_rng(0)
-    counts = rng.integers(0, 50, 200)
-    mean, theta = rng.uniform(0.01, 30, 200), rng.uniform(0.1, 20, 200)
-    wanted = -scipy_nb(mean, theta).logpmf(counts)
-    ours = negative_binomial_nll(jnp.asarray(counts, jnp.float32), jnp.asarray(mean), jnp.log(theta))
-    np.testing.assert_allclose(ours, wanted, rtol=2e-4, atol=2e-4)  # float32 lgamma
+# What each likelihood is, by its definition. In float64 (`jax.enable_x64`) it is what float32 is compared with.
+def by_definition(name, outputs, spread, truth):
+    log_mean = jnp.log(jnp.maximum(truth.library_size, 1.0)) + jax.nn.log_sigmoid(outputs[..., 0])
+    of_cell = truth.counts / jnp.maximum(truth.library_size, 1.0)
+    centred = {
+        "gaussian_log1p": jnp.log1p(of_cell * 1000.0) - outputs[..., 0],
+        "gaussian_clr": jnp.log1p(truth.counts * jnp.exp(-truth.mean_log_count)) - outputs[..., 0],
+    }
+
+    def negative_binomial(log_mean):
+        theta, counts = jnp.exp(spread), truth.counts
+        log_total = jnp.logaddexp(log_mean, spread)
+        combinations = gammaln(counts + theta) - gammaln(theta) - gammaln(counts + 1.0)
+        return -(combinations + theta * (spread - log_total) + counts * (log_mean - log_total))
+
+    if name == "negative_binomial":
+        return negative_binomial(log_mean)
+    if name == "negative_binomial_background":
+        levels = log_mean, log_mean + jnp.log1p(jax.nn.softplus(outputs[..., 1]))
+        shares = jax.nn.log_sigmoid(outputs[..., 2]), jax.nn.log_sigmoid(-outputs[..., 2])
+        return -jnp.logaddexp(*(share - negative_binomial(level) for share, level in zip(shares, levels, strict=True)))
+    if name in centred:
+        return jax.scipy.stats.norm.logpdf(centred[name] / jnp.exp(spread)) * -1.0 + spread
+    if name == "bernoulli":
+        return -jax.nn.log_sigmoid(jnp.where(truth.counts > 0, 1.0, -1.0) * outputs[..., 0])
+    bins = jnp.clip(jnp.floor(jnp.log2(1.0 + of_cell * 1e4) + 1e-6), 0, outputs.shape[-1] - 1).astype(int)
+    return -jnp.take_along_axis(jax.nn.log_softmax(outputs), bins[..., None], -1)[..., 0]
+
+
+def anywhere(name, number=20_000):
+    """Outputs, spreads and counts wherever they may go, and as often where training takes them: near the counts."""
+    rng, model = np.random.default_rng(0), likelihood(name)
+    library = np.round(np.exp(rng.uniform(0, 13, number)))
+    counts = np.where(rng.random(number) < 0.5, rng.integers(0, 4, number), library * rng.random(number) ** 4).round()
+    counts = np.minimum(counts, library)
+    outputs = rng.uniform(-60, 60, (number, model.num_outputs))
+    expected = np.log(np.maximum(counts, 0.3) / library) + rng.normal(0, 1, number) * rng.random(number) ** 4
+    outputs[::2, 0] = np.clip(expected - np.log(-np.expm1(np.minimum(expected, -1e-4))), -60, 60)[::2]
+    outputs[::2, 1:] = rng.normal(0, 2, outputs[::2, 1:].shape)
+    spread = rng.uniform(*SPREAD_BOUNDS, number)
+    measured = Truth(counts, library, rng.uniform(0, 2, number))
+    return jax.tree.map(np.float32, (outputs, spread, measured))
+
+
+@pytest.mark.parametrize("name", sorted(LIKELIHOODS))
+def test_float32_is_exact_over_the_whole_range_of_the_parameters(name):
+    """Values and gradients, beside those of the definition in float64, which for the counts are those of SciPy."""
+    outputs, spread, measured = anywhere(name)
+
+    def all_of(nll):
+        return jax.jit(lambda *x: (nll(*x), *jax.grad(lambda *y: nll(*y).sum(), argnums=(0, 1))(*x)))
+
+    found = jax.device_get(all_of(likelihood(name).nll)(outputs, spread, measured))
+    with jax.enable_x64(True):
+        wide = jax.tree.map(np.float64, (outputs, spread, measured))
+        wanted = jax.device_get(all_of(partial(by_definition, name))(*wide))
+    mean, theta = measured.library_size / (1 + np.exp(-wide[0][:, 0])), np.exp(wide[1])
+    if name == "negative_binomial":
+        usual = (np.abs(wanted[0]) < 50) & (mean > 1e-3)  # SciPy's own form loses what is less likely
+        scipy_nll = -scipy_nb(mean, theta).logpmf(measured.counts)
+        np.testing.assert_allclose(wanted[0][usual], scipy_nll[usual], rtol=1e-6, atol=1e-6)
+    # What a number is a difference of; of that, float32 knows about a millionth.
+    nll, residual, precision = np.abs(wanted[0]), np.abs(wide[0][:, 0]) + 14, np.exp(-2 * wide[1])
+    terms = [0.0, 0.0, 0.0]
+    if name.startswith("gaussian"):
+        terms = [residual**2 * precision + 10, residual * precision, residual**2 * precision + 1]
+    elif name == "negative_binomial":
+        terms = [0.0, measured.counts, 1 + np.sqrt(measured.counts)]
+    elif name == "negative_binomial_background":
+        # Which of the levels it was depends on the difference of two likelihoods.
+        sizes = (1 + measured.counts + np.abs(of.reshape(len(nll), -1)[:, 0]) for of in wanted[1:])
+        terms = [0.0, *((1 + nll) * size for size in sizes)]
+    for ours, exact, own in zip(found, wanted, terms, strict=True):
+        ours, exact = (x.reshape(len(nll), -1).T for x in (ours, exact))
+        assert np.isfinite(ours).all()
+        np.testing.assert_array_less(np.abs(ours - exact), 1e-4 * np.abs(exact) + 2e-6 * own + 1e-6)
+
+
+def test_likelihoods_of_bfloat16_outputs_are_float32_and_map_over_cells_as_over_an_array():
+    outputs, spread, measured = anywhere("negative_binomial", 64)
+    nll = likelihood("negative_binomial").nll
+    narrow = jnp.asarray(outputs, jnp.bfloat16)
+    found = nll(narrow, spread, measured)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, jax.vmap(nll)(narrow, spread, measured), rtol=1e-6)
+    gradient = jax.grad(lambda x: nll(x, spread, measured).sum())(narrow)
+    assert gradient.dtype == jnp.bfloat16
+    assert jnp.isfinite(gradient).all()
+
+
+def test_a_count_pulls_a_mean_up_however_far_it_has_fallen():
+    gradient = jax.grad(lambda x: likelihood("negative_binomial").nll(x, 0.0, truth(3)))(jnp.asarray([-200.0]))
+    assert gradient == pytest.approx(-3)
 
 
 def test_a_mean_never_exceeds_the_library():
