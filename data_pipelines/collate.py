@@ -25,10 +25,9 @@ import scipy.sparse
 from data_pipelines.counter_hash import fold, hash_of
 from data_pipelines.draw_tokens import draw_tokens
 from data_pipelines.packed_counts import CellIndex, PackedCounts, index_of, pack
+from data_pipelines.whole_counts import MAX_COUNT, is_whole, whole, widened
 from scmbert_jax.batch import MODALITIES, CellBatch, ModalityTokens
 from scmbert_jax.errors import ConfigError, InputError
-
-MAX_COUNT = 2**31 - 1  # counts travel as int32
 
 _TOKENS = 3  # what a hash is for; sampling_order has 1 and 2
 
@@ -264,8 +263,13 @@ def _canonical(matrix: scipy.sparse.csr_matrix, shape: tuple[int, int], modality
     if matrix.shape != shape:
         raise InputError(f"counts of {modality}: shape {matrix.shape}, expected {shape} (cells, features of the model)")
     matrix = scipy.sparse.csr_matrix(matrix, copy=True)
+    matrix.data = widened(matrix.data, f"counts of {modality}")
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
+    if not is_whole(matrix.data).all():
+        bad = matrix.data[~is_whole(matrix.data)]
+        raise InputError(f"counts of {modality}: {len(bad):,} values are no whole numbers, the first is {bad[0]:.6g}")
+    matrix = whole(matrix)
     if matrix.nnz and (matrix.data.min() < 0 or matrix.data.max() > MAX_COUNT):
         raise InputError(
             f"counts of {modality} lie between {matrix.data.min()} and {matrix.data.max()}; expected 0 .. {MAX_COUNT}"

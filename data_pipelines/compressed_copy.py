@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 import scipy.sparse as sp
 
+from data_pipelines.whole_counts import widened
+
 
 class ScratchArray:
     """A one-dimensional array in an anonymous temporary file; read and written by range, never mapped."""
@@ -36,11 +38,11 @@ class CompressedCopy:
     def __init__(self, data: ScratchArray, columns: ScratchArray, indptr: np.ndarray):
         self.data, self.columns, self.indptr = data, columns, indptr
 
-    def rows(self, first: int, last: int, num_columns: int) -> sp.csr_matrix:
-        """Cells first:last, as stored: features of a cell may be unsorted or repeated."""
+    def rows(self, first: int, last: int, num_columns: int, where: str) -> sp.csr_matrix:
+        """Cells first:last, as int64 or float64; features of a cell may be unsorted or repeated as they are stored."""
         start, stop = int(self.indptr[first]), int(self.indptr[last])
-        values = (self.data.read(start, stop), self.columns.read(start, stop), self.indptr[first : last + 1] - start)
-        return sp.csr_matrix(values, shape=(last - first, num_columns))
+        data, indptr = widened(self.data.read(start, stop), where), self.indptr[first : last + 1] - start
+        return sp.csr_matrix((data, self.columns.read(start, stop), indptr), shape=(last - first, num_columns))
 
 
 def compress_by_cell(

@@ -3,6 +3,7 @@
 import numpy as np
 
 from data_pipelines.stored_matrix import StoredMatrix
+from data_pipelines.whole_counts import is_whole
 
 # Raw counts by custom: an explicit layer, then `raw`, then X.
 PREFERENCE = ("layers['counts']", "raw.X", "X")
@@ -13,8 +14,7 @@ _PLACES = 4
 def describe_values(values: np.ndarray) -> str | None:
     """None for counts (finite, non-negative, integer-valued); else what is wrong, in words.
 
-    Float storage is allowed: an integer in float32 is exact up to 2^24, and a value counts as an integer within
-    1e-6 relative to itself.
+    Float storage is allowed: a value counts as an integer within float rounding (`is_whole`).
     """
     if not len(values):
         return None
@@ -24,18 +24,11 @@ def describe_values(values: np.ndarray) -> str | None:
         return "NaN or infinite values"
     if values.min() < 0:
         return f"negative values (as low as {values.min():.4g})"
-    share = float(np.mean(~is_integer_valued(values)))
+    share = float(np.mean(~is_whole(values)))
     if share == 0:
         return None
     log = ": looks log-normalised" if values.max() < 20 else ": looks normalised"
     return f"non-integers: {share:.0%} of the values, max {values.max():.4g}{log}"
-
-
-def is_integer_valued(values: np.ndarray) -> np.ndarray:
-    """bool [n]: within float rounding of an integer."""
-    if np.issubdtype(values.dtype, np.integer) or values.dtype == bool:
-        return np.ones(len(values), bool)
-    return np.abs(values - np.rint(values)) <= 1e-6 * np.maximum(1.0, np.abs(values))
 
 
 def choose_counts_field(candidates: dict[str, StoredMatrix]) -> tuple[str, dict[str, str]]:

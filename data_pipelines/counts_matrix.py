@@ -68,7 +68,7 @@ class CountsMatrix:
         return f"{self.path}, {self.field}"
 
     def chunks(self, rows: int = 4096) -> Iterator[tuple[int, sp.csr_matrix]]:
-        """Yields (first row, values as stored [<= rows, features]): sorted indices, no stored zeros.
+        """Yields (first row, int64 or float64 [<= rows, features]): sorted indices, no stored zeros.
 
         Memory is bounded by the chunk (see `stored_matrix`). Raises InputError where the file turns out damaged.
         """

@@ -5,11 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data_pipelines.cell_identity import counts_hashes
-from data_pipelines.counts_field import is_integer_valued
 from data_pipelines.counts_matrix import CountsMatrix
-
-# Counts are trained on as int32.
-MAX_COUNT = 2**31 - 1
+from data_pipelines.whole_counts import MAX_COUNT, exact_below, is_whole, whole
 
 
 @dataclass
@@ -68,18 +65,19 @@ def scan_counts(
     mapped = column_to_feature >= 0
     num_cells = matrix.shape[0]
     scan = CountsScan(np.zeros(num_cells), np.zeros(num_cells, np.int32), np.zeros(num_cells, np.uint64))
-    not_finite, negative, fractional, too_large = _Tally(), _Tally(), _Tally(), _Tally()
+    scan.storage, limit = str(matrix.stored.dtype), exact_below(matrix.stored.dtype)
+    not_finite, negative, fractional, too_large, inexact = (_Tally() for _ in range(5))
     for first, part in matrix.chunks(rows):
         data, indices, indptr = part.data, part.indices, part.indptr
-        scan.storage = str(data.dtype)
         scan.num_values += len(data)
-        finite = np.isfinite(data) if np.issubdtype(data.dtype, np.floating) else np.ones(len(data), bool)
-        values = data.astype(np.float64) if finite.all() else np.where(finite, data, 0.0).astype(np.float64)
+        finite = np.isfinite(data)
+        values = data.astype(np.float64, copy=False) if finite.all() else np.where(finite, data, 0.0)
         not_finite.add(~finite, first, indptr, indices, data)
         negative.add(values < 0, first, indptr, indices, data)
-        if not np.issubdtype(data.dtype, np.integer):
-            fractional.add(finite & ~is_integer_valued(values), first, indptr, indices, data)
+        if data.dtype.kind == "f":
+            fractional.add(finite & ~is_whole(values), first, indptr, indices, data)
         too_large.add(values > MAX_COUNT, first, indptr, indices, data)
+        inexact.add((values >= limit) & (values <= MAX_COUNT), first, indptr, indices, data)
         if len(values):
             scan.max_value = max(scan.max_value, float(values.max()))
         used = mapped[indices]
@@ -88,10 +86,15 @@ def scan_counts(
         scan.totals[cells] = np.bincount(row, weights=np.where(used, values, 0.0), minlength=part.shape[0])
         scan.detected[cells] = np.bincount(row[used], minlength=part.shape[0])
         if not any(tally.count for tally in (not_finite, negative, fractional, too_large)):
-            scan.hashes[cells] = counts_hashes(indptr, column_weights[indices], values)
+            scan.hashes[cells] = counts_hashes(indptr, column_weights[indices], whole(part).data)
         scan.totals_all += float(values.sum())
         scan.num_mapped_values += int(np.count_nonzero(used))
     _describe_faults(scan, matrix, not_finite, negative, fractional, too_large)
+    if inexact.count:
+        scan.faults.append(
+            f"{inexact.count:,} counts of {limit:,.0f} or more, first {_place(inexact, matrix)}: {scan.storage} holds "
+            "whole numbers only below, so they were rounded; write the counts again, from their source, as int32"
+        )
     return scan
 
 

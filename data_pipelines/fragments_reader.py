@@ -305,13 +305,14 @@ class FragmentCounts:
     def __init__(
         self, copy: CompressedCopy, shape: tuple[int, int], path: Path, reading: ReadingOptions, cell_ids: np.ndarray
     ):
-        self.shape, self._copy = shape, copy
+        self.shape, self.dtype, self._copy = shape, copy.data.dtype, copy
         self._again = (path.resolve(), reading, cell_ids)
 
     def chunks(self, rows: int, first: int = 0, last: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
         end = self.shape[0] if last is None else last
         for start in range(first, end, rows):
-            yield start, canonical(self._copy.rows(start, min(start + rows, end), self.shape[1]))
+            part = self._copy.rows(start, min(start + rows, end), self.shape[1], str(self._again[0]))
+            yield start, canonical(part)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _count_again, self._again

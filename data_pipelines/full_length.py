@@ -130,6 +130,7 @@ class LengthNormalised:
 
     def __init__(self, matrix: StoredMatrix, lengths: np.ndarray, rows: np.ndarray, where: str):
         self.shape, self.any_row = matrix.shape, getattr(matrix, "any_row", False)
+        self.dtype = matrix.dtype
         self._matrix, self._lengths, self._rows, self._where = matrix, lengths, rows, where
 
     def chunks(self, rows: int, *stretch: int) -> Iterator[tuple[int, sp.csr_matrix]]:

@@ -91,6 +91,7 @@ class MatrixMarketFile:
         self._header, self._cells_are_columns = header, cells_are_columns
         shape = (header.num_rows, header.num_columns)
         self.shape = shape[::-1] if cells_are_columns else shape
+        self.dtype = _DTYPE[header.kind]
         self._copy: CompressedCopy | None = None
 
     def chunks(self, rows: int) -> Iterator[tuple[int, sp.csr_matrix]]:
@@ -103,7 +104,8 @@ class MatrixMarketFile:
                     f"{self._header.num_entries:,} entries in the temporary folder ({error}). Make room or set TMPDIR"
                 ) from error
         for first in range(0, self.shape[0], rows):
-            yield first, canonical(self._copy.rows(first, min(first + rows, self.shape[0]), self.shape[1]))
+            last = min(first + rows, self.shape[0])
+            yield first, canonical(self._copy.rows(first, last, self.shape[1], self._header.path))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_copy": None}  # temporary files stay with the process that made them

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.input_report import InputReport
+from data_pipelines.whole_counts import by_feature
 from scmbert_jax.errors import InputError
 
 
@@ -112,11 +113,7 @@ class _InOrder:
     def __init__(self, matrix: CountsMatrix, places: np.ndarray, report: InputReport, overlap: Overlap, rows: int):
         self._places, self._keep = places, report.modalities[matrix.modality].keep
         self._num_features = len(overlap.measured)
-        known = np.flatnonzero(overlap.columns >= 0)
-        ones = np.ones(len(known), np.int32)
-        shape = (len(overlap.columns), self._num_features)
-        # Columns that map to one feature are summed: counts are additive.
-        self._to_model = sp.csr_matrix((ones, (known, overlap.columns[known])), shape=shape)
+        self._columns, self._where = overlap.columns, matrix.where
         self._chunks = matrix.chunks(rows)
         self._held: list[tuple[np.ndarray, np.ndarray, sp.csr_matrix]] = []
         self._last_place = -1
@@ -128,8 +125,7 @@ class _InOrder:
             self._chunks = iter(())
 
     def _mapped(self, counts: sp.csr_matrix) -> sp.csr_matrix:
-        whole = sp.csr_matrix((np.rint(counts.data).astype(np.int32), counts.indices, counts.indptr), counts.shape)
-        return (whole @ self._to_model).tocsr()
+        return by_feature(counts, self._columns, self._num_features, self._where).astype(np.int32)
 
     def take(self, first: int, stop: int) -> tuple[sp.csr_matrix, np.ndarray]:
         while self._last_place < stop - 1 and (chunk := next(self._chunks, None)) is not None:

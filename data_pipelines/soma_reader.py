@@ -28,6 +28,7 @@ import scipy.sparse as sp
 from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.modality_names import modality_of_name
 from data_pipelines.stored_matrix import canonical
+from data_pipelines.whole_counts import widened
 from scmbert_jax.errors import InputError
 
 PREFIXES = ("soma:", "census:")
@@ -141,6 +142,7 @@ class SomaMatrix:
         where: str,
     ):
         self.shape = (len(cells), len(columns))
+        self.dtype = np.dtype(_open(place, options).values.schema.field("soma_data").type.to_pandas_dtype())
         self._place, self._options = place, options
         self._cells, self._features, self._where = cells, features, where
         self._column_of = np.full(len(features), -1, np.int64)
@@ -171,6 +173,7 @@ class SomaMatrix:
                     "matrix says was not measured in this data set; the store contradicts itself"
                 )
             shape = (len(cells), self.shape[1])
+            data = widened(data, self._where)  # SciPy sums what stands in one place twice
             yield start, canonical(sp.csr_matrix((data, (np.searchsorted(cells, row), column)), shape=shape))
 
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
-from data_pipelines.collate import MAX_COUNT
 from data_pipelines.corpus_sources import inspect_dataset
 from data_pipelines.durable_files import growing_file
 from data_pipelines.external_shuffle import SegmentWriter
 from data_pipelines.stored_matrix import chunks_between, row_ranges
 from data_pipelines.stored_nodes import opened_pickle, write_pickle
+from data_pipelines.whole_counts import by_feature
 from data_pipelines.work_folder import WorkFolder
 from scmbert_jax.errors import InputError
 
@@ -109,7 +108,7 @@ class SegmentTask:
             for first, chunk in chunks_between(self.matrix.get(), CHUNK_ROWS, self.first, self.last):
                 of_chunk = rows[first : first + chunk.shape[0]]
                 kept = of_chunk >= 0
-                writer.add(of_chunk[kept], _mapped(chunk[kept], columns, self.num_features, self.where))
+                writer.add(of_chunk[kept], by_feature(chunk[kept], columns, self.num_features, self.where))
             writer.finish()
 
 
@@ -117,24 +116,3 @@ def stretches(matrix: Any, all_rows: int) -> list[tuple[int, int]]:
     """(first, last) of the tasks of a matrix, if all matrices have `all_rows` cells: the more there are, the fewer
     cells of a task belong into one bucket, and the shorter and worse compressed its segments would be."""
     return row_ranges(matrix, min(max(all_rows // 64, MIN_TASK_ROWS), MAX_TASK_ROWS))
-
-
-def _mapped(
-    chunk: scipy.sparse.csr_matrix, columns: np.ndarray, num_features: int, where: str
-) -> scipy.sparse.csr_matrix:
-    """int64 CSR [rows, num_features]: unmapped columns left out, columns of one feature summed, zeros removed."""
-    features = columns[chunk.indices]
-    kept = features >= 0
-    starts = np.concatenate([[0], np.cumsum(kept)])[chunk.indptr]
-    counts = scipy.sparse.csr_matrix(
-        (np.rint(chunk.data[kept]).astype(np.int64), features[kept], starts), shape=(chunk.shape[0], num_features)
-    )
-    counts.has_sorted_indices = False
-    counts.sum_duplicates()
-    counts.eliminate_zeros()
-    if counts.nnz and counts.data.max() > MAX_COUNT:
-        raise InputError(
-            f"{where}: a count of {counts.data.max():,}; the most a cell may have of one feature "
-            f"is {MAX_COUNT:,}. Are these counts?"
-        )
-    return counts

@@ -1,6 +1,7 @@
 """A stored counts matrix, read in chunks of cells with memory bounded by the chunk, whatever its storage.
 
-Every source yields `(first_row, csr_matrix [rows, features])` with sorted column indices and no stored zeros.
+Every source yields `(first_row, csr_matrix [rows, features])` with sorted column indices and no stored zeros, as int64
+or float64 whatever the dtype it is stored in (`whole_counts`).
 """
 
 import itertools
@@ -12,6 +13,7 @@ import scipy.sparse as sp
 
 from data_pipelines.compressed_copy import CompressedCopy, compress_by_cell
 from data_pipelines.stored_nodes import StoredArray, StoredGroup, is_array, lacks_chunks
+from data_pipelines.whole_counts import widened
 from scmbert_jax.errors import InputError
 
 # Values held at once while a dense tile or a column-compressed matrix is read: 1 Mi values = 4-8 MiB an array.
@@ -19,13 +21,14 @@ _SLAB_VALUES = 1 << 20
 
 
 class StoredMatrix(Protocol):
-    """Cells x features; `shape` is known without reading the values.
+    """Cells x features; `shape` and the `dtype` they are stored in are known without reading the values.
 
     One that has a true `any_row` takes `chunks(rows, first, last)` for the cells first:last, and reads no others, so
     that several processes can share it. Pickled by `stored_nodes.write_pickle`, it opens its file where it is loaded.
     """
 
     shape: tuple[int, int]
+    dtype: np.dtype
 
     def chunks(self, rows: int) -> Iterator[tuple[int, sp.csr_matrix]]: ...
 
@@ -43,7 +46,7 @@ def chunks_between(matrix: Any, rows: int, first: int, last: int) -> Iterator[tu
 
 
 def canonical(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    """Sorted indices, no stored zeros, values as stored. NaN is not zero and stays."""
+    """Sorted indices, no stored zeros. NaN is not zero and stays."""
     matrix.sum_duplicates()
     if matrix.nnz and np.any(matrix.data == 0):
         matrix.eliminate_zeros()
@@ -58,13 +61,14 @@ class CsrFile:
     def __init__(self, group: StoredGroup, shape: tuple[int, int], where: str):
         self.shape, self._where = shape, where
         self._data, self._indices = group["data"], group["indices"]
+        self.dtype = np.dtype(self._data.dtype)
         self._indptr = _checked_indptr(group, shape[0], where)
         self._chunks_lost = _may_have_lost_chunks(group, where)
 
     def chunks(self, rows: int, first: int = 0, last: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
         for top, bottom in _steps(rows, first, self.shape[0] if last is None else last):
             start, stop = int(self._indptr[top]), int(self._indptr[bottom])
-            data = _read(self._data, start, stop, self._where)
+            data = widened(_read(self._data, start, stop, self._where), self._where)
             indices = _read(self._indices, start, stop, self._where)
             _check_indices(indices, self.shape[1], self._where)
             part = sp.csr_matrix((data, indices, self._indptr[top : bottom + 1] - start), (bottom - top, self.shape[1]))
@@ -84,6 +88,7 @@ class CscFile:
     def __init__(self, group: StoredGroup, shape: tuple[int, int], where: str):
         self.shape, self._where = shape, where
         self._data, self._indices = group["data"], group["indices"]
+        self.dtype = np.dtype(self._data.dtype)
         self._num_values = int(self._data.shape[0])
         self._indptr = _checked_indptr(group, shape[1], where)
         self._chunks_lost = _may_have_lost_chunks(group, where)
@@ -92,15 +97,14 @@ class CscFile:
     def chunks(self, rows: int) -> Iterator[tuple[int, sp.csr_matrix]]:
         if self._copy is None:
             try:
-                dtype = self._data.dtype
-                self._copy = compress_by_cell(self._values_of_cell(), self._entries(), dtype, _SLAB_VALUES)
+                self._copy = compress_by_cell(self._values_of_cell(), self._entries(), self.dtype, _SLAB_VALUES)
             except OSError as error:
                 raise InputError(
                     f"{self._where}: stored by feature; reading it by cell needs about {16 * self._num_values:,} bytes "
                     f"in the temporary folder ({error}). Make room, set TMPDIR, or store the matrix as CSR"
                 ) from error
         for first in range(0, self.shape[0], rows):
-            part = self._copy.rows(first, min(first + rows, self.shape[0]), self.shape[1])
+            part = self._copy.rows(first, min(first + rows, self.shape[0]), self.shape[1], self._where)
             if self._chunks_lost:
                 _refuse_repeats(part, self._where)
             yield first, canonical(part)
@@ -141,6 +145,7 @@ class DenseFile:
         if len(array.shape) != 2:
             raise InputError(f"{where}: {len(array.shape)}-dimensional; expected a matrix [cells, features]")
         self.shape = (int(array.shape[0]), int(array.shape[1]))
+        self.dtype = np.dtype(array.dtype)
         self._array, self._where = array, where
 
     def chunks(self, rows: int, first: int = 0, last: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
@@ -164,7 +169,8 @@ class DenseFile:
         return min(num_cells, tall * max(1, _SLAB_VALUES // (tall * width))), width
 
     def _read_tile(self, top: int, bottom: int, left: int, width: int) -> sp.csr_matrix:
-        return sp.csr_matrix(_read(self._array, top, bottom, self._where, (slice(left, left + width),)))
+        tile = _read(self._array, top, bottom, self._where, (slice(left, left + width),))
+        return sp.csr_matrix(widened(tile, self._where))
 
 
 def _steps(rows: int, first: int, last: int) -> Iterator[tuple[int, int]]:
@@ -183,6 +189,9 @@ class MatrixInMemory:
 
     def __init__(self, matrix: Any, where: str):
         self.shape, self._where = (int(matrix.shape[0]), int(matrix.shape[1])), where
+        self.dtype = np.dtype(matrix.dtype)
+        if sp.issparse(matrix) and matrix.format not in ("csr", "csc"):  # what repeats a place is summed by `tocsr`
+            matrix = matrix.astype(widened(np.zeros(0, matrix.dtype), where).dtype)
         # Slicing rows of a column-compressed matrix scans all of it, every time.
         self._matrix = matrix.tocsr() if sp.issparse(matrix) and matrix.format != "csr" else matrix
 
@@ -190,14 +199,16 @@ class MatrixInMemory:
         for start, stop in _steps(rows, first, self.shape[0] if last is None else last):
             part = self._matrix[start:stop]
             # a copy always: canonical() edits in place, and the matrix is the caller's
-            yield start, canonical(sp.csr_matrix(part if sp.issparse(part) else np.asarray(part), copy=True))
+            part = part.tocsr(copy=True) if sp.issparse(part) else sp.csr_matrix(widened(np.asarray(part), self._where))
+            part.data = widened(part.data, self._where)
+            yield start, canonical(part)
 
 
 class ColumnsOf:
     """Some columns of a stored matrix: one modality of a file that holds several side by side."""
 
     def __init__(self, matrix: StoredMatrix, columns: np.ndarray):
-        self.shape = (matrix.shape[0], len(columns))
+        self.shape, self.dtype = (matrix.shape[0], len(columns)), matrix.dtype
         self.any_row = getattr(matrix, "any_row", False)
         self._matrix, self._columns = matrix, columns
 
@@ -211,7 +222,7 @@ class RowsOf:
     """Some rows of a stored matrix: the cells of a file that were asked for. `rows`: int64, ascending."""
 
     def __init__(self, matrix: StoredMatrix, rows: np.ndarray):
-        self.shape = (len(rows), matrix.shape[1])
+        self.shape, self.dtype = (len(rows), matrix.shape[1]), matrix.dtype
         self.any_row = getattr(matrix, "any_row", False)
         self._matrix, self._rows = matrix, rows
 

@@ -32,7 +32,7 @@ class SyntheticAtlas:
     any_row = True
 
     def __init__(self, first_cell: int, num_cells: int, num_genes: int, seed: int = 0):
-        self.shape = (num_cells, num_genes)
+        self.shape, self.dtype = (num_cells, num_genes), np.dtype(np.float32)
         self._first_cell, self._seed = first_cell, seed
 
     def __getstate__(self) -> dict:
@@ -70,6 +70,7 @@ class SyntheticAtlas:
             ]
             lengths, genes, counts = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
             starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+            counts = counts.astype(np.float64)
             yield start, scipy.sparse.csr_matrix((counts, genes, starts), (stop - start, self.shape[1]))
 
     def _cells(self, first: int, last: int) -> np.ndarray:

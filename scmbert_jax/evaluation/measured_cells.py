@@ -15,6 +15,7 @@ from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.input_check import check_dataset, require_usable
 from data_pipelines.input_report import InputReport, ModalityReport
 from data_pipelines.readers import open_dataset
+from data_pipelines.whole_counts import whole
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.value_scale import ValueScale, median_library_size
 from scmbert_jax.tasks.modality_cells import full_batch_names
@@ -105,8 +106,7 @@ def read_measured_cells(
     for matrix in dataset.matrices:
         part = report.modalities[matrix.modality]
         rows = dataset.rows_of(matrix)[part.keep]
-        values = sp.vstack([chunk for _, chunk in matrix.chunks()], format="csr")[part.keep]
-        values = sp.csr_matrix((np.rint(values.data).astype(np.int32), values.indices, values.indptr), values.shape)
+        values = sp.vstack([whole(chunk).astype(np.int32) for _, chunk in matrix.chunks()], format="csr")[part.keep]
         spread = sp.csr_matrix(
             (np.ones(len(rows), np.int32), (rows, np.arange(len(rows)))), (len(dataset.cell_ids), len(rows))
         )

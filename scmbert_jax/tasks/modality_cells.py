@@ -16,6 +16,7 @@ from data_pipelines.feature_space import ModalityFeatures
 from data_pipelines.input_check import check_dataset, require_usable
 from data_pipelines.obs_fields import recognise_obs_fields
 from data_pipelines.readers import Dataset, open_dataset
+from data_pipelines.whole_counts import by_feature
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.tasks.normalisation import centred_log_ratio, log1p_of_depth, tf_idf
 
@@ -149,11 +150,12 @@ def read_modalities(
         if part is None or part.mapping is None:
             continue
         rows = dataset.rows_of(matrix)[part.keep]
-        known = np.flatnonzero(part.column_to_feature >= 0)
-        shape = (len(part.column_to_feature), len(part.mapping.features))
-        to_feature = sp.csr_matrix((np.ones(len(known)), (known, part.column_to_feature[known])), shape)
-        counts = sp.vstack([chunk @ to_feature for _, chunk in matrix.chunks()], format="csr")[part.keep]
-        counts = sp.csr_matrix((np.rint(counts.data).astype(np.int32), counts.indices, counts.indptr), counts.shape)
+        num_features = len(part.mapping.features)
+        chunks = [
+            by_feature(chunk, part.column_to_feature, num_features, matrix.where).astype(np.int32)
+            for _, chunk in matrix.chunks()
+        ]
+        counts = sp.vstack(chunks, format="csr")[part.keep]
         found[matrix.modality] = ModalityCells(
             path=dataset.path,
             features=part.mapping.features,

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 
 from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.readers import EXAMPLES, example_path
+from data_pipelines.whole_counts import whole
 from scmbert_jax.errors import InputError
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import model_provenance
@@ -136,7 +137,7 @@ def _source_modality(dataset: Dataset, source: str) -> tuple[str, Any]:
 def _from_counts(matrix: CountsMatrix) -> Any:
     import anndata
 
-    counts = sp.vstack([chunk for _, chunk in matrix.chunks()], format="csr")
+    counts = sp.vstack([whole(chunk).astype(np.int32) for _, chunk in matrix.chunks()], format="csr")
     var = writable_table(matrix.feature_table)
     var.index = pd.Index(matrix.feature_names.astype(object))
     obs = writable_table(matrix.obs)

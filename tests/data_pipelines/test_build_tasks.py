@@ -99,7 +99,7 @@ def test_a_cluster_that_does_not_share_the_disk_is_told_of(tmp_path):
 
 class Unreadable:
     def __init__(self, shape):
-        self.shape = shape
+        self.shape, self.dtype = shape, np.dtype(np.float32)
 
     def chunks(self, rows):
         raise InputError("damaged in row 3")
