@@ -212,7 +212,8 @@ class ContrastiveAlignmentConfig:
     """Width of the space in which modalities are compared."""
     negatives: Literal["auto", "technical_batch", "all"] = "auto"
     """Which cells a cell is told apart from: those of its own technical batch, or all of the global batch; `auto`: of
-    its own technical batch where the corpus knows it (across batches, the batch alone would be the answer)."""
+    its own technical batch where the corpus knows it (across batches, the batch alone would be the answer). Cells of
+    one technical batch are then drawn together."""
     initial_temperature: float = 0.1
     min_temperature: float = 0.01
     max_temperature: float = 1.0
@@ -417,16 +418,23 @@ def batch_covariates(config: ExperimentConfig, known: Collection[str]) -> tuple[
 
     `known`: the corpus's. Raises `ConfigError` when one that is asked for is not among them.
     """
-    wanted = list(config.model.covariates)
+    compared = compared_within(config, known)
+    wanted = dict.fromkeys([*config.model.covariates, *([] if compared is None else [compared])])
+    for name in wanted:
+        _require(name in known, "a covariate of the run", name, f"one of the corpus's: {', '.join(known) or 'none'}")
+    return tuple(wanted)
+
+
+def compared_within(config: ExperimentConfig, known: Collection[str]) -> str | None:
+    """The field of the cells within which an objective compares them with each other; None: with all, or not at all.
+
+    `known`: the fields that the corpus knows.
+    """
     contrastive = config.objectives.contrastive_alignment
     by_batch = contrastive.negatives == "technical_batch" or (
         contrastive.negatives == "auto" and "technical_batch" in known
     )
-    if contrastive.weight > 0 and by_batch and "technical_batch" not in wanted:
-        wanted.append("technical_batch")
-    for name in wanted:
-        _require(name in known, "a covariate of the run", name, f"one of the corpus's: {', '.join(known) or 'none'}")
-    return tuple(wanted)
+    return "technical_batch" if contrastive.weight > 0 and by_batch else None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

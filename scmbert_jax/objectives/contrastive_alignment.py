@@ -3,7 +3,8 @@
 Each modality is encoded alone; a cell's own partner must be nearer than those of other cells. Those others are, where
 technical batches are known, of the cell's own batch (as MatchCLOT): across batches the batch effect
 would be the answer. Negatives are global: the code sees the whole batch, and XLA gathers what a mesh has spread. The
-same cell twice in a batch is no negative of itself.
+same cell twice in a batch is no negative of itself. A cell without any negative has nothing to be told apart from: it
+weighs nothing (the metric `anchors` is the share of the pairs that have one).
 
 The loss compares cells with each other, so microbatches would change it. Instead, cells are encoded in
 `train.num_microbatches` parts whose activations are not kept but computed again in the backward pass (gradient
@@ -11,6 +12,7 @@ caching): the memory of a part, the loss and the gradient of the whole.
 """
 
 from itertools import combinations
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,10 @@ MAX_LINKS = 512
 
 
 class ContrastiveAlignment:
-    """The objective; see `Objective` for the contract. Anchors are rows that were measured in both modalities."""
+    """The objective; see `Objective` for the contract.
+
+    Anchors are rows that were measured in both modalities and have a negative in the other, in each direction.
+    """
 
     needs_whole_batch = True
 
@@ -45,21 +50,22 @@ class ContrastiveAlignment:
         total, weight = jnp.zeros(()), jnp.zeros(())
         metrics: dict[str, tuple[jax.Array, jax.Array]] = {}
         for first, second in combinations(self.modalities, 2):
-            anchors = (has[first] & has[second]).astype(jnp.float32)
+            paired = has[first] & has[second]
             logits = embedded[first] @ embedded[second].T / temperature  # [B, B]
-            there, right = _info_nce(logits, comparable & has[second])
-            back, _ = _info_nce(logits.T, comparable & has[first])
-            number = anchors.sum()
-            mean_loss = 0.5 * ((there * anchors).sum() + (back * anchors).sum())
-            total, weight = total + mean_loss, weight + number
-            metrics[f"{first}_{second}_info_nce"] = (mean_loss, number)
-            metrics[f"{first}_{second}_top1"] = ((right * anchors).sum(), number)
+            there = _info_nce(logits, comparable & has[second], paired)
+            back = _info_nce(logits.T, comparable & has[first], paired)
+            loss, number = 0.5 * (there.loss + back.loss), 0.5 * (there.anchors + back.anchors)
+            total, weight = total + loss, weight + number
+            metrics[f"{first}_{second}_info_nce"] = (loss, number)
+            metrics[f"{first}_{second}_top1"] = (there.right, there.anchors)
+            metrics[f"{first}_{second}_anchors"] = (number, paired.sum().astype(jnp.float32))
         metrics["temperature"] = (temperature, jnp.ones(()))
         if self.config.link_weight > 0:
             for name, links in model.table.links.items():
-                loss, number = _link_loss(feature_table, links[...], jax.random.fold_in(key, 1), temperature)
-                total, weight = total + self.config.link_weight * loss, weight + self.config.link_weight * number
-                metrics[f"{name}_links_info_nce"] = (loss, number)
+                told = _link_loss(feature_table, links[...], jax.random.fold_in(key, 1), temperature)
+                total = total + self.config.link_weight * told.loss
+                weight = weight + self.config.link_weight * told.anchors
+                metrics[f"{name}_links_info_nce"] = (told.loss, told.anchors)
         return LossSum(total, weight, metrics)
 
     def _embed(self, model: ScMbert, table: jax.Array, batch: CellBatch, keys: jax.Array, name: str) -> jax.Array:
@@ -97,24 +103,28 @@ class ContrastiveAlignment:
         return comparable | itself
 
 
-def _info_nce(logits: jax.Array, candidates: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """-log softmax at the diagonal of logits [B, B] over `candidates`, and whether it is the largest; float32 [B] each.
+class InfoNce(NamedTuple):
+    """Sums over the anchors, float32 []: their losses, how many have their own partner nearest, how many they are."""
 
-    Rows whose own partner is no candidate get 0.
-    """
-    diagonal = jnp.diagonal(candidates)
-    masked = jnp.where(candidates, logits, -jnp.inf)
+    loss: jax.Array
+    right: jax.Array
+    anchors: jax.Array
+
+
+def _info_nce(logits: jax.Array, candidates: jax.Array, paired: jax.Array) -> InfoNce:
+    """-log softmax at the diagonal of logits [B, B] over `candidates` bool [B, B], which holds the diagonal where
+    `paired` bool [B]; of those rows that have a candidate beside their own partner."""
+    anchors = paired & (candidates.sum(axis=1) > 1)
     # A row without any candidate must not make NaN, not even one that is masked later (its gradient would be NaN).
-    masked = jnp.where(diagonal[:, None], masked, 0.0)
+    masked = jnp.where(anchors[:, None], jnp.where(candidates, logits, -jnp.inf), 0.0)
     own = jnp.diagonal(masked)
-    loss = jax.nn.logsumexp(masked, axis=1) - own
-    return jnp.where(diagonal, loss, 0.0), (diagonal & (own >= masked.max(axis=1))).astype(jnp.float32)
+    loss = jnp.where(anchors, jax.nn.logsumexp(masked, axis=1) - own, 0.0)
+    right = anchors & (own >= masked.max(axis=1))
+    return InfoNce(loss.sum(), right.sum().astype(jnp.float32), anchors.sum().astype(jnp.float32))
 
 
-def _link_loss(
-    table: jax.Array, links: jax.Array, key: jax.Array, temperature: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """InfoNCE between feature rows and their linked genes' rows: (sum, number of links). links int32 [2, E]."""
+def _link_loss(table: jax.Array, links: jax.Array, key: jax.Array, temperature: jax.Array) -> InfoNce:
+    """InfoNCE between feature rows and their linked genes' rows. links int32 [2, E]."""
     if links.shape[1] > MAX_LINKS:
         links = links[:, jax.random.permutation(key, links.shape[1])[:MAX_LINKS]]
     rows, genes = links
@@ -122,5 +132,4 @@ def _link_loss(
     logits = unit[rows] @ unit[genes].T / temperature
     # A feature's other genes are no negatives of it, nor is its own gene where it stands twice.
     same = (rows[:, None] == rows[None, :]) | (genes[:, None] == genes[None, :])
-    loss, _ = _info_nce(logits, ~same | jnp.eye(len(rows), dtype=bool))
-    return loss.sum(), jnp.asarray(float(links.shape[1]))
+    return _info_nce(logits, ~same | jnp.eye(len(rows), dtype=bool), jnp.ones(len(rows), bool))

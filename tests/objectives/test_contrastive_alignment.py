@@ -173,6 +173,39 @@ def test_a_batch_without_a_pair_weighs_nothing_and_has_no_nan(loss):
     assert (float(found.total), float(found.weight)) == (0, 0)
 
 
+def test_an_anchor_without_a_negative_weighs_nothing(loss):
+    """Alone in its technical batch, any embedding would be right."""
+    alone = loss(random_cells(technical_batch=np.arange(8)))
+    assert (float(alone.total), float(alone.weight)) == (0, 0)
+    assert [float(x) for x in alone.metrics["rna_protein_anchors"]] == [0, 8]
+    assert [float(x) for x in alone.metrics["rna_protein_top1"]] == [0, 0]
+    # Three cells of one batch among five that are alone; the last of them has no protein.
+    batch = random_cells(technical_batch=[0, 0, 0, 1, 2, 3, 4, 5], has_protein=[True, True, False, *[True] * 5])
+    found = loss(batch)
+    rna, protein = (counts_of(batch, name) for name in ("rna", "protein"))
+    logits = unit(protein[:2]) @ unit(rna[:3]).T / TEMPERATURE  # its RNA is still one that others are told from
+    back = (np.log(np.exp(logits).sum(1)) - np.diagonal(logits)).sum()
+    assert float(found.total) == pytest.approx(0.5 * (info_nce(rna[:2], protein[:2]) + back), 1e-5)
+    assert float(found.weight) == 2
+    assert [float(x) for x in found.metrics["rna_protein_anchors"]] == [2, 7]
+
+
+def test_an_anchor_may_have_a_negative_in_one_direction_only(loss):
+    batch = random_cells(2, has_protein=[True, False])
+    found = loss(batch)
+    rna, protein = (counts_of(batch, name) for name in ("rna", "protein"))
+    logits = unit(protein[:1]) @ unit(rna).T / TEMPERATURE
+    assert float(found.total) == pytest.approx(0.5 * float(np.log(np.exp(logits).sum()) - logits[0, 0]), 1e-5)
+    assert float(found.weight) == 0.5
+
+
+def test_a_link_without_another_to_be_told_from_weighs_nothing(loss):
+    nothing = random_cells(4, has_rna=[False] * 4)
+    table = jnp.asarray(np.random.default_rng(4).normal(size=(9, 3)), jnp.float32)
+    found = loss(nothing, np.asarray([[6, 7], [0, 0]]), table, link_weight=0.5)
+    assert (float(found.total), float(found.weight)) == (0, 0)
+
+
 def test_negatives_of_the_technical_batch_need_one(loss, config):
     with pytest.raises(ConfigError, match=r"negatives is 'technical_batch', but the corpus has no technical_batch"):
         loss(random_cells(), negatives="technical_batch")
