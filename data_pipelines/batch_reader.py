@@ -3,6 +3,8 @@
 No iterator state exists, so there is none to save. `input_pipeline` makes batches ahead of time.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from data_pipelines.collate import (
@@ -16,7 +18,7 @@ from data_pipelines.collate import (
 )
 from data_pipelines.corpus import Corpus
 from data_pipelines.mixture import Mixture
-from data_pipelines.sampling_order import SamplingOrder, SourcePlan, check_batch
+from data_pipelines.sampling_order import Piece, SamplingOrder, SourcePlan, check_batch
 from data_pipelines.source_blocks import SourceBlocks, plan_alone, plan_in_mixture
 from data_pipelines.window_reader import Window, WindowReader
 from scmbert_jax.batch import MODALITIES, CellBatch, ModalityTokens
@@ -108,11 +110,11 @@ class BatchReader:
             lanes_here * windows_a_step,
         )
 
-    def of_all_processes(self, sampling: dict[str, TokenSampling]) -> "BatchReader":
-        """The same reader, giving all rows of the global batch, tokens drawn by `sampling`."""
+    def of_all_processes(self) -> "BatchReader":
+        """The same reader, giving all rows of the global batch."""
         return BatchReader(
             self.mixture,
-            sampling,
+            self.sampling,
             seed=self.seed,
             global_batch_size=self.rows * self.process_count,
             num_streams=self.order.num_streams,
@@ -120,24 +122,28 @@ class BatchReader:
             covariates=self.covariates,
         )
 
+    def pieces_at(self, step: int) -> Iterator[tuple[Piece, int, Window]]:
+        """The cells of this process's rows of a step: (piece, its corpus, the window that holds it), in order."""
+        pieces = self.order.cells_at(step, self.process_index, self.process_count)
+        if self._remote:  # the windows of this step come together, and those of the next are on their way
+            ahead = self.order.cells_at(step + self._steps_ahead, self.process_index, self.process_count)
+            for piece in (*pieces, *ahead):
+                self._windows[piece.source].read_ahead(piece.blocks)
+        for piece in pieces:
+            yield piece, self.mixture.sources[piece.source].corpus, self._windows[piece.source].window(piece.blocks)
+
     def batch_at(self, step: int) -> CellBatch:
         """This process's rows of the global batch of `step` (numpy arrays), a pure function of (seed, step).
 
         Raises:
           CorpusError: a block cannot be read; the shard and the block are named.
         """
-        pieces = self.order.cells_at(step, self.process_index, self.process_count)
-        if self._remote:  # the windows of this step come together, and those of the next are on their way
-            ahead = self.order.cells_at(step + self._steps_ahead, self.process_index, self.process_count)
-            for piece in (*pieces, *ahead):
-                self._windows[piece.source].read_ahead(piece.blocks)
         tokens = {name: unwritten_tokens(self.rows, choice.num_tokens) for name, choice in self.sampling.items()}
         covariates = {name: np.full(self.rows, -1, np.int32) for name in self.covariates}
         cell_index = np.zeros(self.rows, np.int32)
         first_row = self.process_index * self.rows
-        for piece in pieces:
-            corpus = self.mixture.sources[piece.source].corpus
-            window, translation = self._windows[piece.source].window(piece.blocks), self._translations[corpus]
+        for piece, corpus, window in self.pieces_at(step):
+            translation = self._translations[corpus]
             rows = slice(piece.first_row - first_row, piece.first_row - first_row + len(piece.cells))
             cell_index[rows] = window.cell_index[piece.cells] + translation.first_cell
             for name in self.covariates:

@@ -1,16 +1,16 @@
-"""What a run's first tokens say of each feature by itself: where a model starts, so that no step is spent on means.
+"""What a run's first cells say of each feature by itself: where a model starts, so that no step is spent on means.
 
 A model without any encoder can know each feature's share of the counts, its spread and how often it is seen. Training
 starts from exactly that (the marginal model), and its loss at step 0 is the baseline that the encoder has to beat.
 
 There are two marginal models. Masked modelling predicts *tokens*, among which zeros are fewer than in the cells because
-they are sampled. Translation predicts *cells*: there a token stands for all those features that were not drawn with it,
-which is its weight here (`cell_weights`).
+they are sampled. Translation predicts *cells*, and so all else here is of whole cells: every count, and every zero of a
+measured feature, whose part of a sum is known without being looked at. A feature that was not measured is no zero: it
+takes no part.
 """
 
 import zipfile
 from collections.abc import Iterable, Mapping
-from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from scipy.special import gammaln
 
 from data_pipelines.linear_maps import Scores, alignment_maps, memory_of_pairs, translation_maps
 from data_pipelines.principal_components import principal_components
+from data_pipelines.whole_cells import CellCounts, WholeCells
 from scmbert_jax.batch import (
     LIBRARY_QUANTILES,
     MODALITIES,
@@ -27,89 +28,66 @@ from scmbert_jax.batch import (
     CellBatch,
     FeatureLayout,
     FeatureStatistics,
-    ModalityTokens,
-    fold_of,
 )
 from scmbert_jax.errors import InputError
 from scmbert_jax.value_scales import linear_values
 
 MAX_TOKENS = 1_000_000
-# log of the negative binomial's inverse dispersion: the values among which the likelihood of the tokens chooses.
+# log of the negative binomial's inverse dispersion: the values among which the likelihood chooses.
 _LOG_DISPERSIONS = np.linspace(-3.0, 5.0, 17)
 
 
 class _Tokens(NamedTuple):
-    """All real tokens of some batches, [n] each; float64 but for the ids and the cells they are of."""
+    """All real tokens of some batches, [n] each; counts and libraries float64."""
 
     ids: np.ndarray
     counts: np.ndarray
     libraries: np.ndarray
-    mean_log_counts: np.ndarray
-    weights: np.ndarray
-    cells: np.ndarray
-    folds: np.ndarray
-    technical_batches: np.ndarray
-    num_measured: np.ndarray
 
 
 def feature_statistics(
     batches: Iterable[CellBatch],
     layout: FeatureLayout,
     target_sums: Mapping[str, float],
-    whole_cells: Iterable[CellBatch] | None = None,
+    cells: WholeCells,
     max_tokens: int = MAX_TOKENS,
 ) -> FeatureStatistics:
-    """Statistics over the tokens of `batches` and `whole_cells`; a pure function of them.
+    """Statistics over the tokens of `batches`, and over `cells`; a pure function of them.
 
     A feature without a token gets half a count of share, half a token of detection, and the median of the others'
-    dispersion, centre and spread.
+    dispersion; one that no cell measured gets the median of its modality's other statistics.
 
     Args:
-      batches: as in training, in any number, read until `max_tokens` are seen: statistics of tokens.
-      whole_cells: the same with more tokens of each cell, read until four times `max_tokens` are seen: statistics of
-        cells and components, which the choice of tokens would only blur. A cell that comes again is left out. None:
-        `batches`.
+      batches: as in training, in any number, read until `max_tokens` are seen.
       layout: of the features.
       target_sums: modality -> the library size that values are scaled to (`ModalityConfig.target_sum`).
+      cells: of which all else is made.
     """
-    tokens, libraries = _read(batches, max_tokens)
     rows = layout.num_features
-    of_tokens = _marginal(tokens, np.ones(len(tokens.ids)), rows)
-    _fill_unseen(of_tokens[1:2], tokens, rows)
-    if whole_cells is not None:
-        tokens, libraries = _read(map(_without_seen, whole_cells, repeat(set())), 4 * max_tokens)
-    ids = tokens.ids
-    target, median_library = np.ones(rows), np.ones(rows)
-    for name, (first, stop) in layout.slices.items():
-        target[first:stop] = target_sums.get(name, 1.0)
-        median_library[first:stop] = libraries[MODALITIES.index(name), len(LIBRARY_QUANTILES) // 2]
-    in_components = tokens.weights
-    tokens = tokens._replace(weights=_calibrated_weights(tokens, layout))
-    of_cells = _marginal(tokens, tokens.weights, rows)
-    relative = tokens.counts / np.maximum(tokens.libraries, 1.0)
-    value = _moments(np.log1p(relative * target[ids]), tokens, rows)
-    log1p = _moments(np.log1p(relative * median_library[ids]), tokens, rows)
-    clr = _moments(np.log1p(tokens.counts * np.exp(-tokens.mean_log_counts)), tokens, rows)
-    # The usual value of a feature that most cells lack is zero. Its mean would be no better a centre: the zeros that
-    # are shown are a sample, and each would carry a little noise into the cell.
-    centre = np.where(of_cells[2] >= 0.5, value[0], 0.0)
-    in_linear = _linear_values(tokens, layout, median_library, of_cells[2])
-    linear_mean, linear_std = _moments(in_linear, tokens, rows)
-    # Here the same is asked of the modality: without centres, cells whose expressed features are all shown have exact
-    # scores whatever zeros were drawn; with them, antibodies, seen in almost every cell, can be drawn too.
-    linear_centre = np.zeros(rows)
-    for first, stop in layout.slices.values():
-        if of_cells[2][first:stop].mean() >= 0.5:
-            linear_centre[first:stop] = linear_mean[first:stop]
-    _fill_unseen((of_cells[1], centre, value[1], *log1p, *clr, linear_centre, linear_std), tokens, rows)
-    columns = (*of_tokens, *of_cells, centre, value[1], *log1p, *clr, linear_centre, linear_std)
-    tokens = tokens._replace(weights=in_components)
-    loadings, offset, scores = _components(in_linear - linear_centre[ids], tokens, layout)
+    columns = {name: np.zeros(rows, np.float32) for name in FeatureStatistics._fields[:_FIELDS_OF_FEATURES]}
+    tokens = _read(batches, max_tokens)
+    of_tokens = _of_tokens(tokens, rows)
+    columns.update(
+        zip(("share", "log_dispersion", "detection"), (x.astype(np.float32) for x in of_tokens), strict=True)
+    )
+    loadings = np.zeros((rows, NUM_COMPONENTS), np.float32)
+    offset = np.zeros((len(MODALITIES), NUM_COMPONENTS), np.float32)
+    libraries = np.ones((len(MODALITIES), len(LIBRARY_QUANTILES)), np.float32)
+    scores: dict[str, Scores] = {}
+    for name, own in cells.modalities.items():
+        mine, place = slice(*layout.slices[name]), MODALITIES.index(name)
+        libraries[place] = np.maximum(np.quantile(own.library_size, LIBRARY_QUANTILES), 1.0)
+        found, values = _of_cells(name, own, target_sums.get(name, 1.0), float(libraries[place, _MEDIAN]))
+        for column, array in found.items():
+            columns[column][mine] = array
+        loadings[mine], own_scores = principal_components(values, own.panels, own.panel_of)
+        offset[place] = np.round((found["linear_mean"] - found["linear_centre"]) @ loadings[mine], 4)
+        batches_of_cells = cells.technical_batches[own.cells]
+        scores[name] = Scores(own.cells, own_scores, cells.folds[own.cells], batches_of_cells)
     maps = translation_maps(scores)
     memory = memory_of_pairs(scores, maps)
-    named = zip(FeatureStatistics._fields, columns, strict=False)
     return FeatureStatistics(
-        **{name: column.astype(np.float32) for name, column in named},
+        **columns,
         loadings=loadings,
         component_offset=offset,
         translation_maps=maps,
@@ -122,18 +100,8 @@ def feature_statistics(
     )
 
 
-def cell_weights(tokens: ModalityTokens) -> np.ndarray:
-    """float64 [B, L]: how many of its cell's features each token stands for; 0 for padding.
-
-    Expressed features that are shown stand for all expressed ones, shown zeros for all measured zeros; they add up to
-    the measured features of the cell.
-    """
-    real = np.arange(tokens.feature_ids.shape[1]) < tokens.lengths[:, None]
-    expressed = real & (tokens.counts > 0)
-    shown_expressed, shown = expressed.sum(1), real.sum(1)
-    of_expressed = tokens.num_expressed / np.maximum(shown_expressed, 1)
-    of_zeros = (tokens.num_measured - tokens.num_expressed) / np.maximum(shown - shown_expressed, 1)
-    return np.where(expressed, of_expressed[:, None], np.where(real, of_zeros[:, None], 0.0))
+_FIELDS_OF_FEATURES = FeatureStatistics._fields.index("loadings")
+_MEDIAN = len(LIBRARY_QUANTILES) // 2
 
 
 def save_statistics(statistics: FeatureStatistics, path: Path) -> None:
@@ -154,141 +122,116 @@ def load_statistics(path: Path, num_features: int) -> FeatureStatistics:
     return statistics
 
 
-def _read(batches: Iterable[CellBatch], max_tokens: int) -> tuple[_Tokens, np.ndarray]:
-    """The tokens, and the quantiles of library sizes of the cells that measured each modality."""
+def _read(batches: Iterable[CellBatch], max_tokens: int) -> _Tokens:
     parts: list[tuple[np.ndarray, ...]] = []
-    libraries: dict[str, list[np.ndarray]] = {}
-    number = number_of_cells = 0
+    number = 0
     for batch in batches:
-        technical_batches = batch.covariates.get("technical_batch", np.zeros(len(batch.row), np.int64))
-        for name, tokens in batch.modalities.items():
+        for tokens in batch.modalities.values():
             real = np.arange(tokens.feature_ids.shape[1]) < tokens.lengths[:, None]
-            of_cell = (
-                np.repeat(x.astype(np.float64), tokens.lengths) for x in (tokens.library_size, tokens.mean_log_count)
-            )
-            parts.append(
-                (
-                    tokens.feature_ids[real].astype(np.int64),
-                    tokens.counts[real].astype(np.float64),
-                    *of_cell,
-                    cell_weights(tokens)[real],
-                    np.repeat(number_of_cells + np.arange(len(tokens.lengths)), tokens.lengths),
-                    np.repeat(fold_of(batch.cell_index), tokens.lengths),
-                    np.repeat(technical_batches, tokens.lengths),
-                    np.repeat(tokens.num_measured, tokens.lengths),
-                )
-            )
-            libraries.setdefault(name, []).append(tokens.library_size[tokens.measured])
-            number += len(parts[-1][0])
-        number_of_cells += len(batch.row)
+            libraries = np.repeat(tokens.library_size.astype(np.float64), tokens.lengths)
+            parts.append((tokens.feature_ids[real].astype(np.int64), tokens.counts[real].astype(np.float64), libraries))
+            number += len(libraries)
         if number >= max_tokens:
             break
-    quantiles = np.ones((len(MODALITIES), len(LIBRARY_QUANTILES)), np.float32)
-    for name, found in libraries.items():
-        sizes = np.concatenate(found)
-        if len(sizes):
-            quantiles[MODALITIES.index(name)] = np.maximum(np.quantile(sizes, LIBRARY_QUANTILES), 1.0)
-    return _Tokens(*(np.concatenate(column) for column in zip(*parts, strict=True))), quantiles
+    return _Tokens(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _calibrated_weights(tokens: _Tokens, layout: FeatureLayout) -> np.ndarray:
-    """`tokens.weights`, those of zeros scaled such that each feature's tokens stand for as many cells as measured it.
-
-    How often a zero of a feature was drawn is chance, and a mean of a few hundred cells would carry it. What is known
-    is how many cells measured a feature, where a cell measured all features of its modality; other cells keep theirs.
-    """
-    weights = tokens.weights.copy()
-    for first, stop in layout.slices.values():
-        whole = (tokens.ids >= first) & (tokens.ids < stop) & (tokens.num_measured == stop - first)
-        number = len(np.unique(tokens.cells[whole]))
-        expressed, zero = whole & (tokens.counts > 0), whole & (tokens.counts == 0)
-        rows = layout.num_features
-        of_expressed = np.bincount(tokens.ids[expressed], weights[expressed], minlength=rows)
-        of_zeros = np.bincount(tokens.ids[zero], weights[zero], minlength=rows)
-        scale = np.maximum(number - of_expressed, 0.0) / np.maximum(of_zeros, 1e-8)
-        weights[zero] *= scale[tokens.ids[zero]]
-    return weights
-
-
-def _without_seen(batch: CellBatch, seen: set[int]) -> CellBatch:
-    """`batch` with nothing of the cells in `seen`, to which its cells are added."""
-    again = np.isin(batch.cell_index, list(seen))
-    seen.update(batch.cell_index.tolist())
-    modalities = {
-        name: tokens._replace(lengths=np.where(again, 0, tokens.lengths), measured=tokens.measured & ~again)
-        for name, tokens in batch.modalities.items()
-    }
-    return batch._replace(modalities=modalities)
-
-
-def _linear_values(
-    tokens: _Tokens, layout: FeatureLayout, median_library: np.ndarray, detection: np.ndarray
-) -> np.ndarray:
-    """`linear_values` of every token, float64 [n]."""
-    values = np.zeros(len(tokens.ids))
-    for name, (first, stop) in layout.slices.items():
-        mine = (tokens.ids >= first) & (tokens.ids < stop)
-        typical = (median_library if name == "rna" else detection)[tokens.ids[mine]]
-        of_tokens = (tokens.counts[mine], tokens.libraries[mine], tokens.mean_log_counts[mine])
-        values[mine] = linear_values(name, *of_tokens, typical, np)
-    return values
-
-
-def _components(
-    values: np.ndarray, tokens: _Tokens, layout: FeatureLayout
-) -> tuple[np.ndarray, np.ndarray, dict[str, Scores]]:
-    """Loadings float32 [F, K], mean scores float32 [modalities, K] and each modality's scores, of token values [n]."""
-    loadings = np.zeros((layout.num_features, NUM_COMPONENTS), np.float32)
-    offset = np.zeros((len(MODALITIES), NUM_COMPONENTS), np.float32)
-    scores: dict[str, Scores] = {}
-    for name, (first, stop) in layout.slices.items():
-        mine = (tokens.ids >= first) & (tokens.ids < stop)
-        cells, firsts, rows = np.unique(tokens.cells[mine], return_index=True, return_inverse=True)
-        # Tokens that were drawn of more features stand for those; features that were not drawn have their usual value.
-        data = values[mine] * tokens.weights[mine]
-        matrix = sp.csr_matrix((data, (rows, tokens.ids[mine] - first)), shape=(len(cells), stop - first))
-        place = MODALITIES.index(name)
-        loadings[first:stop], offset[place] = principal_components(matrix)
-        own_scores = matrix @ loadings[first:stop] - offset[place]
-        scores[name] = Scores(cells, own_scores, tokens.folds[mine][firsts], tokens.technical_batches[mine][firsts])
-    return loadings, offset, scores
-
-
-def _marginal(tokens: _Tokens, weights: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Share, log dispersion and detection of each feature, [rows] each, over weighted tokens."""
+def _of_tokens(tokens: _Tokens, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Share, log dispersion and detection of each feature among its tokens, [rows] each."""
 
     def sums(values: np.ndarray) -> np.ndarray:
-        return np.bincount(tokens.ids, weights * values, minlength=rows)
+        return np.bincount(tokens.ids, values, minlength=rows)
 
-    number = sums(np.ones(len(weights)))
-    libraries = tokens.libraries
-    share = (sums(tokens.counts) + 0.5) / (sums(libraries) + max(libraries.mean(), 1.0))
-    share = np.minimum(share, 0.5)
+    number, libraries = sums(np.ones(len(tokens.ids))), tokens.libraries
+    share = np.minimum((sums(tokens.counts) + 0.5) / (sums(libraries) + max(libraries.mean(), 1.0)), 0.5)
     mean = np.maximum(libraries * share[tokens.ids], 1e-8)
     nll = np.stack([sums(_nll(tokens.counts, mean, np.exp(value))) for value in _LOG_DISPERSIONS])
-    detection = (sums(tokens.counts > 0) + 0.5) / (number + 1.0)
-    return share, _LOG_DISPERSIONS[nll.argmin(0)], detection
+    dispersion = _LOG_DISPERSIONS[nll.argmin(0)]
+    dispersion[number == 0] = np.median(dispersion[number > 0])
+    return share, dispersion, (sums(tokens.counts > 0) + 0.5) / (number + 1.0)
 
 
-def _fill_unseen(columns: Iterable[np.ndarray], tokens: _Tokens, rows: int) -> None:
-    """Gives features without a token the median of the others, in place."""
-    seen = np.bincount(tokens.ids, minlength=rows) > 0
-    for column in columns:
-        column[~seen] = np.median(column[seen])
+def _of_cells(
+    modality: str, cells: CellCounts, target_sum: float, median_library: float
+) -> tuple[dict[str, np.ndarray], sp.csr_matrix]:
+    """Statistics float64 [F] by their names in `FeatureStatistics`, and the linear values of the counts, CSR [n, F]."""
+    matrix = cells.counts
+    ids, counts = matrix.indices, matrix.data
+    of_cell = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    cells_of_panel = np.bincount(cells.panel_of, minlength=len(cells.panels)).astype(np.float64)
+    number = cells_of_panel @ cells.panels  # [F], the cells that measured it
+    libraries = np.bincount(cells.panel_of, cells.library_size, minlength=len(cells.panels)) @ cells.panels
+
+    def sums(values: np.ndarray) -> np.ndarray:
+        return np.bincount(ids, values, minlength=matrix.shape[1])
+
+    expressed = sums(np.ones(len(ids)))
+
+    def moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and spread of each feature's values, which are 0 where its count is."""
+        mean = sums(values) / np.maximum(number, 1.0)
+        squares = sums((values - mean[ids]) ** 2) + (number - expressed) * mean**2
+        # Two cells of the average spread are added, so that a feature seen once or twice is not blown up.
+        average = squares.sum() / max(number.sum(), 1.0)
+        return mean, np.sqrt((squares + 2 * average) / (number + 2.0) + 1e-4)
+
+    detection = (expressed + 0.5) / (number + 1.0)
+    share = np.minimum((sums(counts) + 0.5) / (libraries + max(cells.library_size.mean(), 1.0)), 0.5)
+    relative = counts / np.maximum(cells.library_size, 1.0)[of_cell]
+    value_mean, value_std = moments(np.log1p(relative * target_sum))
+    log1p_mean, log1p_std = moments(np.log1p(relative * median_library))
+    mean_log_counts = cells.mean_log_count[of_cell]
+    clr_mean, clr_std = moments(np.log1p(counts * np.exp(-mean_log_counts)))
+    typical = np.full(len(ids), median_library) if modality == "rna" else detection[ids]
+    values = linear_values(modality, counts, cells.library_size[of_cell], mean_log_counts, typical, np)
+    linear_mean, linear_std = moments(values)
+    found = {
+        "cell_share": share,
+        "cell_log_dispersion": _dispersion_of_cells(cells, of_cell, share),
+        "cell_detection": detection,
+        # The usual value of a feature that most cells lack is zero. Its mean would be no better a centre: the zeros
+        # that are shown are a sample, and each would carry a little noise into the cell.
+        "value_centre": np.where(detection >= 0.5, value_mean, 0.0),
+        "value_std": value_std,
+        "log1p_mean": log1p_mean,
+        "log1p_std": log1p_std,
+        "clr_mean": clr_mean,
+        "clr_std": clr_std,
+        "linear_mean": linear_mean,
+        "linear_std": linear_std,
+    }
+    for name, column in found.items():
+        if name != "cell_share":
+            column[number == 0] = np.median(column[number > 0])
+    # Here the same is asked of the modality: without centres, cells whose expressed features are all shown have exact
+    # scores whatever zeros were drawn; with them, antibodies, seen in almost every cell, can be drawn too.
+    is_dense = number @ found["cell_detection"] >= 0.5 * number.sum()
+    found["linear_centre"] = found["linear_mean"] if is_dense else np.zeros(len(number))
+    return found, sp.csr_matrix((values, ids, matrix.indptr), matrix.shape)
 
 
-def _moments(values: np.ndarray, tokens: _Tokens, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and spread of each feature's values over the cells, [rows] each."""
+def _dispersion_of_cells(cells: CellCounts, of_cell: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """log theta [F] by likelihood, over all cells that measured a feature.
 
-    def sums(of_token: np.ndarray) -> np.ndarray:
-        return np.bincount(tokens.ids, tokens.weights * of_token, minlength=rows)
-
-    number = sums(np.ones(len(values)))
-    mean = sums(values) / np.maximum(number, 1e-8)
-    squares = (values - mean[tokens.ids]) ** 2
-    # Two tokens of the average spread are added, so that a feature seen once or twice is not blown up.
-    average = np.average(squares, weights=tokens.weights) if tokens.weights.any() else 1.0
-    return mean, np.sqrt((sums(squares) + 2 * average) / (number + 2.0) + 1e-4)
+    A zero's part of it depends on its expected count alone, so the sum over the cells of a panel is a smooth function
+    of the feature's share: it is tabulated and interpolated.
+    """
+    ids, counts = cells.counts.indices, cells.counts.data
+    mean = np.maximum(cells.library_size[of_cell] * share[ids], 1e-8)
+    grid = np.linspace(np.log(share.min()), np.log(share.max()) + 1e-6, 100)
+    best, lowest = np.zeros(len(share)), np.full(len(share), np.inf)
+    for log_theta in _LOG_DISPERSIONS:
+        theta = np.exp(log_theta)
+        # What the expressed have more than a zero of the same expected count.
+        more = gammaln(theta) - gammaln(counts + theta) + counts * np.log(theta + mean)
+        nll = np.bincount(ids, more, minlength=len(share))
+        for panel, features in enumerate(cells.panels):
+            libraries = np.maximum(cells.library_size[cells.panel_of == panel], 1e-8)
+            of_zeros = np.array([theta * np.log1p(libraries * np.exp(x) / theta).sum() for x in grid])
+            nll[features] += np.interp(np.log(share[features]), grid, of_zeros)
+        better = nll < lowest
+        best[better], lowest[better] = log_theta, nll[better]
+    return best
 
 
 def _nll(counts: np.ndarray, mean: np.ndarray, theta: float) -> np.ndarray:

@@ -98,6 +98,15 @@ def unpack(packed: PackedCounts, index: CellIndex) -> tuple[np.ndarray, np.ndarr
     return feature_ids, counts
 
 
+def unpack_some(packed: PackedCounts, index: CellIndex, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of `cells` int64 [b]: lengths int32 [b], feature ids int32 [nnz] and counts uint32 [nnz], cell after cell."""
+    lengths = packed.lengths[cells]
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    feature_ids, counts = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.uint32)
+    _unpack_some(packed, index, cells, starts, feature_ids, counts)
+    return lengths, feature_ids, counts
+
+
 def index_of(packed: PackedCounts) -> CellIndex:
     """Where cells begin. Raises CorpusError: an array that is longer or shorter than the entries need."""
     num_cells = len(packed.lengths)
@@ -264,6 +273,13 @@ def _unpack(packed, index, feature_ids, counts):
     for cell in range(len(packed.lengths)):
         start, stop = index.gaps[cell], index.gaps[cell + 1]
         unpack_cell(packed, index, cell, 0, feature_ids[start:stop], counts[start:stop])
+
+
+@numba.njit(nogil=True, cache=True)
+def _unpack_some(packed, index, cells, starts, feature_ids, counts):
+    for i in range(len(cells)):
+        start, stop = starts[i], starts[i + 1]
+        unpack_cell(packed, index, cells[i], 0, feature_ids[start:stop], counts[start:stop])
 
 
 @numba.njit(nogil=True, cache=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.batch_reader import BatchReader
-from data_pipelines.collate import TokenSampling
 from data_pipelines.feature_statistics import feature_statistics, load_statistics, save_statistics
 from data_pipelines.input_pipeline import grain_batches, tf_batches, thread_batches
 from data_pipelines.mixture_information import information_of_mixture
+from data_pipelines.whole_cells import first_cells
 from scmbert_jax.batch import CellBatch
 
 # How batches are read ahead; all give the same batches bit for bit. `threads` needs neither TensorFlow nor Grain.
@@ -20,6 +20,9 @@ FRONT_ENDS: dict[str, Callable[[BatchReader, int, int], Iterator[tuple[int, Cell
     "threads": thread_batches,
     "grain": grain_batches,
 }
+# Counts of the cells that statistics and components are made of: some thousand cells of a whole transcriptome, some ten
+# thousand of a few hundred genes.
+MAX_COUNTS = 8_000_000
 _STATISTICS_FILE = "feature_statistics.npz"
 
 
@@ -39,10 +42,9 @@ class MixtureData:
         reader: BatchReader,
         front_end: str,
         target_sums: Mapping[str, float],
-        whole_cells: dict[str, TokenSampling],
         started_run: Path | None = None,
     ):
-        """`target_sums` and `whole_cells` (how cells are shown when embedding): modality -> what statistics need.
+        """`target_sums`: modality -> the library size that its values are scaled to.
 
         `started_run`: a run folder; where it is that of a run on the same data, its statistics are read, not made
         again: they take longer than all else before the first batch. Raises `InputError` when they cannot be read.
@@ -54,10 +56,9 @@ class MixtureData:
         if started_run is not None and _is_of_the_same_data(started_run, reader.mixture.fingerprint):
             self._statistics = load_statistics(started_run / _STATISTICS_FILE, layout.num_features)
         else:
-            tokens, cells = (
-                _first_batches(reader.of_all_processes(choice)) for choice in (reader.sampling, whole_cells)
-            )
-            self._statistics = feature_statistics(tokens, layout, target_sums, cells)
+            whole = reader.of_all_processes()
+            cells = first_cells(whole, MAX_COUNTS)
+            self._statistics = feature_statistics(_first_batches(whole), layout, target_sums, cells)
         self.layout = replace(layout, statistics=self._statistics)
         self.fingerprint = reader.mixture.fingerprint
         self.feature_space_hash = joined.feature_space.content_hash
@@ -78,7 +79,6 @@ class MixtureData:
 
 
 def _first_batches(reader: BatchReader) -> Iterator[CellBatch]:
-    # Four epochs: of a corpus of few blocks, an epoch leaves some out.
     return (reader.batch_at(step) for step in range(4 * reader.steps_per_epoch))
 
 

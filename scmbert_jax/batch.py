@@ -89,9 +89,11 @@ class FeatureStatistics(NamedTuple):
       value_std: the standard deviation of that over cells.
       log1p_mean, log1p_std: over cells, of log1p(count / library_size * median library size of the modality).
       clr_mean, clr_std: over cells, of log1p(count / g), g = exp(mean over the measured features of log1p(count)).
-      linear_centre, linear_std: over cells, of `linear_values`; the centre is 0 in modalities of mostly zeros.
-      loadings: float32 [F, K], principal components of each modality's linear values.
-      component_offset: float32 [modalities, K], the mean scores, by `MODALITIES`.
+      linear_mean, linear_std: over cells, of `linear_values`.
+      linear_centre: what a token's value is compared with: `linear_mean`, or 0 in modalities of mostly zeros.
+      loadings: float32 [F, K], principal components of each modality's linear values, over whole cells.
+      component_offset: float32 [modalities, K], scores of a cell of nothing but means, values counted from the
+        centres, by `MODALITIES`.
       translation_maps: float32 [1 + folds, modalities, modalities, K, K], scores of a source to scores of a target; of
         all pairs, then of all but those of each fold (`fold_of`).
       alignment_maps: float32 [modalities, K, K], scores to axes on which modalities correlate; of pairs.
@@ -115,8 +117,9 @@ class FeatureStatistics(NamedTuple):
     log1p_std: np.ndarray
     clr_mean: np.ndarray
     clr_std: np.ndarray
-    linear_centre: np.ndarray
+    linear_mean: np.ndarray
     linear_std: np.ndarray
+    linear_centre: np.ndarray
     loadings: np.ndarray
     component_offset: np.ndarray
     translation_maps: np.ndarray

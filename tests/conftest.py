@@ -205,9 +205,10 @@ def known_layout(tiny_layout: FeatureLayout, tiny_config: ExperimentConfig) -> F
     """`tiny_layout` with the statistics of a thousand cells, so that a model starts where a run's would."""
     from data_pipelines.feature_statistics import feature_statistics
 
-    batches = (synthetic_tokens(tiny_layout, tiny_config, 1000 + step, 64) for step in range(16))
+    batch = synthetic_tokens(tiny_layout, tiny_config, 1000, 1024)
     target_sums = {name: modality.target_sum for name, modality in tiny_config.modalities.in_use().items()}
-    return replace(tiny_layout, statistics=feature_statistics(batches, tiny_layout, target_sums))
+    cells = cells_of_batch(batch, tiny_layout)
+    return replace(tiny_layout, statistics=feature_statistics([batch], tiny_layout, target_sums, cells))
 
 
 @pytest.fixture(scope="session")
@@ -225,6 +226,34 @@ def synthetic_tokens(layout: FeatureLayout, config: ExperimentConfig, step: int,
 
     tokens = {name: modality.num_tokens for name, modality in config.modalities.in_use().items()}
     return synthetic_batch(layout, batch_size, tokens, config.seed, step)
+
+
+def cells_of_batch(batch: CellBatch, layout: FeatureLayout):
+    """`WholeCells` of a batch whose every expressed feature is a token and whose every feature was measured."""
+    import scipy.sparse as sp
+
+    from data_pipelines.whole_cells import CellCounts, WholeCells
+    from scmbert_jax.batch import fold_of
+
+    modalities = {}
+    for name, tokens in batch.modalities.items():
+        first, stop = layout.slices[name]
+        cells = np.flatnonzero(tokens.measured)
+        real = (np.arange(tokens.feature_ids.shape[1]) < tokens.lengths[:, None])[cells]
+        rows = np.repeat(np.arange(len(cells)), tokens.lengths[cells])
+        entries = tokens.counts[cells][real].astype(np.float64), (rows, tokens.feature_ids[cells][real] - first)
+        counts = sp.csr_matrix(entries, (len(cells), stop - first))
+        counts.eliminate_zeros()
+        modalities[name] = CellCounts(
+            cells=cells,
+            counts=counts,
+            library_size=tokens.library_size[cells].astype(np.float64),
+            mean_log_count=tokens.mean_log_count[cells].astype(np.float64),
+            panel_of=np.zeros(len(cells), np.int64),
+            panels=np.ones((1, stop - first), bool),
+        )
+    unknown = np.full(len(batch.row), -1, np.int32)
+    return WholeCells(modalities, fold_of(batch.cell_index), batch.covariates.get("technical_batch", unknown))
 
 
 def padded(batch: CellBatch, more: int) -> CellBatch:

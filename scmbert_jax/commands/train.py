@@ -149,10 +149,7 @@ class Pretrain:
             for line in mixture.in_words():
                 say(line)
         target_sums = {name: modality.target_sum for name, modality in in_use.items()}
-        shown = {
-            name: TokenSampling(modality.tokens_shown, modality.zero_fraction) for name, modality in in_use.items()
-        }
-        data = MixtureData(reader, self.reader, target_sums, shown, started_run=run_dir)
+        data = MixtureData(reader, self.reader, target_sums, started_run=run_dir)
         outcome = pretrain(
             config,
             data,

@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
+from data_pipelines import feature_statistics as module
+from data_pipelines.batch_reader import BatchReader
+from data_pipelines.build_corpus import build_corpus
+from data_pipelines.collate import TokenSampling
+from data_pipelines.corpus import open_corpus
 from data_pipelines.feature_statistics import feature_statistics, load_statistics, save_statistics
+from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.whole_cells import CellCounts, WholeCells, first_cells
 from scmbert_jax.batch import CellBatch, FeatureLayout, ModalityTokens
 from scmbert_jax.errors import InputError
 
@@ -10,9 +18,7 @@ LAYOUT = FeatureLayout(slices={"rna": (0, 3)})
 
 def batches(theta: float, num_cells: int = 4000):
     """Cells of library 1,000 whose features 0 and 1 take 1% and 5% of it; feature 2 is never a token."""
-    rng = np.random.default_rng(0)
-    mean = np.array([10.0, 50.0])
-    counts = rng.negative_binomial(theta, theta / (theta + mean), (num_cells, 2)).astype(np.int32)
+    counts = counts_of(theta, num_cells)
     ids = np.broadcast_to(np.arange(2, dtype=np.int32), counts.shape)
     padded = [np.pad(x, ((0, 0), (0, 1))) for x in (ids, counts)]  # padding must not count
     of_cells = {
@@ -26,26 +32,49 @@ def batches(theta: float, num_cells: int = 4000):
     yield CellBatch({"rna": tokens}, {}, np.arange(num_cells), np.arange(num_cells))
 
 
+def counts_of(theta: float, num_cells: int = 4000) -> np.ndarray:
+    mean = np.array([10.0, 50.0])
+    return np.random.default_rng(0).negative_binomial(theta, theta / (theta + mean), (num_cells, 2)).astype(np.int32)
+
+
+def cells(theta: float, num_cells: int = 4000) -> WholeCells:
+    """The same cells whole; no cell measured feature 2."""
+    counts = counts_of(theta, num_cells)
+    own = CellCounts(
+        cells=np.arange(num_cells),
+        counts=sp.csr_matrix(np.pad(counts, ((0, 0), (0, 1))).astype(float)),
+        library_size=np.full(num_cells, 1000.0),
+        mean_log_count=np.log1p(counts).mean(1),
+        panel_of=np.zeros(num_cells, int),
+        panels=np.array([[True, True, False]]),
+    )
+    return WholeCells({"rna": own}, np.ones(num_cells, int), np.full(num_cells, -1))
+
+
+def statistics(theta: float):
+    return feature_statistics(batches(theta), LAYOUT, {"rna": 1e4}, cells(theta))
+
+
 @pytest.mark.parametrize("theta", [0.5, 5.0])
 def test_share_dispersion_and_detection_are_found_again(theta):
-    found = feature_statistics(batches(theta), LAYOUT, {"rna": 1e4})
-    np.testing.assert_allclose(found.share[:2], [0.01, 0.05], rtol=0.1)
-    # the grid of log theta has steps of 0.5
-    assert np.abs(found.log_dispersion[:2] - np.log(theta)).max() < 0.5
-    (tokens,) = next(batches(theta)).modalities.values()
-    np.testing.assert_allclose(found.detection[:2], (tokens.counts[:, :2] > 0).mean(0), atol=0.001)
+    found = statistics(theta)
+    detected = (counts_of(theta) > 0).mean(0)
+    for name in ("", "cell_"):
+        np.testing.assert_allclose(getattr(found, f"{name}share")[:2], [0.01, 0.05], rtol=0.1)
+        # the grid of log theta has steps of 0.5
+        assert np.abs(getattr(found, f"{name}log_dispersion")[:2] - np.log(theta)).max() < 0.5
+        np.testing.assert_allclose(getattr(found, f"{name}detection")[:2], detected, atol=0.001)
 
 
 def test_values_are_those_the_model_sees():
-    found = feature_statistics(batches(5.0), LAYOUT, {"rna": 1e4})
-    (tokens,) = next(batches(5.0)).modalities.values()
-    values = np.log1p(tokens.counts[:, :2] / 1000 * 1e4)
+    found = statistics(5.0)
+    values = np.log1p(counts_of(5.0) / 1000 * 1e4)
     np.testing.assert_allclose(found.value_centre[:2], values.mean(0), rtol=1e-4)
     np.testing.assert_allclose(found.value_std[:2], values.std(0), rtol=0.01)
 
 
-def test_a_feature_without_tokens_is_like_the_others_and_finite():
-    found = feature_statistics(batches(5.0), LAYOUT, {"rna": 1e4})
+def test_a_feature_that_nobody_measured_is_like_the_others_and_finite():
+    found = statistics(5.0)
     assert all(np.isfinite(array).all() for array in found)
     assert 0 < found.share[2] < found.share[0]
     assert found.value_std[2] == pytest.approx(np.median(found.value_std[:2]))
@@ -56,12 +85,88 @@ def test_no_more_batches_are_read_than_are_wanted():
         while True:
             yield from batches(5.0, num_cells=10)
 
-    found = feature_statistics(endless(), LAYOUT, {"rna": 1e4}, max_tokens=100)
+    found = feature_statistics(endless(), LAYOUT, {"rna": 1e4}, cells(5.0), max_tokens=100)
     assert found.share.shape == (3,)
 
 
+# --- of a corpus -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_panels(tmp_path_factory):
+    """A corpus of two data sets, the second of which measures half of the genes; and the counts of each."""
+    path = tmp_path_factory.mktemp("corpus") / "two"
+    whole, half = (synthetic_cells(90, 60, 0, 0, seed=seed).to_mudata().mod["rna"] for seed in (0, 1))
+    half = half[:, ::2].copy()
+    for adata, name in ((whole, "whole"), (half, "half")):
+        adata.obs_names = [f"{name}{i}" for i in range(adata.n_obs)]
+    build_corpus(path, [whole, half], min_genes=1, block_size=12)
+    return path, whole, half
+
+
+def test_statistics_are_of_whole_cells_whatever_is_shown_of_them(two_panels):
+    """8 of some 40 expressed genes are tokens; means, spreads and detection are exact, each over who measured it."""
+    path, whole, half = two_panels
+    reader = BatchReader(
+        open_corpus(path),
+        {"rna": TokenSampling(8, 0.25)},
+        seed=0,
+        global_batch_size=12,
+        num_streams=2,
+        window_blocks=2,
+    )
+    space = reader.mixture.joined.feature_space
+    everything = first_cells(reader, 10**9)
+    own = everything.modalities["rna"]
+    assert own.counts.shape == (180, 60)
+    assert own.counts.sum() == whole.X.sum() + half.X.sum()
+    tokens = (reader.batch_at(step) for step in range(8))
+    found = feature_statistics(tokens, space.layout(), {"rna": 1e4}, everything)
+
+    names = space.modalities["rna"].ids.tolist()
+    ids = [names.index(gene) for gene in whole.var_names], [names.index(gene) for gene in half.var_names]
+    values = np.full((180, 60), np.nan)
+    for rows, columns, adata in ((slice(0, 90), ids[0], whole), (slice(90, 180), ids[1], half)):
+        counts = adata.X.toarray().astype(float)
+        scaled = np.full((90, 60), np.nan)
+        scaled[:, columns] = counts / counts.sum(1, keepdims=True)
+        values[rows] = scaled
+    np.testing.assert_allclose(
+        found.cell_detection, (np.nansum(values > 0, 0) + 0.5) / ((~np.isnan(values)).sum(0) + 1)
+    )
+    libraries = np.concatenate([np.asarray(adata.X.sum(1)).ravel() for adata in (whole, half)])
+    log1p = np.log1p(values * np.median(libraries))
+    np.testing.assert_allclose(found.log1p_mean, np.nanmean(log1p, 0), rtol=1e-5)
+    np.testing.assert_allclose(found.linear_mean, np.nanmean(log1p, 0), rtol=1e-5)
+    squares = np.nansum((log1p - np.nanmean(log1p, 0)) ** 2, 0)
+    number = (~np.isnan(log1p)).sum(0)
+    np.testing.assert_allclose(
+        found.log1p_std, np.sqrt((squares + 2 * squares.sum() / number.sum()) / (number + 2) + 1e-4), rtol=1e-5
+    )
+
+
+def test_the_dispersion_over_cells_counts_every_zero(two_panels):
+    """Held to the likelihood written out over cells and genes."""
+    _, whole, _ = two_panels
+    counts = whole.X.toarray().astype(float)
+    library = counts.sum(1)
+    number = len(counts)
+    own = CellCounts(
+        np.arange(number), sp.csr_matrix(counts), library, library, np.zeros(number, int), np.ones((1, 60), bool)
+    )
+    share = (counts.sum(0) + 0.5) / (library.sum() + library.mean())
+    mean = library[:, None] * share
+    grid = module._LOG_DISPERSIONS
+    nll = [module._nll(counts, mean, np.exp(log_theta)).sum(0) for log_theta in grid]
+    of_cell = np.repeat(np.arange(number), np.diff(own.counts.indptr))
+    found = module._dispersion_of_cells(own, of_cell, share)
+    assert (
+        found == grid[np.argmin(nll, 0)]
+    ).mean() > 0.95  # two neighbours may be as likely, and sums are interpolated
+
+
 def test_statistics_are_saved_and_refused_where_they_do_not_fit(tmp_path):
-    found = feature_statistics(batches(5.0), LAYOUT, {"rna": 1e4})
+    found = statistics(5.0)
     save_statistics(found, tmp_path / "s.npz")
     for ours, read in zip(found, load_statistics(tmp_path / "s.npz", 3), strict=True):
         np.testing.assert_array_equal(ours, read)

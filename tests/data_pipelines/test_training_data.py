@@ -26,7 +26,7 @@ def data_of(corpus_path, started_run) -> MixtureData:
     sampling = {"rna": TokenSampling(20, 0.25)}
     corpus = open_corpus(corpus_path)
     reader = BatchReader(corpus, sampling, seed=0, global_batch_size=12, num_streams=2, window_blocks=2)
-    return MixtureData(reader, "threads", {"rna": 1e4}, sampling, started_run=started_run)
+    return MixtureData(reader, "threads", {"rna": 1e4}, started_run=started_run)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import shaken, without
+from conftest import cells_of_batch, shaken, without
 from flax import nnx
 from sklearn.neighbors import KNeighborsRegressor
 
@@ -76,7 +76,7 @@ def batch(counts) -> CellBatch:
 
 def linear_path_of(batch: CellBatch, objectives: ObjectivesConfig = CONFIG.objectives) -> LinearPath:
     """The path at the start of a run whose first cells are `batch`."""
-    statistics = feature_statistics([batch], LAYOUT, {"rna": 1e4, "protein": 1e4})
+    statistics = feature_statistics([batch], LAYOUT, {"rna": 1e4, "protein": 1e4}, cells_of_batch(batch, LAYOUT))
     config = dataclasses.replace(CONFIG, objectives=objectives)
     return LinearPath(config, dataclasses.replace(LAYOUT, statistics=statistics), nnx.Rngs(params=0))
 
@@ -165,7 +165,7 @@ def test_a_modality_that_was_not_measured_has_no_scores_and_adds_nothing(path, b
 @pytest.mark.parametrize("embed_dim", [64, 30])
 def test_each_modality_starts_with_dimensions_of_its_own(batch, embed_dim):
     """What is added of one modality is orthogonal to what is added of the other, and no shorter than its scores."""
-    statistics = feature_statistics([batch], LAYOUT, {"rna": 1e4, "protein": 1e4})
+    statistics = feature_statistics([batch], LAYOUT, {"rna": 1e4, "protein": 1e4}, cells_of_batch(batch, LAYOUT))
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, embed_dim=embed_dim))
     path = LinearPath(config, dataclasses.replace(LAYOUT, statistics=statistics), nnx.Rngs(params=0))
     own_size = embed_dim // 2

@@ -1,0 +1,151 @@
+"""Whole cells, every count of them: what statistics and principal components are made of.
+
+A token is a sample of a cell; a mean, a spread or a component of samples would say how they were drawn as well.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from data_pipelines.batch_reader import BatchReader
+from data_pipelines.packed_counts import unpack_some
+from data_pipelines.window_reader import WindowColumns
+from scmbert_jax.batch import fold_of
+
+
+class CellCounts(NamedTuple):
+    """The n cells that measured one modality of F features.
+
+    Attributes:
+      cells: int64 [n], ascending: which of the cells they are.
+      counts: float64 CSR [n, F].
+      library_size: float64 [n], counts over all mapped features of the modality.
+      mean_log_count: float64 [n], mean of log1p(count) over the measured features.
+      panel_of: int64 [n], row of `panels`.
+      panels: bool [P, F], sets of features that a data set measures.
+    """
+
+    cells: np.ndarray
+    counts: sp.csr_matrix
+    library_size: np.ndarray
+    mean_log_count: np.ndarray
+    panel_of: np.ndarray
+    panels: np.ndarray
+
+
+class WholeCells(NamedTuple):
+    """N cells, none of them twice.
+
+    Attributes:
+      modalities: modality -> its counts; only those that a cell measured.
+      folds: int32 [N] (`fold_of`).
+      technical_batches: int32 [N], codes; -1 where unknown.
+    """
+
+    modalities: dict[str, CellCounts]
+    folds: np.ndarray
+    technical_batches: np.ndarray
+
+
+def first_cells(reader: BatchReader, max_counts: int) -> WholeCells:
+    """The cells that a run draws first, all their counts: a pure function of the reader's mixture, seed and batch size.
+
+    Args:
+      reader: of all rows of the global batch.
+      max_counts: counts above zero after which no further step is read.
+    """
+    joined = reader.mixture.joined
+    slices = joined.feature_space.slices
+    parts = {name: _Parts(slices[name][1] - slices[name][0]) for name in reader.sampling}
+    seen: set[int] = set()
+    folds, technical_batches = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+    # Four epochs: of a corpus of few blocks, an epoch leaves some out.
+    for step in range(4 * reader.steps_per_epoch):
+        for piece, corpus, window in reader.pieces_at(step):
+            translation = joined.translations[corpus]
+            indices = window.cell_index[piece.cells] + translation.first_cell
+            new = np.array([index not in seen and not seen.add(index) for index in indices.tolist()], bool)
+            cells, first = piece.cells[new], sum(map(len, folds))
+            folds.append(fold_of(indices[new].astype(np.int32)))
+            codes = np.full(len(cells), -1, np.int32)
+            if "technical_batch" in reader.covariates and "technical_batch" in translation.codes:
+                codes = translation.codes["technical_batch"][window.obs_codes["technical_batch"][cells]]
+            technical_batches.append(codes)
+            for name, columns in window.modalities.items():
+                mine = np.flatnonzero(columns.measured[cells])
+                features = translation.features[name] - slices[name][0]
+                datasets = window.obs_codes["dataset"][cells[mine]]
+                panels = {int(d): joined.corpora[corpus].measured(int(d), name) for d in np.unique(datasets)}
+                parts[name].add(first + mine, columns, cells[mine], features, datasets, panels, corpus)
+        if sum(part.num_counts for part in parts.values()) >= max_counts or len(seen) == joined.num_cells:
+            break
+    found = {name: part.joined() for name, part in parts.items()}
+    found = {name: counts for name, counts in found.items() if len(counts.cells)}
+    return WholeCells(found, np.concatenate(folds), np.concatenate(technical_batches))
+
+
+class _Parts:
+    """The cells of one modality, collected step by step."""
+
+    def __init__(self, num_features: int):
+        self.num_counts = 0
+        self._num_features = num_features
+        self._arrays: list[tuple[np.ndarray, ...]] = []
+        self._panels: dict[bytes, int] = {}
+        self._of_dataset: dict[tuple[int, int], int] = {}  # (corpus, data set) -> panel
+
+    def add(
+        self,
+        places: np.ndarray,
+        columns: WindowColumns,
+        cells: np.ndarray,
+        features: np.ndarray,
+        datasets: np.ndarray,
+        panels: dict[int, np.ndarray],
+        corpus: int,
+    ) -> None:
+        for dataset, of_corpus in panels.items():
+            if (corpus, dataset) not in self._of_dataset:
+                panel = np.zeros(self._num_features, bool)
+                panel[features[of_corpus]] = True
+                number = self._panels.setdefault(np.packbits(panel).tobytes(), len(self._panels))
+                self._of_dataset[corpus, dataset] = number
+        lengths, ids, counts = unpack_some(columns.counts, columns.places, cells)
+        measured = np.array([panels[dataset].sum() for dataset in datasets.tolist()], np.float64)
+        self._arrays.append(
+            (
+                places,
+                lengths,
+                features[ids],
+                counts.astype(np.float64),
+                columns.library_size[cells].astype(np.float64),
+                columns.places.sums_of_logs[cells] / np.maximum(measured, 1.0),
+                np.array([self._of_dataset[corpus, dataset] for dataset in datasets.tolist()], np.int64),
+            )
+        )
+        self.num_counts += len(counts)
+
+    def joined(self) -> CellCounts:
+        if not self._arrays:
+            nothing = np.zeros(0)
+            empty = sp.csr_matrix((0, self._num_features))
+            return CellCounts(nothing, empty, nothing, nothing, nothing, np.zeros((0, self._num_features), bool))
+        places, lengths, ids, counts, library_size, mean_log_count, panel_of = (
+            np.concatenate(column) for column in zip(*self._arrays, strict=True)
+        )
+        starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        bits = [np.frombuffer(packed, np.uint8) for packed in self._panels]
+        return CellCounts(
+            cells=places,
+            counts=_without_zeros(sp.csr_matrix((counts, ids, starts), (len(places), self._num_features))),
+            library_size=library_size,
+            mean_log_count=mean_log_count,
+            panel_of=panel_of,
+            panels=np.unpackbits(np.stack(bits), axis=1, count=self._num_features).astype(bool),
+        )
+
+
+def _without_zeros(counts: sp.csr_matrix) -> sp.csr_matrix:
+    counts.eliminate_zeros()
+    return counts
