@@ -4,14 +4,15 @@ Every stage is one pipeline over its tasks. The tasks are small; what they read 
 corpus must lie where all machines of the cluster see them under the same path.
 """
 
-import pickle
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.durable_files import growing_file
-from data_pipelines.stored_nodes import close_all, load_pickle
+from data_pipelines.stored_nodes import close_all
 from data_pipelines.task_runner import Task
+from scmbert_jax import errors
 from scmbert_jax.errors import ConfigError, CorpusError, UserError
 
 _LOCAL = "--runner=FnApiRunner"  # what Beam's DirectRunner runs, without looking for another to download
@@ -60,7 +61,7 @@ class BeamPipelines:
                 )
         except Exception as error:
             for path in sorted(self._failures.glob("failure-*")):
-                raise load_pickle(path) from error
+                raise _failure(path) from error
             raise CorpusError(
                 f"the Beam pipeline failed ({error}). What was finished is kept: run the same command again to go on"
             ) from error
@@ -82,5 +83,15 @@ def _run(task: Any, failures: str) -> None:  # Beam checks annotations, and `Tas
         task.run()
     except UserError as error:
         with growing_file(Path(failures) / f"failure-{task.output.name}") as file:
-            pickle.dump(error, file)
+            file.write(json.dumps([type(error).__name__, str(error)]).encode())
         raise
+
+
+def _failure(path: Path) -> UserError:
+    """The error that a task left, of the kind it was; of a kind nobody knows, a `CorpusError`."""
+    try:
+        kind, message = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        return CorpusError(f"{path}: a task of the Beam pipeline failed, and its message cannot be read ({error})")
+    cls = getattr(errors, kind, None) if isinstance(kind, str) else None
+    return (cls if isinstance(cls, type) and issubclass(cls, UserError) else CorpusError)(str(message))

@@ -19,7 +19,6 @@ Disk: 1.6 kB a cell of RNA for the segments, beside the corpus itself.
 import dataclasses
 import itertools
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -53,12 +52,12 @@ from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.pair_check import refuse_unpaired_files
 from data_pipelines.reading_options import DEFAULT_READING, ReadingOptions
 from data_pipelines.source_tasks import CheckTask, Handed, SegmentTask, hand_over, stretches
-from data_pipelines.stored_nodes import load_pickle
 from data_pipelines.supervision import cells_by_modalities
 from data_pipelines.task_runner import InProcess, LocalProcesses, Progress, Runner, available_cores, run_tasks
-from data_pipelines.work_folder import WorkFolder, open_work, plan_of, remove_work
+from data_pipelines.work_folder import WorkFolder, damaged_work, open_work, plan_of, remove_work
 from scmbert_jax.batch import MODALITIES
 from scmbert_jax.errors import CorpusError
+from scmbert_jax.outputs import CORPUS, check_output_folder
 
 DEFAULT_SHARD_BYTES = 512 << 20
 _ONE_PROCESS_CELLS = 50_000  # fewer are built before other processes have started
@@ -131,8 +130,8 @@ def build_corpus(
         raise CorpusError(f"block size {block_size}; expected at least 1 (256 reads fastest)")
     if workers is not None and workers < 1:
         raise CorpusError(f"{workers} workers; expected at least 1")
-    if overwrite:
-        _refuse_to_replace_what_is_no_corpus(out)
+    inputs = [*specs, *disjoint_from]
+    check_output_folder(out, CORPUS, inputs, overwrite)
     report_progress = progress or (lambda stage, done, total: None)
     tell = notice or (lambda message: None)
     check_options = {"organism": organism, "assembly": assembly, "min_genes": min_genes, "min_coverage": min_coverage}
@@ -157,7 +156,7 @@ def build_corpus(
         "shard_bytes": shard_bytes,
         "division": [source_tasks.MIN_TASK_ROWS, source_tasks.MAX_TASK_ROWS, external_shuffle.BUCKET_ENTRIES],
     }
-    with GrowingFolder(out, corpus.building_path(out), overwrite) as folder:
+    with GrowingFolder(out, corpus.building_path(out), overwrite, inputs) as folder:
         opened = open_sources(specs, obs_fields, selection, unpaired, reading)
         if not unpaired:
             refuse_unpaired_files([source.dataset for source in opened])
@@ -169,7 +168,7 @@ def build_corpus(
                 for number, dataset in enumerate(_handed_datasets(runner, work, opened))
             ]
             run_tasks(runner, "checking", checks, report_progress)
-            inspections = [load_pickle(check.output) for check in checks]
+            inspections = [check.read() for check in checks]
             sources = checked_sources(opened, inspections, keep_duplicates, known, licences or {})
             feature_space = joint_feature_space(sources)
             cells = _decide(sources, seed)
@@ -191,6 +190,9 @@ def build_corpus(
                 )
                 for number, (first, last) in enumerate(itertools.pairwise(deal.shards.tolist()))
             ]
+            for shard in shards:
+                if shard.output.exists() and shard.written() is None:  # of a build before this one, and damaged since
+                    shard.output.unlink()
             if not all(shard.output.exists() for shard in shards):
                 work.save_array("buckets", deal.buckets)
                 work.save_array("first-rows", np.concatenate([[0], np.cumsum(sizes)])[deal.buckets])
@@ -201,7 +203,7 @@ def build_corpus(
                 segments = _segment_tasks(runner, work, feature_space, sources, cells)
                 run_tasks(runner, "reading", segments, report_progress)
                 run_tasks(runner, "writing", shards, report_progress)
-        written = [json.loads(shard.output.read_text()) for shard in shards]
+        written = [_written(shard) for shard in shards]
         described = {
             "block_size": block_size,
             "codec": codec,
@@ -227,6 +229,13 @@ def build_corpus(
         remove_work(folder, work)
         folder.publish()
     return corpus.open_corpus(out)
+
+
+def _written(shard: ShardTask) -> dict[str, Any]:
+    try:
+        return json.loads(shard.output.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CorpusError(damaged_work(shard.output, error)) from error
 
 
 def _manifest(
@@ -272,15 +281,6 @@ def _manifest(
             content_sha256,
         ),
     }
-
-
-def _refuse_to_replace_what_is_no_corpus(out: Path) -> None:
-    if not os.path.lexists(out):
-        return
-    if not out.is_dir() or (not (out / corpus.MANIFEST).is_file() and any(out.iterdir())):
-        raise CorpusError(
-            f"{out}: is there and is not a corpus; --overwrite replaces only a corpus. Choose another name"
-        )
 
 
 # --- decide ----------------------------------------------------------------------------------------------------------

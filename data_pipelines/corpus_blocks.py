@@ -5,12 +5,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_pipelines import cell_block, tfrecord
 from data_pipelines.cell_block import CellBlock
-from data_pipelines.corpus import balanced_block_sizes
+from data_pipelines.corpus import balanced_block_sizes, sha256_of_file
 from data_pipelines.durable_files import growing_file
 from data_pipelines.external_shuffle import SegmentFile, read_bucket
 from data_pipelines.work_folder import WorkFolder
@@ -43,6 +44,23 @@ class ShardTask:
     @property
     def output(self) -> Path:
         return self.work.path / f"{self.path.stem}.json"
+
+    def written(self) -> dict[str, Any] | None:
+        """What `run` wrote: `entry` of the manifest, `block_sha256`, `entries`, `largest_count`. None: it is not there,
+        or is not what was written, and `run` has to be called."""
+        try:
+            written = json.loads(self.output.read_bytes())
+            entry = written["entry"]
+            sound = (
+                entry["file"] == self.path.name
+                and sha256_of_file(self.path) == entry["sha256"]
+                and tfrecord.offsets_path(self.path).stat().st_size == tfrecord.offsets_bytes(entry["blocks"])
+                and len(written["block_sha256"]) == entry["blocks"]
+                and {*self.modalities} == {*written["entries"]} == {*written["largest_count"]}
+            )
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return written if sound else None
 
     def run(self) -> None:
         offsets, digests, num_cells, whole = [0], [], 0, hashlib.sha256()

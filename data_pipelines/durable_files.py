@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all, and files in it likewise, on a disk that may be full.
+"""The folder of a corpus, that appears whole or not at all, and files in it likewise, on a disk that may be full.
 
 `GrowingFolder` builds in `OUT.building` under an exclusive lock and renames it to `OUT` when everything in it is on the
 disk. Killed at any moment, it leaves `OUT` as it was, and in `OUT.building` the files that `growing_file` finished.
@@ -9,12 +9,20 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from scmbert_jax.errors import CorpusError, InputError
+from scmbert_jax.outputs import (
+    CORPUS,
+    UNFINISHED_CORPUS,
+    check_output_folder,
+    foreign_names,
+    is_of_kind,
+    refuse_another_kind,
+)
 
 _GROWING = ".growing"
 
@@ -67,6 +75,19 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _refuse_what_is_no_build(path: Path) -> None:
+    """Raises CorpusError where `path` is there and holds more than an unfinished build: all that is in it may go."""
+    if not os.path.lexists(path):
+        return
+    foreign = ["it"] if path.is_symlink() or not path.is_dir() else foreign_names(path, UNFINISHED_CORPUS)
+    begun = path.is_dir() and all(entry.name.endswith(_GROWING) for entry in path.iterdir())  # killed before its plan
+    if foreign or not (begun or is_of_kind(path, UNFINISHED_CORPUS) or is_of_kind(path, CORPUS)):
+        raise CorpusError(
+            f"{path}: is where this corpus would be built, but is there and is not an unfinished build"
+            f"{f' (it holds {foreign[0]!r})' if foreign else ''}: move it elsewhere, or choose another name"
+        )
+
+
 class GrowingFolder:
     """Use as `with GrowingFolder(out, building, replace) as folder:`; fill `folder.path`, then `folder.publish()`.
 
@@ -76,14 +97,17 @@ class GrowingFolder:
     Args:
       out: the final path.
       building: where it grows, in the same parent folder.
-      replace: if True, an `out` that is there is replaced at the end, in two renames.
+      replace: if True, a corpus that is there at `out` is replaced at the end, in two renames.
+      inputs: what is read, which `out` must not hold.
 
     Raises:
-      CorpusError: `out` is there and must not be replaced, another process builds the same, or the disk refuses.
+      CorpusError: `out` is there and must not be replaced (`check_output_folder`), `building` is there and is none,
+        another process builds the same, or the disk refuses.
     """
 
-    def __init__(self, out: Path, building: Path, replace: bool):
+    def __init__(self, out: Path, building: Path, replace: bool, inputs: Sequence[object] = ()):
         self.out = out
+        self.inputs = inputs
         self.path = building
         self.replaced = out.with_name(out.name + ".replaced")
         self.replace = replace
@@ -91,14 +115,13 @@ class GrowingFolder:
 
     def __enter__(self) -> "GrowingFolder":
         with writing(self.out):
-            if self.replaced.exists() and not self.out.exists():
-                os.rename(
-                    self.replaced, self.out
-                )  # killed between the two renames of `publish`: the old one comes back
-        if os.path.lexists(self.out) and not self.replace:
-            raise CorpusError(
-                f"{self.out}: is there already; choose another name, remove it, or give --overwrite to replace it"
-            )
+            if self.replaced.exists():
+                refuse_another_kind(self.replaced, CORPUS)
+                if not self.out.exists():
+                    # killed between the two renames of `publish`: the old one comes back
+                    os.rename(self.replaced, self.out)
+        check_output_folder(self.out, CORPUS, self.inputs, self.replace)
+        _refuse_what_is_no_build(self.path)
         with writing(self.path):
             self._lock = self._acquire()
             sweep(self.path)
@@ -133,6 +156,7 @@ class GrowingFolder:
             for path in self.path.iterdir():
                 sync(path)
             sync(self.path)
+            check_output_folder(self.out, CORPUS, self.inputs, self.replace)  # it may have come meanwhile
             if os.path.lexists(self.out):
                 if self.replaced.exists():
                     shutil.rmtree(self.replaced)
@@ -144,7 +168,7 @@ class GrowingFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         if kind is not None and self._lock >= 0:
-            if issubclass(kind, InputError) or not any(self.path.iterdir()):
+            if issubclass(kind, InputError) or not (self.path.is_dir() and any(self.path.iterdir())):
                 shutil.rmtree(self.path, ignore_errors=True)
             else:
                 sweep(self.path)

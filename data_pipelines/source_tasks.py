@@ -8,28 +8,37 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.corpus_sources import inspect_dataset
+from data_pipelines.corpus_sources import Inspection, inspect_dataset
 from data_pipelines.durable_files import growing_file
 from data_pipelines.external_shuffle import SegmentWriter
+from data_pipelines.feature_mapping import FeatureMapping
+from data_pipelines.feature_space import ModalityFeatures
+from data_pipelines.input_report import InputReport, ModalityReport
 from data_pipelines.stored_matrix import chunks_between, row_ranges
 from data_pipelines.stored_nodes import opened_pickle, write_pickle
+from data_pipelines.stored_records import read_record, write_record
 from data_pipelines.whole_counts import by_feature
 from data_pipelines.work_folder import WorkFolder
 from scmbert_jax.errors import InputError
 
+_INSPECTION = (Inspection, InputReport, ModalityReport, FeatureMapping, ModalityFeatures)
 CHUNK_ROWS = 2048  # rows of a matrix in memory at a time
 MIN_TASK_ROWS, MAX_TASK_ROWS = 4096, 65536  # that one task of pass 1 reads
 
 
 @dataclass(frozen=True)
 class Handed:
-    """A data set or a matrix as a task has it: the thing itself, or the file that another process opens it from."""
+    """A data set or a matrix as a task has it: the thing itself, or the file that another process opens it from.
+
+    `sha256`, of the file, comes to that process with the task: it opens this file and no other that was laid there.
+    """
 
     thing: Any = None
     path: Path | None = None
+    sha256: str = ""
 
     def get(self) -> Any:
-        return self.thing if self.path is None else opened_pickle(self.path)
+        return self.thing if self.path is None else opened_pickle(self.path, self.sha256)
 
 
 def hand_over(thing: Any, name: str, where: str, work: WorkFolder, in_process: bool) -> Handed:
@@ -46,17 +55,17 @@ def hand_over(thing: Any, name: str, where: str, work: WorkFolder, in_process: b
     path = work.path / f"{name}.pickle"
     try:
         with growing_file(path) as file:
-            write_pickle(thing, file)
+            sha256 = write_pickle(thing, file)
     except (TypeError, AttributeError, pickle.PicklingError) as error:
         raise InputError(
             f"{where}: cannot be handed to another process ({error}); write it to a file, or build with 1 worker"
         ) from error
-    return Handed(path=path)
+    return Handed(path=path, sha256=sha256)
 
 
 @dataclass(frozen=True)
 class CheckTask:
-    """`inspect_dataset` of one data set; `output` is the pickled `Inspection`."""
+    """`inspect_dataset` of one data set; `output` is the `Inspection`."""
 
     work: WorkFolder
     number: int
@@ -66,12 +75,16 @@ class CheckTask:
 
     @property
     def output(self) -> Path:
-        return self.work.path / f"check-{self.number:06d}.pickle"
+        return self.work.path / f"check-{self.number:06d}.npz"
 
     def run(self) -> None:
         inspection = inspect_dataset(self.dataset.get(), self.options, self.obs_fields)
         with growing_file(self.output) as file:
-            pickle.dump(inspection, file)
+            write_record(inspection, _INSPECTION, file)
+
+    def read(self) -> Inspection:
+        """What an earlier `run` found. Raises CorpusError: its file is damaged."""
+        return read_record(self.output, _INSPECTION)
 
 
 @dataclass(frozen=True)

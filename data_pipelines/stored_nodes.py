@@ -4,6 +4,8 @@ What differs: an absent HDF5 element is an array without a shape; a zarr array w
 """
 
 import functools
+import hashlib
+import io
 import os
 import pickle
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any, BinaryIO, Protocol, TypeAlias
 
 import h5py
 import numpy as np
+
+from scmbert_jax.errors import CorpusError
 
 # h5py.Group or zarr.Group: neither library types what indexing gives.
 StoredGroup: TypeAlias = Any
@@ -54,22 +58,48 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def write_pickle(value: Any, file: BinaryIO) -> None:
-    """Pickles what holds stored nodes; they are opened again by the process that loads it.
+class _Hashing(io.RawIOBase):
+    """Passes on what is written to it."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
+
+
+def write_pickle(value: Any, file: BinaryIO) -> str:
+    """Pickles what holds stored nodes; they are opened again by the process that loads it. Returns the sha256.
 
     Raises TypeError, AttributeError or pickle.PicklingError for what no other process can have.
     """
-    _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    written = _Hashing(file)
+    _Pickler(written, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    return written.digest.hexdigest()
 
 
-def load_pickle(path: Path) -> Any:
-    with open(path, "rb") as file:
-        return pickle.load(file)
+def opened_pickle(path: Path, sha256: str) -> Any:
+    """What `write_pickle` wrote. The last few, and the files they opened, stay open until `close_all`.
+
+    Args:
+      sha256: of what was written. A pickle runs what is in it, so none is loaded that this build did not write.
+
+    Raises:
+      CorpusError: the file is gone, or another one.
+    """
+    try:
+        return _opened_pickle(path, sha256, _version(path))
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read ({error}); run the same command again") from error
 
 
-def opened_pickle(path: Path) -> Any:
-    """As `load_pickle`; the last few, and the files they opened, stay open for the next call, until `close_all`."""
-    return _opened_pickle(path, _version(path))
+@functools.lru_cache(maxsize=2)
+def _opened_pickle(path: Path, sha256: str, version: tuple[int, int]) -> Any:
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise CorpusError(f"{path}: was changed since this build wrote it; nobody else may write there")
+    return pickle.loads(content)
 
 
 def close_all() -> None:
@@ -81,11 +111,6 @@ def close_all() -> None:
 def _version(path: str | Path) -> tuple[int, int]:
     stat = os.stat(path)
     return stat.st_ino, stat.st_mtime_ns
-
-
-@functools.lru_cache(maxsize=2)
-def _opened_pickle(path: Path, version: tuple[int, int]) -> Any:
-    return load_pickle(path)
 
 
 def _open_node(path: str, name: str) -> Any:

@@ -25,6 +25,7 @@ from data_pipelines.cell_block import BLOCK_VERSION
 from data_pipelines.corpus import FORMAT_VERSION
 from data_pipelines.counts_matrix import Dataset
 from data_pipelines.durable_files import GrowingFolder, growing_file, sweep, writing
+from scmbert_jax.errors import CorpusError
 
 PLAN = "plan.json"
 _WORK_VERSION = 1  # of what lies in the folder
@@ -41,14 +42,26 @@ class WorkFolder:
             np.save(file, values, allow_pickle=False)
 
     def load_array(self, name: str) -> np.ndarray:
-        """Read from the disk as it is needed, and not before."""
-        return np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        """Read from the disk as it is needed, and not before. Raises CorpusError: gone or damaged."""
+        path = self.path / f"{name}.npy"
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise CorpusError(damaged_work(path, error)) from error
 
     def segments(self, number: int) -> Path:
         return self.path / "segments" / f"{number:06d}.segments"
 
     def segment_files(self) -> list[Path]:
         return sorted((self.path / "segments").glob("*.segments"))
+
+
+def damaged_work(path: Path, error: Exception) -> str:
+    """What is said where a part of an unfinished build is not as it was written."""
+    return (
+        f"{path}: gone or damaged ({error}), though this build wrote it; was it changed meanwhile? Remove the "
+        "unfinished build (OUT.building), and run the command again"
+    )
 
 
 def open_work(folder: GrowingFolder, plan: dict[str, Any], notice: Callable[[str], None]) -> WorkFolder:
@@ -60,7 +73,7 @@ def open_work(folder: GrowingFolder, plan: dict[str, Any], notice: Callable[[str
     work = WorkFolder((folder.path / "work").resolve())
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         before = None
     if before == json.loads(json.dumps(plan)):
         notice(f"{folder.path}: going on with a build that was not finished")

@@ -9,7 +9,6 @@ MODEL_CARD.md             for people
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from scmbert_jax.batch import LINEAR_STATISTICS, NUM_COMPONENTS, FeatureLayout
 from scmbert_jax.config import ExperimentConfig, load_config
 from scmbert_jax.errors import CheckpointError
 from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.outputs import MODEL, check_output_folder, partial_beside, put_folder
 from scmbert_jax.training.checkpoint import RunCheckpoints, load_weights, save_weights
 from scmbert_jax.training.run_folder import read_provenance
 from scmbert_jax.training.run_information import information_in_words
@@ -112,17 +112,16 @@ def _on_one_device(abstract_params: Any) -> Any:
 
 
 def export_model(
-    run_dir: Path, model_dir: Path, step: int | None = None, *, unfinished: bool = False
+    run_dir: Path, model_dir: Path, step: int | None = None, *, unfinished: bool = False, overwrite: bool = False
 ) -> PretrainedModel:
     """Writes the newest checkpoint of a run (or that of `step`) as a model folder, whole or not at all.
 
-    Raises `CheckpointError` when the run has no such checkpoint, when `model_dir` exists already, or when the run is
-    not done and neither `step` nor `unfinished` says that this is known.
+    Raises `CheckpointError` when the run has no such checkpoint, when `model_dir` exists already (with `overwrite`: and
+    is no model folder), or when the run is not done and neither `step` nor `unfinished` says that this is known.
     """
     if not (run_dir / "config.json").exists():
         raise CheckpointError(f"{run_dir}: not a run folder (no config.json in it).")
-    if model_dir.exists():
-        raise CheckpointError(f"{model_dir}: exists already; remove it or choose another folder.")
+    check_output_folder(model_dir, MODEL, (), overwrite)
     config = load_config(run_dir / "config.json")
     provenance = read_provenance(run_dir)
     space, definition = _read_features(run_dir, config, provenance["covariates"], provenance["feature_space_hash"])
@@ -148,17 +147,20 @@ def export_model(
         "provenance": provenance,
     }
     model = PretrainedModel(config, space, definition, params, info)
-    partial = model_dir.with_name(f"{model_dir.name}.partial-{os.getpid()}")
+    partial = None
     try:
-        partial.mkdir(parents=True)
+        model_dir.parent.mkdir(parents=True, exist_ok=True)
+        partial = partial_beside(model_dir)
+        partial.mkdir()
         for name in ("config.json", "feature_space.parquet", "feature_statistics.npz"):
             shutil.copy(run_dir / name, partial / name)
         (partial / "model.json").write_text(json.dumps(info, indent=2) + "\n")
         (partial / "MODEL_CARD.md").write_text(model_card(model))
         save_weights(partial / "weights", params)
-        partial.rename(model_dir)
+        put_folder(partial, model_dir)
     except BaseException as error:
-        _remove(partial)
+        if partial is not None:
+            _remove(partial)
         if isinstance(error, OSError):
             raise CheckpointError(f"{model_dir}: the model folder cannot be written ({error.strerror}).") from error
         raise

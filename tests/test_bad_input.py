@@ -374,7 +374,7 @@ def test_what_is_no_run_folder_is_not_exported(pbmc_run, pbmc_model, tmp_path):
     refused(scmbert("export", tmp_path, tmp_path / "model"), CheckpointError, tmp_path, "no config.json in it")
     missing = scmbert("export", pbmc_run, tmp_path / "model", "--step", "5")
     refused(missing, CheckpointError, pbmc_run, "no checkpoint of step 5; complete ones: [3, 6]")
-    refused(scmbert("export", pbmc_run, pbmc_model), CheckpointError, pbmc_model, "exists already")
+    refused(scmbert("export", pbmc_run, pbmc_model), CheckpointError, pbmc_model, "is there already", "--overwrite")
     run_dir = shutil.copytree(pbmc_run, tmp_path / "run")
     (run_dir / "provenance.json").write_text('{"corpus_finger')
     refused(scmbert("export", run_dir, tmp_path / "model"), CheckpointError, run_dir / "provenance.json")
@@ -448,7 +448,7 @@ def test_a_disk_that_is_full_leaves_no_half_embedding_and_the_file_of_before(pbm
     old = tmp_path / "out.h5mu"
     old.write_bytes(b"of before")
     with disk_with_room_for(400_000):
-        ran = scmbert("embed", pbmc_model, "example:pbmc_mosaic", "-o", old)
+        ran = scmbert("embed", pbmc_model, "example:pbmc_mosaic", "-o", old, "--overwrite")
     refused(ran, InputError, old, "cannot be written")
     assert list(tmp_path.iterdir()) == [old]
     assert old.read_bytes() == b"of before"
@@ -466,7 +466,8 @@ def test_a_disk_that_is_full_leaves_no_half_translation_and_the_file_of_before(m
     old = tmp_path / "out.h5mu"
     old.write_bytes(b"of before")
     with disk_with_room_for(400_000):
-        ran = scmbert("translate", multimodal_model, "example:pbmc_mosaic", "--to", "protein", "-o", old)
+        options = ("--to", "protein", "-o", old, "--overwrite")
+        ran = scmbert("translate", multimodal_model, "example:pbmc_mosaic", *options)
     refused(ran, InputError, old, "cannot be written", "File too large")
     assert list(tmp_path.iterdir()) == [old]
     assert old.read_bytes() == b"of before"
@@ -497,7 +498,7 @@ def test_hdf5_is_never_given_a_disk_that_fills_up(room, tmp_path):
         ("out.h5ad", "written as .h5mu"),
         ("no/such/folder/out.h5mu", "cannot be written"),
         ("folder.h5mu", "is a folder"),
-        ("cells.h5mu", "is the file that is translated"),
+        ("cells.h5mu", "is what is read"),
     ],
 )
 def test_an_output_that_cannot_be_a_translation_is_refused_before_the_work(place, words, tmp_path):

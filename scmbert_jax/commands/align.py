@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from scmbert_jax.commands.terminal import CountsFile, ModelFolder, Organism, progress, say
+from scmbert_jax.commands.terminal import CountsFile, ModelFolder, Organism, Overwrite, progress, say
 from scmbert_jax.errors import InputError
 
 Modality = Literal["rna", "protein", "atac"]
@@ -44,12 +44,13 @@ class Match:
     """Taken from the gene names when left out."""
     assembly: str | None = None
     """Genome build of regions; the model's when left out."""
+    overwrite: Overwrite = False
 
     def run(self) -> int:
         from scmbert_jax.pretrained import load_model
         from scmbert_jax.tasks.match import check_table_path, match_dataset, write_matching
 
-        check_table_path(self.output)
+        check_table_path(self.output, [self.file, self.target_file], self.overwrite)
         result = match_dataset(
             load_model(self.model_dir),
             self.file,
@@ -64,7 +65,7 @@ class Match:
             space=self.space,
             progress=progress("embed"),
         )
-        write_matching(self.output, result)
+        write_matching(self.output, result, self.overwrite)
         if not result.within_batches:
             say("technical batches are not known of all cells: partners were looked for among all of them")
         for batch in result.matching.not_converged:
@@ -104,6 +105,7 @@ class LabelTransfer:
     """Taken from the gene names when left out."""
     assembly: str | None = None
     """Genome build of regions; the model's when left out."""
+    overwrite: Overwrite = False
 
     def run(self) -> int:
         from scmbert_jax.pretrained import load_model
@@ -111,7 +113,7 @@ class LabelTransfer:
         from scmbert_jax.tasks.match import check_table_path, write_table
         from scmbert_jax.tasks.transfer_dataset import transfer_dataset
 
-        check_table_path(self.output)
+        check_table_path(self.output, [self.labelled_file, self.file], self.overwrite)
         result = transfer_dataset(
             load_model(self.model_dir),
             self.labelled_file,
@@ -123,7 +125,7 @@ class LabelTransfer:
             organism=self.organism,
             assembly=self.assembly,
         )
-        write_table(self.output, result.table())
+        write_table(self.output, result.table(), self.overwrite)
         for score in class_report(result.known_types, result.transferred.labels) if result.known_types.any() else ():
             say(
                 f"{score.cell_type}: precision {score.precision:.3f}, recall {score.recall:.3f}, F1 {score.f1:.3f} "
@@ -165,13 +167,14 @@ class MakePseudoPairs:
     """Taken from the gene names when left out."""
     assembly: str | None = None
     """Genome build of regions, such as hg38 or mm10."""
+    overwrite: Overwrite = False
 
     def run(self) -> int:
         from scmbert_jax.tasks.modality_cells import in_batches, read_modalities, require_modality
         from scmbert_jax.tasks.pseudo_pairs import PseudoPairSettings, held_out_link_correlation, match_unpaired
         from scmbert_jax.tasks.write_pseudo_pairs import check_h5mu_path, pseudo_paired_mudata, write_pseudo_pairs
 
-        check_h5mu_path(self.output)
+        check_h5mu_path(self.output, [self.file, self.second_file], self.overwrite)
         if not 0 < self.keep_share <= 1:
             raise InputError(f"--keep-share {self.keep_share}: expected a share above 0, at most 1.")
         settings = PseudoPairSettings(rounds=self.rounds, epsilon=self.epsilon)
@@ -188,7 +191,7 @@ class MakePseudoPairs:
         if pairs.num_converged < pairs.num_blocks:
             say(f"{pairs.num_blocks - pairs.num_converged} of {pairs.num_blocks} transports did not converge")
         mdata = pseudo_paired_mudata(first, second, pairs, keep_share=self.keep_share)
-        write_pseudo_pairs(self.output, mdata)
+        write_pseudo_pairs(self.output, mdata, self.overwrite)
         print(
             f"{self.output}: {mdata.uns['scmbert_pseudo_pairs']['pairs']:,} pseudo-pairs of {len(first):,} "
             f"{first.modality} and {len(second):,} {second.modality} cells, by {pairs.num_links} links"

@@ -1,11 +1,12 @@
 """Verbs that score a model: evaluate probe, evaluate translation."""
 
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scmbert_jax.commands.terminal import ObsFields, Organism, obs_fields_of, print_json, say
+from scmbert_jax.commands.terminal import ObsFields, Organism, Overwrite, obs_fields_of, print_json, say
 from scmbert_jax.errors import CheckpointError, ConfigError
+from scmbert_jax.outputs import check_output_file
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class EvaluateProbe:
     """Run folder, for the loss curve of the report and where the time of training went."""
     report: Path | None = None
     """Write report.html here."""
+    overwrite: Overwrite = False
     json: bool = False
     """One JSON document on stdout."""
 
@@ -51,8 +53,7 @@ class EvaluateProbe:
         if self.num_seeds < 1:
             raise ConfigError(f"--num-seeds {self.num_seeds}: expected 1 or more.")
         # Whatever can be refused is refused before the work, which takes minutes.
-        if self.report is not None and not os.access(self.report.parent, os.W_OK):
-            raise ConfigError(f"--report {self.report}: {self.report.parent} is no folder that can be written to.")
+        check_report(self.report, [self.data], self.overwrite)
         rows, goodput = [], None
         if self.run_dir is not None:
             if not (self.run_dir / "metrics.jsonl").is_file():
@@ -116,6 +117,7 @@ class EvaluateTranslation:
     """Genome build of regions."""
     report: Path | None = None
     """Write report.html here."""
+    overwrite: Overwrite = False
     json: bool = False
     """One JSON document on stdout."""
 
@@ -129,8 +131,7 @@ class EvaluateTranslation:
 
         if self.num_seeds < 1:
             raise ConfigError(f"--num-seeds {self.num_seeds}: expected 1 or more.")
-        if self.report is not None and not os.access(self.report.parent, os.W_OK):
-            raise ConfigError(f"--report {self.report}: {self.report.parent} is no folder that can be written to.")
+        check_report(self.report, [self.data], self.overwrite)
         if Path(self.data).is_dir():
             return self._score_folder()
         report = evaluate_translation(
@@ -166,6 +167,12 @@ class EvaluateTranslation:
         scores = score_folder(Path(self.data), say)
         print_json(scores.to_dict()) if self.json else print(scores.text())
         return 0
+
+
+def check_report(report: Path | None, inputs: Sequence[object], overwrite: bool) -> None:
+    """Raises ConfigError where no report may be written (`check_output_file`)."""
+    if report is not None:
+        check_output_file(report, inputs, overwrite, ConfigError)
 
 
 def _listed(words: tuple[str, ...]) -> tuple[str, ...]:

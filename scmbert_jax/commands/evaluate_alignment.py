@@ -1,11 +1,11 @@
 """Verbs that score modalities brought together: evaluate matching, evaluate integration."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scmbert_jax.commands.terminal import Organism, print_json, say
+from scmbert_jax.commands.evaluate import check_report
+from scmbert_jax.commands.terminal import Organism, Overwrite, print_json, say
 from scmbert_jax.errors import ConfigError
 
 
@@ -44,6 +44,7 @@ class EvaluateMatching:
     """Genome build of regions, such as hg38 or mm10."""
     report: Path | None = None
     """Write report.html here."""
+    overwrite: Overwrite = False
     json: bool = False
     """One JSON document on stdout."""
 
@@ -51,7 +52,8 @@ class EvaluateMatching:
         from scmbert_jax.evaluation.matching_suite import evaluate_matching, write_matching_report
         from scmbert_jax.pretrained import load_model
 
-        _check(self.num_seeds, self.report)
+        _check(self.num_seeds)
+        check_report(self.report, [self.data], self.overwrite)
         models = [load_model(folder) for folder in self.model]
         found = evaluate_matching(
             self.data,
@@ -97,6 +99,7 @@ class EvaluateIntegration:
     """Genome build of regions, such as hg38 or mm10."""
     report: Path | None = None
     """Write report.html here."""
+    overwrite: Overwrite = False
     json: bool = False
     """One JSON document on stdout."""
 
@@ -104,7 +107,8 @@ class EvaluateIntegration:
         from scmbert_jax.evaluation.integration_suite import evaluate_integration, write_integration_report
         from scmbert_jax.pretrained import load_model
 
-        _check(self.num_seeds, self.report)
+        _check(self.num_seeds)
+        check_report(self.report, [self.data], self.overwrite)
         models = [load_model(folder) for folder in self.model]
         found = evaluate_integration(
             self.data,
@@ -122,12 +126,10 @@ class EvaluateIntegration:
         return 0
 
 
-def _check(num_seeds: int, report: Path | None) -> None:
+def _check(num_seeds: int) -> None:
     """Whatever can be refused is refused before the work, which takes minutes."""
     if num_seeds < 1:
         raise ConfigError(f"--num-seeds {num_seeds}: expected 1 or more.")
-    if report is not None and not os.access(report.parent, os.W_OK):
-        raise ConfigError(f"--report {report}: {report.parent} is no folder that can be written to.")
 
 
 def _run_info(folders: tuple[Path, ...], models: list[Any]) -> dict[str, Any]:

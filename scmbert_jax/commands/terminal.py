@@ -16,6 +16,7 @@ Organism = Literal["human", "mouse"] | None
 CorpusFolder = Annotated[str, tyro.conf.arg(metavar="CORPUS")]  # a folder or a URL
 RunFolder = Annotated[Path, tyro.conf.arg(metavar="RUN_DIR")]
 ModelFolder = Annotated[Path, tyro.conf.arg(metavar="MODEL_DIR")]
+Overwrite = Annotated[bool, tyro.conf.arg(help="Replace the output if it is there; never what is read.")]
 CountsFile = Annotated[str, tyro.conf.arg(metavar="FILE")]
 ObsFields = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=COLUMN")]
 CountsFiles = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE...")]

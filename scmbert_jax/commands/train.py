@@ -11,6 +11,7 @@ import tyro
 from scmbert_jax.commands.data import field_values
 from scmbert_jax.commands.terminal import ModelFolder, RunFolder, say
 from scmbert_jax.errors import INTERRUPTED, ConfigError
+from scmbert_jax.outputs import check_run_folder
 
 if TYPE_CHECKING:
     from data_pipelines.mixture import MixtureOptions
@@ -129,6 +130,7 @@ class Pretrain:
         from scmbert_jax.training.loop import pretrain
 
         check_joined()
+        check_run_folder(run_dir)
         in_use = config.modalities.in_use()
         corpora = [
             open_corpus(path, cache_dir=self.cache_dir, cache_gigabytes=self.cache_gigabytes) for path in self.corpus
@@ -202,16 +204,20 @@ class Export:
     run_dir: tyro.conf.Positional[RunFolder]
     """Written by scmbert pretrain."""
     model_dir: tyro.conf.Positional[ModelFolder]
-    """Folder to write; must not exist."""
+    """Folder to write."""
     step: int | None = None
     """Of another checkpoint than the newest."""
     unfinished: bool = False
     """Also where the newest checkpoint is not of the run's last step."""
+    overwrite: bool = False
+    """Replace MODEL_DIR if it is a model folder."""
 
     def run(self) -> int:
         from scmbert_jax.pretrained import export_model
 
-        model = export_model(self.run_dir, self.model_dir, self.step, unfinished=self.unfinished)
+        model = export_model(
+            self.run_dir, self.model_dir, self.step, unfinished=self.unfinished, overwrite=self.overwrite
+        )
         features = f"{model.feature_space.num_features:,} features"
         print(f"{self.model_dir}: model of step {model.steps_in_words()}, {features}")
         return 0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from scmbert_jax.commands.terminal import CountsFile, ModelFolder, Organism, progress, say
+from scmbert_jax.commands.terminal import CountsFile, ModelFolder, Organism, Overwrite, progress, say
 
 if TYPE_CHECKING:
     from data_pipelines.input_report import InputReport
@@ -41,13 +41,14 @@ class Embed:
     """Genome build of regions; the model's when left out."""
     batch_size: int = 64
     """Cells per device call; changes speed and memory only."""
+    overwrite: Overwrite = False
 
     def run(self) -> int:
         from scmbert_jax.pretrained import load_model
         from scmbert_jax.tasks.embed import embed_dataset, embed_jointly
         from scmbert_jax.tasks.write_embedding import check_output, obsm_keys, write_embedding
 
-        check_output(self.output, self.file)
+        check_output(self.output, self.file, self.overwrite)
         model = load_model(self.model_dir)
         result = (embed_jointly if self.joint else embed_dataset)(
             model,
@@ -62,7 +63,7 @@ class Embed:
             _say_what_is_not_read(model, result.report, name)
         if result.num_empty:
             say(f"{result.num_empty:,} cells have no counts of the model's features: their embedding is nan")
-        write_embedding(self.output, self.file, model, result)
+        write_embedding(self.output, self.file, model, result, self.overwrite)
         for key, embeddings in obsm_keys(result).items():
             print(f"{self.output}: obsm['{key}'] of {len(embeddings):,} cells x {embeddings.shape[1]}")
         return 0
@@ -99,13 +100,14 @@ class Translate:
     """Genome build of regions; the model's when left out."""
     batch_size: int = 64
     """Cells per device call; changes speed and memory only."""
+    overwrite: Overwrite = False
 
     def run(self) -> int:
         from scmbert_jax.pretrained import load_model
         from scmbert_jax.tasks.translate import translate_dataset
         from scmbert_jax.tasks.write_translation import check_translation_output, write_translation
 
-        check_translation_output(self.output, self.file)
+        check_translation_output(self.output, self.file, self.overwrite)
         model = load_model(self.model_dir)
         asked = [name.strip() for words in self.features for name in words.split(",") if name.strip()]
         result = translate_dataset(
@@ -127,7 +129,7 @@ class Translate:
         left_out = int((~result.predicted).sum())
         if left_out:
             say(f"{left_out:,} cells have no {result.source} counts of the model's features: nothing is predicted")
-        write_translation(self.output, self.file, model, result)
+        write_translation(self.output, self.file, model, result, self.overwrite)
         print(
             f"{self.output}: mod['{self.target}'] of {int(result.predicted.sum()):,} cells x "
             f"{len(result.feature_ids):,} features, predicted from {result.source} ({result.scale})"

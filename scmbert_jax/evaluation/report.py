@@ -18,6 +18,7 @@ from scmbert_jax.evaluation.figures import NUMBER_ID, Style, category_styles, lo
 from scmbert_jax.evaluation.probe_result import ProbeResult
 from scmbert_jax.evaluation.probe_table import modality_name
 from scmbert_jax.evaluation.report_style import STYLE
+from scmbert_jax.tasks.whole_file import written_whole
 from scmbert_jax.training.goodput import Goodput
 
 Umap = tuple[str, np.ndarray, Mapping[str, Sequence[str]]]
@@ -74,9 +75,9 @@ def write_report(
         _provenance_section(run_info),
     ]
     page = _PAGE.format(title=escape(title), style=STYLE, body="\n".join(s for s in sections if s))
-    building = path.with_name(path.name + ".building")
-    building.write_text(page, encoding="utf-8")
-    os.replace(building, path)
+    text = page.encode("utf-8", "replace")  # names from files may hold halves of characters
+    with written_whole(path, len(text)) as partial:
+        partial.write_bytes(text)
     return path
 
 

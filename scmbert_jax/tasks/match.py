@@ -1,7 +1,6 @@
 """Which cell of modality B belongs to this cell of modality A? By embeddings in one space, within technical batches."""
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +10,12 @@ import pandas as pd
 
 from data_pipelines.readers import Dataset, open_dataset
 from scmbert_jax.errors import ConfigError, InputError
+from scmbert_jax.outputs import check_output_file
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import CellEmbeddings, embed_dataset
 from scmbert_jax.tasks.modality_cells import centred_by
 from scmbert_jax.tasks.optimal_transport import cosine_cost, transport_of_vectors
+from scmbert_jax.tasks.whole_file import size_in_file, written_whole
 
 Array = np.ndarray
 
@@ -210,33 +211,26 @@ def embedded_cells(result: CellEmbeddings, modality: str) -> tuple[Array, Array,
     return result.embeddings[usable], ids[usable], batches[usable], int((rows & ~usable).sum())
 
 
-def write_matching(path: Path, result: DatasetMatching) -> None:
+def write_matching(path: Path, result: DatasetMatching, overwrite: bool = False) -> None:
     """Writes `result.table()`; see `write_table`."""
-    write_table(path, result.table())
+    write_table(path, result.table(), overwrite)
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
+def write_table(path: Path, table: pd.DataFrame, overwrite: bool = False) -> None:
     """Writes a table as .csv or .parquet, whole or not at all. Raises `InputError` where it cannot be written."""
-    check_table_path(path)
-    building = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
+    check_table_path(path, overwrite=overwrite)
+    with written_whole(path, size_in_file(table)) as partial:
         if path.suffix == ".csv":
-            table.to_csv(building, index=False)
+            table.to_csv(partial, index=False)
         else:
-            table.to_parquet(building, index=False)
-        building.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}).") from error
-    finally:
-        building.unlink(missing_ok=True)
+            table.to_parquet(partial, index=False)
 
 
-def check_table_path(path: Path) -> None:
-    """Raises `InputError` when no table can be written there; asked before the work, too."""
+def check_table_path(path: Path, inputs: Sequence[object] = (), overwrite: bool = False) -> None:
+    """Raises `InputError` when no table can be written there (`check_output_file`); asked before the work, too."""
     if path.suffix not in (".csv", ".parquet"):
         raise InputError(f"{path}: a table is written as .csv or .parquet; give the output one of these endings.")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: {path.parent} is no folder; make it first.")
+    check_output_file(path, inputs, overwrite)
 
 
 def _checked(

@@ -1,4 +1,4 @@
-"""An output file that appears whole or not at all, and is refused before the work where it cannot be written."""
+"""An output file that appears whole or not at all."""
 
 import errno
 import os
@@ -13,15 +13,9 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scmbert_jax.errors import InputError
+from scmbert_jax.outputs import partial_beside
 
 _MARGIN = 1 << 20  # bytes of an HDF5 file that are no values: names, attributes, what stands in `uns`
-
-
-def require_writable(path: Path) -> None:
-    """Raises `InputError` when no file can be written at `path`; to be asked before the work."""
-    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        what = "is a folder" if path.is_dir() else f"{path.parent} is no folder that can be written to"
-        raise InputError(f"{path}: cannot be written ({what}); choose another place.")
 
 
 @contextmanager
@@ -37,15 +31,17 @@ def written_whole(path: Path, size: int) -> Iterator[Path]:
     Raises:
       InputError: the system refuses (a full disk, no permission).
     """
-    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    partial = None
     try:
+        partial = partial_beside(path)
         _require_room(partial, size)
         yield partial
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # HDF5 raises the second where the first happens while it closes
         raise InputError(f"{path}: cannot be written ({_reason(error)}).") from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
 
 
 def _require_room(partial: Path, size: int) -> None:

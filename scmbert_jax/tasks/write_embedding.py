@@ -9,23 +9,27 @@ import numpy as np
 
 from data_pipelines.readers import EXAMPLES, example_path
 from scmbert_jax.errors import InputError
+from scmbert_jax.outputs import check_output_file
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import CellEmbeddings, provenance
-from scmbert_jax.tasks.whole_file import require_writable, size_in_file, written_whole
+from scmbert_jax.tasks.whole_file import size_in_file, written_whole
 from scmbert_jax.tasks.writable_table import writable_table
 
 KEY = "X_scmbert"
 
 
-def write_embedding(path: Path, spec: str, model: PretrainedModel, result: CellEmbeddings) -> None:
+def write_embedding(
+    path: Path, spec: str, model: PretrainedModel, result: CellEmbeddings, overwrite: bool = False
+) -> None:
     """Writes `obsm["X_scmbert"]` (and the others of `obsm_keys`) and `uns["scmbert"]`, whole or not at all.
 
     An .h5ad or .h5mu is copied and added to, without loading its matrices. From any other source (10x, zarr, several
     files read together) a new .h5ad holds the cells, their metadata and the embedding, and no counts.
 
-    Raises `InputError` when the file cannot be written, or its ending does not fit its kind.
+    Raises `InputError` when the file cannot be written, is there already (unless `overwrite`), or its ending does not
+    fit its kind.
     """
-    check_output(path, spec)
+    check_output(path, spec, overwrite)
     source = _annotated_source(spec)
     written: dict[str, Any] = {**obsm_keys(result), **provenance(model, result)}
     if source is None:
@@ -39,13 +43,13 @@ def write_embedding(path: Path, spec: str, model: PretrainedModel, result: CellE
         _add(partial, model, result)
 
 
-def check_output(path: Path, spec: str) -> None:
+def check_output(path: Path, spec: str, overwrite: bool = False) -> None:
     """Raises `InputError` when the embedding of `spec` cannot be written to `path`; asked before the work, too."""
     source = _annotated_source(spec)
     ending = ".h5ad" if source is None else source.suffix
     if path.suffix != ending:
         raise InputError(f"{path}: the output of {spec} is an {ending} file; name it so.")
-    require_writable(path)
+    check_output_file(path, [spec, source], overwrite)
 
 
 def _annotated_source(spec: str) -> Path | None:

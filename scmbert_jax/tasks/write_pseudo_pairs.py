@@ -1,7 +1,7 @@
 """Pseudo-paired cells as an .h5mu that says so: `scmbert corpus build` carries the declaration into the manifest."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from scmbert_jax.errors import InputError
+from scmbert_jax.outputs import check_output_file
 from scmbert_jax.tasks.modality_cells import ModalityCells
 from scmbert_jax.tasks.pseudo_pairs import PseudoPairs
 from scmbert_jax.tasks.whole_file import size_in_file, written_whole
@@ -87,19 +88,18 @@ def declaration(first: ModalityCells, second: ModalityCells, pairs: PseudoPairs,
     }
 
 
-def write_pseudo_pairs(path: Path, mdata: Any) -> None:
+def write_pseudo_pairs(path: Path, mdata: Any, overwrite: bool = False) -> None:
     """Writes an .h5mu, whole or not at all. Raises `InputError` for another ending or where it cannot be written."""
-    check_h5mu_path(path)
+    check_h5mu_path(path, overwrite=overwrite)
     with written_whole(path, size_in_file(*mdata.mod.values(), mdata.obs)) as partial, _quietly():
         mdata.write(partial)
 
 
-def check_h5mu_path(path: Path) -> None:
-    """Raises `InputError` when no .h5mu can be written there; asked before the work, too."""
+def check_h5mu_path(path: Path, inputs: Sequence[object] = (), overwrite: bool = False) -> None:
+    """Raises `InputError` when no .h5mu can be written there (`check_output_file`); asked before the work, too."""
     if path.suffix != ".h5mu":
         raise InputError(f"{path}: pseudo-paired cells are written as .h5mu; give the output this ending.")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: {path.parent} is no folder; make it first.")
+    check_output_file(path, inputs, overwrite)
 
 
 @contextmanager

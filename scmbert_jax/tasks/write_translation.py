@@ -12,13 +12,13 @@ import pandas as pd
 import scipy.sparse as sp
 
 from data_pipelines.counts_matrix import CountsMatrix, Dataset
-from data_pipelines.readers import EXAMPLES, example_path
 from data_pipelines.whole_counts import whole
 from scmbert_jax.errors import InputError
+from scmbert_jax.outputs import check_output_file
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import model_provenance
 from scmbert_jax.tasks.translate import Translation
-from scmbert_jax.tasks.whole_file import require_writable, size_in_file, written_whole
+from scmbert_jax.tasks.whole_file import size_in_file, written_whole
 from scmbert_jax.tasks.writable_table import writable_table
 
 # As Cell Ranger names them: readers, ours too, tell modalities by it.
@@ -70,18 +70,21 @@ def translation_provenance(model: PretrainedModel, result: Translation) -> dict[
     }
 
 
-def write_translation(path: Path, spec: str, model: PretrainedModel, result: Translation) -> Any:
+def write_translation(
+    path: Path, spec: str, model: PretrainedModel, result: Translation, overwrite: bool = False
+) -> Any:
     """Writes an .h5mu, whole or not at all, and returns it as MuData.
 
     It holds the source modality as it stands in the file of `spec`, under the name it has there, and the predictions of
     `translation_anndata` as modality `result.target`, of the cells that have one. Other modalities are left out: what
     is called `result.target` is predicted throughout.
 
-    Raises `InputError` when the file cannot be written, has another ending, or is the one that was read.
+    Raises `InputError` when the file cannot be written, has another ending, is the one that was read, or is there
+    already (unless `overwrite`).
     """
     import mudata
 
-    check_translation_output(path, spec)
+    check_translation_output(path, spec, overwrite)
     predicted = translation_anndata(model, result)[result.predicted].copy()
     name, measured = _source_modality(result.dataset, result.source)
     name = result.source if name == result.target else name
@@ -94,21 +97,11 @@ def write_translation(path: Path, spec: str, model: PretrainedModel, result: Tra
     return mdata
 
 
-def check_translation_output(path: Path, spec: str) -> None:
+def check_translation_output(path: Path, spec: str, overwrite: bool = False) -> None:
     """Raises `InputError` when a translation of `spec` cannot be written to `path`; asked before the work, too."""
     if path.suffix != ".h5mu":
         raise InputError(f"{path}: a translation is two modalities, written as .h5mu; name it so.")
-    require_writable(path)
-    # The input may have modalities that the output has not.
-    if path.exists() and any(source.exists() and path.samefile(source) for source in _files_of(spec)):
-        raise InputError(f"{path}: is the file that is translated; give the output another name.")
-
-
-def _files_of(spec: str) -> list[Path]:
-    if spec.startswith("example:"):
-        name = spec.partition(":")[2]
-        return [example_path(name)] if name in EXAMPLES else []
-    return [Path(spec)] if Path(spec).exists() else [Path(part) for part in spec.split("+")]
+    check_output_file(path, [spec], overwrite)
 
 
 def _source_modality(dataset: Dataset, source: str) -> tuple[str, Any]:

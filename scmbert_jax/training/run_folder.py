@@ -28,6 +28,7 @@ from typing import Any, Protocol, TextIO
 
 from scmbert_jax.config import ExperimentConfig, differing_fields, load_config, to_dict
 from scmbert_jax.errors import CheckpointError, ConfigError, RunInProgress, TrainingError
+from scmbert_jax.outputs import check_run_folder
 from scmbert_jax.training.run_information import run_information
 
 # Fields that may change when a run continues: they touch neither the data nor the parameters' path.
@@ -105,6 +106,7 @@ class RunFolder:
         self._metrics_path = path / "metrics.jsonl"
         self._lock: TextIO | None = None
         self._metrics: TextIO | None = None
+        check_run_folder(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             if is_coordinator:
