@@ -17,6 +17,7 @@ from data_pipelines.collate import (
     unwritten_tokens,
 )
 from data_pipelines.corpus import Corpus
+from data_pipelines.drawn_together import share_with_another
 from data_pipelines.mixture import Mixture
 from data_pipelines.sampling_order import Piece, SamplingOrder, SourcePlan, check_batch
 from data_pipelines.source_blocks import SourceBlocks, plan_alone, plan_in_mixture
@@ -83,6 +84,9 @@ class BatchReader:
         self.process_index, self.process_count = process_index, process_count
         self.window_blocks = int(window_blocks)
         plans = _plans(self.mixture, global_batch_size, num_streams, self.window_blocks)
+        self._groups = self.mixture.groups
+        if self._groups is not None:
+            plans = [plan._replace(groups=groups) for plan, groups in zip(plans, self._groups, strict=True)]
         self.order = SamplingOrder(plans, self.mixture.draws, seed, global_batch_size, num_streams)
         self.order.cells_at(0, process_index, process_count)  # the number of processes is checked here, not at step 0
         self.steps_per_epoch = self.order.steps_per_epoch
@@ -131,6 +135,20 @@ class BatchReader:
                 self._windows[piece.source].read_ahead(piece.blocks)
         for piece in pieces:
             yield piece, self.mixture.sources[piece.source].corpus, self._windows[piece.source].window(piece.blocks)
+
+    def share_together(self) -> float | None:
+        """Of the cells of a batch, the share that meets another of its group (`MixtureOptions.together`); of some
+        batches of an epoch. None: there are no groups."""
+        if self._groups is None:
+            return None
+        shares = []
+        for step in np.unique(np.linspace(0, self.steps_per_epoch - 1, 16).astype(int)).tolist():
+            parts = [
+                self._groups[piece.source][self.order.lanes[piece.source].numbers_of(piece.blocks)[piece.cells]]
+                for piece in self.order.cells_at(step)
+            ]
+            shares.append(share_with_another(np.concatenate(parts)))
+        return float(np.mean(shares))
 
     def batch_at(self, step: int) -> CellBatch:
         """This process's rows of the global batch of `step` (numpy arrays), a pure function of (seed, step).

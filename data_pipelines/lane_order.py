@@ -3,7 +3,7 @@
     n cells lie in blocks whose sizes differ by at most one.
     epoch e           permutes all blocks
     lane l of L       owns every L-th stretch of K blocks: window w = blocks permutation[(w L + l) K : +K]
-    window            its cells permuted by (seed, e, w, l)
+    window            its cells permuted by (seed, e, w, l); with groups, those of a group in runs (drawn_together)
     draw d            of a lane is cell d mod E of its epoch d // E; E is the same for every lane
 
 Nothing is stored: the cell of any draw is found at once.
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.counter_hash import hash_of, random_permutation
+from data_pipelines.drawn_together import side_by_side
 
 _EPOCH, _WINDOW = 1, 2  # what a hash is for, so that no two uses share random numbers
 
@@ -50,6 +51,8 @@ class LaneOrder:
       num_lanes: L, at most num_blocks.
       window_blocks: K; more blocks mix better and take more memory.
       epoch_draws: E, draws of a lane in one epoch. None: as many as the shortest lane may have, which is the most.
+      groups: int32 [cells], those whose cells are drawn together, -1 for none; in the order of the blocks. None: none.
+      run: so many of them.
 
     Attributes:
       unused_per_epoch: cells that rest in an epoch; every epoch rests others. By default none with one lane, else those
@@ -64,6 +67,8 @@ class LaneOrder:
         num_lanes: int,
         window_blocks: int,
         epoch_draws: int | None = None,
+        groups: np.ndarray | None = None,
+        run: int = 1,
     ):
         self.block_sizes = np.asarray(block_sizes, np.int64)
         self.seed, self.num_lanes, self.window_blocks = int(seed), int(num_lanes), int(window_blocks)
@@ -73,6 +78,8 @@ class LaneOrder:
         self.unused_per_epoch = int(self.block_sizes.sum()) - self.num_lanes * self.epoch_draws
         last_blocks = self.blocks_per_lane % self.window_blocks or self.window_blocks
         self.smallest_window = int(self.block_sizes.min()) * min(last_blocks, self.blocks_per_lane)
+        self.groups, self.run = groups, run
+        self._first_cells = np.cumsum(self.block_sizes) - self.block_sizes
         self._epoch = lru_cache(maxsize=4)(self._make_epoch)
         # enough for the windows that a few steps in flight touch; a permutation of K * 256 cells takes under 1 ms
         self._window_cells = lru_cache(maxsize=4 * self.num_lanes + 16)(self._make_window_cells)
@@ -89,6 +96,12 @@ class LaneOrder:
             cells = self._window_cells(epoch, lane, window)[draws[at:stop] - (first + ends[window])]
             yield LaneCells(epoch, window, self._window_blocks(epoch, lane, window), cells)
             at = stop
+
+    def numbers_of(self, blocks: np.ndarray) -> np.ndarray:
+        """int64: the cells of some blocks, one after the other, by their number in the source."""
+        sizes = self.block_sizes[blocks]
+        ends = np.cumsum(sizes)
+        return np.arange(sizes.sum()) + np.repeat(self._first_cells[blocks] - (ends - sizes), sizes)
 
     def _window_blocks(self, epoch: int, lane: int, window: int) -> np.ndarray:
         """Blocks of a window. The last window of a lane is shorter where K does not divide the blocks of a lane."""
@@ -116,4 +129,8 @@ class LaneOrder:
     def _make_window_cells(self, epoch: int, lane: int, window: int) -> np.ndarray:
         ends = self._epoch(epoch).window_ends[lane]
         size = int(ends[window + 1] - ends[window])
-        return random_permutation(hash_of(self.seed, _WINDOW, epoch, window, lane), size)
+        cells = random_permutation(hash_of(self.seed, _WINDOW, epoch, window, lane), size)
+        if self.groups is None:
+            return cells
+        groups = self.groups[self.numbers_of(self._window_blocks(epoch, lane, window))]
+        return cells[side_by_side(groups[cells], self.run)]

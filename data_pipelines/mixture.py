@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +44,8 @@ class MixtureOptions:
       max_share: no group is drawn more often than that; None: no limit.
       max_repeats: no group is drawn more often than so many times each of its cells while as many cells are drawn as
         there are; None: no limit.
+      together: field of the cells; those of one value are drawn together where chance would bring too few of them into
+        a batch. How often a cell is drawn does not change. None: as chance has it.
     """
 
     selection: CellSelection = field(default_factory=CellSelection)
@@ -52,6 +55,7 @@ class MixtureOptions:
     balance_temperature: float = float("inf")
     max_share: float | None = None
     max_repeats: float | None = None
+    together: str | None = None
 
     def __post_init__(self) -> None:
         if self.corpus_weights is not None and self.corpus_temperature != 1.0:
@@ -133,6 +137,21 @@ class Mixture:
             return None
         return np.sort(np.concatenate([source.rows for source in of_corpus if source.rows is not None]))
 
+    @cached_property
+    def groups(self) -> list[np.ndarray] | None:
+        """Of each source, int32 [cells]: which of its cells are drawn together, one number for all sources; -1 where it
+        is not known. None: none are. Read from the obs tables, which takes a while where there are many cells."""
+        if self.options.together is None:
+            return None
+        table = _table(self.joined, [self.options.together])
+        codes, _ = pd.factorize(_values(table, self.options.together))
+        firsts = [translation.first_cell for translation in self.joined.translations]
+        of_corpora = np.split(codes.astype(np.int32), firsts[1:])
+        return [
+            of_corpora[source.corpus] if source.rows is None else of_corpora[source.corpus][source.rows]
+            for source in self.sources
+        ]
+
     def describe(self) -> dict[str, Any]:
         """What provenance.json records."""
         return {
@@ -150,7 +169,7 @@ class Mixture:
 
     def in_words(self) -> list[str]:
         """What is drawn how often, the most often drawn sources first; nothing of a corpus as it is."""
-        if self.fingerprint == self.joined.corpora[0].fingerprint:
+        if self._is_one_corpus():
             return []
         period = int(self.draws.sum())
         lines = [f"{self.num_cells:,} of {self.joined.num_cells:,} cells are drawn:"]
@@ -166,9 +185,11 @@ class Mixture:
             lines.append(f"  note: {file} is in {' and in '.join(paths)}: a cell that is in both is drawn from both")
         return lines
 
+    def _is_one_corpus(self) -> bool:
+        return len(self.sources) == 1 and self.sources[0].rows is None and len(self.joined.corpora) == 1
+
     def _fingerprint(self) -> str:
-        first = self.sources[0]
-        if len(self.sources) == 1 and first.rows is None and len(self.joined.corpora) == 1:
+        if self._is_one_corpus() and self.options.together is None:
             return self.joined.corpora[0].fingerprint
         parts = [
             ORDER_VERSION,
@@ -178,6 +199,7 @@ class Mixture:
                 for source in self.sources
             ],
             self.draws.tolist(),
+            *([] if self.options.together is None else [self.options.together]),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -238,14 +260,21 @@ def _table(joined: JoinedCorpora, columns: Sequence[str]) -> pd.DataFrame:
 
 def _classes(table: pd.DataFrame, name: str, where: str) -> tuple[np.ndarray, list[str]]:
     """int32 [cells], the class of each; and the names of the classes."""
-    values = pd.Series(as_text(table[name]) if name in table else None, index=table.index, dtype=object)
+    values = _values(table, name)
     if values.isna().all():
         raise ConfigError(f"--balance-by {name}: it is known of no cell of {where}; name a field of its obs table")
-    if name in LOCAL_FIELDS:
-        values = (table["dataset"].astype(object) + "/" + values).where(values.notna(), None)
     codes, classes = pd.factorize(values, sort=True, use_na_sentinel=True)
     names = [str(name) for name in classes]
     return np.where(codes < 0, len(names), codes).astype(np.int32), [*names, UNKNOWN_CLASS]
+
+
+def _values(table: pd.DataFrame, name: str) -> pd.Series:
+    """object [cells]: a field of `_table` as text, with the data set where it is known only within that; None: not
+    known."""
+    values = pd.Series(as_text(table[name]) if name in table else None, index=table.index, dtype=object)
+    if name in LOCAL_FIELDS:
+        values = (table["dataset"].astype(object) + "/" + values).where(values.notna(), None)
+    return values
 
 
 def _group_shares(

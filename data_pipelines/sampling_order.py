@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.counter_hash import hash_of
+from data_pipelines.drawn_together import too_rare
 from data_pipelines.lane_order import LaneOrder
 from data_pipelines.source_pattern import SourcePattern
 from scmbert_jax.errors import ConfigError
@@ -56,11 +57,14 @@ class SourcePlan(NamedTuple):
       block_sizes: int64 [blocks], which differ by at most one.
       num_lanes: a divisor of V, at most the number of blocks.
       window_blocks: K of this source.
+      groups: int32 [cells], in the order of the blocks, of which cells are drawn together where chance would bring too
+        few together (`drawn_together`); -1 where not known. None: as chance has it.
     """
 
     block_sizes: np.ndarray
     num_lanes: int
     window_blocks: int
+    groups: np.ndarray | None = None
 
 
 class SamplingOrder:
@@ -90,6 +94,7 @@ class SamplingOrder:
         self.global_batch_size = int(global_batch_size)
         self.num_streams = int(num_streams)
         self.draws_per_step = self.global_batch_size // self.num_streams  # of a stream
+        self.draws = np.asarray(draws, np.int64)
         alone = len(plans) == 1
         self.lanes = [
             LaneOrder(
@@ -98,6 +103,7 @@ class SamplingOrder:
                 plan.num_lanes,
                 plan.window_blocks,
                 _whole_steps(plan, self.draws_per_step) if alone else None,
+                *self._together(plan, index),
             )
             for index, plan in enumerate(plans)
         ]
@@ -110,7 +116,6 @@ class SamplingOrder:
                 f"than one batch of {global_batch_size} cells: lower global_batch_size to "
                 f"{shortest // num_streams * num_streams} or less"
             )
-        self.draws = np.asarray(draws, np.int64)
         self._pattern = SourcePattern(self.draws, self.seed, self.num_streams)
 
     def cells_at(self, step: int, process_index: int = 0, process_count: int = 1) -> list[Piece]:
@@ -137,10 +142,18 @@ class SamplingOrder:
 
     def most_draws(self, source: int) -> int:
         """Of a source by one lane in one step, at most."""
-        turns = self.num_streams // self.lanes[source].num_lanes
-        return turns * min(
-            self.draws_per_step, 2 + self.draws_per_step * int(self.draws[source]) // int(self.draws.sum())
-        )
+        return self._most_draws(source, self.lanes[source].num_lanes)
+
+    def _most_draws(self, source: int, num_lanes: int) -> int:
+        own = 2 + self.draws_per_step * int(self.draws[source]) // int(self.draws.sum())
+        return self.num_streams // num_lanes * min(self.draws_per_step, own)
+
+    def _together(self, plan: SourcePlan, source: int) -> tuple[np.ndarray | None, int]:
+        """The groups of a source that are drawn together, and how many cells of one: as many as a lane gives a step."""
+        if plan.groups is None:
+            return None, 1
+        draws_per_batch = self.global_batch_size * float(self.draws[source] / self.draws.sum())
+        return too_rare(plan.groups, draws_per_batch), self._most_draws(source, plan.num_lanes)
 
     def _pieces(self, stream: int, first_draw: int) -> list[Piece]:
         """Draws [first_draw, first_draw + B/V) of a stream."""

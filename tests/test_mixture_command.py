@@ -7,6 +7,9 @@ import pytest
 from conftest import TINY, Ran, scmbert, scmbert_ok
 
 import scmbert_jax
+from data_pipelines.build_corpus import build_corpus
+from data_pipelines.synthetic import synthetic_cells
+from scmbert_jax.commands.train import _lonely
 from scmbert_jax.errors import CheckpointError, ConfigError, InputError
 from scmbert_jax.training.run_folder import read_metrics
 
@@ -30,6 +33,23 @@ def cell_types(corpora) -> list[str]:
 
 def pretrain(run_dir: Path, *options: str | Path) -> tuple[str | Path, ...]:
     return (*TINY, "--run-dir", run_dir, "--steps", "4", "--train.log-every", "1", *options)
+
+
+def test_a_contrast_of_cells_that_are_alone_in_their_technical_batch_is_refused(tmp_path):
+    cells = synthetic_cells(64, 60, 12, num_batches=1, mosaic=False).to_mudata()
+    for part in (cells, *cells.mod.values()):
+        part.obs["technical_batch"] = [f"b{i}" for i in range(part.n_obs)]
+    build_corpus(tmp_path / "corpus", [cells], min_genes=1, block_size=16)
+    options = ("--objectives.contrastive-alignment.weight", "1", "--data.global-batch-size", "16")
+    ran = scmbert(*pretrain(tmp_path / "run", "--corpus", tmp_path / "corpus", *options))
+    assert ran.code == ConfigError.exit_code
+    assert "0.0% meet one: nothing would be learned; raise --data.window-blocks" in ran.err
+
+
+def test_a_contrast_of_cells_of_which_few_meet_another_starts_with_a_note():
+    (note,) = _lonely(0.125)
+    assert "12.5% meet one: the others weigh nothing; raise --data.window-blocks" in note
+    assert _lonely(0.9) == _lonely(None) == []
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ class Pretrain:
         from data_pipelines.corpus import open_corpus
         from data_pipelines.mixture import Mixture
         from data_pipelines.training_data import MixtureData
-        from scmbert_jax.config import batch_covariates
+        from scmbert_jax.config import batch_covariates, compared_within
         from scmbert_jax.parallel.multihost import check_joined
         from scmbert_jax.training.goodput import read_goodput
         from scmbert_jax.training.loop import pretrain
@@ -135,7 +135,8 @@ class Pretrain:
         corpora = [
             open_corpus(path, cache_dir=self.cache_dir, cache_gigabytes=self.cache_gigabytes) for path in self.corpus
         ]
-        mixture = Mixture(corpora, self._mixture_options(), list(in_use))
+        together = compared_within(config, {name for corpus in corpora for name in corpus.vocabularies})
+        mixture = Mixture(corpora, self._mixture_options(together), list(in_use))
         reader = BatchReader(
             mixture,
             {name: TokenSampling(modality.num_tokens, modality.zero_fraction) for name, modality in in_use.items()},
@@ -147,8 +148,9 @@ class Pretrain:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        lonely = _lonely(reader.share_together())
         if jax.process_index() == 0:
-            for line in mixture.in_words():
+            for line in [*mixture.in_words(), *lonely]:
                 say(line)
         target_sums = {name: modality.target_sum for name, modality in in_use.items()}
         data = MixtureData(reader, self.reader, target_sums, started_run=run_dir)
@@ -171,7 +173,7 @@ class Pretrain:
             say(f"{run_dir}: step {outcome.step} of {config.train.num_steps}, {how}")
         return INTERRUPTED if outcome.interrupted else 0
 
-    def _mixture_options(self) -> "MixtureOptions":
+    def _mixture_options(self, together: str | None) -> "MixtureOptions":
         from data_pipelines.cell_selection import CellSelection
         from data_pipelines.mixture import MixtureOptions
 
@@ -183,7 +185,25 @@ class Pretrain:
             balance_temperature=self.balance_temperature,
             max_share=self.max_share,
             max_repeats=self.max_repeats,
+            together=together,
         )
+
+
+def _lonely(share_together: float | None) -> list[str]:
+    """What to say where few cells of a batch meet another of their technical batch. Raises `ConfigError`: none does."""
+    if share_together is None or share_together >= 0.5:
+        return []
+    found = (
+        "objectives.contrastive_alignment tells a cell apart from others of its technical batch, and of the cells of a "
+        f"batch {share_together:.1%} meet one"
+    )
+    remedy = (
+        "raise --data.window-blocks or --data.global-batch-size, or set "
+        "--objectives.contrastive-alignment.negatives all (the batch effect is then part of the answer)"
+    )
+    if share_together == 0:
+        raise ConfigError(f"{found}: nothing would be learned; {remedy}")
+    return [f"note: {found}: the others weigh nothing; {remedy}"]
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:

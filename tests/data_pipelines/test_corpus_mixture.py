@@ -11,6 +11,7 @@ from data_pipelines.build_corpus import build_corpus
 from data_pipelines.cell_selection import CellSelection
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus import Corpus, open_corpus
+from data_pipelines.drawn_together import share_with_another
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.mixture import UNKNOWN_CLASS, Mixture, MixtureOptions
 from data_pipelines.mixture_information import information_of_mixture
@@ -108,6 +109,20 @@ def test_cells_of_equal_number_in_two_corpora_are_shown_by_randomness_of_their_o
     twice = [cell for cell in shown if cell < 64 and cell + 64 in shown]
     assert len(twice) > 10
     assert not any(shown[cell] == shown[cell + 64] for cell in twice)
+
+
+def test_the_share_of_cells_that_meet_another_of_their_technical_batch_is_that_of_the_batches(corpora):
+    reader = BatchReader(
+        Mixture(corpora, MixtureOptions(together="technical_batch")),
+        SAMPLING,
+        **{**SETTINGS, "global_batch_size": 8},
+        covariates=("technical_batch",),
+    )
+    steps = np.unique(np.linspace(0, reader.steps_per_epoch - 1, 16).astype(int)).tolist()
+    shares = [share_with_another(reader.batch_at(step).covariates["technical_batch"]) for step in steps]
+    assert reader.share_together() == pytest.approx(np.mean(shares))
+    assert 0.5 < np.mean(shares) < 1
+    assert BatchReader(Mixture(corpora), SAMPLING, **SETTINGS).share_together() is None
 
 
 def test_a_filter_draws_its_cells_and_no_others_each_once_an_epoch(corpora):
@@ -229,6 +244,8 @@ def test_a_corpus_as_it_is_has_its_own_fingerprint_and_anything_else_another(cor
         Mixture(corpora).fingerprint,
         Mixture(corpora[::-1]).fingerprint,
         Mixture(corpora, MixtureOptions(corpus_weights=(2, 1))).fingerprint,
+        Mixture(left, MixtureOptions(together="technical_batch")).fingerprint,
+        Mixture(corpora, MixtureOptions(together="technical_batch")).fingerprint,
     ]
     assert prints[0] == corpora[0].fingerprint
     assert len(set(prints)) == len(prints)

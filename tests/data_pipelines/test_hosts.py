@@ -23,6 +23,7 @@ SETTINGS = {"seed": 5, "global_batch_size": 32, "num_streams": 8, "window_blocks
 KINDS = {
     "plain": (1, MixtureOptions()),
     "filtered": (1, MixtureOptions(CellSelection({"cell_type": ("type0", "type2")}))),
+    "together": (2, MixtureOptions(together="technical_batch")),
     "mixture": (2, MixtureOptions(corpus_weights=(2, 1))),
     "balanced": (2, MixtureOptions(CellSelection({}, {"technical_batch": ("batch1",)}), balance_by="cell_type")),
 }

@@ -5,15 +5,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.drawn_together import share_with_another, side_by_side
 from data_pipelines.sampling_order import Piece, SamplingOrder, SourcePlan
 from data_pipelines.source_blocks import plan_alone, plan_in_mixture
 from data_pipelines.source_pattern import draws_per_period
 from scmbert_jax.errors import ConfigError
 
 
-def order_of(block_sizes, seed, global_batch_size, num_streams, window_blocks) -> SamplingOrder:
+def order_of(block_sizes, seed, global_batch_size, num_streams, window_blocks, groups=None) -> SamplingOrder:
     """Of a corpus alone."""
-    plan = plan_alone(np.asarray(block_sizes), None, num_streams, window_blocks)
+    plan = plan_alone(np.asarray(block_sizes), None, num_streams, window_blocks)._replace(groups=groups)
     return SamplingOrder([plan], draws_per_period([1]), seed, global_batch_size, num_streams)
 
 
@@ -26,7 +27,15 @@ def orders(draw) -> SamplingOrder:
     sizes = np.full(num_blocks, block_size)
     sizes[:larger] += 1
     per_stream = draw(st.integers(1, (num_blocks // num_streams) * block_size))
-    return order_of(sizes, draw(st.integers(-5, 2**40)), per_stream * num_streams, num_streams, draw(st.integers(1, 7)))
+    groups = groups_of(sizes.sum(), draw(st.integers(1, 50))) if draw(st.booleans()) else None
+    batch_size, seed, window_blocks = per_stream * num_streams, draw(st.integers(-5, 2**40)), draw(st.integers(1, 7))
+    return order_of(sizes, seed, batch_size, num_streams, window_blocks, groups)
+
+
+def groups_of(num_cells: int, number: int) -> np.ndarray:
+    """So many groups of unequal size, and cells of none."""
+    sizes = np.random.default_rng(number).integers(-1, number, (2, num_cells))
+    return sizes.min(axis=0).astype(np.int32)
 
 
 @st.composite
@@ -41,6 +50,8 @@ def mixtures(draw) -> SamplingOrder:
         sizes = np.full(num_blocks, 8)
         rows = None if draw(st.booleans()) else np.arange(draw(st.integers(1, 8 * num_blocks)))
         plans.append(plan_in_mixture(sizes, rows, share / sum(shares), len(shares), num_streams, window_blocks))
+        if draw(st.booleans()):
+            plans[-1] = plans[-1]._replace(groups=groups_of(int(plans[-1].block_sizes.sum()), draw(st.integers(1, 9))))
     available = sum(int(plan.block_sizes.sum()) for plan in plans)
     assume(available >= 2 * num_streams)
     per_stream = draw(st.integers(1, min(12, available // num_streams // 2)))
@@ -97,7 +108,7 @@ def test_rows_count_up_through_the_pieces(order):
 @settings(max_examples=30, deadline=None)
 @given(order=st.one_of(orders(), mixtures()), step=st.integers(0, 500))
 def test_seeking_equals_walking(order, step):
-    plans = [SourcePlan(lane.block_sizes, lane.num_lanes, lane.window_blocks) for lane in order.lanes]
+    plans = [SourcePlan(lane.block_sizes, lane.num_lanes, lane.window_blocks, lane.groups) for lane in order.lanes]
     fresh = SamplingOrder(plans, order.draws, order.seed, order.global_batch_size, order.num_streams)
     for earlier in range(max(0, step - 5), step):
         global_cells(order, earlier)
@@ -136,6 +147,41 @@ def test_cells_of_one_block_are_spread_over_the_window():
     order = order_of(np.full(64, 16), 0, 16, 1, 16)  # one stream, windows of 16 blocks of 16 cells
     blocks_in_batch = [len(np.unique(global_cells(order, step) // 16)) for step in range(order.steps_per_epoch)]
     assert np.mean(blocks_in_batch) > 9  # 10.3 expected for 16 cells over 16 blocks; 1 if nothing were permuted
+
+
+# --- cells of a group drawn together ---------------------------------------------------------------------------------
+
+
+def test_cells_of_rare_groups_come_together_and_all_else_stays_as_it_was():
+    """Of 200 technical batches, as in an atlas: by chance, 64 cells of 64 batches."""
+    groups = np.random.default_rng(0).integers(0, 200, 128 * 256).astype(np.int32)
+    settings = {"seed": 3, "global_batch_size": 64, "num_streams": 4, "window_blocks": 8}
+    by_chance, together = (order_of(np.full(128, 256), **settings, groups=g) for g in (None, groups))
+
+    def mean_share(order):
+        return np.mean([share_with_another(groups[global_cells(order, step)]) for step in range(0, 512, 8)])
+
+    assert mean_share(by_chance) < 0.35
+    assert mean_share(together) > 0.97
+    # The same cells in each window: what is read does not change, and no cell is drawn more or less often.
+    for window in range(4):
+        steps = range(window * 128, (window + 1) * 128)
+        for stream in range(4):
+            rows = slice(stream * 16, (stream + 1) * 16)
+            one, other = (np.concatenate([global_cells(o, s)[rows] for s in steps]) for o in (by_chance, together))
+            assert set(one) == set(other)
+
+
+def test_groups_that_chance_brings_together_change_nothing():
+    groups = np.arange(64 * 16).astype(np.int32) % 4  # 16 of each in a batch of 64
+    by_chance, together = (order_of(np.full(64, 16), 0, 64, 4, 8, groups=g) for g in (None, groups))
+    for step in range(by_chance.steps_per_epoch):
+        np.testing.assert_array_equal(global_cells(by_chance, step), global_cells(together, step))
+
+
+def test_runs_of_a_group_lie_where_the_first_of_them_was():
+    found = side_by_side(np.array([7, 5, -1, 7, 5, 7, -1, 7, 7]), run=3)
+    assert found.tolist() == [0, 3, 5, 1, 4, 2, 6, 7, 8]
 
 
 # --- mixtures --------------------------------------------------------------------------------------------------------

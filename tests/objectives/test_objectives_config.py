@@ -12,6 +12,7 @@ from scmbert_jax.config import (
     ModalitiesConfig,
     ModalityConfig,
     ObjectivesConfig,
+    compared_within,
     from_dict,
     to_dict,
 )
@@ -75,6 +76,14 @@ def test_what_compares_modalities_needs_two_of_them(which):
     with pytest.raises(ConfigError, match=r"weight is 1\.0; expected 0, or two modalities .*there is only rna"):
         config(alone, **{which: {"weight": 1.0}})
     config(alone, **{which: {"weight": 0.0}})
+
+
+def test_cells_are_compared_within_technical_batches_where_those_are_known():
+    known = ("donor", "technical_batch")
+    assert compared_within(config(contrastive={"weight": 1.0}), known) == "technical_batch"
+    assert compared_within(config(contrastive={"weight": 1.0}), ("donor",)) is None
+    assert compared_within(config(contrastive={"weight": 1.0, "negatives": "all"}), known) is None
+    assert compared_within(config(contrastive={"weight": 0.0}), known) is None
 
 
 def test_a_run_that_trains_nothing_is_refused():
