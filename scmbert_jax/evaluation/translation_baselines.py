@@ -24,11 +24,16 @@ _PAIRS = "pairs"
 
 @dataclass(frozen=True)
 class FittedBaseline:
-    """A function of a fold as a `TranslationMethod`; deterministic, so that the seed only picks the training cells."""
+    """A function of a fold as a `TranslationMethod`; deterministic, so that the seed only picks the training cells.
+
+    `lacks` says what a fold has nothing of, "" where there is all: without it every cell would get the training mean,
+    and a row of that name would say what it is not.
+    """
 
     name: str
     uses: str
     fit_predict: Callable[[TranslationFold], Array]
+    lacks: Callable[[TranslationFold], str] = lambda fold: ""
     num_trained: int = 0
 
     def predict(self, fold: TranslationFold, seed: int) -> Array:
@@ -63,14 +68,19 @@ def nearest_neighbours(fold: TranslationFold) -> Array:
 
 
 def cell_type_oracle(fold: TranslationFold) -> Array:
-    """The mean of the training cells of the test cell's *true* type; the training mean for a type they have not."""
-    types = np.unique(fold.train_types)
+    """The mean of the training cells of the test cell's *true* type; the training mean where it is unknown or new."""
+    types = np.setdiff1d(fold.train_types, [""])
     members = sp.csr_matrix((fold.train_types[None, :] == types[:, None]).astype(np.float32))
     means = np.asarray((members @ fold.train_values).toarray()) / np.asarray(members.sum(1))
     predicted = train_mean(fold)
     known = np.isin(fold.oracle_test_types, types)
     predicted[known] = means[np.searchsorted(types, fold.oracle_test_types[known])]
     return predicted
+
+
+def no_types(fold: TranslationFold) -> str:
+    shared = np.intersect1d(fold.train_types, fold.oracle_test_types)
+    return "" if (shared != "").any() else "no test cell is of a known type that training cells have"
 
 
 def depth_only(fold: TranslationFold) -> Array:
@@ -106,6 +116,11 @@ def links_only(fold: TranslationFold) -> Array:
     return predicted
 
 
+def no_links(fold: TranslationFold) -> str:
+    linked = link_matrix(fold.source_features, fold.target_features).nnz
+    return "" if linked else f"no {fold.source} feature is linked to a {fold.target} feature"
+
+
 def _smoothing(values: sp.csr_matrix) -> tuple[Array, Array]:
     """Scores [n, 20] and components [20, F] of a truncated SVD."""
     number = max(1, min(_LINK_DIMENSIONS, min(values.shape) - 1))
@@ -125,7 +140,7 @@ BASELINES: tuple[FittedBaseline, ...] = (
     FittedBaseline("ridge", _PAIRS, ridge),
     FittedBaseline("SVD50 + ridge", _PAIRS, svd_ridge),
     FittedBaseline("KNN25", _PAIRS, nearest_neighbours),
-    FittedBaseline("links only", "links, no pairs", links_only),
+    FittedBaseline("links only", "links, no pairs", links_only, no_links),
     FittedBaseline("target depth only", "TRAP: the test cells' target depth", depth_only),
-    FittedBaseline("cell-type oracle", "pairs + the test cells' true types", cell_type_oracle),
+    FittedBaseline("cell-type oracle", "pairs + the test cells' true types", cell_type_oracle, no_types),
 )

@@ -13,6 +13,7 @@ import numpy as np
 
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.evaluation.babel_baseline import BabelBaseline
+from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.intervals import student_t_interval
 from scmbert_jax.evaluation.measured_cells import (
     MeasuredCells,
@@ -22,7 +23,7 @@ from scmbert_jax.evaluation.measured_cells import (
     types_named,
 )
 from scmbert_jax.evaluation.report import write_report
-from scmbert_jax.evaluation.translation_baselines import BASELINES
+from scmbert_jax.evaluation.translation_baselines import BASELINES, FittedBaseline
 from scmbert_jax.evaluation.translation_figures import Picture, chosen_features, require_features
 from scmbert_jax.evaluation.translation_fold import TranslationFold, TranslationMethod, make_fold
 from scmbert_jax.evaluation.translation_metrics import mean_pearson_in_blocks, root_mean_squared_error, score_peaks
@@ -129,6 +130,7 @@ def run_translation(
     rows: list[TranslationRow] = []
     errors: list[CellTypeError] = []
     pictures: list[Picture] = []
+    left_out: list[str] = []
     require_features(features, [columns.names for columns in cells.features.values()])
     for split in splits:
         for source, target in directions:
@@ -142,13 +144,17 @@ def run_translation(
             heading, names = f"{source} -> {target}, {split.name}", fold.target_features.names[shown].tolist()
             picture = Picture(heading, fold.scale.name, tuple(names), truth[:, shown], fold.oracle_test_types)
             for method in methods:
+                lacking = method.lacks(fold) if isinstance(method, FittedBaseline) else ""
+                if lacking:
+                    left_out.append(f"{heading}: no row of {method.name}, because {lacking}.")
+                    continue
                 say(f"  {method.name}")
                 first = method.predict(fold, 0)
                 rows += _score_method(fold, truth, method, first, settings, split.name)
                 errors += _errors_by_type(fold, truth, method, first, split.name)
                 picture.add(method, shown, truth, first)
             pictures.append(picture)
-    notes = tuple(_protocol(cells, settings))
+    notes = (*_protocol(cells, settings), *left_out)
     return TranslationReport(cells.path, tuple(rows), tuple(errors), notes, pictures=tuple(pictures))
 
 
@@ -300,10 +306,16 @@ def evaluate_translation(
     if models:
         told = [(model.info.get("provenance") or {}).get("information") for model in models]
         notes = _what_models_saw(name, told, cells, splits, chosen)
-        translators = tuple(scmbert_translator(model, seed) for seed, model in enumerate(models))
         uses = " / ".join(dict.fromkeys(uses_in_words(information) for information in told))
-        trained = TrainedModels(translators, name, uses)
+        trained = _trained(models, name, uses)
         methods = [*methods, trained]
+        alone = [model.linear_path_alone() for model in models]
+        if None not in alone:
+            methods.append(_trained(alone, f"{name}, {LINEAR_PATH_ALONE}", uses))
+            notes.append(
+                f"{name}, {LINEAR_PATH_ALONE}: the same models without encoder and decoder, from component scores to "
+                "component scores by maps and nearest pairs. The difference to it is what the transformer adds."
+            )
     report = run_translation(cells, splits, methods, directions=chosen, settings=settings, features=features, say=say)
     if models:
         notes += [
@@ -312,6 +324,10 @@ def evaluate_translation(
             if unknown
         ]
     return replace(report, notes=(*report.notes, *notes), settings=asdict(settings))
+
+
+def _trained(models: Sequence[Any], name: str, uses: str) -> TrainedModels:
+    return TrainedModels(tuple(scmbert_translator(model, seed) for seed, model in enumerate(models)), name, uses)
 
 
 def _directions(cells: MeasuredCells, wanted: Sequence[str]) -> list[tuple[str, str]]:

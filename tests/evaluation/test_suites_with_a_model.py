@@ -40,6 +40,9 @@ def test_a_model_is_scored_on_translations_of_a_batch_it_has_not_seen(multimodal
     rmse = {row["method"]: row["value"] for row in found["rows"] if row["metric"] == "rmse"}
     assert rmse["scMBERT"] < 2 * rmse["train mean"], "a model one step old is near the mean, in the same unit"
     assert {row["uses"] for row in rows} == {"pairs + links"}
+    alone = [row for row in found["rows"] if row["method"] == "scMBERT, linear path alone"]
+    assert len(alone) == len(rows)
+    assert rmse["scMBERT, linear path alone"] < rmse["train mean"], "it starts from the regression of the pairs"
     assert any("it trained on nothing of the held-out batches" in note for note in found["notes"])
     assert "rna -&gt; protein" in (tmp_path / "report.html").read_text()
 

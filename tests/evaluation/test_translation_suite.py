@@ -132,6 +132,41 @@ def test_the_cells_given_to_a_model_carry_counts_of_the_source_only():
     assert adata.obs_names.tolist() == cells.cell_ids[test].tolist()
 
 
+@pytest.mark.parametrize(
+    ("changes", "row", "reason"),
+    [
+        ({"cell_types": np.full(200, "")}, "cell-type oracle", "no test cell is of a known type that training cells"),
+        ({"cell_types": np.repeat("T", 200)}, None, ""),
+        ({"features": "unlinked"}, "links only", "no rna feature is linked to a protein feature"),
+    ],
+)
+def test_a_baseline_that_has_nothing_to_go_by_has_no_row(changes, row, reason):
+    """It would be the training mean under another name."""
+    cells = random_cells()
+    if "features" in changes:
+        rna = replace(cells.features["rna"], genes=((),) * len(cells.features["rna"]))
+        changes = {"features": cells.features | {"rna": rna}}
+    report = run_translation(
+        replace(cells, **changes),
+        make_splits(cells, test_batches=["z"]),
+        BASELINES,
+        directions=[("rna", "protein")],
+        settings=FAST,
+    )
+    missing = {method.name for method in BASELINES} - {found.method for found in report.rows}
+    assert missing == ({row} if row else set())
+    said = [note for note in report.notes if "no row of" in note]
+    assert len(said) == len(missing)
+    assert all(f"z held out: no row of {row}, because {reason}" in note for note in said)
+
+
+def test_the_oracle_of_types_that_no_training_cell_has_has_no_row():
+    cells = random_cells()
+    splits = make_splits(cells, held_out_types=["T"])
+    report = run_translation(cells, splits, BASELINES, directions=[("rna", "protein")], settings=FAST)
+    assert "cell-type oracle" not in {found.method for found in report.rows}
+
+
 def test_deterministic_methods_have_an_interval_from_subsamples_and_a_headline_from_all_cells():
     cells = random_cells()
     report = run_translation(
