@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scmbert_jax.commands.evaluate import check_report
-from scmbert_jax.commands.terminal import Organism, Overwrite, print_json, say
+from scmbert_jax.commands.terminal import ObsFields, Organism, Overwrite, obs_fields_of, print_json, say
 from scmbert_jax.errors import ConfigError
 
 
@@ -80,19 +80,24 @@ class EvaluateMatching:
 class EvaluateIntegration:
     """Score one embedding of all cells: cell types apart, technical batches mixed (scib-metrics).
 
-    Beside the model stand PCA, CCA on the pairs, and pseudo-pairs. Without --model the baselines alone are scored.
+    Beside the model stand its linear path alone, PCA, CCA on the pairs, and pseudo-pairs. Without --model the baselines
+    alone are scored. Cells of one technical batch are scored for their types alone.
 
     Example:  scmbert evaluate integration --model my_model --report report.html
+              scmbert evaluate integration --data cells.h5ad --obs-field cell_type=louvain
     """
 
     model: tuple[Path, ...] = ()
     """Model folders (scmbert export): seeds of one method. One alone is scored with several token draws."""
     data: str = "example:pbmc_mosaic"
-    """Labelled cells: obs columns for cell_type and technical_batch."""
+    """Labelled cells: an obs column for cell_type, one for technical_batch where there are several."""
+    obs_field: ObsFields = ()
+    """Which column of obs holds cell_type or technical_batch, e.g. cell_type=louvain."""
     num_seeds: int = 5
     """Subsamples each baseline is fitted to; the spread gives the interval."""
     space: Literal["cell", "aligned"] | None = None
-    """Embeddings of the model; those of the encoder (cell) when left out."""
+    """Embeddings of the model; when left out both, where it was trained for aligned ones, else those of the encoder
+    (cell)."""
     organism: Organism = None
     """Taken from the gene names when left out."""
     assembly: str | None = None
@@ -115,6 +120,7 @@ class EvaluateIntegration:
             models=models,
             num_seeds=self.num_seeds,
             space=self.space,
+            obs_fields=obs_fields_of(self.obs_field),
             organism=self.organism,
             assembly=self.assembly,
             say=say,

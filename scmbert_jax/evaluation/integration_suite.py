@@ -2,7 +2,8 @@
 
 Scores by scib-metrics (its values are not comparable with the older scib; the version is printed): bio conservation
 (isolated labels, k-means NMI and ARI, silhouette, cLISI) and batch correction (BRAS, iLISI, kBET, graph connectivity).
-The totals are the means of each group, and 0.6 / 0.4 of them (Luecken et al. 2022). 1 is best everywhere.
+The totals are the means of each group, and 0.6 / 0.4 of them (Luecken et al. 2022). 1 is best everywhere. Cells of one
+technical batch have nothing to be mixed: of them only what needs no batch is scored.
 """
 
 import logging
@@ -19,8 +20,10 @@ from data_pipelines.readers import open_dataset
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.alignment_baselines import cca_space
 from scmbert_jax.evaluation.alignment_result import AlignmentResult, AlignmentRow, score_rows
-from scmbert_jax.evaluation.model_vectors import EmbeddedModels
+from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
+from scmbert_jax.evaluation.model_vectors import EmbeddedModels, embedded_models
 from scmbert_jax.pretrained import PretrainedModel
+from scmbert_jax.tasks.match import comparison_space
 from scmbert_jax.tasks.modality_cells import ModalityCells, fit_projection, read_modalities, shared_cells
 from scmbert_jax.tasks.pseudo_pairs import SharedSpace, match_unpaired
 
@@ -30,22 +33,25 @@ Say = Callable[[str], None]
 DEFAULT_DATA = "example:pbmc_mosaic"
 NEIGHBOURS = 90  # what LISI needs for its perplexity of 30
 TRAIN_FRACTION = 0.8
-BIO = ("isolated labels", "NMI", "ARI", "silhouette", "cLISI")
-BATCH = ("BRAS", "iLISI", "kBET", "connectivity")
+
+
+def check_labels(types: Array) -> None:
+    """Raises `InputError` where cells of these types, str [n], cannot be scored."""
+    if len(np.unique(types)) < 2:
+        raise InputError(f"integration: the cells are of {len(np.unique(types))} cell type; at least two are needed.")
+    if len(types) < NEIGHBOURS + 10:
+        raise InputError(f"integration: {len(types)} cells; at least {NEIGHBOURS + 10} are needed.")
 
 
 def score_integration(embedding: Array, types: Array, batches: Array) -> dict[str, float]:
-    """All scores of cells float [n, d] with types and technical batches str [n].
+    """All scores of cells float [n, d] with types and technical batches str [n]; of one batch, `bio` and its parts.
 
-    Raises `InputError` with fewer than two types or batches, or too few cells for the neighbourhoods.
+    Raises `InputError` with fewer than two types, or too few cells for the neighbourhoods.
     """
     import scib_metrics
     from scib_metrics.nearest_neighbors import pynndescent
 
-    if len(np.unique(types)) < 2 or len(np.unique(batches)) < 2:
-        raise InputError("integration: at least two cell types and two technical batches are needed.")
-    if len(embedding) < NEIGHBOURS + 10:
-        raise InputError(f"integration: {len(embedding)} cells; at least {NEIGHBOURS + 10} are needed.")
+    check_labels(types)
     x = np.ascontiguousarray(embedding, np.float32)
     # It logs to stdout, where --json promises one document, and of labels it knows the numbers only.
     logging.getLogger("scib_metrics").setLevel(logging.ERROR)
@@ -53,23 +59,30 @@ def score_integration(embedding: Array, types: Array, batches: Array) -> dict[st
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore")
         near = pynndescent(x, NEIGHBOURS, random_state=0, n_jobs=1)
-        fifteen, fifty = near.subset_neighbors(15), near.subset_neighbors(50)
         clusters = scib_metrics.nmi_ari_cluster_labels_kmeans(x, labels)
-        found = {
-            "isolated labels": scib_metrics.isolated_labels(x, labels, groups),
+        bio = {
             "NMI": clusters["nmi"],
             "ARI": clusters["ari"],
             "silhouette": scib_metrics.silhouette_label(x, labels),
             "cLISI": scib_metrics.clisi_knn(near, labels),
-            "BRAS": scib_metrics.bras(x, labels, groups),
-            "iLISI": scib_metrics.ilisi_knn(near, groups),
-            "kBET": scib_metrics.kbet_per_label(fifty, groups, labels),
-            "connectivity": scib_metrics.graph_connectivity(fifteen, labels),
         }
-    scores = {name: float(np.nan_to_num(value)) for name, value in found.items()}
-    scores["bio"] = float(np.mean([scores[name] for name in BIO]))
-    scores["batch"] = float(np.mean([scores[name] for name in BATCH]))
-    scores["total"] = 0.6 * scores["bio"] + 0.4 * scores["batch"]
+        mixed = {}
+        if groups.any():
+            fifteen, fifty = near.subset_neighbors(15), near.subset_neighbors(50)
+            # A label is isolated when few batches have it.
+            bio = {"isolated labels": scib_metrics.isolated_labels(x, labels, groups), **bio}
+            mixed = {
+                "BRAS": scib_metrics.bras(x, labels, groups),
+                "iLISI": scib_metrics.ilisi_knn(near, groups),
+                "kBET": scib_metrics.kbet_per_label(fifty, groups, labels),
+                "connectivity": scib_metrics.graph_connectivity(fifteen, labels),
+            }
+    scores: dict[str, float] = {}
+    for name, group in (("bio", bio), ("batch", mixed)):
+        found = {metric: float(np.nan_to_num(value)) for metric, value in group.items()}
+        scores |= found | ({name: float(np.mean(list(found.values())))} if found else {})
+    if mixed:
+        scores["total"] = 0.6 * scores["bio"] + 0.4 * scores["batch"]
     return scores
 
 
@@ -97,6 +110,12 @@ class _AllCells:
             rows = np.isin(self.ids, side.cell_ids)
             self.kinds[rows] = [f"{kind}+{side.modality}".strip("+") for kind in self.kinds[rows]]
 
+    def embedded(self, models: EmbeddedModels, seed: int) -> Array:
+        """float [n, d], all modalities of each cell read; nan for a cell of whose counts the model knows nothing."""
+        vectors = models.of(seed, None)
+        nothing = np.full(len(next(iter(vectors.values()))), np.nan)
+        return np.stack([vectors.get(cell, nothing) for cell in self.ids.tolist()])
+
     def mean_of(self, vectors: Sequence[Array]) -> Array:
         """float64 [n, d]: mean over the modalities of each cell of its unit vectors."""
         total = np.zeros((len(self.ids), vectors[0].shape[1]))
@@ -112,6 +131,7 @@ def evaluate_integration(
     models: Sequence[PretrainedModel] = (),
     num_seeds: int = 5,
     space: str | None = None,
+    obs_fields: Mapping[str, str | None] | None = None,
     organism: str | None = None,
     assembly: str | None = None,
     say: Say = lambda message: None,
@@ -120,20 +140,27 @@ def evaluate_integration(
 
     Args:
       models: trained models of one method, one per seed; a single one is embedded with `num_seeds` token draws.
-      space: of the models; None: "cell", all modalities of a cell read together.
+      space: of the models, "aligned" or "cell"; None: both where they were trained for the aligned one, which stands
+        first, else "cell", all modalities of a cell read together.
+      obs_fields: standard field -> column of obs, where it is not recognised by its name.
 
     Raises:
-      InputError: cells without types or technical batches.
+      InputError: before anything is embedded, cells without types, of one type, or too few; models without that space.
     """
     if num_seeds < 1:
         raise ConfigError(f"num_seeds {num_seeds}: expected 1 or more.")
     dataset = open_dataset(data)
-    cells = read_modalities(dataset, organism=organism, assembly=assembly)
+    cells = read_modalities(dataset, organism=organism, assembly=assembly, obs_fields=obs_fields)
     everyone = _AllCells(cells)
-    known = (everyone.types != "") & (everyone.batches != "")
+    known = everyone.types != ""
     if not known.any():
-        raise InputError(f"{dataset.path}: integration needs cell_type and technical_batch among the cell metadata.")
-    embedded = EmbeddedModels(models, dataset, num_seeds, space or "cell", organism, assembly)
+        raise InputError(
+            f"{dataset.path}: integration needs cell types, and the cell metadata has none "
+            f"({', '.join(map(str, dataset.obs.columns))}). Say which column holds them: --obs-field cell_type=COLUMN"
+        )
+    if len(np.unique(everyone.batches[known])) > 1:
+        known &= everyone.batches != ""
+    check_labels(everyone.types[known])
     rows: list[AlignmentRow] = []
     pictures: dict[str, Array] = {}
 
@@ -147,19 +174,32 @@ def evaluate_integration(
         rows.extend(score_rows(title, method, uses, best, [score(x) for x in seeds], int(known.sum())))
         pictures[method] = seeds[0] if whole is None else whole
 
+    notes = list(_notes(len(np.unique(everyone.batches[known])) > 1))
     for method, uses, build in _baselines(everyone):
         say(method)
-        add(method, uses, build(None), [build(seed) for seed in range(num_seeds)])
-    if models:
-        say("model")
-        found = []
-        for seed in range(embedded.num_seeds):
-            vectors = embedded.of(seed, None)
-            width = len(next(iter(vectors.values())))
-            found.append(np.stack([vectors.get(cell, np.full(width, np.nan)) for cell in everyone.ids.tolist()]))
-        add("model", embedded.uses(), None, found)
-    result = AlignmentResult("integration", data, tuple(rows), _notes(), embedded.information())
+        try:
+            whole = build(None)
+        except InputError as error:  # too few links, say
+            notes.append(f"No row of {method}: {error}")
+            continue
+        add(method, uses, whole, [build(seed) for seed in range(num_seeds)])
+    information = {}
+    for place, chosen in enumerate(_spaces(models, space)):
+        trained = embedded_models(models, dataset, num_seeds, chosen, organism=organism, assembly=assembly)
+        for method, embedded in trained.items():
+            name = f"{method}, {chosen} space" + ("" if place else ", the model's own")
+            say(name)
+            information = embedded.information()
+            add(name, embedded.uses(), None, [everyone.embedded(embedded, seed) for seed in range(embedded.num_seeds)])
+    result = AlignmentResult("integration", data, tuple(rows), tuple(notes), information)
     return IntegrationReport(result, pictures, everyone.types, everyone.batches)
+
+
+def _spaces(models: Sequence[PretrainedModel], space: str | None) -> list[str]:
+    """The spaces to score: the one asked for, else the one the models were trained to compare cells in, and "cell"."""
+    if space is not None or not models:
+        return [space] if space is not None and models else []
+    return list(dict.fromkeys([comparison_space(models[0]), "cell"]))
 
 
 def _baselines(everyone: _AllCells) -> list[tuple[str, str, Callable[[int | None], Array]]]:
@@ -205,16 +245,24 @@ def _baselines(everyone: _AllCells) -> list[tuple[str, str, Callable[[int | None
     return methods
 
 
-def _notes() -> tuple[str, ...]:
+def _notes(several_batches: bool) -> tuple[str, ...]:
     import scib_metrics
 
+    groups = (
+        "bio: mean of isolated labels, NMI, ARI, silhouette, cLISI; batch: mean of BRAS, iLISI, kBET, connectivity; "
+        "total: 0.6 bio + 0.4 batch."
+        if several_batches
+        else "bio: mean of NMI, ARI, silhouette, cLISI. The cells are of one technical batch: nothing is to be mixed."
+    )
     return (
         f"scib-metrics {scib_metrics.__version__}; its values are not those of the older scib. 1 is best everywhere. "
-        f"bio: mean of {', '.join(BIO)}; batch: mean of {', '.join(BATCH)}; total: 0.6 bio + 0.4 batch.",
+        f"{groups}",
         "CCA and pseudo-pairs take the mean of each technical batch off: that mixes batches, and would hide a real "
         "difference of composition between them. PCA does not.",
         "Each figure is the fit to all cells; in brackets mean ± half of the 95% Student-t interval over seeds (80% of "
         "the cells each; for models, trained seeds or token draws).",
+        "Aligned space: the modalities of a cell, each read alone, in the contrastive space, and their mean; cell "
+        f"space: read together by the encoder. {LINEAR_PATH_ALONE}: the same models without their transformer.",
     )
 
 

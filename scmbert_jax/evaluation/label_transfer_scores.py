@@ -4,7 +4,7 @@ Where a data set has technical batches of one modality only (a mosaic), labels g
 those of the second, and back; else from the first modality of the training pairs to the second of the test pairs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,7 +29,7 @@ def transfer_rows(
     second: ModalityCells,
     train: tuple[Array, Array],
     test: tuple[Array, Array],
-    embedded: EmbeddedModels,
+    trained: Mapping[str, EmbeddedModels],
     num_seeds: int,
     baselines: bool,
     say: Callable[[str], None],
@@ -38,6 +38,7 @@ def transfer_rows(
 
     Args:
       train, test: pairs (rows of first, rows of second) of a fold, for data without cells of one modality only.
+      trained: row of the table -> its models.
     """
     lone, mosaic, sides = _lone_cells(first, second), is_mosaic(first, second), (first, second)
     rows = []
@@ -51,7 +52,7 @@ def transfer_rows(
         if not ((labelled.cell_types != "").any() and (asked.cell_types != "").any()):
             continue
         task = _Transfer(labelled, asked, sides[source].take(bridge[source]), sides[target].take(bridge[target]))
-        rows += task.rows(embedded, num_seeds, baselines, say)
+        rows += task.rows(trained, num_seeds, baselines, say)
     return rows
 
 
@@ -82,7 +83,7 @@ class _Transfer:
         self.direction = f"labels {labelled.modality} ({batches[0]}) -> {asked.modality} ({batches[1]})"
 
     def rows(
-        self, embedded: EmbeddedModels, num_seeds: int, baselines: bool, say: Callable[[str], None]
+        self, trained: Mapping[str, EmbeddedModels], num_seeds: int, baselines: bool, say: Callable[[str], None]
     ) -> list[AlignmentRow]:
         rows = []
         for method, uses, scores in self._methods() if baselines else ():
@@ -91,12 +92,12 @@ class _Transfer:
             rows += score_rows(
                 self.direction, method, uses, whole, [scores(s) for s in range(num_seeds)], len(self._truth)
             )
-        if embedded:
+        for method, embedded in trained.items():
             seeds = [
                 self._from_vectors(a, self._labelled.cell_types, b)
                 for a, b in embedded.vectors(self._labelled, self._asked)
             ]
-            rows += score_rows(self.direction, "model", embedded.uses(), None, seeds, len(self._truth))
+            rows += score_rows(self.direction, method, embedded.uses(), None, seeds, len(self._truth))
         return rows
 
     def _methods(self) -> list[tuple[str, str, Callable[[int | None], dict[str, float]]]]:
@@ -137,18 +138,21 @@ class _Transfer:
             return self._from_vectors(projection(known.values), known.cell_types, projection(self._asked.values))
 
         def majority(seed: int | None) -> dict[str, float]:
-            names, counts = np.unique(labels[rows_of(len(labels), seed, 6)], return_counts=True)
+            known = labels[labels != ""]
+            names, counts = np.unique(known[rows_of(len(known), seed, 6)], return_counts=True)
             most = np.full(len(self._truth), names[counts.argmax()])
             return {f"{kind} ({method})": v for method in METHODS for kind, v in self._scores(most).items()}
 
-        return [
+        methods = [
             ("CCA", "pairs", bridged(cca_space)),
             ("SVD + ridge", "pairs", bridged(ridge_space)),
             ("pseudo-pairs", "links, no pairs", pseudo),
             ("links only", "links, no pairs", links),
             ("majority", "labels", majority),
-            ("labels of the other modality (ceiling)", "labels of paired cells", ceiling),
         ]
+        if len(np.setdiff1d(self._bridge[1].cell_types, [""])) > 1:
+            methods.append(("labels of the other modality (ceiling)", "labels of paired cells", ceiling))
+        return methods
 
     def _from_vectors(self, a: Array, labels: Array, b: Array) -> dict[str, float]:
         found: dict[str, float] = {}

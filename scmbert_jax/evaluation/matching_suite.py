@@ -24,8 +24,9 @@ from scmbert_jax.evaluation.alignment_baselines import (
     type_vectors,
 )
 from scmbert_jax.evaluation.alignment_result import AlignmentResult, AlignmentRow, score_rows
+from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.label_transfer_scores import is_mosaic, transfer_rows
-from scmbert_jax.evaluation.model_vectors import EmbeddedModels
+from scmbert_jax.evaluation.model_vectors import embedded_models
 from scmbert_jax.evaluation.translation_model import held_out_cells_seen, require_unseen_pairs
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.match import match_probabilities
@@ -137,7 +138,8 @@ def evaluate_matching(
         raise ConfigError("no baselines and no model: nothing to score. Name a model, or leave the baselines in.")
     dataset = open_dataset(data)
     cells = read_modalities(dataset, organism=organism, assembly=assembly)
-    embedded = EmbeddedModels(models, dataset, num_seeds, space, organism, assembly)
+    trained = embedded_models(models, dataset, num_seeds, space, organism=organism, assembly=assembly)
+    information = trained["model"].information() if models else {}
     rows: list[AlignmentRow] = []
     pictures: dict[str, Vectors] = {}
     types, names_of = np.zeros(0, str), ("", "")
@@ -149,7 +151,7 @@ def evaluate_matching(
             "cells whose pairs a model may have seen. Score the matching, too."
         )
     if not labels_only:
-        seen = _what_models_saw(embedded.information(), dataset.name, folds, by_batch=not held_out_types)
+        seen = _what_models_saw(information, dataset.name, folds, by_batch=not held_out_types)
     for fold in folds if not labels_only else ():
         for method, uses, vectors in _methods(fold) if baselines else ():
             say(f"{fold.direction}: {method}")
@@ -158,17 +160,17 @@ def evaluate_matching(
             rows += _rows(fold, method, uses, whole, seeds)
             if fold is folds[0]:
                 pictures[method] = whole
-        if models:
-            say(f"{fold.direction}: model")
+        for method, embedded in trained.items():
+            say(f"{fold.direction}: {method}")
             seeds = embedded.vectors(*fold.tested)
-            rows += _rows(fold, "model", embedded.uses(), None, seeds)
+            rows += _rows(fold, method, embedded.uses(), None, seeds)
             if fold is folds[0]:
-                pictures["model"] = seeds[0]
+                pictures[method] = seeds[0]
         if fold is folds[0]:
             types, names_of = fold.tested[0].cell_types, (fold.first.modality, fold.second.modality)
     for fold in folds[:1] if not held_out_types else ():
-        rows += transfer_rows(fold.first, fold.second, fold.train, fold.test, embedded, num_seeds, baselines, say)
-    result = AlignmentResult("matching", data, tuple(rows), (*_NOTES, *seen), embedded.information())
+        rows += transfer_rows(fold.first, fold.second, fold.train, fold.test, trained, num_seeds, baselines, say)
+    result = AlignmentResult("matching", data, tuple(rows), (*_NOTES, *seen), information)
     return MatchingReport(result, pictures, types, names_of)
 
 
@@ -343,6 +345,8 @@ _NOTES = (
     "draws.",
     "`pseudo-pairs, seeing test cells` and `links only` read the test cells of both modalities as unpaired sets. That "
     "these sets hold the very same cells helps them; `pseudo-pairs` alone has never seen the test batch.",
+    f"{LINEAR_PATH_ALONE}: the same models without their transformer, projections of component scores. The difference "
+    "to it is what the transformer adds.",
 )
 
 

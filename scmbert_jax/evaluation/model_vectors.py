@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.readers import Dataset
+from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import embed_dataset
 from scmbert_jax.tasks.match import comparison_space
@@ -31,15 +32,8 @@ class EmbeddedModels:
     ):
         self._models, self._dataset, self._space = list(models), dataset, space
         self._options: dict[str, Any] = {"organism": organism, "assembly": assembly}
-        self._num_seeds = num_seeds if len(self._models) == 1 else len(self._models)
+        self.num_seeds = num_seeds if len(self._models) == 1 else len(self._models)
         self._made: dict[tuple[int, tuple[str, ...] | None], dict[str, Array]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._models)
-
-    @property
-    def num_seeds(self) -> int:
-        return self._num_seeds if self._models else 0
 
     def of(self, seed: int, modalities: tuple[str, ...] | None) -> dict[str, Array]:
         """cell id -> embedding float32 [D], for cells that have one; read from `modalities` alone (None: all)."""
@@ -88,3 +82,17 @@ class EmbeddedModels:
             kinds += [("links", any((said.get("links") or {}).values()))]
             words.add(", ".join(name for name, number in kinds if number) or "neither pairs nor links")
         return "; ".join(sorted(words))
+
+
+def embedded_models(
+    models: Sequence[PretrainedModel], dataset: Dataset, num_seeds: int, space: str | None = None, **options: Any
+) -> dict[str, EmbeddedModels]:
+    """Row -> models: "model", and its linear path alone where each of them has one; {} without models.
+
+    Args: as those of `EmbeddedModels`.
+    """
+    methods = {"model": EmbeddedModels(models, dataset, num_seeds, space, **options)} if models else {}
+    alone = [found for model in models if (found := model.linear_path_alone()) is not None]
+    if models and len(alone) == len(models):
+        methods[LINEAR_PATH_ALONE] = EmbeddedModels(alone, dataset, num_seeds, space, **options)
+    return methods

@@ -15,7 +15,6 @@ from scmbert_jax.evaluation.alignment_result import AlignmentResult, score_rows
 from scmbert_jax.evaluation.integration_suite import score_integration
 from scmbert_jax.evaluation.label_transfer_scores import transfer_rows
 from scmbert_jax.evaluation.matching_suite import evaluate_matching, matching_folds, score_matching, true_partner
-from scmbert_jax.evaluation.model_vectors import EmbeddedModels
 from scmbert_jax.tasks.modality_cells import read_modalities
 
 
@@ -103,8 +102,7 @@ def test_the_matching_score_is_the_probability_of_the_partner_in_its_batch():
 
 
 def test_labels_cross_without_pairs_above_the_links_alone(pbmc, fold):
-    none = EmbeddedModels((), None, 1)
-    rows = transfer_rows(pbmc["rna"], pbmc["protein"], fold.train, fold.test, none, 2, True, lambda message: None)
+    rows = transfer_rows(pbmc["rna"], pbmc["protein"], fold.train, fold.test, {}, 2, True, lambda message: None)
     scores = {
         row.method: row.whole
         for row in rows
@@ -130,8 +128,12 @@ def test_an_embedding_of_types_alone_beats_one_of_batches_alone():
     assert by_type["bio"] > by_batch["bio"] + 0.3
     assert by_type["batch"] > by_batch["batch"] + 0.2
     assert by_type["total"] == pytest.approx(0.6 * by_type["bio"] + 0.4 * by_type["batch"])
-    with pytest.raises(InputError, match="at least two cell types"):
+    with pytest.raises(InputError, match="the cells are of 1 cell type; at least two"):
         score_integration(embedded(types), np.full(240, "a"), batches)
+    # One batch: there is nothing to be mixed, and no score says that it was.
+    alone = score_integration(embedded(types), types, np.full(240, "x"))
+    assert set(alone) == {"NMI", "ARI", "silhouette", "cLISI", "bio"}
+    assert alone["bio"] == pytest.approx(np.mean([alone[name] for name in ("NMI", "ARI", "silhouette", "cLISI")]))
 
 
 # --- table, figures, verbs -------------------------------------------------------------------------------------------
@@ -173,7 +175,7 @@ def test_figures_are_inline_and_say_what_they_show():
 
 def test_a_model_is_not_scored_on_pairs_it_was_trained_on():
     told = {"paired_cells": 400, "cells": {"pbmc_mosaic/p4_0": {"rna+protein": 400}}}
-    model = SimpleNamespace(info={"provenance": {"information": told}})
+    model = SimpleNamespace(info={"provenance": {"information": told}}, linear_path_alone=lambda: None)
     with pytest.raises(InputError, match=r"model 0, rna-protein.* trained on 400 pairs of the held-out batches"):
         evaluate_matching(models=[model], train_batches=["p3"], test_batches=["p4"])
 

@@ -52,7 +52,16 @@ def test_a_model_is_scored_on_matching_of_a_batch_it_has_not_seen(multimodal_mod
     command = ("evaluate", "matching", "--model", multimodal_model, "--data", data, *UNSEEN)
     found = json.loads(scmbert_ok(*command, "--num-seeds", "2", "--report", report, "--json"))
     methods = {row["method"] for row in found["rows"]}
-    assert {"model", "CCA", "SVD + ridge", "pseudo-pairs", "links only", "cell type only", "random"} <= methods
+    assert {
+        "model",
+        "linear path alone",
+        "CCA",
+        "SVD + ridge",
+        "pseudo-pairs",
+        "links only",
+        "cell type only",
+        "random",
+    } <= methods
     model = next(row for row in found["rows"] if row["method"] == "model" and row["metric"] == "FOSCTTM")
     assert model["whole"] is None
     assert (model["num_seeds"], model["num_cells"]) == (2, 120)
@@ -79,12 +88,16 @@ def exact_neighbours(monkeypatch):
 
 @pytest.mark.usefixtures("exact_neighbours")
 def test_a_model_is_scored_on_integration_of_all_cells(multimodal_model, data):  # noqa: F811
-    command = ("evaluate", "integration", "--model", multimodal_model, "--data", data, "--space", "aligned")
-    found = json.loads(scmbert_ok(*command, "--num-seeds", "2", "--json"))
-    rows = {row["metric"]: row for row in found["rows"] if row["method"] == "model"}
-    assert {"bio", "batch", "total"} <= set(rows)
-    assert all(np.isfinite(row["mean"]) for row in rows.values())
-    assert rows["total"]["num_cells"] == 480
+    found = json.loads(
+        scmbert_ok("evaluate", "integration", "--model", multimodal_model, "--data", data, "--num-seeds", "2", "--json")
+    )
+    of = {(row["method"], row["metric"]): row for row in found["rows"]}
+    for method in ("model", "linear path alone"):
+        # It was trained to compare modalities, so the space for that is its own; the other is shown, too.
+        for space in ("aligned space, the model's own", "cell space"):
+            rows = {metric: of[f"{method}, {space}", metric] for metric in ("bio", "batch", "total")}
+            assert all(np.isfinite(row["mean"]) for row in rows.values())
+            assert rows["total"]["num_cells"] == 480
 
 
 def test_batches_of_a_probe_are_held_out_together(multimodal_model, data):  # noqa: F811
@@ -115,7 +128,7 @@ def test_labels_between_cells_without_partner_are_scored_for_a_model_of_all_pair
     command = ("evaluate", "matching", "--model", multimodal_model, "--data", data, *SEEN, "--num-seeds", "1")
     alone = ("--labels-only", "--no-baselines", "--report", tmp_path / "report.html", "--json")
     found = json.loads(scmbert_ok(*command, *alone))
-    assert {row["method"] for row in found["rows"]} == {"model"}
+    assert {row["method"] for row in found["rows"]} == {"model", "linear path alone"}
     assert {row["direction"].split()[0] for row in found["rows"]} == {"labels"}
     assert "accuracy (knn)" in (tmp_path / "report.html").read_text()
     paired = mudata.read_h5mu(data)
