@@ -9,7 +9,9 @@ import pytest
 from conftest import REPOSITORY, TINY, scmbert, scmbert_ok
 
 from scmbert_jax import __version__, cli
+from scmbert_jax.commands.terminal import fitted
 from scmbert_jax.errors import CheckpointError, ConfigError, CorpusError, InputError, TrainingError
+from scmbert_jax.evaluation.probe_table import markdown_table
 
 VERBS = [
     *("doctor", "corpus build", "corpus info", "corpus overlap", "corpus verify", "corpus copy", "pretrain", "plan"),
@@ -229,3 +231,18 @@ def test_a_reader_that_has_seen_enough_of_a_pipe_is_no_error():
     done = subprocess.run(command, shell=True, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("usage: ")
     assert done.stderr == ""
+
+
+def test_a_table_wider_than_the_terminal_is_printed_in_parts():
+    header = ["cells", "method", *(f"score {i} of a table" for i in range(6))]
+    body = [["RNA", name, *(f"0.{i}00 ± 0.010" for i in range(6))] for name in ("trained", "pca")]
+    text = f"before\n\n{markdown_table(header, body)}\n\nafter"
+    assert fitted(text, 300) == text
+    narrow = fitted(text, 80)
+    lines = narrow.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == "before"
+    assert lines[-1] == "after"
+    assert sum(line.startswith("| RNA   | trained |") for line in lines) == sum("method" in line for line in lines) > 1
+    for name in header[2:]:
+        assert narrow.count(name) == 1

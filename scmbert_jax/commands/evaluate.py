@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scmbert_jax.commands.terminal import ObsFields, Organism, Overwrite, obs_fields_of, print_json, say
+from scmbert_jax.commands.terminal import ObsFields, Organism, Overwrite, obs_fields_of, print_json, print_tables, say
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.outputs import check_output_file
 
@@ -24,7 +24,7 @@ class EvaluateProbe:
     model: Path
     """Model folder (scmbert export)."""
     data: str = "example:pbmc_mosaic"
-    """Labelled cells: an obs column for cell_type, one for technical_batch where there are several."""
+    """Labelled cells: an obs column for cell_type, perhaps one for technical_batch."""
     obs_field: ObsFields = ()
     """Which column of obs holds cell_type or technical_batch, e.g. cell_type=louvain. technical_batch= for none: then
     random parts are held out."""
@@ -70,7 +70,7 @@ class EvaluateProbe:
             assembly=self.assembly,
             say=say,
         )
-        print_json(result.to_dict()) if self.json else print(result.text())
+        print_json(result.to_dict()) if self.json else print_tables(result.text())
         if self.report is not None:
             info = {"model": str(self.model), "step": model.info["step"], **model.info["provenance"]}
             write_probe_report(self.report, result, info, rows, goodput)
@@ -150,7 +150,7 @@ class EvaluateTranslation:
             assembly=self.assembly,
             say=say,
         )
-        print_json(report.to_dict()) if self.json else print(report.text())
+        print_json(report.to_dict()) if self.json else print_tables(report.text())
         if self.report is not None:
             write_translation_report(self.report, report, {"models": [str(folder) for folder in self.model]})
             say(f"report: {self.report}")
@@ -165,7 +165,7 @@ class EvaluateTranslation:
                 "baselines and the predictions in it are scored. Leave --model and --report out."
             )
         scores = score_folder(Path(self.data), say)
-        print_json(scores.to_dict()) if self.json else print(scores.text())
+        print_json(scores.to_dict()) if self.json else print_tables(scores.text())
         return 0
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scmbert_jax.commands.evaluate import check_report
-from scmbert_jax.commands.terminal import ObsFields, Organism, Overwrite, obs_fields_of, print_json, say
+from scmbert_jax.commands.terminal import ObsFields, Organism, Overwrite, obs_fields_of, print_json, print_tables, say
 from scmbert_jax.errors import ConfigError
 
 
@@ -69,7 +69,7 @@ class EvaluateMatching:
             assembly=self.assembly,
             say=say,
         )
-        print_json(found.result.to_dict()) if self.json else print(found.result.text())
+        print_json(found.result.to_dict()) if self.json else print_tables(found.result.text())
         if self.report is not None:
             write_matching_report(self.report, found, _run_info(self.model, models))
             say(f"report: {self.report}")
@@ -90,7 +90,7 @@ class EvaluateIntegration:
     model: tuple[Path, ...] = ()
     """Model folders (scmbert export): seeds of one method. One alone is scored with several token draws."""
     data: str = "example:pbmc_mosaic"
-    """Labelled cells: an obs column for cell_type, one for technical_batch where there are several."""
+    """Labelled cells: an obs column for cell_type, perhaps one for technical_batch."""
     obs_field: ObsFields = ()
     """Which column of obs holds cell_type or technical_batch, e.g. cell_type=louvain."""
     num_seeds: int = 5
@@ -125,7 +125,7 @@ class EvaluateIntegration:
             assembly=self.assembly,
             say=say,
         )
-        print_json(found.result.to_dict()) if self.json else print(found.result.text())
+        print_json(found.result.to_dict()) if self.json else print_tables(found.result.text())
         if self.report is not None:
             write_integration_report(self.report, found, _run_info(self.model, models))
             say(f"report: {self.report}")

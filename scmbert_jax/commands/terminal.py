@@ -1,8 +1,10 @@
 """What every verb shares: types of arguments, messages, JSON, progress bars."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -84,3 +86,38 @@ def _lines(what: str) -> Callable[[int, int], None]:
             last = time.monotonic()
 
     return update
+
+
+def print_tables(text: str) -> None:
+    """Prints text with markdown tables; to a terminal that is too narrow for one, in parts below each other."""
+    print(fitted(text, shutil.get_terminal_size().columns) if sys.stdout.isatty() else text)
+
+
+def fitted(text: str, width: int) -> str:
+    """`text` whose markdown tables are at most `width` characters wide, where one column beside the names can be.
+
+    A wide table becomes several with some of its columns each, all with the columns up to "method" (or the first).
+    """
+    from scmbert_jax.evaluation.probe_table import markdown_rows, markdown_table
+
+    lines: list[str] = []
+    for is_table, group in groupby(text.split("\n"), key=lambda line: line.startswith("|")):
+        block = list(group)
+        rows = markdown_rows("\n".join(block)) if is_table and max(map(len, block)) > width else None
+        if rows is None:
+            lines += block
+            continue
+        widths = [3 + max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        names = rows[0].index("method") + 1 if "method" in rows[0] else 1
+        parts, used = [], width
+        for column in range(names, len(rows[0])):
+            used += widths[column]
+            if not parts or used > width:
+                parts.append(list(range(names)))
+                used = 1 + sum(widths[:names]) + widths[column]
+            parts[-1].append(column)
+        tables = [
+            markdown_table([rows[0][i] for i in part], [[row[i] for i in part] for row in rows[1:]]) for part in parts
+        ]
+        lines += "\n\n".join(tables).split("\n")
+    return "\n".join(lines)

@@ -1,6 +1,7 @@
 """The probe's results in words: markdown tables for a terminal, a README or a report, and plain sentences."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
@@ -149,6 +150,15 @@ def markdown_table(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def markdown_rows(text: str) -> list[list[str]] | None:
+    """Cells of a markdown table, header first; None when the text is something else."""
+    lines = [line.strip() for line in text.strip().splitlines()]
+    if len(lines) < 2 or not re.fullmatch(r"\|[\s:|-]+\|", lines[1]) or not all(x.startswith("|") for x in lines):
+        return None
+    cells = [[c.strip().replace("\\|", "|") for c in re.split(r"(?<!\\)\|", x)[1:-1]] for x in [lines[0], *lines[2:]]]
+    return cells if len({len(row) for row in cells}) == 1 else None
 
 
 def modality_name(modality: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from scmbert_jax.evaluation.figures import NUMBER_ID, Style, category_styles, loss_panels, scatter, score_figure
 from scmbert_jax.evaluation.probe_result import ProbeResult
-from scmbert_jax.evaluation.probe_table import modality_name
+from scmbert_jax.evaluation.probe_table import markdown_rows, modality_name
 from scmbert_jax.evaluation.report_style import STYLE
 from scmbert_jax.tasks.whole_file import written_whole
 from scmbert_jax.training.goodput import Goodput
@@ -215,7 +215,7 @@ def _rows(content: Sequence[Any]) -> list[list[str]]:
 
 
 def _table(content: str | Sequence[Any]) -> str:
-    rows = _markdown_rows(content) if isinstance(content, str) else _rows(content)
+    rows = markdown_rows(content) if isinstance(content, str) else _rows(content)
     if rows is None:
         return f"<pre>{escape(str(content))}</pre>"
     if len(rows) < 2:
@@ -234,15 +234,6 @@ def _table_row(tag: str, cells: Sequence[Any], numeric: Sequence[bool], starts_g
     marks = [' class="number"' if is_number else "" for is_number in numeric]
     inside = "".join(f"<{tag}{m}>{escape(str(c))}</{tag}>" for c, m in zip(cells, marks, strict=True))
     return f'<tr class="group">{inside}</tr>' if starts_group else f"<tr>{inside}</tr>"
-
-
-def _markdown_rows(text: str) -> list[list[str]] | None:
-    """Cells of a markdown table, header first; None when the text is something else."""
-    lines = [line.strip() for line in text.strip().splitlines()]
-    if len(lines) < 2 or not re.fullmatch(r"\|[\s:|-]+\|", lines[1]) or not all(x.startswith("|") for x in lines):
-        return None
-    cells = [[c.strip().replace("\\|", "|") for c in re.split(r"(?<!\\)\|", x)[1:-1]] for x in [lines[0], *lines[2:]]]
-    return cells if len({len(row) for row in cells}) == 1 else None
 
 
 def _cell(value: Any) -> str:
