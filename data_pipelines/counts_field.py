@@ -39,12 +39,13 @@ def choose_counts_field(candidates: dict[str, StoredMatrix]) -> tuple[str, dict[
     """
     if len(candidates) == 1:
         return next(iter(candidates)), {}
-    seen = {name: _look(candidates[name]) for name in PREFERENCE if name in candidates}
+    seen = {name: first_problem(candidates[name]) for name in PREFERENCE if name in candidates}
     chosen = next((name for name, problem in seen.items() if problem is None), next(iter(seen)))
     return chosen, {name: problem or "counts" for name, problem in seen.items() if name != chosen}
 
 
-def _look(matrix: StoredMatrix) -> str | None:
+def first_problem(matrix: StoredMatrix) -> str | None:
+    """None where some rows in several places hold counts; else what is wrong with the first that do not."""
     rows = matrix.shape[0]
     looked = 0
     for first, part in matrix.chunks(_ROWS_LOOKED_AT):

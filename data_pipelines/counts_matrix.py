@@ -29,6 +29,7 @@ class CountsMatrix:
       genome: what the file says of its reference ("GRCh38", "mm10"), or None.
       stored: the values.
       considered: other fields that might have held the counts -> what was seen there.
+      offered: layers that look like counts where this field does not; each is read when it is named.
       statements: what its file says of itself: title, citation, licence ... (`source_statements`).
       reading: what was decided about this file.
       derivation: how the values were made, where they are not what stands in the file ("fragments", "length
@@ -46,6 +47,7 @@ class CountsMatrix:
     genome: str | None
     stored: StoredMatrix
     considered: dict[str, str] = dataclasses.field(default_factory=dict)
+    offered: tuple[str, ...] = ()
     statements: dict[str, str] = dataclasses.field(default_factory=dict)
     reading: ReadingOptions = dataclasses.field(default_factory=ReadingOptions)
     derivation: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -1,6 +1,7 @@
 """One streaming pass over a matrix: are these counts, and what does each cell hold?"""
 
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 import numpy as np
 
@@ -102,6 +103,12 @@ def _describe_faults(
     scan: CountsScan, matrix: CountsMatrix, not_finite: _Tally, negative: _Tally, fractional: _Tally, too_large: _Tally
 ) -> None:
     remedy = "raw counts are needed: put them into layers['counts'], raw.X or X"
+    if matrix.offered:
+        first = matrix.offered[0]
+        how = f"read them with '{matrix.path}?layer={quote(first, safe='')}'"
+        if matrix.path.endswith(" in memory"):
+            how = f"put them where they are found: adata.layers['counts'] = adata.layers[{first!r}]"
+        remedy = f"raw counts are needed. Maybe layers[{' or '.join(map(repr, matrix.offered))}] holds them: {how}"
     if not_finite.count:
         scan.faults.append(f"{not_finite.count:,} NaN or infinite values, first {_place(not_finite, matrix)}; {remedy}")
     if negative.count:

@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from data_pipelines.hdf5_file import open_hdf5
 from scmbert_jax.errors import InputError
 
 # A .h5mu begins with this many bytes of text that name the format; mudata looks for it.
@@ -21,7 +22,7 @@ def rewrite_compactly(source: str | Path, out: str | Path) -> None:
     """Copies a .h5mu or .h5ad with small integers and gzip-9. Raises InputError where a matrix is not of integers."""
     source, out = Path(source), Path(out)
     header = source.read_bytes()[:_USER_BLOCK]
-    with h5py.File(source, "r") as old:
+    with open_hdf5(source) as old:
         block = old.userblock_size
         with h5py.File(out, "w", userblock_size=block) as new:
             _copy_group(old, new, str(source))

@@ -357,9 +357,9 @@ def main(arguments: list[str] | None = None) -> None:
     if parsed.verb == "from-gtf":
         write_gene_table(build_table_from_gtf(parsed.gtf, parsed.assembly), parsed.out)
         return
-    import h5py
+    from data_pipelines.hdf5_file import open_hdf5
 
-    with h5py.File(parsed.reference) as file:
+    with open_hdf5(parsed.reference) as file:
         reference_ids = {gene_id.decode() for gene_id in file["matrix/features/id"][:]}
     write_gene_table(build_human_table(parsed.folder, reference_ids), parsed.out_folder / "human_genes.parquet")
     write_gene_table(build_mouse_table(parsed.folder), parsed.out_folder / "mouse_genes.parquet")

@@ -104,6 +104,7 @@ def require_usable(report: InputReport) -> None:
 def _readable(dataset: Dataset, report: InputReport) -> list[CountsMatrix]:
     """The matrices of known, distinct modality, in the order of MODALITIES."""
     known: dict[str, CountsMatrix] = {}
+    unknown: list[CountsMatrix] = []
     for matrix in dataset.matrices:
         if matrix.modality in known:
             report.problems.append(
@@ -117,20 +118,33 @@ def _readable(dataset: Dataset, report: InputReport) -> list[CountsMatrix]:
                 f"{matrix.where}: {matrix.shape[1]:,} features are not read ({matrix.modality_evidence})"
             )
         else:
-            report.problems.append(
-                f"{matrix.where}: cannot tell the modality ({matrix.modality_evidence}; best known: {_fits(matrix)}). "
-                "Say it in var['feature_types'] (Gene Expression, Antibody Capture or Peaks), or name the MuData "
-                "modality rna, protein or atac"
+            unknown.append(matrix)
+    for matrix in unknown:
+        fits = _fits(matrix)
+        said = (
+            f"{matrix.where}: cannot tell the modality ({matrix.modality_evidence}; best known: "
+            f"{', '.join(f'{share:.0%} as {kind}' for kind, share in fits.items())}). "
+        )
+        remedy = (
+            "var['feature_types'] (Gene Expression, Antibody Capture or Peaks), or name the MuData modality rna, "
+            "protein or atac"
+        )
+        # What nothing here has a name for is nobody's counts; what looks like genes or antibodies would be missed.
+        if known and max(fits.values()) < report.min_coverage:
+            report.warnings.append(
+                f"{said}Its {matrix.shape[1]:,} features are not read. To have them, say it in {remedy}"
             )
+        else:
+            report.problems.append(f"{said}Say it in {remedy}")
     if not known and not report.problems:
         report.problems.append(f"{dataset.path}: no matrix of {', '.join(MODALITIES)}")
     return [known[name] for name in MODALITIES if name in known]
 
 
-def _fits(matrix: CountsMatrix) -> str:
+def _fits(matrix: CountsMatrix) -> dict[str, float]:
     fits = {f"{organism} genes": gene_coverage(matrix.feature_names, organism) for organism in ORGANISMS}
     fits["antibodies"] = antibody_coverage(matrix.feature_names)
-    return ", ".join(f"{share:.0%} as {kind}" for kind, share in fits.items())
+    return fits
 
 
 def _best_coverage(names: np.ndarray) -> float:

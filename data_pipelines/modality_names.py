@@ -14,6 +14,11 @@ _NAMES = {
     "atac": ("atac", "peaks", "peak", "chromatin accessibility", "accessibility", "scatac", "chromatin", "regions"),
 }
 _MODALITY_OF_NAME = {name: modality for modality, names in _NAMES.items() for name in names}
+# What else is measured beside them: receptors, hashtags that tell samples apart, guides, and what Cell Ranger adds.
+_OTHER_ASSAYS = (
+    *("airr", "vdj", "tcr", "bcr", "hto", "hashtag", "hashtags", "hashing", "cmo", "lmo", "multiplexing capture"),
+    *("guide", "guides", "grna", "sgrna", "gdo", "crispr", "crispr guide capture", "antigen capture", "custom"),
+)
 
 REGION = re.compile(r"^(?P<chrom>(?:chr)?[A-Za-z0-9]+(?:[._][A-Za-z0-9]+)*?)[:_-](?P<start>-?\d+)[-_](?P<end>-?\d+)$")
 _ENSEMBL = re.compile(r"^ENS[A-Z]*G\d{11}(\.\d+)?(_PAR_Y)?$")
@@ -27,6 +32,11 @@ _SAMPLE = 2000
 def modality_of_name(name: str) -> str | None:
     """ "adt" -> "protein", "Peaks" -> "atac"; None for a name that is not one of the known words."""
     return _MODALITY_OF_NAME.get(name.strip().lower())
+
+
+def is_other_assay(name: str) -> bool:
+    """Of "airr", "HTO", "CRISPR Guide Capture": known, and none of the modalities that are read."""
+    return name.strip().lower().replace("_", " ") in _OTHER_ASSAYS
 
 
 def modality_of_features(names: np.ndarray) -> str | None:

@@ -39,7 +39,7 @@ def recognise_obs_fields(
             else:
                 fields[name] = column
             continue
-        found = [column for spelling in spellings for column in columns if _plain(column) == _plain(spelling)]
+        found = [column for spelling in spellings for column in columns if plain_name(column) == plain_name(spelling)]
         found = list(dict.fromkeys(found))
         if found:
             fields[name] = found[0]
@@ -48,5 +48,5 @@ def recognise_obs_fields(
     return fields, problems, notes
 
 
-def _plain(text: str) -> str:
+def plain_name(text: str) -> str:
     return re.sub(r"[^a-z0-9]", "", text.lower())

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.stored_nodes import StoredGroup
+from data_pipelines.stored_nodes import StoredGroup, is_group
 from scmbert_jax.errors import InputError
 
 PSEUDO_PAIRS = "scmbert_pseudo_pairs"
@@ -36,8 +36,8 @@ def pseudo_pairs_of_file(file: StoredGroup, path: str) -> dict[str, Any] | None:
     """As `pseudo_pairs_of`, from an open .h5mu or zarr store."""
     from anndata.io import read_elem
 
-    uns = file.get("uns", {})
-    if PSEUDO_PAIRS not in uns:
+    uns = file.get("uns")
+    if not is_group(uns) or PSEUDO_PAIRS not in uns:
         return None
     return pseudo_pairs_of({PSEUDO_PAIRS: read_elem(uns[PSEUDO_PAIRS])}, path)
 

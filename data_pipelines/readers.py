@@ -27,6 +27,7 @@ from data_pipelines.anndata_reader import read_anndata, read_mudata, read_stored
 from data_pipelines.counts_matrix import CountsMatrix, Dataset, join_matrices
 from data_pipelines.fragments_reader import Cells, default_fragments_name, is_fragments, read_fragments
 from data_pipelines.full_length import length_normalised
+from data_pipelines.hdf5_file import open_hdf5
 from data_pipelines.obs_fields import recognise_obs_fields
 from data_pipelines.pair_check import require_shared_cells
 from data_pipelines.reading_options import DEFAULT_READING, ReadingOptions, split_query
@@ -146,7 +147,7 @@ def _open_alone(
     """One data set, or those of a SOMA store; the reading options are carried out, or go with the matrices."""
     query: dict[str, str] = {}
     if not isinstance(spec, (str, os.PathLike)):
-        datasets = [_open_object(spec, name)]
+        datasets = [_open_object(spec, name, reading.layer)]
     else:
         place, query = split_query(os.fspath(spec))
         if is_soma(place):
@@ -179,13 +180,13 @@ def _with_assay(dataset: Dataset, assay: str, obs_fields: Mapping[str, str | Non
     return dataclasses.replace(dataset, matrices=matrices, obs=dataset.obs.assign(assay=assay))
 
 
-def _open_object(spec: Any, name: str | None) -> Dataset:
+def _open_object(spec: Any, name: str | None, layer: str | None) -> Dataset:
     if isinstance(spec, Dataset):
         return spec if name is None else dataclasses.replace(spec, name=name)
     if hasattr(spec, "mod") and hasattr(spec, "obs"):
-        return read_mudata(spec, name or "mudata")
+        return read_mudata(spec, name or "mudata", layer)
     if all(hasattr(spec, part) for part in ("X", "obs", "var", "layers")):
-        return read_anndata(spec, name or "adata")
+        return read_anndata(spec, name or "adata", layer)
     raise InputError(f"a {type(spec).__name__} is not a data set; expected a path, an AnnData or a MuData")
 
 
@@ -256,20 +257,22 @@ def _open_place(path: str, name: str | None, reading: ReadingOptions, partners: 
         return read_fragments(place, name or default_fragments_name(place), reading, partners)
     try:
         if place.is_dir():
-            return _open_folder(place, name)
+            return _open_folder(place, name, reading.layer)
         if is_matrix_market(place):
             return read_tenx_folder(place, name or default_name(place))
-        return _open_file(place, name or place.stem)
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        return _open_file(place, name or place.stem, reading.layer)
+    except InputError:
+        raise
+    except Exception as error:  # a file that somebody spoilt or forged brings all kinds out of h5py, zarr and anndata
         raise InputError(
-            f"{path}: damaged, or not written by AnnData, MuData or Cell Ranger ({type(error).__name__}: {error}); "
-            "copy or download it again"
+            f"{path}: cannot be read ({type(error).__name__}: {error}). If anndata can read it, write it again in "
+            "Python: anndata.read_h5ad(FILE).write_h5ad(NEW); else it is damaged: copy or download it again"
         ) from error
 
 
-def _open_folder(folder: Path, name: str | None) -> Dataset:
+def _open_folder(folder: Path, name: str | None, layer: str | None) -> Dataset:
     if is_zarr(folder):
-        return read_zarr(folder, name or folder.resolve().name.removesuffix(".zarr"))
+        return read_zarr(folder, name or folder.resolve().name.removesuffix(".zarr"), layer)
     matrix = matrix_in(folder)
     if matrix is not None:
         return read_tenx_folder(matrix, name or default_name(matrix))
@@ -278,12 +281,12 @@ def _open_folder(folder: Path, name: str | None) -> Dataset:
     raise InputError(f"{folder}: a folder with neither matrix.mtx[.gz] nor zarr metadata in it; {_EXPECTED}{hint}")
 
 
-def _open_file(place: Path, name: str) -> Dataset:
+def _open_file(place: Path, name: str, layer: str | None) -> Dataset:
     path, file = str(place), _open_hdf5(place)
     if "mod" in file:
-        return read_stored_mudata(file, path, name)
+        return read_stored_mudata(file, path, name, layer)
     if "obs" in file and "var" in file:
-        return read_stored_anndata(file, path, name)
+        return read_stored_anndata(file, path, name, layer)
     if is_tenx(file):
         return read_tenx(file, path, name)
     raise InputError(f"{path}: HDF5 with {', '.join(list(file)[:6]) or 'nothing in it'}; {_EXPECTED}")
@@ -297,6 +300,6 @@ def _open_hdf5(place: Path) -> h5py.File:
     if not h5py.is_hdf5(place):  # a .h5mu begins with 512 bytes of text, which HDF5 allows
         raise InputError(f"{place}: not an HDF5 file (it begins with {start!r}); {_EXPECTED}")
     try:
-        return h5py.File(place, "r")
+        return open_hdf5(place)
     except OSError as error:
         raise InputError(f"{place}: truncated or damaged HDF5 ({error}); copy or download it again") from error

@@ -37,6 +37,8 @@ class ReadingOptions:
       full_length: what to do with cells of assays that read whole transcripts (Smart-seq2, ...): "refuse" them, or
         "length-normalise" their counts.
       gene_lengths: a table with the columns gene and length (base pairs); None: var["feature_length"].
+      layer: where the raw counts stand in an AnnData or in the modalities of a MuData: the name of a layer, or X or
+        raw.X; None: layers["counts"], raw.X or X, the first of them that holds counts.
 
     Raises InputError for an impossible value.
     """
@@ -50,6 +52,7 @@ class ReadingOptions:
     assay: str | None = None
     full_length: FullLength = "refuse"
     gene_lengths: str | None = None
+    layer: str | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("fragment_counts", FragmentCounts), ("full_length", FullLength)):

@@ -28,6 +28,7 @@ import scipy.sparse as sp
 from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.modality_names import modality_of_name
 from data_pipelines.stored_matrix import canonical
+from data_pipelines.stored_names import as_names
 from data_pipelines.whole_counts import widened
 from scmbert_jax.errors import InputError
 
@@ -85,7 +86,7 @@ def read_soma(place: str, options: dict[str, str], name: str | None = None) -> l
     kind, layer, measurement = store.kind, store.layer, store.measurement
     obs = _read_obs(store, options.get("obs_value_filter"))
     var = measurement.var.read().concat().to_pandas().sort_values("soma_joinid", ignore_index=True)
-    names = _names(var, _FEATURE_NAMES)
+    names = _names(var, _FEATURE_NAMES, store.place)
     table = var.set_axis(pd.Index(names, dtype=object))
     where = f"ms[{kind!r}].X[{layer!r}]"
     presence = _Presence(store, measurement, var["soma_joinid"].to_numpy())
@@ -99,7 +100,7 @@ def read_soma(place: str, options: dict[str, str], name: str | None = None) -> l
         about |= {"genes_by_presence_matrix": presence.is_there}
         cells, features = part["soma_joinid"].to_numpy(), var["soma_joinid"].to_numpy()
         stored = SomaMatrix(place, frozen, cells, features, columns, f"{path}, {where}")
-        cell_ids = _names(part, _CELL_NAMES)
+        cell_ids = _names(part, _CELL_NAMES, store.place)
         part = part.set_axis(pd.Index(cell_ids, dtype=object))
         matrix = CountsMatrix(
             path=path,
@@ -324,9 +325,9 @@ def _by_dataset(obs: pd.DataFrame) -> list[tuple[str | None, np.ndarray]]:
     return list(zip(names.tolist(), np.split(order, np.cumsum(np.bincount(codes))[:-1]), strict=True))
 
 
-def _names(table: pd.DataFrame, columns: tuple[str, ...]) -> np.ndarray:
+def _names(table: pd.DataFrame, columns: tuple[str, ...], place: str) -> np.ndarray:
     column = next((column for column in columns if column in table and table[column].is_unique), "soma_joinid")
-    return table[column].astype(str).to_numpy(dtype=str)
+    return as_names(table[column], f"{place}, {column}")
 
 
 def _base_name(place: str) -> str:

@@ -1,11 +1,12 @@
 """What a file says of itself: title, citation, licence. From `uns`, where CELLxGENE (schema 7) and others put it."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.stored_nodes import StoredGroup
+from data_pipelines.stored_nodes import StoredGroup, is_group
 
 # What it is called in a data card -> its names in `uns`; the first that is there is taken.
 STATEMENTS: dict[str, tuple[str, ...]] = {
@@ -34,9 +35,12 @@ def statements_of_file(group: StoredGroup) -> dict[str, str]:
     """As `statements_of`, from the group of an AnnData or MuData in a file or store."""
     from anndata.io import read_elem
 
-    uns = group.get("uns", {})
-    wanted = {name for names in STATEMENTS.values() for name in names if name in uns}
-    return statements_of({name: read_elem(uns[name]) for name in wanted})
+    uns = group.get("uns")
+    found = {}
+    for name in {name for names in STATEMENTS.values() for name in names if is_group(uns) and name in uns}:
+        with contextlib.suppress(Exception):  # what it says cannot be read: as if it said nothing
+            found[name] = read_elem(uns[name])
+    return statements_of(found)
 
 
 def _text(value: Any) -> str:
@@ -46,4 +50,5 @@ def _text(value: Any) -> str:
         value = value.decode(errors="replace")
     if isinstance(value, (list, tuple)):
         value = "; ".join(map(_text, value))
-    return " ".join(str(value).split())
+    text = " ".join(str(value).split())
+    return text.encode(errors="backslashreplace").decode()  # also where HDF5 could not decode it

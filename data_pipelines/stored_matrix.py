@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from data_pipelines.compressed_copy import CompressedCopy, compress_by_cell
-from data_pipelines.stored_nodes import StoredArray, StoredGroup, is_array, lacks_chunks
+from data_pipelines.stored_nodes import StoredArray, StoredGroup, attribute_text, is_array, lacks_chunks, read_values
 from data_pipelines.whole_counts import widened
 from scmbert_jax.errors import InputError
 
@@ -60,17 +60,15 @@ class CsrFile:
 
     def __init__(self, group: StoredGroup, shape: tuple[int, int], where: str):
         self.shape, self._where = shape, where
-        self._data, self._indices = group["data"], group["indices"]
+        self._data, self._indices, self._indptr = _checked_parts(group, shape[0], shape[1], where)
         self.dtype = np.dtype(self._data.dtype)
-        self._indptr = _checked_indptr(group, shape[0], where)
         self._chunks_lost = _may_have_lost_chunks(group, where)
 
     def chunks(self, rows: int, first: int = 0, last: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
         for top, bottom in _steps(rows, first, self.shape[0] if last is None else last):
             start, stop = int(self._indptr[top]), int(self._indptr[bottom])
             data = widened(_read(self._data, start, stop, self._where), self._where)
-            indices = _read(self._indices, start, stop, self._where)
-            _check_indices(indices, self.shape[1], self._where)
+            indices = _read_indices(self._indices, start, stop, self.shape[1], self._where)
             part = sp.csr_matrix((data, indices, self._indptr[top : bottom + 1] - start), (bottom - top, self.shape[1]))
             if self._chunks_lost:
                 _refuse_repeats(part, self._where)
@@ -87,10 +85,8 @@ class CscFile:
 
     def __init__(self, group: StoredGroup, shape: tuple[int, int], where: str):
         self.shape, self._where = shape, where
-        self._data, self._indices = group["data"], group["indices"]
-        self.dtype = np.dtype(self._data.dtype)
-        self._num_values = int(self._data.shape[0])
-        self._indptr = _checked_indptr(group, shape[1], where)
+        self._data, self._indices, self._indptr = _checked_parts(group, shape[1], shape[0], where)
+        self._num_values, self.dtype = int(self._data.shape[0]), np.dtype(self._data.dtype)
         self._chunks_lost = _may_have_lost_chunks(group, where)
         self._copy: CompressedCopy | None = None
 
@@ -115,8 +111,7 @@ class CscFile:
     def _values_of_cell(self) -> np.ndarray:
         values = np.zeros(self.shape[0], np.int64)
         for start, stop in self._slabs():
-            cells = _read(self._indices, start, stop, self._where)
-            _check_indices(cells, self.shape[0], self._where)
+            cells = _read_indices(self._indices, start, stop, self.shape[0], self._where)
             values += np.bincount(cells, minlength=self.shape[0])
         return values
 
@@ -142,10 +137,10 @@ class DenseFile:
     any_row = True
 
     def __init__(self, array: StoredArray, where: str):
-        if len(array.shape) != 2:
-            raise InputError(f"{where}: {len(array.shape)}-dimensional; expected a matrix [cells, features]")
-        self.shape = (int(array.shape[0]), int(array.shape[1]))
-        self.dtype = np.dtype(array.dtype)
+        if array.shape is None or len(array.shape) != 2:
+            raise InputError(f"{where}: of shape {array.shape}; expected a matrix [cells, features]")
+        widened(np.zeros(0, array.dtype), where)
+        self.shape, self.dtype = (int(array.shape[0]), int(array.shape[1])), np.dtype(array.dtype)
         self._array, self._where = array, where
 
     def chunks(self, rows: int, first: int = 0, last: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
@@ -190,6 +185,7 @@ class MatrixInMemory:
     def __init__(self, matrix: Any, where: str):
         self.shape, self._where = (int(matrix.shape[0]), int(matrix.shape[1])), where
         self.dtype = np.dtype(matrix.dtype)
+        widened(np.zeros(0, self.dtype), where)
         if sp.issparse(matrix) and matrix.format not in ("csr", "csc"):  # what repeats a place is summed by `tocsr`
             matrix = matrix.astype(widened(np.zeros(0, matrix.dtype), where).dtype)
         # Slicing rows of a column-compressed matrix scans all of it, every time.
@@ -238,15 +234,18 @@ class RowsOf:
 
 
 def open_stored_matrix(node: StoredGroup, where: str) -> StoredMatrix:
-    """The matrix at an AnnData element (`X`, `layers/counts`, `raw/X`; group or array), by its `encoding-type`."""
+    """The matrix at an AnnData element (`X`, `layers/counts`, `raw/X`; group or array), by its `encoding-type`.
+
+    Raises InputError when it is no matrix of numbers, or contradicts itself.
+    """
     if is_array(node):
-        encoding = str(node.attrs.get("encoding-type", "array"))
+        encoding = attribute_text(node, "encoding-type") or "array"
         if encoding != "array":
             raise InputError(f"{where}: stored as {encoding!r}; expected csr_matrix, csc_matrix or a dense array")
         return DenseFile(node, where)
-    missing = [part for part in ("data", "indices", "indptr") if part not in node]
+    missing = [part for part in ("data", "indices", "indptr") if not is_array(node.get(part))]
     shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
-    encoding = str(node.attrs.get("encoding-type", node.attrs.get("h5sparse_format", "")))
+    encoding = attribute_text(node, "encoding-type", "h5sparse_format")
     kinds: dict[str, type[CsrFile] | type[CscFile]] = {
         "csr_matrix": CsrFile,
         "csr": CsrFile,
@@ -258,29 +257,61 @@ def open_stored_matrix(node: StoredGroup, where: str) -> StoredMatrix:
     if missing or shape is None:
         lacks = ", ".join(missing) or "shape"
         raise InputError(f"{where}: a sparse matrix without {lacks}; the file is incomplete, write it again")
-    return kinds[encoding](node, (int(shape[0]), int(shape[1])), where)
+    return kinds[encoding](node, matrix_shape(shape, where), where)
+
+
+def matrix_shape(stated: Any, where: str) -> tuple[int, int]:
+    """What a file says of the shape of a matrix. Raises InputError when that is not two sizes."""
+    sizes = np.asarray(stated)
+    if sizes.shape != (2,) or sizes.dtype.kind not in "iu" or sizes.min() < 0:
+        raise InputError(f"{where}: its shape is {str(stated)[:60]}; expected two numbers. The file is damaged")
+    return int(sizes[0]), int(sizes[1])
 
 
 def _read(array: StoredArray, start: int, stop: int, where: str, columns: tuple[slice, ...] = ()) -> np.ndarray:
-    try:
-        return array[(slice(start, stop), *columns)]
-    except Exception as error:  # every codec of zarr raises its own types; to a user all mean the same
-        raise InputError(
-            f"{where}: cannot be read from entry {start:,} to {stop:,} ({error}); "
-            "the file is damaged: copy or download it again"
-        ) from error
+    return read_values(array, (slice(start, stop), *columns), where)
 
 
-def _checked_indptr(group: StoredGroup, num_major: int, where: str) -> np.ndarray:
-    num_data, num_indices = int(group["data"].shape[0]), int(group["indices"].shape[0])
-    indptr = _read(group["indptr"], 0, group["indptr"].shape[0], where).astype(np.int64)
-    sound = len(indptr) == num_major + 1 and num_data == num_indices
-    if not (sound and indptr[0] == 0 and indptr[-1] == num_data and np.all(np.diff(indptr) >= 0)):
+def _read_indices(array: StoredArray, start: int, stop: int, limit: int, where: str) -> np.ndarray:
+    indices = _read(array, start, stop, where)
+    indices = indices.astype(indices.dtype.newbyteorder("="), copy=False)
+    if len(indices) and (indices.min() < 0 or indices.max() >= limit):
+        worst = indices.max() if indices.max() >= limit else indices.min()
+        raise InputError(f"{where}: index {worst:,} in a matrix with {limit:,} places; the file is damaged")
+    return indices
+
+
+def _checked_parts(
+    group: StoredGroup, num_major: int, num_minor: int, where: str
+) -> tuple[StoredArray, StoredArray, np.ndarray]:
+    """(data, indices, indptr int64 [num_major + 1]) of a sparse matrix.
+
+    Raises InputError unless the three fit each other; what the indices are is seen when they are read.
+    """
+    data, indices, pointers = (group[part] for part in ("data", "indices", "indptr"))
+    for part, array in (("data", data), ("indices", indices), ("indptr", pointers)):
+        if array.shape is None or len(array.shape) != 1:
+            raise InputError(f"{where}/{part}: of shape {array.shape}; expected a list. The file is damaged")
+        if part != "data" and array.dtype.kind not in "iu":
+            raise InputError(
+                f"{where}/{part}: of type {array.dtype}; places in a matrix are whole numbers. Store them as int32 or "
+                "int64 with the program that wrote the file"
+            )
+    widened(np.zeros(0, data.dtype), where)
+    num_data, num_indices = int(data.shape[0]), int(indices.shape[0])
+    sound = int(pointers.shape[0]) == num_major + 1 and num_data == num_indices  # before anything of that size is read
+    indptr = read_values(pointers, slice(None), where).astype(np.int64) if sound else np.zeros(1, np.int64)
+    sizes = np.diff(indptr)
+    if not (sound and indptr[0] == 0 and indptr[-1] == num_data and np.all(sizes >= 0)):
         raise InputError(
-            f"{where}: the sparse matrix contradicts itself ({len(indptr):,} row pointers for {num_major:,} rows, "
-            f"{num_data:,} values, {num_indices:,} indices); the file is damaged: write it again"
+            f"{where}: the sparse matrix contradicts itself ({pointers.shape[0]:,} row pointers for {num_major:,} "
+            f"rows, {num_data:,} values, {num_indices:,} indices); the file is damaged: write it again"
         )
-    return indptr
+    if len(sizes) and sizes.max() > num_minor and not lacks_chunks(pointers):
+        raise InputError(
+            f"{where}: {sizes.max():,} values in one row of {num_minor:,} places; the file is damaged: write it again"
+        )
+    return data, indices, indptr
 
 
 def _may_have_lost_chunks(group: StoredGroup, where: str) -> bool:
@@ -305,9 +336,3 @@ def _refuse_repeats(part: sp.csr_matrix, where: str) -> None:
             f"{where}: chunks of its indices or indptr are missing ({part.nnz - unique.nnz:,} features stand twice in "
             "a cell); the store is incomplete: copy or download it again"
         )
-
-
-def _check_indices(indices: np.ndarray, limit: int, where: str) -> None:
-    if len(indices) and (indices.min() < 0 or indices.max() >= limit):
-        worst = indices.max() if indices.max() >= limit else indices.min()
-        raise InputError(f"{where}: index {worst:,} in a matrix with {limit:,} places; the file is damaged")

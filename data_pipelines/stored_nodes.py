@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, Protocol, TypeAlias
 import h5py
 import numpy as np
 
-from scmbert_jax.errors import CorpusError
+from data_pipelines.hdf5_file import missing_filters, open_hdf5
+from scmbert_jax.errors import CorpusError, InputError
 
 # h5py.Group or zarr.Group: neither library types what indexing gives.
 StoredGroup: TypeAlias = Any
@@ -41,12 +42,38 @@ def is_group(node: Any) -> bool:
 
 def is_null(node: Any) -> bool:
     """How AnnData writes None."""
-    return node.attrs.get("encoding-type") == "null" or (is_array(node) and node.shape is None)
+    return attribute_text(node, "encoding-type") == "null" or (is_array(node) and node.shape is None)
 
 
 def lacks_chunks(array: StoredArray) -> bool:
     """Whether a zarr array has chunks that nobody wrote: all zeros, or lost. HDF5 knows its own chunks: False."""
     return getattr(array, "nchunks_initialized", 0) < getattr(array, "nchunks", 0)
+
+
+def read_values(array: StoredArray, key: Any, where: str) -> np.ndarray:
+    """`array[key]`. Raises InputError with the reason: a filter that is not installed, or damage."""
+    try:
+        return array[key]
+    except Exception as error:  # every codec of zarr raises its own types; to a user all mean the same
+        missing = missing_filters(array) if isinstance(array, h5py.Dataset) else []
+        if missing:
+            raise InputError(
+                f"{where}: packed with {' and '.join(missing)}, which is not installed here. Install it (pip install "
+                "hdf5plugin), or write the file without it, where it can be read: anndata.read_h5ad(FILE)"
+                ".write_h5ad(NEW, compression='gzip')"
+            ) from error
+        raise InputError(
+            f"{where}: cannot be read ({error}); the file is damaged: copy or download it again"
+        ) from error
+
+
+def attribute_text(node: Any, *names: str) -> str:
+    """The first of these attributes that is there, as text; "" for none."""
+    for name in names:
+        if name in node.attrs:
+            value = node.attrs[name]
+            return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+    return ""
 
 
 class _Pickler(pickle.Pickler):
@@ -119,4 +146,4 @@ def _open_node(path: str, name: str) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _open_file(path: str, version: tuple[int, int]) -> h5py.File:
-    return h5py.File(path, "r")
+    return open_hdf5(path)

@@ -11,7 +11,9 @@ import pandas as pd
 
 from data_pipelines.counts_matrix import CountsMatrix, Dataset, join_matrices
 from data_pipelines.modality_names import modality_of_features, modality_of_name
-from data_pipelines.stored_matrix import ColumnsOf, CsrFile, StoredMatrix
+from data_pipelines.stored_matrix import ColumnsOf, CsrFile, StoredMatrix, matrix_shape
+from data_pipelines.stored_names import read_names
+from data_pipelines.stored_nodes import read_values
 from scmbert_jax.errors import InputError
 
 _PARTS = ("barcodes", "data", "indices", "indptr", "shape")
@@ -40,8 +42,11 @@ def _read_v3(group: h5py.Group, path: str, name: str) -> Dataset:
     _require(not missing, path, "matrix", missing)
     features = group["features"]
     columns = [key for key in features if isinstance(features[key], h5py.Dataset) and key != "_all_tag_keys"]
-    table = pd.DataFrame({key: _text(features[key]) for key in columns})
-    table.index = pd.Index(table["id"], dtype=object, name=None)
+    texts = {key: read_names(features[key], f"{path}, matrix/features/{key}").astype(object) for key in columns}
+    sizes = {key: len(text) for key, text in texts.items()}
+    if len(set(sizes.values())) > 1:
+        raise InputError(f"{path}: features of unequal length {sizes}; the file is damaged: copy or download it again")
+    table = pd.DataFrame(texts, index=pd.Index(texts["id"], dtype=object))
     stored, cell_ids = _stored(group, path, "matrix")
     return join_matrices(name, split_by_feature_type(path, table, stored, cell_ids))
 
@@ -90,9 +95,11 @@ def _are_regions(names: Iterable[str]) -> bool:
 
 def _read_v2(group: h5py.Group, genome: str, path: str, name: str) -> Dataset:
     """Cell Ranger 2: one group per genome, genes only."""
-    ids = _text(group["genes"])
-    symbols = _text(group["gene_names"]) if "gene_names" in group else ids
-    table = pd.DataFrame({"id": ids, "name": symbols}, index=pd.Index(ids, dtype=object))
+    ids = read_names(group["genes"], f"{path}, {genome}/genes").astype(object)
+    symbols = read_names(group["gene_names"], f"{path}, {genome}/gene_names") if "gene_names" in group else ids
+    if len(ids) != len(symbols):
+        raise InputError(f"{path}: {len(ids):,} genes and {len(symbols):,} gene_names; the file contradicts itself")
+    table = pd.DataFrame({"id": ids, "name": symbols.astype(object)}, index=pd.Index(ids, dtype=object))
     stored, cell_ids = _stored(group, path, genome)
     matrix = CountsMatrix(
         path=path,
@@ -110,19 +117,16 @@ def _read_v2(group: h5py.Group, genome: str, path: str, name: str) -> Dataset:
 
 
 def _stored(group: h5py.Group, path: str, where: str) -> tuple[StoredMatrix, np.ndarray]:
-    num_features, num_cells = (int(size) for size in group["shape"][:])
+    num_features, num_cells = matrix_shape(read_values(group["shape"], slice(None), f"{path}, {where}/shape"), where)
     if 0 in (num_features, num_cells):
         raise InputError(f"{path}: empty matrix ({num_cells} cells x {num_features} features); nothing to read")
-    return CsrFile(group, (num_cells, num_features), f"{path}, {where}"), np.asarray(_text(group["barcodes"]), str)
+    cell_ids = read_names(group["barcodes"], f"{path}, {where}/barcodes")
+    return CsrFile(group, (num_cells, num_features), f"{path}, {where}"), cell_ids
 
 
 def _genome_groups(file: h5py.File) -> list[str]:
     wanted = {*_PARTS, "genes"}
     return [key for key in file if isinstance(file[key], h5py.Group) and wanted <= set(file[key].keys())]
-
-
-def _text(dataset: h5py.Dataset) -> list[str]:
-    return [value.decode() if isinstance(value, bytes) else str(value) for value in dataset[:].tolist()]
 
 
 def _require(sound: bool, path: str, group: str, missing: list[str]) -> None:

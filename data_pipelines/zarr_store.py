@@ -8,6 +8,7 @@ from pathlib import Path
 from data_pipelines.anndata_reader import read_stored_anndata, read_stored_mudata
 from data_pipelines.counts_matrix import Dataset
 from data_pipelines.stored_nodes import StoredGroup
+from data_pipelines.zarr_metadata import require_plain_store
 from scmbert_jax.errors import InputError
 
 # What the folder of a group or an array has in zarr format 2 or 3.
@@ -19,13 +20,13 @@ def is_zarr(folder: Path) -> bool:
     return folder.suffix == ".zarr" or any((folder / name).is_file() for name in _METADATA)
 
 
-def read_zarr(folder: Path, name: str) -> Dataset:
+def read_zarr(folder: Path, name: str, layer: str | None = None) -> Dataset:
     """Raises InputError when it is no AnnData or MuData, or damaged."""
     store = _open(folder)
     if "mod" in store:
-        return read_stored_mudata(store, str(folder), name)
+        return read_stored_mudata(store, str(folder), name, layer)
     if "obs" in store or "var" in store or "X" in store:
-        return read_stored_anndata(store, str(folder), name)
+        return read_stored_anndata(store, str(folder), name, layer)
     found = ", ".join(sorted(store.keys())[:6]) or "nothing"
     inner = next((path for path in ("tables/table", "tables/counts") if f"{path}/obs" in store), None)
     hint = f"; its table of cells is {folder / inner}" if inner else ""
@@ -39,6 +40,7 @@ def _open(folder: Path) -> StoredGroup:
         raise InputError(
             f"{folder}: a .zarr folder without zarr.json or .zgroup; the copy is incomplete: copy or download it again"
         )
+    require_plain_store(folder)
     try:
         # Consolidated metadata would tell of arrays that are not there, and they would read as zeros.
         return zarr.open_group(str(folder), mode="r", use_consolidated=False)

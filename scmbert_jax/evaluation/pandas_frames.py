@@ -4,7 +4,6 @@ On disk: a group with `axis0` (column names), `axis1` (row names) and one block 
 and `block0_values` [rows, columns]. The benchmark's largest table is 97 GB when dense, so rows are read in pieces.
 """
 
-import contextlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,9 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
+from data_pipelines.hdf5_file import open_hdf5
+from data_pipelines.stored_names import read_names
+from data_pipelines.stored_nodes import read_values
 from scmbert_jax.errors import InputError
 
 Array = np.ndarray
@@ -38,9 +40,8 @@ def read_frame(path: Path) -> Frame:
     """Raises `InputError` for a missing or damaged file, another layout, or a compression that cannot be read here."""
     if not path.is_file():
         raise InputError(f"{path}: no such file.")
-    _register_compressions()
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             groups = [group for group in file.values() if isinstance(group, h5py.Group) and "axis0" in group]
             if len(groups) != 1 or "block0_values" not in groups[0] or "block1_values" in groups[0]:
                 raise InputError(
@@ -48,29 +49,20 @@ def read_frame(path: Path) -> Frame:
                     "values of a single type, as DataFrame.to_hdf writes it."
                 )
             group = groups[0]
-            values = _sparse_rows(group["block0_values"])
-            features, cells, items = (_text(group[name]) for name in ("axis0", "axis1", "block0_items"))
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}). If it is compressed with Blosc, as the competition's files are, "
-            "`pip install hdf5plugin`; else it is damaged, download it again."
-        ) from error
-    if values.shape != (len(cells), len(features)) or not (items == features).all():
+            values = _sparse_rows(group["block0_values"], f"{path}, block0_values")
+            features, cells, items = (read_names(group[n], f"{path}, {n}") for n in ("axis0", "axis1", "block0_items"))
+    except (OSError, RuntimeError, KeyError) as error:
+        raise InputError(f"{path}: truncated or damaged HDF5 ({error}); copy or download it again.") from error
+    if values.shape != (len(cells), len(features)) or not np.array_equal(items, features):
         raise InputError(f"{path}: {values.shape} values for {len(cells):,} rows x {len(features):,} columns.")
     return Frame(path, cells, features, values)
 
 
-def _sparse_rows(stored: h5py.Dataset) -> sp.csr_matrix:
+def _sparse_rows(stored: h5py.Dataset, where: str) -> sp.csr_matrix:
+    if stored.ndim != 2 or stored.dtype.kind not in "biuf":
+        raise InputError(f"{where}: {stored.ndim}-dimensional, of type {stored.dtype}; expected a table of numbers.")
     parts = [
-        sp.csr_matrix(np.asarray(stored[start : start + _ROWS], np.float32)) for start in range(0, len(stored), _ROWS)
+        sp.csr_matrix(np.asarray(read_values(stored, slice(start, start + _ROWS), where), np.float32))
+        for start in range(0, len(stored), _ROWS)
     ]
     return sp.vstack(parts, format="csr") if parts else sp.csr_matrix(stored.shape, dtype=np.float32)
-
-
-def _text(stored: h5py.Dataset) -> Array:
-    return np.array([name.decode() if isinstance(name, bytes) else str(name) for name in stored[:]], dtype=str)
-
-
-def _register_compressions() -> None:
-    with contextlib.suppress(ImportError):
-        import hdf5plugin  # noqa: F401 - importing it teaches h5py Blosc

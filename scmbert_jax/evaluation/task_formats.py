@@ -30,6 +30,8 @@ import scipy.sparse as sp
 from sklearn.decomposition import TruncatedSVD
 from sklearn.neighbors import NearestNeighbors
 
+from data_pipelines.hdf5_file import require_self_contained
+from data_pipelines.stored_names import as_names
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.benchmark_metrics import kaggle_correlations, kaggle_score, openproblems_scores
 from scmbert_jax.evaluation.pandas_frames import Frame, read_frame
@@ -123,13 +125,16 @@ def _read_h5ad(path: Path) -> Frame:
     import anndata
 
     try:
+        require_self_contained(path)
         adata = anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # anndata raises many types on damaged files; all of them mean the same to a user
         raise InputError(f"{path}: no readable .h5ad ({error}); copy or download it again.") from error
     values = adata.layers.get("normalized", adata.X)
     if values is None:
         raise InputError(f"{path}: neither layers['normalized'] nor X; it has {', '.join(adata.layers) or 'no layer'}.")
-    names = adata.obs_names.to_numpy(str), adata.var_names.to_numpy(str)
+    names = as_names(adata.obs_names, f"{path}: obs"), as_names(adata.var_names, f"{path}: var")
     return Frame(path, *names, sp.csr_matrix(values, dtype=np.float32), dict(adata.uns))
 
 

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 
 from data_pipelines.readers import EXAMPLES, example_path
+from data_pipelines.reading_options import split_query
 from scmbert_jax.errors import InputError
 from scmbert_jax.outputs import check_output_file
 from scmbert_jax.pretrained import PretrainedModel
@@ -55,7 +56,7 @@ def check_output(path: Path, spec: str, overwrite: bool = False) -> None:
 def _annotated_source(spec: str) -> Path | None:
     if spec.startswith("example:"):
         return example_path(spec.partition(":")[2]) if spec.partition(":")[2] in EXAMPLES else None
-    source = Path(spec)
+    source = Path(split_query(spec)[0])
     return source if source.suffix in (".h5ad", ".h5mu") and source.is_file() else None
 
 
@@ -76,9 +77,12 @@ def _add(path: Path, model: PretrainedModel, result: CellEmbeddings) -> None:
     from anndata.io import write_elem
 
     with h5py.File(path, "r+") as file:
-        for group in ("obsm", "uns"):
-            if group not in file:
-                write_elem(file, group, {})
+        for name in ("obsm", "uns"):
+            held = file.get(name)
+            if not isinstance(held, h5py.Group):  # anndata 0.6 kept all of obsm in one array of records
+                records = held[()] if held is not None and held.dtype.names else None
+                file.pop(name, None)
+                write_elem(file, name, {} if records is None else {key: records[key] for key in records.dtype.names})
         for key, embeddings in obsm_keys(result).items():
             write_elem(file["obsm"], key, np.ascontiguousarray(embeddings))
         write_elem(file["uns"], "scmbert", provenance(model, result))

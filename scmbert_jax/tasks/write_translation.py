@@ -12,6 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from data_pipelines.counts_matrix import CountsMatrix, Dataset
+from data_pipelines.hdf5_file import open_hdf5
 from data_pipelines.whole_counts import whole
 from scmbert_jax.errors import InputError
 from scmbert_jax.outputs import check_output_file
@@ -110,9 +111,11 @@ def _source_modality(dataset: Dataset, source: str) -> tuple[str, Any]:
     import mudata
 
     matrix = next(matrix for matrix in dataset.matrices if matrix.modality == source)
-    with h5py.File(matrix.path, "r") as file:
-        kind = "h5mu" if "mod" in file else "h5ad" if "obs" in file and "var" in file else "10x"
-    if kind == "10x":
+    kind = "other"
+    if h5py.is_hdf5(matrix.path):
+        with open_hdf5(matrix.path) as file:
+            kind = "h5mu" if "mod" in file else "h5ad" if "obs" in file and "var" in file else "10x"
+    if kind not in ("h5mu", "h5ad"):
         return source, _from_counts(matrix)
     name = source
     if kind == "h5mu":

@@ -186,9 +186,20 @@ def test_an_unknown_modality_is_refused_with_the_remedy():
     assert "0% as human genes" in problem
 
 
-def test_a_mudata_modality_of_another_kind_is_refused_but_named():
-    mdata = md.MuData({"rna": cells(), "imaging": cells(genes=[f"pixel{i}" for i in range(60)])})
-    assert "'imaging'" in problem_of(mdata)
+def test_a_mudata_modality_of_another_kind_is_left_out_with_a_word():
+    report = check(md.MuData({"rna": cells(), "imaging": cells(genes=[f"pixel{i}" for i in range(60)])}))
+    assert report.usable
+    assert list(report.modalities) == ["rna"]
+    (warning,) = (warning for warning in report.warnings if "'imaging'" in warning)
+    assert "60 features are not read. To have them, say it in var['feature_types']" in warning
+
+
+def test_genes_in_a_modality_that_nobody_named_are_not_left_out_silently():
+    """Half of them known: somebody's counts, which a warning would lose."""
+    genes = [name for i in range(30) for name in (f"thing{i}", SYMBOLS[i])]
+    adata = cells(genes=[*SYMBOLS[30:60], *genes[:30]])
+    adata.var["feature_types"] = ["Gene Expression"] * 30 + ["measured"] * 30
+    assert "cannot tell the modality" in problem_of(adata)
 
 
 # ---- cells
