@@ -251,13 +251,14 @@ class FeatureSpace:
                     links=tuple(tuple(linked) for linked in part["links"].to_pylist()),
                 )
             found = cls(modalities)
+            written = about["file_hash"], about["content_hash"]
         except FileNotFoundError as error:
             raise InputError(f"{path}: no feature space there; {remedy}") from error
         except _OtherVersion:
             raise
-        except (InputError, OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+        except (InputError, OSError, pa.ArrowException, LookupError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: not a feature space, or damaged ({error}); {remedy}") from error
-        if found._digest(with_names=True) != about["file_hash"] or found.content_hash != about["content_hash"]:
+        if (found._digest(with_names=True), found.content_hash) != written:
             raise InputError(f"{path}: the content does not match the hash written with it: damaged; {remedy}")
         return found
 

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,6 +102,20 @@ def test_every_flipped_byte_of_a_saved_space_is_noticed(tmp_path):
         else:  # a byte of parquet's own statistics may be flipped without touching the content
             assert loaded._digest(True) == space._digest(True)
     assert noticed > len(good) // 37 // 3
+
+
+@pytest.mark.parametrize(
+    "change", [{"file_hash": None}, {"content_hash": None}, {"spaces": []}, {"spaces": {"rna": 1}}, {"spaces": None}]
+)
+def test_what_a_file_says_of_itself_may_lack_a_field_or_be_of_another_type(tmp_path, change):
+    path = tmp_path / "space.parquet"
+    FeatureSpace({"rna": genes(["ENSG00000000001"])}).save(path)
+    table = pq.read_table(path)
+    about = json.loads(table.schema.metadata[b"scmbert_feature_space"]) | change
+    about = {name: value for name, value in about.items() if value is not None}
+    pq.write_table(table.replace_schema_metadata({"scmbert_feature_space": json.dumps(about)}), path)
+    with pytest.raises(InputError, match=r"space\.parquet"):
+        FeatureSpace.load(path)
 
 
 def test_a_missing_or_foreign_file_is_an_input_error(tmp_path):
