@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 
 from data_pipelines import cell_block, cell_metadata, corpus, corpus_writer, external_shuffle, source_tasks
+from data_pipelines.cell_identity import KEY_VERSION
 from data_pipelines.cell_selection import CellSelection
 from data_pipelines.corpus import Corpus
 from data_pipelines.corpus_blocks import ShardTask
@@ -212,6 +213,7 @@ def build_corpus(
             "unpaired": unpaired,
             "cell_selection": selection.to_dict(),
             "keep_duplicates": keep_duplicates,
+            "cell_keys": KEY_VERSION,
             "disjoint_from": disjoint_entries(sources, known, obs),
             "composition": composition(obs),
             "versions": software_versions(),

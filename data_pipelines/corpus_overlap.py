@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data_pipelines.cell_identity import NOT_MEASURED, barcode_keys, counts_hashes
+from data_pipelines.cell_identity import BARCODES, GROUPS, KEY_VERSION, add_to_groups, barcode_keys
 from data_pipelines.cell_metadata import KEY_COLUMNS, dataset_metadata
 from data_pipelines.corpus import MANIFEST, Corpus, open_corpus
 from data_pipelines.corpus_files import Location, base_name, is_url
-from data_pipelines.duplicate_cells import CellSet, Keys, cells_in, cells_of_dataset, keys_beside
+from data_pipelines.duplicate_cells import cells_in
 from data_pipelines.input_check import check_dataset, require_usable
 from data_pipelines.readers import open_dataset
+from data_pipelines.shared_counts import CellSet, Features, Wanted, cells_of_dataset, has_key, keys_beside
 from data_pipelines.source_files import source_files
 from scmbert_jax.errors import CorpusError
 
@@ -48,11 +49,6 @@ class KnownCells:
     @property
     def num_cells(self) -> int:
         return sum(int(np.count_nonzero(has_key(cells.keys))) for cells in self.sets)
-
-
-def has_key(keys: Keys) -> np.ndarray:
-    """bool [cells]: those with counts in any modality."""
-    return np.logical_or.reduce([of_modality != NOT_MEASURED for of_modality in keys.values()])
 
 
 def open_known_cells(
@@ -89,72 +85,70 @@ def open_known_cells(
 
 
 def cells_of_corpus(corpus: Corpus) -> KnownCells:
-    """Counts are read from the corpus only where `keys_beside` asks for it: let it stay where it is."""
+    """Counts are read from the corpus only where they are compared over other features: let it stay where it is."""
     obs = corpus.obs()
-    missing = [name for name in corpus.modalities if KEY_COLUMNS[name] not in obs]
-    if missing:
+    missing = [KEY_COLUMNS[name] for name in corpus.modalities if KEY_COLUMNS[name] not in obs]
+    if missing or corpus.manifest.get("cell_keys") != KEY_VERSION:
+        lacks = f"obs has no column {missing[0]!r}" if missing else "its cell keys are not those of this version"
         raise CorpusError(
-            f"{corpus.path}: obs has no column {KEY_COLUMNS[missing[0]]!r}, by which its cells are known again; it was "
-            "built by an earlier version: build it again"
+            f"{corpus.path}: {lacks}, by which its cells are known again; it was built by an earlier version: build it "
+            "again"
         )
-    sets = []
+    features = {name: (known.space, known.ids) for name, known in corpus.feature_space.modalities.items()}
+    reader, sets = _CorpusReader(corpus.path, features), []
     for index, entry in enumerate(corpus.datasets):
         rows = np.flatnonzero((obs["dataset"] == entry["name"]).to_numpy())
         table = obs.iloc[rows]
         measured = {name: corpus.measured(index, name) for name in corpus.modalities}
-        features = {
-            name: (corpus.feature_space.modalities[name].space, corpus.feature_space.modalities[name].ids[flags])
-            for name, flags in measured.items()
-            if flags.any()
-        }
+        own = {name: (features[name][0], features[name][1][flags]) for name, flags in measured.items() if flags.any()}
         sets.append(
             CellSet(
                 name=entry["name"],
                 barcodes=barcode_keys(table["cell_id"].to_numpy()),
-                keys={name: table[KEY_COLUMNS[name]].to_numpy(np.uint64) for name in features},
-                features=features,
-                hashes_over=_HashesOfCorpus(corpus.path, rows, measured),
+                keys={name: table[KEY_COLUMNS[name]].to_numpy(np.uint64) for name in own},
+                features=own,
+                reader=reader,
+                places=rows,
             )
         )
     files = {file["sha256"]: file["file"] for entry in corpus.datasets for file in entry["files"]}
     return KnownCells(base_name(corpus.path), corpus.fingerprint, sets, obs, files)
 
 
-class _HashesOfCorpus:
-    """`CellSet.hashes_over` of one data set of a corpus: reads the blocks of the whole corpus.
+class _CorpusReader:
+    """`CountsReader` of a corpus, its cells numbered by their rows, its features as it numbers them."""
 
-    Args:
-      path: the corpus.
-      rows: int64, ascending, the cells of the data set in the corpus.
-      measured: modality -> bool [features of the corpus], those of the data set.
-    """
+    def __init__(self, path: Location, features: Features):
+        self._path, self.features = path, features
 
-    def __init__(self, path: Location, rows: np.ndarray, measured: Mapping[str, np.ndarray]):
-        self._path, self._rows, self._measured = path, rows, measured
-
-    def __call__(self, modality: str, weights: np.ndarray) -> np.ndarray:
-        of_feature = np.zeros((len(weights), len(self._measured[modality])), np.uint64)
-        of_feature[:, self._measured[modality]] = weights
-        hashes = np.zeros((len(weights), len(self._rows)), np.uint64)
+    def group_sums(self, wanted: Sequence[Wanted]) -> list[np.ndarray]:
+        sums = [np.zeros((len(part.cells), GROUPS), np.uint64) for part in wanted]
         with open_corpus(self._path) as corpus:
+            starts = np.concatenate([[0], np.cumsum(corpus.block_sizes)])
             for index in range(corpus.num_blocks):
-                block = corpus.read_block(index, (modality,))
-                first = int(block.cell_index[0])
-                start, stop = np.searchsorted(self._rows, [first, first + block.num_cells])
-                if modality not in block.modalities or start == stop:
+                ranges = [np.searchsorted(part.cells, starts[index : index + 2]) for part in wanted]
+                mine = [number for number, (start, stop) in enumerate(ranges) if stop > start]
+                if not mine:
                     continue
-                columns = block.modalities[modality]
-                indptr = np.concatenate([[0], np.cumsum(columns.lengths, dtype=np.int64)])
-                for group, of_group in enumerate(of_feature):
-                    of_block = counts_hashes(indptr, of_group[columns.feature_ids], columns.counts)
-                    hashes[group, start:stop] = of_block[self._rows[start:stop] - first]
-        return hashes
+                block = corpus.read_block(index, tuple({wanted[number].modality for number in mine}))
+                for number in mine:
+                    if wanted[number].modality not in block.modalities:
+                        continue
+                    columns = block.modalities[wanted[number].modality]
+                    indptr = np.concatenate([[0], np.cumsum(columns.lengths, dtype=np.int64)])
+                    places = np.arange(*ranges[number])
+                    rows = wanted[number].cells[places] - starts[index]
+                    counts = columns.counts.astype(np.int64)
+                    add_to_groups(
+                        sums[number], places, rows, indptr, columns.feature_ids, counts, wanted[number].weights
+                    )
+        return sums
 
 
-def cells_known(cells: CellSet, known: KnownCells) -> np.ndarray:
-    """bool [cells]: those of which the counts of any modality are those of a cell that is known."""
-    others = [(other, other.keys) for other in known.sets]
-    return cells_in(keys_beside(cells, others), [keys for _, keys in others])
+def cells_known(sets: Sequence[CellSet], known: KnownCells) -> list[np.ndarray]:
+    """bool [cells] of each set: those of which the counts of any modality are those of a cell that is known."""
+    others = [other.keys for other in known.sets]
+    return [cells_in(keys, others) for keys in keys_beside(sets, known.sets)]
 
 
 def shared_metadata(obs: pd.DataFrame, files: Mapping[str, str], known: KnownCells) -> dict[str, list[str] | None]:
@@ -170,18 +164,20 @@ def shared_metadata(obs: pd.DataFrame, files: Mapping[str, str], known: KnownCel
 
 def overlap(corpus: KnownCells, other: KnownCells) -> dict[str, Any]:
     """How much of `other` is in `corpus`, as JSON values."""
-    in_corpus = [cells_known(cells, corpus) for cells in other.sets]
+    in_corpus = cells_known(other.sets, corpus)
     barcodes = np.unique(np.concatenate([cells.barcodes for cells in corpus.sets]))
     same_barcode = sum(
         int(np.count_nonzero(np.isin(cells.barcodes, barcodes) & has_key(cells.keys))) for cells in other.sets
     )
     number = sum(int(np.count_nonzero(found)) for found in in_corpus)
+    by_chance = (other.num_cells - number) * len(barcodes) / BARCODES
     return {
         "corpus": {"name": corpus.name, "identity": corpus.identity, "cells": corpus.num_cells},
         "other": {"name": other.name, "identity": other.identity, "cells": other.num_cells},
         "cells_in_both": number,
         "share_of_other": round(number / max(other.num_cells, 1), 6),
         "barcodes_in_both": same_barcode,
+        "barcodes_by_chance": round(by_chance, 1),
         "cells_in_both_by_dataset": {
             cells.name: int(np.count_nonzero(found)) for cells, found in zip(other.sets, in_corpus, strict=True)
         },
@@ -197,11 +193,22 @@ def overlap_text(found: dict[str, Any]) -> str:
     lines = [
         f"{how_many} of {other['name']}{share} {'are' if number > 1 else 'is'} in {corpus['name']} "
         f"({corpus['cells']:,} cells): the same barcode and the same counts",
-        f"  {found['barcodes_in_both']:,} have a barcode that occurs there; unrelated experiments share some by chance",
+        _other_counts(found["barcodes_in_both"] - number, found["barcodes_by_chance"]),
     ]
     if len(found["cells_in_both_by_dataset"]) > 1:
         lines += [f"  {name}: {count:,} cells" for name, count in found["cells_in_both_by_dataset"].items() if count]
     return "\n".join([*lines, *shared_lines(found["shared"])])
+
+
+def _other_counts(number: int, by_chance: float) -> str:
+    """What to think of cells whose barcode occurs in the corpus with other counts, where chance gives so many."""
+    text = f"  {number:,} more have a barcode that occurs there, with other counts; chance gives up to {by_chance:,.0f}"
+    if number <= by_chance + 3 * by_chance**0.5 + 3:
+        return text
+    return (
+        f"{text} and does not explain them. They may be the same cells, counted by another program or changed since: "
+        "leave out what they come from (donors, batches, data sets in both)"
+    )
 
 
 def shared_lines(shared: Mapping[str, Sequence[str] | None]) -> list[str]:

@@ -10,11 +10,12 @@ from data_pipelines.cell_identity import NOT_MEASURED
 from data_pipelines.cell_metadata import KEY_COLUMNS
 from data_pipelines.cell_selection import CellSelection, not_primary, select_cells
 from data_pipelines.corpus_overlap import KnownCells, cells_known, shared_metadata
-from data_pipelines.duplicate_cells import CellSet, Keys, cells_of_dataset, drop_cells, drop_copies
+from data_pipelines.duplicate_cells import drop_cells, drop_copies
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.input_check import InputReport, check_dataset, require_usable
 from data_pipelines.readers import ACCEPTED, CountsMatrix, Dataset, ReadingOptions, open_datasets
 from data_pipelines.region_check import refuse_several_region_spaces
+from data_pipelines.shared_counts import Keys, cells_of_dataset
 from data_pipelines.source_files import source_files
 from scmbert_jax.errors import InputError
 
@@ -134,14 +135,13 @@ def checked_sources(
         if name not in names:
             raise InputError(f"licence {name}={licences[name]}: no such data set; there is {', '.join(names)}")
     reports = [inspection.report for inspection in inspections]
-    for report in reports:
-        require_usable(report)
+    require_usable(*reports)
     _refuse_one_file_twice(opened, inspections)
     checked = [(name, dataset, report) for (name, dataset, _), report in zip(opened, reports, strict=True)]
     identities = drop_seen_cells(checked, keep_duplicates, disjoint_from)
+    require_usable(*reports)
     sources = []
     for place, (name, dataset, report) in enumerate(checked):
-        require_usable(report)
         matrices = [matrix for matrix in dataset.matrices if matrix.modality in report.modalities]
         rows = [np.where(report.modalities[matrix.modality].keep, dataset.rows_of(matrix), -1) for matrix in matrices]
         statements = {key: value for matrix in reversed(matrices) for key, value in matrix.statements.items()}
@@ -186,20 +186,20 @@ def drop_seen_cells(
     sets = [cells_of_dataset(*found) for found in checked]
     if not keep_duplicates:
         drop_copies(checked, sets)
-    identities = []
-    for (_, dataset, report), cells in zip(checked, sets, strict=True):
-        known = [_drop_known(dataset, report, cells, other) for other in disjoint_from]
-        identities.append(Identities(cells.keys, known))
+    identities = [Identities(cells.keys, []) for cells in sets]
+    for other in disjoint_from:
+        for (_, dataset, report), known, of_set in zip(checked, cells_known(sets, other), identities, strict=True):
+            of_set.known.append(_drop_known(dataset, report, known, other))
     return identities
 
 
-def _drop_known(dataset: Dataset, report: InputReport, cells: CellSet, known: KnownCells) -> int:
-    """How many cells were dropped because they are known."""
+def _drop_known(dataset: Dataset, report: InputReport, is_known: np.ndarray, known: KnownCells) -> int:
+    """How many cells were dropped because they are known. `is_known`: bool [cells]."""
     before = report.num_cells_kept
     drop_cells(
         dataset,
         report,
-        cells_known(cells, known),
+        is_known,
         f"that are in {known.name}",
         "same barcode, same counts; dropped, since the corpus is to be disjoint from it",
         f"every cell is in {known.name}, from which the corpus is to be disjoint; leave this file out",
@@ -228,15 +228,16 @@ def check_files(
 
 
 def _refuse_one_file_twice(opened: Sequence[OpenedSource], inspections: Sequence[Inspection]) -> None:
-    where_seen: dict[str, str] = {}
+    paths: dict[str, list[str]] = {}
     for (_, dataset, _), (_, files) in zip(opened, inspections, strict=True):
         for entry in files:
-            if entry["sha256"] in where_seen:
-                raise InputError(
-                    f"{dataset.path} and {where_seen[entry['sha256']]} are the same file: its cells would be in the "
-                    "corpus twice; give it once"
-                )
-            where_seen[entry["sha256"]] = dataset.path
+            paths.setdefault(entry["sha256"], []).append(dataset.path)
+    same = [" and ".join(of_file) for of_file in paths.values() if len(of_file) > 1]
+    if same:
+        raise InputError(
+            f"{' are the same file; '.join(same)} are the same file: its cells would be in the corpus twice; give each "
+            "file once"
+        )
 
 
 def key_columns(sources: Sequence[Source], modalities: Sequence[str]) -> dict[str, np.ndarray]:

@@ -2,173 +2,37 @@
 
 Two cells are copies of each other in a modality when they have the same barcode and the same counts (`cell_identity`).
 
-Counts are compared over all features that their data sets map. Data sets of different features (gene ids here and
-symbols there, of which some are ambiguous; genes left out) are compared over the features that both map, when those are
-at least half of either, and when more of their barcodes are the same than chance explains: that takes another pass over
-both. There the features are taken in eight groups, of which half must agree: a symbol may name another gene today than
-the id beside it (measured on PBMC of Zheng 2017: a third of the cells has a count of such a gene). The key of a cell
-that is stored with a corpus is over all its features, and so does not depend on other files.
+Counts are compared over all features that their data sets map, by their keys. Data sets of different features (other
+genes filtered out; gene ids here and symbols there, of which some are ambiguous) are compared over the features that
+both map (`shared_counts`). The key of a cell that is stored with a corpus is over all its features, and so does not
+depend on other files.
 
-Of copies with the same modalities the first stays. A cell stays that has a modality of which no copy is in a cell that
-stays, so that dropping copies never loses a count: RNA alone is a copy of the same RNA with protein, wherever it comes.
+Of copies with the same modalities the one whose data set has more features stays, of those the first. A cell stays
+that has a modality of which no copy is in a cell that stays: RNA alone is a copy of the same RNA with protein, wherever
+it comes. So dropping copies loses no count but those of features that only the smaller data set has.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_pipelines.cell_identity import (
-    NOT_MEASURED,
-    barcode_keys,
-    cell_keys,
-    column_weights,
-    counts_hashes,
-    feature_weights,
-)
+from data_pipelines.cell_identity import NOT_MEASURED
 from data_pipelines.counts_matrix import Dataset
 from data_pipelines.input_report import InputReport
+from data_pipelines.shared_counts import CellSet, Keys, comparable_keys
 
 STAYS = -1
 _UNDECIDED = -2
-# Barcodes of different cells are the same by chance in n1 * n2 / 737,280 cells (the shortest list of 10x, v2).
-_BARCODES = 737_280
-_LEAST_SHARED = 0.1  # of the cells of the smaller set
-_LEAST_FEATURES = 0.5  # of those of either
-_GROUPS = 8  # of features, where only some are shared
 _TURNS_BITS = 6  # cells are sorted by key in 2^6 turns, so that sorting takes little memory
 _EXAMPLES = 3
 
-Keys = dict[str, np.ndarray]  # modality -> uint64 [cells], NOT_MEASURED where a cell has it not
-HashesOver = Callable[[str, np.ndarray], np.ndarray]
 
-
-@dataclasses.dataclass(frozen=True)
-class CellSet:
-    """Cells whose features are the same: those of one data set.
-
-    Attributes:
-      name: for messages.
-      barcodes: uint64 [cells].
-      keys: of the counts over all features of the set.
-      features: modality -> (space, ids [features] ascending).
-      hashes_over: (modality, weights uint64 [groups, features]) -> uint64 [groups, cells], hashes of the counts by
-        other weights.
-    """
-
-    name: str
-    barcodes: np.ndarray
-    keys: Keys
-    features: dict[str, tuple[str, np.ndarray]]
-    hashes_over: HashesOver
-
-    @cached_property
-    def distinct_barcodes(self) -> np.ndarray:
-        """uint64, ascending."""
-        return np.unique(self.barcodes)
-
-
-def cells_of_dataset(name: str, dataset: Dataset, report: InputReport) -> CellSet:
-    """The cells that the check keeps; the others have no key."""
-    matrices = {matrix.modality: matrix for matrix in dataset.matrices if matrix.modality in report.modalities}
-    parts = {name: part for name, part in report.modalities.items() if part.are_counts and part.mapping is not None}
-    barcodes = barcode_keys(dataset.cell_ids)
-
-    def hashes_over(modality: str, weights: np.ndarray) -> np.ndarray:
-        matrix = matrices[modality]
-        rows, of_feature = dataset.rows_of(matrix), parts[modality].column_to_feature
-        of_column = [column_weights(of_group, of_feature) for of_group in weights]
-        hashes = np.zeros((len(weights), len(barcodes)), np.uint64)
-        for first, chunk in matrix.chunks():
-            places = rows[first : first + chunk.shape[0]]
-            for group, of_group in enumerate(of_column):
-                hashes[group, places] = counts_hashes(chunk.indptr, of_group[chunk.indices], chunk.data)
-        return hashes
-
-    keys = {}
-    for modality, part in parts.items():
-        rows = dataset.rows_of(matrices[modality])[part.keep]
-        keys[modality] = np.full(len(barcodes), NOT_MEASURED)
-        keys[modality][rows] = cell_keys(barcodes[rows], part.counts_hashes[part.keep])
-    features = {name: (features.space, features.ids) for name, features in report.features.items() if name in parts}
-    return CellSet(name, barcodes, keys, features, hashes_over)
-
-
-def comparable_keys(sets: Sequence[CellSet]) -> list[Keys]:
-    """The keys of each set, by which copies in all of them are known: those of the earlier sets where it has copies."""
-    keys: list[Keys] = []
-    for later in sets:
-        keys.append(keys_beside(later, list(zip(sets, keys, strict=False))))
-    return keys
-
-
-def keys_beside(cells: CellSet, others: Sequence[tuple[CellSet, Keys]]) -> Keys:
-    """The keys of the cells; where a cell is a copy of one in a set of other features, the key of that one."""
-    keys = dict(cells.keys)
-    for other, keys_of_other in others:
-        for modality in [name for name in cells.features if name in other.features]:
-            shared = _shared_features(other.features[modality], cells.features[modality])
-            if shared is None or not _share_barcodes(other.distinct_barcodes, cells.distinct_barcodes):
-                continue
-            copy_of = _same_cells(*(_keys_over(of_set, modality, shared) for of_set in (other, cells)))
-            keys[modality] = np.where(copy_of >= 0, keys_of_other[modality][copy_of], keys[modality])
-    return keys
-
-
-def _shared_features(first: tuple[str, np.ndarray], second: tuple[str, np.ndarray]) -> np.ndarray | None:
-    """The ids in both; None where they are the same or too different to compare."""
-    if first[0] != second[0] or np.array_equal(first[1], second[1]):
-        return None
-    shared = np.intersect1d(first[1], second[1], assume_unique=True)
-    return shared if len(shared) >= _LEAST_FEATURES * max(len(first[1]), len(second[1])) else None
-
-
-def _share_barcodes(first: np.ndarray, second: np.ndarray) -> bool:
-    """uint64, distinct and ascending: are more of them the same than chance explains?"""
-    small, large = sorted((first, second), key=len)
-    if not len(small):
-        return False
-    found = large[np.minimum(np.searchsorted(large, small), len(large) - 1)] == small
-    return int(np.count_nonzero(found)) > max(_LEAST_SHARED * len(small), 2 * len(small) * len(large) / _BARCODES)
-
-
-def _keys_over(cells: CellSet, modality: str, shared: np.ndarray) -> np.ndarray:
-    """uint64 [groups, cells]: keys over the shared features of each group; NOT_MEASURED where it holds no count."""
-    space, ids = cells.features[modality]
-    weights = np.where(np.isin(ids, shared, assume_unique=True), feature_weights(space, ids), np.uint64(0))
-    group = weights >> np.uint64(32)  # as random as the weights, and the same in every set
-    grouped = np.stack([np.where(group % _GROUPS == number, weights, 0) for number in range(_GROUPS)])
-    hashes = cells.hashes_over(modality, grouped)
-    known = (hashes != 0) & (cells.keys[modality] != NOT_MEASURED)
-    return np.where(known, cell_keys(cells.barcodes, hashes), NOT_MEASURED)
-
-
-def _same_cells(earlier: np.ndarray, later: np.ndarray) -> np.ndarray:
-    """int64 [later cells]: the earlier cell that has the same key in at least half of the groups with counts, and in
-    two; -1 where none has.
-
-    Args:
-      earlier, later: uint64 [groups, cells].
-    """
-    found = np.full(later.shape, -1, np.int64)
-    for group, (there, wanted) in enumerate(zip(earlier, later, strict=True)):
-        order = np.argsort(there, kind="stable")
-        place = order[np.minimum(np.searchsorted(there[order], wanted), len(order) - 1)]
-        found[group] = np.where((there[place] == wanted) & (wanted != NOT_MEASURED), place, -1)
-    enough = np.maximum(2, (later != NOT_MEASURED).sum(axis=0) / 2)
-    copy_of = np.full(later.shape[1], -1, np.int64)
-    for candidate in found:
-        agrees = (candidate >= 0) & ((found == candidate).sum(axis=0) >= enough)
-        copy_of = np.where(agrees, candidate, copy_of)
-    return copy_of
-
-
-def copies_among(keys: Sequence[Keys]) -> list[np.ndarray]:
+def copies_among(keys: Sequence[Keys], num_features: Sequence[Mapping[str, int]] | None = None) -> list[np.ndarray]:
     """Per set, int32 [cells]: the set of the copy that stays, `STAYS` for a cell that stays or has no key.
 
     Args:
       keys: per set; sets that come first keep their cells.
+      num_features: per set, modality -> how many features it has; None: as many in all.
     """
     sizes = [len(next(iter(of_set.values()), ())) for of_set in keys]
     starts = np.cumsum([0, *sizes])
@@ -179,12 +43,14 @@ def copies_among(keys: Sequence[Keys]) -> list[np.ndarray]:
             richness += _joined(keys, name, sizes) != NOT_MEASURED
     kept_by = np.full(starts[-1], _UNDECIDED, np.int32)
     for name in modalities:
+        size = np.array([of_set.get(name, 0) for of_set in num_features] if num_features else [0] * len(keys))
         joined = _joined(keys, name, sizes)
         turn_of = np.empty(len(joined), np.uint8)
         np.right_shift(joined, np.uint64(64 - _TURNS_BITS), out=turn_of, casting="unsafe")
         for turn in range(1 << _TURNS_BITS):
             cells = np.flatnonzero(turn_of == turn)
             cells = cells[joined[cells] != NOT_MEASURED]
+            cells = cells[np.argsort(-size[np.searchsorted(starts, cells, side="right") - 1], kind="stable")]
             if len(richness):
                 cells = cells[np.argsort(-richness[cells], kind="stable")]
             cells = cells[np.argsort(joined[cells], kind="stable")]
@@ -250,12 +116,13 @@ def drop_copies(checked: Sequence[tuple[str, Dataset, InputReport]], sets: Seque
     """Takes out of what the check keeps the cells that are copies of others; `report.copies` says of whose.
 
     Args:
-      checked: (name, data set, report) of each, the first of which keep their cells.
+      checked: (name, data set, report) of each; of copies in equal data sets the first stays.
       sets: `cells_of_dataset` of each.
     """
     if not checked:
         return
-    kept_by = copies_among(comparable_keys(sets))
+    num_features = [{name: len(ids) for name, (_, ids) in cells.features.items()} for cells in sets]
+    kept_by = copies_among(comparable_keys(sets), num_features)
     for place, (name, dataset, report) in enumerate(checked):
         for owner, count in zip(*np.unique(kept_by[place][kept_by[place] != STAYS], return_counts=True), strict=True):
             report.copies[checked[owner][0]] = int(count)
@@ -266,6 +133,6 @@ def drop_copies(checked: Sequence[tuple[str, Dataset, InputReport]], sets: Seque
                 kept_by[place] == owner,
                 f"that are copies of {of_whom}",
                 "same barcode, same counts; dropped, unless --keep-duplicates is given",
-                f"every cell of {name} is in the files before it already; leave this file out, or keep all copies with "
+                f"every cell of {name} is in the other files already; leave this file out, or keep all copies with "
                 "--keep-duplicates",
             )

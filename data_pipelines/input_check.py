@@ -91,11 +91,15 @@ def check_dataset(
     return report
 
 
-def require_usable(report: InputReport) -> None:
-    """Raises InputError listing every problem of a report that has some."""
-    if not report.usable:
-        listed = "\n".join(f"  - {problem}" for problem in report.problems)
-        raise InputError(f"{report.path}: cannot be used\n{listed}")
+def require_usable(*reports: InputReport) -> None:
+    """Raises InputError listing every problem of all reports that have some."""
+    listed = [
+        "\n".join([f"{report.path}: cannot be used", *(f"  - {problem}" for problem in report.problems)])
+        for report in reports
+        if not report.usable
+    ]
+    if listed:
+        raise InputError("\n".join(listed))
 
 
 # ---------------------------------------------------------------------------------------------- what is read

@@ -105,7 +105,7 @@ class MatrixMarketFile:
                 ) from error
         for first in range(0, self.shape[0], rows):
             last = min(first + rows, self.shape[0])
-            yield first, canonical(self._copy.rows(first, last, self.shape[1], self._header.path))
+            yield first, canonical(self._copy.rows(first, last, self.shape[1], str(self._header.path)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_copy": None}  # temporary files stay with the process that made them

@@ -10,7 +10,7 @@ from conftest import scmbert, scmbert_ok
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.cell_metadata import KEY_COLUMNS
 from data_pipelines.corpus import OBS, open_corpus
-from data_pipelines.corpus_overlap import cells_of_corpus, open_known_cells, overlap
+from data_pipelines.corpus_overlap import cells_of_corpus, open_known_cells, overlap, overlap_text
 from data_pipelines.synthetic import synthetic_cells
 from scmbert_jax.errors import CorpusError, InputError
 
@@ -82,6 +82,37 @@ def test_of_other_features_too_and_the_corpus_is_read_for_it(whole, tmp_path):
     assert sum(key in mine for key in theirs.tolist()) < 10
 
 
+def test_a_few_genes_in_both_are_enough_and_chance_is_named_only_where_it_explains(whole, tmp_path):
+    """A corpus of 30 of the genes: the cells of the file are found by these. The same barcodes with other counts are
+    more than chance gives, and are said to be so."""
+    rna = whole.mod["rna"]
+    corpus = build_corpus(tmp_path / "corpus", [rna[:100, :30].copy()], min_genes=1, block_size=16)
+    kept = set(corpus.obs()["cell_id"])
+    result = found(corpus, named(rna[50:], "x"))
+    assert result["cells_in_both"] == len(kept & set(rna.obs_names[50:])) > 30
+    assert "0 more have a barcode that occurs there, with other counts; chance gives up to 0" in overlap_text(result)
+    changed = rna[50:].copy()
+    changed.X = changed.X.tocsr() * 2
+    result = found(corpus, changed)
+    assert result["cells_in_both"] == 0
+    assert result["barcodes_in_both"] == len(kept & set(rna.obs_names[50:]))
+    text = overlap_text(result)
+    assert "chance gives up to 0 and does not explain them. They may be the same cells, counted by another" in text
+    assert "leave out what they come from (donors, batches, data sets in both)" in text
+
+
+def test_a_corpus_is_read_once_for_all_its_data_sets(whole, tmp_path, monkeypatch):
+    rna = whole.mod["rna"]
+    corpus = build_corpus(tmp_path / "corpus", [rna[:60, :90].copy(), rna[60:120, :80].copy()], **SMALL)
+    read, blocks = type(corpus).read_block, []
+    monkeypatch.setattr(
+        type(corpus), "read_block", lambda self, index, *rest: blocks.append(index) or read(self, index, *rest)
+    )
+    result = found(corpus, rna[:, 10:].copy())
+    assert result["cells_in_both"] == corpus.num_cells
+    assert blocks == list(range(corpus.num_blocks))
+
+
 def test_one_modality_is_enough_to_be_in_both(whole, tmp_path):
     corpus = build_corpus(tmp_path / "corpus", [whole[:80].copy()], **SMALL)
     protein = whole.mod["protein"][40:].copy()
@@ -126,6 +157,11 @@ def test_a_corpus_of_an_earlier_version_says_what_it_lacks(whole, tmp_path):
     corpus.manifest["files"][OBS]["bytes"] = (corpus.path / OBS).stat().st_size
     (corpus.path / "manifest.json").write_text(json.dumps(corpus.manifest))
     with pytest.raises(CorpusError, match=r"no column 'cell_key_rna'.* earlier version: build it again"):
+        found(corpus, whole.mod["rna"])
+    corpus = build_corpus(tmp_path / "keys", [whole.mod["rna"]], **SMALL)
+    del corpus.manifest["cell_keys"]
+    (corpus.path / "manifest.json").write_text(json.dumps(corpus.manifest))
+    with pytest.raises(CorpusError, match=r"its cell keys are not those of this version.*: build it again"):
         found(corpus, whole.mod["rna"])
 
 

@@ -14,11 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stored_counts import ANTIBODIES, GENE_IDS
 
+from data_pipelines import shared_counts
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.cell_identity import NOT_MEASURED, barcode_keys, barcode_of, cell_keys, counts_hashes
 from data_pipelines.cell_metadata import KEY_COLUMNS
 from data_pipelines.duplicate_cells import STAYS, cells_in, copies_among
 from data_pipelines.gene_tables import load_gene_table
+from data_pipelines.input_check import check_dataset
+from data_pipelines.readers import open_dataset
+from data_pipelines.shared_counts import CellSet, cells_of_dataset, comparable_keys
 from data_pipelines.verify_corpus import verify_corpus
 from scmbert_jax.errors import InputError
 
@@ -50,6 +54,11 @@ def one_more(data: anndata.AnnData, cells=slice(None), feature: int = 0) -> annd
     return data
 
 
+def opened(data: anndata.AnnData) -> CellSet:
+    dataset = open_dataset(data)
+    return cells_of_dataset("adata", dataset, check_dataset(dataset, min_genes=1))
+
+
 def both(rna_cells=slice(None), protein_cells=slice(None), name="{}-1") -> mudata.MuData:
     return mudata.MuData({"rna": rna(rna_cells, name), "prot": protein(protein_cells, name)})
 
@@ -78,6 +87,10 @@ def copies_of(corpus) -> list[dict[str, int]]:
         ("cell_17", "cell_17"),
         ("cell_17:protein", "cell_17"),
         ("PLATEACGTACGT", "PLATEACGTACGT"),
+        ("bcellsAAACGTTGATTCCT-1", "AAACGTTGATTCCT"),  # of FACS-sorted PBMC
+        ("CD4AAACGTTGATTCCT.1", "AAACGTTGATTCCT"),
+        ("SRR1:ACGGGCTCACCAGGTC-1_3_ACGGGCTCACCAGGTC-1", "ACGGGCTCACCAGGTC"),
+        ("ACGTACGT_AAACCTGAGAAACCAT-1", "AAACCTGAGAAACCAT"),  # behind the index of a sample
     ],
 )
 def test_the_barcode_is_what_is_left_without_what_studies_put_around_it(cell_id, barcode):
@@ -170,14 +183,59 @@ def test_files_of_different_features_are_compared_on_those_of_both(tmp_path):
     other.X = sp.csr_matrix(other.X.toarray() + 1)
     corpus = build_corpus(tmp_path / "one", [first, anndata.concat([second, other])], **SMALL)
     assert copies_of(corpus) == [{}, {"adata": 50}]
-    # half of the features is the least that is compared
-    few = rna(slice(0, 50), "again_{}", genes=slice(21, 40))
-    assert build_corpus(tmp_path / "few", [first, few], **SMALL).num_cells == 110
+    # however few of the features that is, and however few of the cells; the file with more features keeps them
+    few = anndata.concat([rna(slice(0, 2), "again_{}", genes=slice(25, 40)), rna(name="{}", genes=slice(25, 40))])
+    few = one_more(few, slice(2, None), 3)
+    for files, copies in (([first, few], [{}, {"adata": 2}]), ([few, first], [{"adata_2": 2}, {}])):
+        corpus = build_corpus(tmp_path / f"few{len(copies[0])}", files, **SMALL)
+        assert copies_of(corpus) == copies
+        assert corpus.num_cells == 120
+
+
+def test_the_same_barcode_in_files_of_different_features_is_no_copy_for_that(tmp_path):
+    """All sixty barcodes are in both files, and of each cell most counts are its own."""
+    first, second = rna(genes=slice(0, 39)), rna(name="again_{}", genes=slice(1, 40))
+    second.obs_names = np.roll(second.obs_names, 1)
+    assert build_corpus(tmp_path / "corpus", [first, second], **SMALL).num_cells == 120
+
+
+def test_one_gene_that_is_named_otherwise_does_not_hide_a_copy_and_one_antibody_does(tmp_path):
+    """Counts of 200 genes: a group of them disagrees, the others agree. A panel is compared as a whole."""
+    genes = load_gene_table("human").ids[:200]
+    counts = RNG.poisson(2.0, (60, 200))
+    whole = anndata.AnnData(sp.csr_matrix(counts), pd.DataFrame(index=BARCODES), pd.DataFrame(index=genes))
+    first, second = whole[:50].copy(), whole[10:, 1:].copy()
+    second.obs_names = [f"again_{name}" for name in second.obs_names]
+    assert copies_of(build_corpus(tmp_path / "rna", [first, one_more(second)], **SMALL)) == [{}, {"adata": 40}]
+    panel, changed = protein(), one_more(protein(slice(0, 40), "again_{}")[:, 1:].copy())
+    assert build_corpus(tmp_path / "protein", [panel, changed], organism="human", **SMALL).num_cells == 100
+
+
+def test_every_file_is_read_once_more_for_all_that_it_is_compared_with(monkeypatch):
+    sets = [opened(rna(genes=slice(first, first + 36))) for first in range(4)]
+    passes = []
+    read = type(sets[0].reader).group_sums
+
+    def counted(reader, wanted):
+        passes.append(([cells.reader for cells in sets].index(reader), len(wanted)))
+        return read(reader, wanted)
+
+    monkeypatch.setattr(type(sets[0].reader), "group_sums", counted)
+    kept_by = copies_among(comparable_keys(sets))
+    assert sorted(passes) == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert [np.count_nonzero(part == STAYS) for part in kept_by] == [60, 0, 0, 0]
+    passes.clear()
+    monkeypatch.setattr(shared_counts, "_MOST_CELLS", 300)  # two comparisons of 120 candidates at a time
+    again = copies_among(comparable_keys(sets))
+    assert sum(asked for _, asked in passes) == 12
+    assert len(passes) > 4
+    assert [part.tolist() for part in again] == [part.tolist() for part in kept_by]
 
 
 def test_a_file_of_which_nothing_is_left_is_refused(tmp_path):
-    with pytest.raises(InputError, match="every cell of adata_2 is in the files before it already"):
-        build_corpus(tmp_path / "corpus", [rna(), rna(slice(0, 30), "other_{}")], **SMALL)
+    with pytest.raises(InputError, match="every cell of adata_2 is in the other files already") as refused:
+        build_corpus(tmp_path / "corpus", [rna(), rna(slice(0, 30), "a_{}"), rna(slice(30, 60), "b_{}")], **SMALL)
+    assert "every cell of adata_3 is in the other files already" in str(refused.value)  # all of them at once
 
 
 # --- mosaics ----------------------------------------------------------------------------------------------------------

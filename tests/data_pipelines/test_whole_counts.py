@@ -78,7 +78,7 @@ def test_corpora_and_copies_are_the_same_from_every_stored_dtype(as_int32, tmp_p
     assert corpus.manifest["content_sha256"] == as_int32.manifest["content_sha256"]
     with pytest.raises(InputError, match="every cell is in corpus, from which the corpus is to be disjoint"):
         build_corpus(tmp_path / "disjoint", [file], **SMALL, disjoint_from=[as_int32.path])
-    with pytest.raises(InputError, match="every cell of cells is in the files before it already"):
+    with pytest.raises(InputError, match="every cell of cells is in the other files already"):
         build_corpus(tmp_path / "twice", [described(sp.csr_matrix(np.minimum(COUNTS, 120))), file], **SMALL)
 
 
