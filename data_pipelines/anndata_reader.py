@@ -6,11 +6,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data_pipelines.column_names import plain_name
 from data_pipelines.counts_elsewhere import layers_of_counts, obsm_notes
 from data_pipelines.counts_field import choose_counts_field, first_problem
 from data_pipelines.counts_matrix import CountsMatrix, Dataset, join_matrices
-from data_pipelines.modality_names import is_other_assay, modality_of_features, modality_of_name
-from data_pipelines.obs_fields import OBS_FIELDS, plain_name
+from data_pipelines.genome_assembly import GENOME_COLUMNS, genomes_text
+from data_pipelines.modality_names import (
+    NAME_COLUMNS,
+    TYPE_COLUMNS,
+    is_other_assay,
+    kinds_of_features,
+    modality_of_name,
+    modality_of_table,
+)
+from data_pipelines.obs_fields import OBS_FIELDS
 from data_pipelines.pseudo_pairs import pseudo_pairs_of, pseudo_pairs_of_file
 from data_pipelines.source_statements import statements_of, statements_of_file
 from data_pipelines.stored_matrix import ColumnsOf, MatrixInMemory, StoredMatrix, open_stored_matrix
@@ -18,15 +27,10 @@ from data_pipelines.stored_nodes import StoredGroup, is_array, is_group, is_null
 from data_pipelines.stored_table import read_table, table_in_memory
 from scmbert_jax.errors import InputError
 
-_FEATURE_TYPE_COLUMNS = ("feature_types", "feature_type", "modality")
-_GENOME_COLUMNS = ("genome", "assembly")
+_GENOME_KEYS = ("genome", "assembly")
 # What is read of a table that has too many columns to be read whole.
 _WANTED_OBS = frozenset(plain_name(name) for names in OBS_FIELDS.values() for name in (*names, "is_primary_data"))
-_WANTED_VAR = frozenset(
-    plain_name(f"{kind}{name}")
-    for kind in ("", "gene", "feature", "ensembl")
-    for name in ("id", "ids", "name", "names", "symbol", "symbols", "type", "types", "length", "biotype", "reference")
-) | frozenset(map(plain_name, (*_FEATURE_TYPE_COLUMNS, *_GENOME_COLUMNS, "ensembl", "exonic_length")))
+_WANTED_VAR = frozenset((*NAME_COLUMNS, *TYPE_COLUMNS, *GENOME_COLUMNS, "featurelength", "genelength", "exoniclength"))
 _ROWS_OF_OBSM = 256
 
 
@@ -140,12 +144,12 @@ def _matrices_of_group(
     obs, obs_notes = read_table(group, "obs", path, _WANTED_OBS)
     fields = _fields_of_group(group)
     field, considered, offered, stored = _choose(fields, open_stored_matrix, path, prefix, len(obs), declared, layer)
-    var, var_notes = read_table(group, fields[field][1], path, _WANTED_VAR, _FEATURE_TYPE_COLUMNS)
+    var, var_notes = read_table(group, fields[field][1], path, _WANTED_VAR, TYPE_COLUMNS)
     notes += [*obs_notes, *var_notes, *obsm_notes(_first_of_obsm(group), path, prefix)]
     uns = group.get("uns")
-    named = {key: uns[key][()] for key in _GENOME_COLUMNS if is_group(uns) and getattr(uns.get(key), "shape", 0) == ()}
+    named = {key: uns[key][()] for key in _GENOME_KEYS if is_group(uns) and getattr(uns.get(key), "shape", 0) == ()}
     statements = statements_of_file(group)
-    matrices = _split(path, prefix + field, declared, var, obs, _genome(var, named), stored, considered, statements)
+    matrices = _split(path, prefix + field, declared, var, obs, _genome(named), stored, considered, statements)
     for matrix in matrices:
         matrix.offered = offered
     return matrices
@@ -193,7 +197,7 @@ def _matrices_of_object(
     field, considered, offered, stored = _choose(fields, MatrixInMemory, path, prefix, len(obs), declared, layer)
     var, var_notes = table_in_memory(fields[field][1], f"{path}: {prefix}var", _WANTED_VAR)
     notes += [*obs_notes, *var_notes, *obsm_notes(adata.obsm.items(), path, prefix)]
-    genome = _genome(var, {key: adata.uns[key] for key in _GENOME_COLUMNS if key in adata.uns})
+    genome = _genome({key: adata.uns[key] for key in _GENOME_KEYS if key in adata.uns})
     statements = statements_of(adata.uns)
     matrices = _split(path, prefix + field, declared, var, obs, genome, stored, considered, statements)
     for matrix in matrices:
@@ -255,52 +259,44 @@ def _split(
 ) -> list[CountsMatrix]:
     """One `CountsMatrix` per modality: several where var tells features of several types apart."""
     names = np.asarray(var.index, dtype=str)
-    column = next((column for column in _FEATURE_TYPE_COLUMNS if column in var.columns), None)
-    types = var[column].astype(str).to_numpy() if column else None
-    kinds = list(dict.fromkeys(types.tolist())) if types is not None else []
-    common = {"path": path, "field": field, "cell_ids": np.asarray(obs.index, dtype=str), "obs": obs, "genome": genome}
+    cell_ids = np.asarray(obs.index, dtype=str)
 
     def matrix(modality: str | None, evidence: str, columns: np.ndarray | None = None) -> CountsMatrix:
+        table = var if columns is None else var.iloc[columns]
         return CountsMatrix(
-            **common,
+            path=path,
+            field=field,
             modality=modality or "",
             modality_evidence=evidence,
             feature_names=names if columns is None else names[columns],
-            feature_table=var if columns is None else var.iloc[columns],
+            feature_table=table,
+            cell_ids=cell_ids,
+            obs=obs,
+            genome=genomes_text(table) or genome,
             stored=stored if columns is None else ColumnsOf(stored, columns),
             considered=considered,
             statements=statements,
         )
 
-    if types is not None and len(kinds) > 1 and any(modality_of_name(kind) for kind in kinds):
-        return [
-            matrix(modality_of_name(kind), f"var[{column!r}] = {kind!r}", np.flatnonzero(types == kind))
-            for kind in kinds
-        ]
-    if len(kinds) == 1 and modality_of_name(kinds[0]):
-        return [matrix(modality_of_name(kinds[0]), f"var[{column!r}] = {kinds[0]!r}")]
+    kinds = kinds_of_features(var, names)
+    if len(kinds) == 1:
+        return [matrix(kinds[0].modality, kinds[0].evidence)]
+    if kinds:
+        return [matrix(*kind) for kind in kinds]
     if declared is not None and modality_of_name(declared):
         return [matrix(modality_of_name(declared), f"the name {declared!r} of the modality")]
-    found = modality_of_features(names)
-    if found:
-        return [matrix(found, "its feature names")]
-    called = f"the modality is called {declared!r}; " if declared else ""
-    return [matrix(None, f"{called}feature names such as {', '.join(names[:3])} are no genes, antibodies or regions")]
+    found, evidence = modality_of_table(var, names)
+    called = f"the modality is called {declared!r}; " if declared and not found else ""
+    return [matrix(found, called + evidence)]
 
 
 def _index(obs: pd.DataFrame | None) -> np.ndarray | None:
     return None if obs is None else np.asarray(obs.index, dtype=str)
 
 
-def _genome(var: pd.DataFrame, uns: dict[str, Any]) -> str | None:
-    """The one reference the file names, or None; several (a two-species mixture) are joined by "+"."""
-    for column in _GENOME_COLUMNS:
-        if column in var.columns:
-            named = sorted({str(value) for value in var[column].dropna().unique()} - {"", "nan", "unknown"})
-            if named:
-                return "+".join(named)
-    for value in uns.values():
-        text = value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
-        if text:
-            return text
-    return None
+def _genome(uns: Mapping[str, Any]) -> str | None:
+    """The reference that the file names for all its features, or None."""
+    texts = [
+        value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value) for value in uns.values()
+    ]
+    return next((text for text in texts if text), None)

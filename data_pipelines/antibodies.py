@@ -1,12 +1,15 @@
 """Antibody names: one spelling for what vendors and labs write in many, and the genes that code for the antigen.
 
-`CD3`, `cd3`, `Hu.CD3_UCHT1`, `CD3_TotalSeqB` and `anti-human CD3` are all "cd3". Two clones against one antigen
-(`cd3.1`, `cd3.2`) stay two features and link to the same genes.
+`CD3`, `cd3`, `Hu.CD3_UCHT1`, `CD3_TotalSeqB`, `CD3-CTCATTGTAACTCCT` and `anti-human CD3` are all "cd3". Two clones
+against one antigen (`cd3.1`, `cd3.2`) stay two features and link to the same genes. What is counted beside antibodies
+and is none (`no_antibody`) is told apart: hashtags, and the rows of reads that fitted nothing.
 """
 
 import re
 from functools import lru_cache
 from importlib import resources
+
+from data_pipelines.column_names import plain_name
 
 # Greek letters of chain names; spelt-out ones are left as they are (the table knows both).
 _GREEK = str.maketrans({"α": "a", "β": "b", "γ": "g", "δ": "d", "ε": "e", "κ": "k", "λ": "l"})
@@ -18,14 +21,27 @@ _CLONE = re.compile(r"_[a-z0-9.\-]+$")
 _PARENTHESES = re.compile(r"\([^)]*\)")
 _SEPARATORS = re.compile(r"[^a-z0-9.]+")
 _REPLICATE = re.compile(r"\.\d$")
+# The sequence of the tag that CITE-seq-Count writes behind a name.
+_TAG = re.compile(r"[\s_\-.:][ACGT]{8,40}$")
+# Longer ones are no names, and some of the patterns here take time with the square of a length.
+_LONGEST = 200
+_HASHTAG = re.compile(
+    r"(^|[^a-z])(hash[\s_\-.]?tags?|hto|cmo|sample[\s_\-.]?tags?)[\s_\-.#]*(\d{1,4}|[a-z])?([^a-z0-9]|$)"
+)
+# Rows of CITE-seq-Count, and of others that count what fitted no tag.
+_NO_TAG = frozenset(
+    ("unmapped", "unassigned", "unknown", "nomatch", "badstruct", "totalreads", "ambiguous", "negative", "doublet")
+)
 _ISOTYPE = re.compile(
     r"isotype|(^|\.)(ctrl|control)(\.|$)|^((rat|mouse|armenian\.hamster|hamster|rabbit|goat)\.)?igg\d[a-c]?\b"
 )
 
 
 def normalise_antibody(name: str) -> str:
-    """The stable id of an antibody, e.g. "cd3", "cd3.1", "hla.dr", "tcr.v.7.2"."""
-    text = name.strip().translate(_GREEK).lower()
+    """The stable id of an antibody, e.g. "cd3", "cd3.1", "hla.dr", "tcr.v.7.2"; "" for what can be no name."""
+    if len(name) > _LONGEST:
+        return ""
+    text = without_tag(name).translate(_GREEK).lower()
     text = _TOTALSEQ.sub("", text)
     text, has_species_prefix = _SPECIES_PREFIX.subn("", text)
     for _ in range(3):  # "ADT_anti-human CD3"
@@ -38,6 +54,21 @@ def normalise_antibody(name: str) -> str:
     whole = _dotted(text)
     readings = (whole, without_clone, _dotted(_PARENTHESES.sub("", text)))
     return next((reading for reading in readings if is_known_antibody(reading)), whole)
+
+
+def without_tag(name: str) -> str:
+    """ "CD3-CTCATTGTAACTCCT" -> "CD3"."""
+    return _TAG.sub("", name.strip())
+
+
+def no_antibody(name: str) -> str | None:
+    """ "hashtag" or "no tag" for a row that counts what is no antibody, as the file writes its name; else None."""
+    if len(name) > _LONGEST:
+        return None
+    text = without_tag(name).lower()
+    if plain_name(text) in _NO_TAG:
+        return "no tag"
+    return "hashtag" if _HASHTAG.search(text) else None
 
 
 def is_isotype_control(antibody_id: str) -> bool:

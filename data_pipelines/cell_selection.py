@@ -22,7 +22,7 @@ PRIMARY = "is_primary_data"
 _SHOWN = 20  # values listed in a message
 _TRUTH = {"true": ("True", "true", "TRUE", "1"), "false": ("False", "false", "FALSE", "0")}
 _TRUTH |= {"1": _TRUTH["true"], "0": _TRUTH["false"]}
-_BOUND = re.compile(r"(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)$")
+_BOUND = re.compile(r"(>=|<=|>|<)\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)$")
 _COMPARE = {">=": np.greater_equal, "<=": np.less_equal, ">": np.greater, "<": np.less}
 
 Values = Mapping[str, Sequence[str]]

@@ -7,41 +7,47 @@ from functools import cached_property, lru_cache
 import numpy as np
 import pandas as pd
 
-from data_pipelines.antibodies import coding_genes, is_isotype_control, is_known_antibody, normalise_antibody
+from data_pipelines.antibodies import (
+    coding_genes,
+    is_isotype_control,
+    is_known_antibody,
+    no_antibody,
+    normalise_antibody,
+    without_tag,
+)
 from data_pipelines.feature_space import ModalityFeatures
-from data_pipelines.gene_names import ENSEMBL_ID, ERCC, SPIKE_IN, find_gene, gene_of_symbol, unversioned
-from data_pipelines.gene_tables import GeneTable, load_gene_table
-from data_pipelines.genome_assembly import outside_assembly, parse_regions
+from data_pipelines.gene_names import (
+    ANOTHER_SPECIES,
+    ERCC,
+    SPIKE_IN,
+    ensembl_id,
+    find_gene,
+    gene_of_symbol,
+    is_known,
+)
+from data_pipelines.gene_tables import ORGANISMS, GeneTable, load_gene_table
+from data_pipelines.genome_assembly import ORGANISM_OF_ASSEMBLY, organism_of_genome, outside_assembly, parse_regions
+from data_pipelines.modality_names import name_sources
 from data_pipelines.region_links import NEAREST, RegionLinks
 from data_pipelines.region_space import RegionSpace
 
-# Statuses that leave a column without a feature. A "spike-in" is left out rightly: it does not lower the coverage.
+# Statuses that leave a column without a feature. What is none on purpose (`NO_FEATURES`) does not lower the coverage.
 UNMAPPED = (
     "ambiguous",
     "unknown",
+    "no name",
+    "a date",
+    ANOTHER_SPECIES,
     "not a region",
     "no such chromosome",
     "beyond the chromosome",
     "in no region",
 )
-# Columns of var that may hold gene ids or symbols, ids first.
-_GENE_COLUMNS = (
-    "gene_ids",
-    "gene_id",
-    "ensembl",
-    "ensembl_id",
-    "ensembl_ids",
-    "feature_id",
-    "id",
-    "gene_symbols",
-    "gene_symbol",
-    "symbol",
-    "symbols",
-    "gene_name",
-    "gene_names",
-    "feature_name",
-    "name",
-)
+# Left out rightly: spike-ins among genes, hashtags and reads without a tag among antibodies.
+NO_FEATURES = (SPIKE_IN, "hashtag", "no tag")
+# With a larger share of the features of another species a file is a mixture: a reference of two species, or one with
+# more of the other than a few transgenes.
+MIXTURE = 0.05
 _EXAMPLES = 5
 
 
@@ -55,7 +61,7 @@ class FeatureMapping:
       names: str [columns], as the file has them.
       ids: str [columns], the stable id; "" = unmapped.
       status: str [columns], how the name was found ("id", "retired id", "symbol", "alias", "other case", "antibody",
-        "isotype control", "no coding gene known", "region", "by overlap") or why it was not (`UNMAPPED`, "spike-in").
+        "isotype control", "no coding gene known", "region", "by overlap"), or why not (`UNMAPPED`, `NO_FEATURES`).
       features: the features found, in canonical order; of a `RegionSpace`, all its regions, found or not.
       column_to_feature: int64 [columns], index into `features.ids`, -1 = unmapped. Several columns may share one
         feature: their counts are summed.
@@ -75,8 +81,8 @@ class FeatureMapping:
 
     @property
     def num_eligible(self) -> int:
-        """Columns that ought to map: all but spike-ins."""
-        return int(np.count_nonzero(self.status != SPIKE_IN))
+        """Columns that ought to map: all but what is no feature on purpose."""
+        return int(np.count_nonzero(~np.isin(self.status, NO_FEATURES)))
 
     @cached_property
     def measured(self) -> np.ndarray:
@@ -114,10 +120,19 @@ class FeatureMapping:
         ]
 
 
-def map_genes(names: np.ndarray, organism: str, source: str = "var index") -> FeatureMapping:
-    """Ensembl ids (versions stripped) or symbols -> genes of `organism`."""
+def map_genes(
+    names: np.ndarray, organism: str, source: str = "var index", organisms: np.ndarray | None = None
+) -> FeatureMapping:
+    """Ensembl ids (versions stripped) or symbols -> genes of `organism`.
+
+    Args:
+      organisms: str [columns], which species the file says each gene is of; "" where it does not.
+    """
     genes = load_gene_table(organism)
     ids, status = _gene_ids(names, genes)
+    if organisms is not None:
+        foreign = ~np.isin(organisms, ("", organism))
+        ids, status = np.where(foreign, "", ids), np.where(foreign, ANOTHER_SPECIES, status)
     found = sorted(set(ids.tolist()) - {""})
     rows = np.array([genes.row_of_id[gene_id] for gene_id in found], dtype=np.int64)
     features = ModalityFeatures(
@@ -136,28 +151,27 @@ def map_genes(names: np.ndarray, organism: str, source: str = "var index") -> Fe
 def map_proteins(names: np.ndarray, organism: str, source: str = "var index") -> FeatureMapping:
     """Antibody names -> proteins, linked to their coding genes. Every antibody is a feature, known or not."""
     genes = load_gene_table(organism)
-    ids = np.array([normalise_antibody(name) for name in names.tolist()], dtype=str)
-    links, status = [], []
-    for antibody in ids.tolist():
-        symbols = coding_genes(antibody)
+    ids, links, status = [], [], []
+    for name in names.tolist():
+        left_out = no_antibody(name)
+        antibody = "" if left_out else normalise_antibody(name)
         # The table has human symbols; the mouse ortholog nearly always has the same one in title case.
-        found = [gene_of_symbol(s if organism == "human" else s.capitalize(), genes) for s in symbols]
+        found = [gene_of_symbol(s if organism == "human" else s.capitalize(), genes) for s in coding_genes(antibody)]
+        ids.append(antibody)
         links.append(tuple(dict.fromkeys(gene for gene in found if gene)))
         status.append(
-            "unknown"
-            if not antibody
-            else "isotype control"
-            if is_isotype_control(antibody)
-            else "antibody"
-            if links[-1]
-            else "no coding gene known"
+            left_out
+            or (None if antibody else "unknown" if name else "no name")
+            or ("isotype control" if is_isotype_control(antibody) else None)
+            or ("antibody" if links[-1] else "no coding gene known")
         )
+    ids = np.array(ids, dtype=str)
     named = np.flatnonzero(ids != "")
     features = ModalityFeatures.sorted(
         "protein",
         f"protein:{organism}",
         ids[named],
-        names[named],
+        [without_tag(name) for name in names[named].tolist()],
         [""] * len(named),
         [-1] * len(named),
         [-1] * len(named),
@@ -186,6 +200,10 @@ def map_regions(
     status = np.full(len(names), "region", dtype="U32")
     status[~regions.valid] = "not a region"
     status[lacking] = "no such chromosome"
+    genomes = regions.genome if regions.genome is not None else np.full(len(names), "")
+    for genome in np.unique(genomes[lacking]).tolist():
+        if organism_of_genome(genome) not in (None, ORGANISM_OF_ASSEMBLY[assembly]):
+            status[lacking & (genomes == genome)] = ANOTHER_SPECIES
     status[beyond] = "beyond the chromosome"
     good = np.flatnonzero(status == "region")
     chrom, start, end = regions.chrom[good], regions.start[good], regions.end[good]
@@ -221,56 +239,59 @@ def gene_coverage(names: np.ndarray, organism: str) -> float:
     """Share of the names (spike-ins aside) that are ids or symbols of the organism, in exactly this spelling."""
     genes = load_gene_table(organism)
     eligible = [name for name in names.tolist() if not ERCC.match(name)]
-    known = sum(
-        (unversioned(name) in genes.row_of_id) if ENSEMBL_ID.match(name) else (name in genes.rows_of_symbol)
-        for name in eligible
-    )
-    return known / max(1, len(eligible))
+    return sum(is_known(name, genes) for name in eligible) / max(1, len(eligible))
 
 
-def gene_name_sources(feature_table: pd.DataFrame, index: np.ndarray) -> dict[str, np.ndarray]:
-    """ "var index" or "var['column']" -> str [columns]: all that may hold the names of genes."""
-    sources = {"var index": index}
-    for column in _GENE_COLUMNS:
-        if column in feature_table.columns:
-            sources[f"var[{column!r}]"] = feature_table[column].astype(str).to_numpy(dtype=str)
-    return sources
-
-
-def choose_gene_names(
-    feature_table: pd.DataFrame, index: np.ndarray, coverage: Callable[[np.ndarray], float]
+def choose_names(
+    table: pd.DataFrame, index: np.ndarray, coverage: Callable[[np.ndarray], float]
 ) -> tuple[str, np.ndarray]:
     """("var index" or "var['column']", names [columns]): the source that `coverage` knows most of.
 
-    Ensembl ids win over symbols when they cover as much, within one percent: they are not ambiguous.
+    Ensembl ids win over symbols when they cover as much, within one percent: they are not ambiguous. Where a source has
+    no name, the index gives it, else the next best source that has one.
     """
-    sources = gene_name_sources(feature_table, index)
-    scored = []
-    for place, (source, names) in enumerate(sources.items()):
+    sources = name_sources(table, index)
+    of_index, scored = sources["var index"], []
+    for place, (source, given) in enumerate(sources.items()):
+        names = np.where(given == "", of_index, given)
         sample = names[:: max(1, len(names) // 1000)]
-        stable = sum(bool(ENSEMBL_ID.match(name)) for name in sample.tolist()) > len(sample) / 2
-        scored.append((coverage(names) + (0.01 if stable else 0.0), -place, source))
-    source = max(scored)[2]
-    return source, sources[source]
+        stable = sum(bool(ensembl_id(name)) for name in sample.tolist()) > len(sample) / 2
+        scored.append((coverage(names) + (0.01 if stable else 0.0), -place, source, names))
+    scored.sort(key=lambda entry: entry[:2], reverse=True)
+    (_, _, source, chosen), *others = scored
+    for _, _, _, names in others:
+        chosen = np.where(chosen == "", names, chosen)
+    return source, chosen
 
 
 def antibody_coverage(names: np.ndarray) -> float:
-    return sum(is_known_antibody(normalise_antibody(name)) for name in names.tolist()) / max(1, len(names))
+    """Share of the names (hashtags and the like aside) that are known antibodies."""
+    eligible = [name for name in names.tolist() if not no_antibody(name)]
+    return sum(is_known_antibody(normalise_antibody(name)) for name in eligible) / max(1, len(eligible))
 
 
 def _gene_ids(names: np.ndarray, genes: GeneTable) -> tuple[np.ndarray, np.ndarray]:
     ids, status = [], []
+    others = [load_gene_table(organism) for organism in ORGANISMS if organism != genes.organism]
     for name in names.tolist():
         gene_id, how = find_gene(name, genes)
+        if how == "unknown" and any(is_known(name, other) for other in others):
+            how = ANOTHER_SPECIES
         ids.append(gene_id)
         status.append(how)
     # Upper-cased human symbols ("C1ORF43") are rescued only where the exact spelling already fits the organism:
-    # otherwise every mouse file would pass as a human one.
-    if sum(bool(gene_id) for gene_id in ids) * 2 >= len(ids):
+    # otherwise every mouse file would pass as a human one. And only where the gene has no column yet: beside App, APP
+    # is a transgene.
+    there = set(ids)
+    if sum(bool(gene_id) for gene_id in ids) * 2 >= len(ids) and status.count(ANOTHER_SPECIES) <= MIXTURE * len(ids):
         for column, (name, how) in enumerate(zip(names.tolist(), status, strict=True)):
-            if how == "unknown" and (symbol := genes.symbol_of_folded.get(name.upper())):
-                gene_id = gene_of_symbol(symbol, genes)
-                ids[column], status[column] = (gene_id, "other case") if gene_id else ("", "ambiguous")
+            if how not in ("unknown", ANOTHER_SPECIES) or not (symbol := genes.symbol_of_folded.get(name.upper())):
+                continue
+            gene_id = gene_of_symbol(symbol, genes)
+            if gene_id not in there:
+                ids[column], status[column] = gene_id, "other case"
+            elif not gene_id:
+                status[column] = "ambiguous"
     return np.array(ids, dtype=str), np.array(status, dtype=str)
 
 

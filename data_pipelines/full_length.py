@@ -10,7 +10,6 @@ reads keeps at least one count: what was seen is no zero. Cells of other assays 
 """
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,10 +18,11 @@ import pandas as pd
 import scipy.sparse as sp
 
 from data_pipelines.cell_metadata import as_text
+from data_pipelines.column_names import columns_called, plain_name
 from data_pipelines.counts_field import describe_values
 from data_pipelines.counts_matrix import CountsMatrix, Dataset
-from data_pipelines.feature_mapping import gene_name_sources
 from data_pipelines.gene_names import ERCC, unversioned
+from data_pipelines.modality_names import name_sources
 from data_pipelines.obs_fields import recognise_obs_fields
 from data_pipelines.stored_matrix import StoredMatrix
 from scmbert_jax.errors import InputError
@@ -55,16 +55,12 @@ FULL_LENGTH_ASSAYS = {
 _LENGTH_COLUMNS = ("feature_length", "gene_length", "exonic_length")
 
 
-def _plain(text: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", text.lower())
-
-
-_KNOWN = {_plain(name) for pair in FULL_LENGTH_ASSAYS.items() for name in pair}
+_KNOWN = {plain_name(name) for pair in FULL_LENGTH_ASSAYS.items() for name in pair}
 
 
 def is_full_length(assay: str) -> bool:
     """By label or EFO id, whatever its spelling: "Smart-seq2", "smartseq2", "EFO:0008931"."""
-    return _plain(assay) in _KNOWN
+    return plain_name(assay) in _KNOWN
 
 
 def full_length_cells(obs: pd.DataFrame, obs_fields: Mapping[str, str | None] | None = None) -> np.ndarray:
@@ -164,15 +160,15 @@ def _gene_lengths(matrix: CountsMatrix) -> tuple[np.ndarray, str]:
         path = Path(matrix.reading.gene_lengths)
         lengths, source = _lengths_of_file(path, matrix), path.name
     else:
-        column = next((column for column in _LENGTH_COLUMNS if column in matrix.feature_table.columns), None)
-        if column is None:
+        found = next(columns_called(matrix.feature_table, [plain_name(name) for name in _LENGTH_COLUMNS]), None)
+        if found is None:
             raise InputError(
                 f"{matrix.where}: no lengths of genes: var has no {' or '.join(_LENGTH_COLUMNS)}, and the tables of "
                 "this package hold positions only, whose introns are not read. State --gene-lengths FILE (columns "
                 "gene and length, the base pairs of its exons), made from the annotation the reads were counted on"
             )
-        lengths = pd.to_numeric(matrix.feature_table[column], errors="coerce").to_numpy(np.float64)
-        source = f"var[{column!r}]"
+        lengths = pd.to_numeric(found[1], errors="coerce").to_numpy(np.float64)
+        source = f"var[{found[0]!r}]"
     spike_in = np.array([bool(ERCC.match(name)) for name in names.tolist()], dtype=bool)
     lacking = ~(lengths > 0) & ~spike_in
     if lacking.any():
@@ -205,7 +201,7 @@ def _lengths_of_file(path: Path, matrix: CountsMatrix) -> np.ndarray:
     for place, (gene, value) in enumerate(zip(table["gene"].map(unversioned), length.tolist(), strict=True)):
         if of_gene.setdefault(gene, value) != value:
             raise InputError(f"{path}, line {place + 2:,}: {gene} has another length already; give one for each gene")
-    sources = gene_name_sources(matrix.feature_table, matrix.feature_names)
+    sources = name_sources(matrix.feature_table, matrix.feature_names)
     found_in = [
         np.array([of_gene.get(unversioned(name), np.nan) for name in names.tolist()]) for names in sources.values()
     ]

@@ -266,7 +266,7 @@ def build_mouse_table(folder: Path) -> pd.DataFrame:
     return _with_replacements(frame)
 
 
-_GTF_ATTRIBUTE = re.compile(r'(\w+) "([^"]*)"')
+_GTF_ATTRIBUTE = re.compile(r'(?<!\w)(\w+) "([^"]*)"')
 
 
 def build_table_from_gtf(path: str | Path, assembly: str | None = None) -> pd.DataFrame:

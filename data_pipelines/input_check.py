@@ -5,33 +5,40 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from data_pipelines.antibodies import no_antibody
 from data_pipelines.cell_identity import column_weights, feature_weights
 from data_pipelines.cell_selection import PRIMARY, not_primary
 from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.counts_scan import scan_counts
 from data_pipelines.feature_mapping import (
+    NO_FEATURES,
     FeatureMapping,
     antibody_coverage,
-    choose_gene_names,
+    choose_names,
     gene_coverage,
     map_genes,
     map_proteins,
 )
 from data_pipelines.full_length import full_length_problem
 from data_pipelines.gene_tables import ORGANISMS
-from data_pipelines.genome_assembly import CHROMOSOME_LENGTHS, ORGANISM_OF_ASSEMBLY, assembly_of_genome
+from data_pipelines.genome_assembly import (
+    CHROMOSOME_LENGTHS,
+    ORGANISM_OF_ASSEMBLY,
+    assembly_of_genome,
+    organisms_of_features,
+)
 from data_pipelines.input_report import InputReport, ModalityReport
+from data_pipelines.modality_names import is_other_assay, types_not_understood
 from data_pipelines.obs_fields import recognise_obs_fields
 from data_pipelines.pair_check import pair_problems
 from data_pipelines.region_check import map_atac, region_facts
 from data_pipelines.region_space import HOW_TO_LIFT
+from data_pipelines.species_check import report_species
 from scmbert_jax.batch import MODALITIES
 from scmbert_jax.errors import InputError
 
 __all__ = ["InputReport", "ModalityReport", "check_dataset", "require_usable"]
 
-# Feature types of Cell Ranger that are no counts of genes, proteins or regions: named in a warning, not read.
-_NOT_READ = ("CRISPR Guide Capture", "Multiplexing Capture", "Antigen Capture", "Custom")
 _EXAMPLES = 3
 
 
@@ -73,7 +80,7 @@ def check_dataset(
             report.problems.append(f"assembly {assembly!r}: not known; state one of {known}")
     matrices = _readable(dataset, report)
     gene_names = {
-        id(matrix): choose_gene_names(matrix.feature_table, matrix.feature_names, _best_coverage)
+        id(matrix): choose_names(matrix.feature_table, matrix.feature_names, _best_coverage)
         for matrix in matrices
         if matrix.modality == "rna"
     }
@@ -115,14 +122,22 @@ def _readable(dataset: Dataset, report: InputReport) -> list[CountsMatrix]:
                 f"{matrix.where}: a second matrix of {matrix.modality} beside {known[matrix.modality].field}; "
                 "keep one of them in the file"
             )
-        elif matrix.modality in MODALITIES:
-            known[matrix.modality] = matrix
-        elif any(kind in matrix.modality_evidence for kind in _NOT_READ):
+        elif matrix.modality not in MODALITIES:
+            unknown.append(matrix)
+        elif matrix.modality == "protein" and len(dataset.matrices) > 1 and _all_tags(matrix):
             report.warnings.append(
-                f"{matrix.where}: {matrix.shape[1]:,} features are not read ({matrix.modality_evidence})"
+                f"{matrix.where}: its {matrix.shape[1]:,} features are no antibodies ("
+                f"{', '.join(matrix.feature_names[:_EXAMPLES].tolist())}: hashtags and the like), and are not read"
             )
         else:
-            unknown.append(matrix)
+            known[matrix.modality] = matrix
+            said = types_not_understood(matrix.feature_table)
+            if said:
+                report.warnings.append(
+                    f"{matrix.where}: {said}, which is not understood: all features are taken as {matrix.modality} "
+                    f"({matrix.modality_evidence}). If they are of several kinds, write Gene Expression, Antibody "
+                    "Capture or Peaks there"
+                )
     for matrix in unknown:
         fits = _fits(matrix)
         said = (
@@ -134,15 +149,25 @@ def _readable(dataset: Dataset, report: InputReport) -> list[CountsMatrix]:
             "protein or atac"
         )
         # What nothing here has a name for is nobody's counts; what looks like genes or antibodies would be missed.
-        if known and max(fits.values()) < report.min_coverage:
+        if any(is_other_assay(word) for word in matrix.modality_evidence.split("'")[1::2]):
             report.warnings.append(
-                f"{said}Its {matrix.shape[1]:,} features are not read. To have them, say it in {remedy}"
+                f"{matrix.where}: {matrix.shape[1]:,} features are not read ({matrix.modality_evidence})"
+            )
+        elif known and max(fits.values()) < report.min_coverage:
+            examples = ", ".join(matrix.feature_names[:_EXAMPLES].tolist())
+            report.warnings.append(
+                f"{said}Its {matrix.shape[1]:,} features ({examples}) are not read. To have them, say it in {remedy}"
             )
         else:
             report.problems.append(f"{said}Say it in {remedy}")
     if not known and not report.problems:
         report.problems.append(f"{dataset.path}: no matrix of {', '.join(MODALITIES)}")
     return [known[name] for name in MODALITIES if name in known]
+
+
+def _all_tags(matrix: CountsMatrix) -> bool:
+    _, names = choose_names(matrix.feature_table, matrix.feature_names, antibody_coverage)
+    return all(no_antibody(name) for name in names.tolist())
 
 
 def _fits(matrix: CountsMatrix) -> dict[str, float]:
@@ -168,8 +193,8 @@ def _settle_organism(
     genomes = {assembly_of_genome(matrix.genome): matrix for matrix in matrices if assembly_of_genome(matrix.genome)}
     regions = next((matrix for matrix in matrices if matrix.modality == "atac"), None)
     if report.assembly is not None and regions is not None:
-        of_file = assembly_of_genome(regions.genome)
-        if of_file not in (None, report.assembly):
+        named = {assembly_of_genome(genome) for genome in (regions.genome or "").split("+")}
+        for of_file in sorted(name for name in named if name not in (None, report.assembly)):
             report.problems.append(
                 f"{regions.where}: its genome field says {regions.genome!r}, but the assembly was given as "
                 f"{report.assembly}. {HOW_TO_LIFT.format(of=of_file, to=report.assembly)}, or state --assembly "
@@ -186,8 +211,15 @@ def _settle_organism(
     if report.organism is None:
         if names is not None:
             fits = {organism: gene_coverage(names[1], organism) for organism in ORGANISMS}
-            if max(fits.values()) > 0:
-                report.organism = max(fits, key=lambda organism: fits[organism])
+            if max(fits.values()) == 0:
+                where = next(matrix.where for matrix in matrices if matrix.modality == "rna")
+                report.problems.append(
+                    f"{where}: no name in {names[0]} is a gene of {' or '.join(ORGANISMS)} (e.g. "
+                    f"{', '.join(names[1][:_EXAMPLES].tolist())}); give Ensembl ids or official symbols in var_names "
+                    "or var['gene_ids']"
+                )
+                return
+            report.organism = max(fits, key=lambda organism: fits[organism])
         else:
             report.organism = of_assembly
     if report.organism and of_assembly and report.organism != of_assembly:
@@ -255,29 +287,34 @@ def _map_features(
     if report.organism is None:
         return None
     if matrix.modality == "protein":
-        columns = [column for column in ("name", "id") if column in matrix.feature_table.columns]
-        sources = {"var index": matrix.feature_names}
-        sources |= {f"var[{column!r}]": matrix.feature_table[column].to_numpy(dtype=str) for column in columns}
-        source = max(sources, key=lambda source: antibody_coverage(sources[source]))  # first of equals
-        mapping = map_proteins(sources[source], report.organism, source)
+        source, names = choose_names(matrix.feature_table, matrix.feature_names, antibody_coverage)
+        mapping = map_proteins(names, report.organism, source)
+        known = antibody_coverage(names)
+        left_out = mapping.names[np.isin(mapping.status, NO_FEATURES)]
+        if len(left_out):
+            report.warnings.append(
+                f"{matrix.where}: {len(left_out):,} of {len(names):,} features are hashtags, or reads without a tag, "
+                f"no antibodies, and left out: {', '.join(left_out[:_EXAMPLES].tolist())}"
+            )
         unlinked = mapping.examples("no coding gene known")
         if unlinked:
             count = mapping.status_counts["no coding gene known"]
             report.warnings.append(
                 f"{matrix.where}: {count:,} of {len(mapping.names):,} antibodies have no coding gene in the table and "
-                f"stand without a link: {', '.join(unlinked)} ({antibody_coverage(sources[source]):.1%} of the names "
-                "are known)"
+                f"stand without a link: {', '.join(unlinked)} ({known:.1%} of the names are known)"
             )
-        if antibody_coverage(sources[source]) < report.min_coverage:
+        if known < report.min_coverage:
             report.problems.append(
-                f"{matrix.where}: only {antibody_coverage(sources[source]):.0%} of the names are known antibodies "
+                f"{matrix.where}: only {known:.0%} of the names are known antibodies "
                 f"(e.g. {', '.join(unlinked)}); at least {report.min_coverage:.0%} are asked for. Rename them after "
                 "their antigen (CD3, HLA-DR), or lower --min-coverage"
             )
         return mapping
     assert gene_names is not None
     source, names = gene_names
-    mapping = map_genes(names, report.organism, source)
+    mapping = map_genes(names, report.organism, source, organisms_of_features(matrix.feature_table))
+    if report_species(matrix, mapping, report):
+        return mapping
     if mapping.coverage < report.min_coverage:
         fits = {organism: gene_coverage(names, organism) for organism in ORGANISMS}
         listed = ", ".join(f"{organism} {share:.0%}" for organism, share in fits.items())
@@ -308,13 +345,16 @@ def _check_names(matrix: CountsMatrix, mapping: FeatureMapping | None, report: I
             f"{matrix.where}: {len(repeated):,} cell ids occur more than once: {_some(repeated)}. Make them unique, "
             "e.g. by putting the sample's name in front"
         )
-    features = pd.Index(mapping.names if mapping is not None else matrix.feature_names)
+    if mapping is None:
+        return
+    # What maps to nothing may well be repeated ("Y_RNA", or no name at all): it is left out.
+    features = pd.Index(mapping.names[mapping.column_to_feature >= 0])
     if not features.is_unique:
         repeated = features[features.duplicated()].unique()
-        source = mapping.source if mapping is not None else "var index"
         report.problems.append(
-            f"{matrix.where}: {len(repeated):,} feature ids occur more than once in {source}: {_some(repeated)}. Use "
-            "unique ids (Ensembl ids in var_names or var['gene_ids']), or sum the repeated columns"
+            f"{matrix.where}: {len(repeated):,} feature ids occur more than once in {mapping.source}: "
+            f"{_some(repeated)}. Use unique ids (Ensembl ids in var_names or var['gene_ids']), or sum the repeated "
+            "columns"
         )
 
 

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.derivation import derivation_lines
-from data_pipelines.feature_mapping import UNMAPPED, FeatureMapping
+from data_pipelines.feature_mapping import NO_FEATURES, UNMAPPED, FeatureMapping
 from data_pipelines.feature_space import ModalityFeatures
-from data_pipelines.gene_names import SPIKE_IN
 
 # Measured on 10x RNA (1,635 non-zeros a cell): 1.55 kB a cell with delta-coded ids and zstd.
 CORPUS_BYTES_PER_VALUE = 0.95
@@ -246,7 +245,7 @@ def _modality_lines(part: ModalityReport) -> list[str]:
         )
         for status, count in mapping.status_counts.items():
             examples = ", ".join(mapping.examples(status)[:3])
-            shown = f": {examples}" if status in (*UNMAPPED, SPIKE_IN, "no coding gene known") else ""
+            shown = f": {examples}" if status in (*UNMAPPED, *NO_FEATURES, "no coding gene known") else ""
             _row(lines, "", f"{count:,} {status}{shown}")
         if mapping.num_summed:
             _row(lines, "", f"{mapping.num_summed:,} columns summed into others: {mapping.summed_examples()[0]} ...")

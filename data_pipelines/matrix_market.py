@@ -27,7 +27,7 @@ from scmbert_jax.errors import InputError
 _BLOCK_BYTES = 8 << 20
 _NUMBER = {
     "integer": re.compile(rb"[+-]?\d+(\.0*)?"),
-    "real": re.compile(rb"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf)", re.IGNORECASE),
+    "real": re.compile(rb"[+-]?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|nan|inf)", re.IGNORECASE),
 }
 _DTYPE = {"integer": np.dtype(np.int64), "real": np.dtype(np.float64)}
 

@@ -1,27 +1,46 @@
 """Which modality a matrix is: from what the file says, else from its feature names. Never a guess without evidence."""
 
 import re
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from data_pipelines.antibodies import is_known_antibody, normalise_antibody
+from data_pipelines.antibodies import is_known_antibody, no_antibody, normalise_antibody
+from data_pipelines.column_names import columns_called, known_text, plain_name
+from data_pipelines.gene_names import ensembl_id, is_known
 from data_pipelines.gene_tables import ORGANISMS, load_gene_table
+from data_pipelines.genome_assembly import REGION, without_genome
 
-# What files call a modality (MuData keys, 10x and Muon `feature_types`), lower-cased.
+# What files call a modality (MuData keys, the type of a feature), as `plain_name` writes it.
 _NAMES = {
-    "rna": ("rna", "gex", "gene expression", "gene_expression", "transcriptome", "expression", "scrna", "mrna"),
-    "protein": ("protein", "prot", "adt", "antibody", "antibody capture", "antibodies", "cite", "citeseq", "proteins"),
-    "atac": ("atac", "peaks", "peak", "chromatin accessibility", "accessibility", "scatac", "chromatin", "regions"),
+    "rna": "rna gex gene genes geneexpression transcriptome expression scrna mrna",
+    "protein": "protein proteins prot adt adts ab abs antibody antibodies antibodycapture antibodyderivedtag "
+    "antibodyderivedtags surfaceprotein surfaceproteins cellsurfaceprotein proteinexpression abseq cite citeseq",
+    "atac": "atac peak peaks chromatinaccessibility accessibility scatac chromatin region regions openchromatin",
 }
-_MODALITY_OF_NAME = {name: modality for modality, names in _NAMES.items() for name in names}
+_MODALITY_OF_NAME = {name: modality for modality, names in _NAMES.items() for name in names.split()}
 # What else is measured beside them: receptors, hashtags that tell samples apart, guides, and what Cell Ranger adds.
 _OTHER_ASSAYS = (
-    *("airr", "vdj", "tcr", "bcr", "hto", "hashtag", "hashtags", "hashing", "cmo", "lmo", "multiplexing capture"),
-    *("guide", "guides", "grna", "sgrna", "gdo", "crispr", "crispr guide capture", "antigen capture", "custom"),
+    *("airr", "vdj", "tcr", "bcr", "hto", "htos", "hashtag", "hashtags", "hashing", "cellhashing", "cmo", "lmo"),
+    *("multiplexing", "multiplexingcapture", "sampletag", "sampletags", "guide", "guides", "grna", "sgrna", "gdo"),
+    *("crispr", "crisprguidecapture", "antigencapture", "custom", "spikein", "spikeins"),
+)
+# Columns that say what kind each feature is; others do where nothing else can be meant.
+TYPE_COLUMNS = ("featuretypes", "featuretype", "modality", "modalities", "librarytype")
+_MOST_KINDS = 50
+
+# Columns that may hold the names of features: ids first, then symbols, then what antibodies and regions are called.
+NAME_COLUMNS = (
+    *("geneids", "geneid", "ensembl", "ensemblid", "ensemblids", "ensemblgene", "ensemblgeneid", "ensemblgeneids"),
+    *("ensg", "genestableid", "featureid", "featureids", "accession", "id", "ids"),
+    *("genesymbols", "genesymbol", "symbol", "symbols", "hgncsymbol", "mgisymbol", "genename", "genenames", "gene"),
+    *("genes", "geneshortname", "externalgenename", "featurename", "featurenames", "feature", "features", "name"),
+    *("names", "varnames", "index"),
+    *("antibody", "antibodies", "antibodyname", "protein", "proteins", "proteinname", "marker", "markers", "antigen"),
+    *("interval", "intervals", "peak", "peaks", "peakid", "peakname", "region", "regions"),
 )
 
-REGION = re.compile(r"^(?P<chrom>(?:chr)?[A-Za-z0-9]+(?:[._][A-Za-z0-9]+)*?)[:_-](?P<start>-?\d+)[-_](?P<end>-?\d+)$")
-_ENSEMBL = re.compile(r"^ENS[A-Z]*G\d{11}(\.\d+)?(_PAR_Y)?$")
 _CHROMOSOME = re.compile(r"^chr|^(\d{1,2}|X|Y|MT?)$|^(GL|KI|JH)\d+")
 
 # Below this share of recognised names the evidence is too thin to name a modality.
@@ -31,12 +50,101 @@ _SAMPLE = 2000
 
 def modality_of_name(name: str) -> str | None:
     """ "adt" -> "protein", "Peaks" -> "atac"; None for a name that is not one of the known words."""
-    return _MODALITY_OF_NAME.get(name.strip().lower())
+    return _MODALITY_OF_NAME.get(plain_name(name))
 
 
 def is_other_assay(name: str) -> bool:
     """Of "airr", "HTO", "CRISPR Guide Capture": known, and none of the modalities that are read."""
-    return name.strip().lower().replace("_", " ") in _OTHER_ASSAYS
+    return plain_name(name) in _OTHER_ASSAYS
+
+
+class Kind(NamedTuple):
+    """Features of one kind: their modality (None: of none that is read), what says so, int64 which columns."""
+
+    modality: str | None
+    evidence: str
+    columns: np.ndarray
+
+
+def kinds_of_features(table: pd.DataFrame, index: np.ndarray) -> list[Kind]:
+    """The kinds that a column of the table tells apart, by first feature; none where no column does.
+
+    What is not of a known kind is a `Kind` without modality. Where one kind alone is named, features whose type is
+    missing are of that kind if their names are.
+    """
+    found = _feature_types(table)
+    if found is None:
+        return []
+    column, types = found
+    modalities = {kind: modality_of_name(kind) for kind in dict.fromkeys(types.tolist())}
+    untyped, known = types == "", {modality for modality in modalities.values() if modality}
+    if untyped.any() and len(known) == 1 and all(modality or not kind for kind, modality in modalities.items()):
+        found, _ = modality_of_table(table.iloc[untyped], index[untyped])
+        modalities[""] = found if found in known else None
+    # Several words for one modality are one kind.
+    kinds = []
+    for modality in dict.fromkeys(modalities[kind] or kind for kind in modalities):
+        words = [kind for kind in modalities if (modalities[kind] or kind) == modality]
+        said = " or ".join(repr(kind) for kind in words if kind) or "missing"
+        evidence = f"var[{column!r}] {'is' if said == 'missing' else '='} {said}"
+        kinds.append(Kind(modalities[words[0]], evidence, np.flatnonzero(np.isin(types, words))))
+    return kinds
+
+
+def types_not_understood(table: pd.DataFrame) -> str | None:
+    """What a column of types says, where none of it is known: neither a modality nor the biotype of genes."""
+    biotypes = {biotype for organism in ORGANISMS for biotype in load_gene_table(organism).biotype.tolist()}
+    for column, values in columns_called(table, TYPE_COLUMNS):
+        kinds = [kind for kind in np.unique(known_text(values)).tolist() if kind]
+        if len(kinds) > 1 and not any(modality_of_name(kind) or kind in biotypes for kind in kinds):
+            return f"var[{column!r}] says {', '.join(map(repr, kinds[:5]))}"
+    return None
+
+
+def _feature_types(table: pd.DataFrame) -> tuple[str, np.ndarray] | None:
+    """(column, str [features]: what it says, "" where nothing), or None where no column tells kinds of features apart.
+
+    A column called otherwise is one, too, when all it says are names of modalities, of two at least.
+    """
+    for column, values in columns_called(table, TYPE_COLUMNS):
+        types = known_text(values)
+        if any(modality_of_name(kind) for kind in np.unique(types).tolist()):
+            return column, types
+    for place, column in enumerate(table.columns):
+        values = table.iloc[:, place]
+        if pd.api.types.is_numeric_dtype(values) or values.nunique() > _MOST_KINDS:
+            continue
+        types = known_text(values)
+        found = [modality_of_name(kind) or is_other_assay(kind) for kind in np.unique(types[types != ""]).tolist()]
+        if all(found) and len(set(found) - {True}) > 1:
+            return str(column), types
+    return None
+
+
+def name_sources(table: pd.DataFrame, index: np.ndarray) -> dict[str, np.ndarray]:
+    """ "var index" or "var['column']" -> str [features], "" where missing: all that may hold the names of features."""
+    sources = {"var index": known_text(pd.Series(index, dtype=object))}
+    for column, values in columns_called(table, NAME_COLUMNS):
+        sources.setdefault(f"var[{column!r}]", known_text(values))
+    return sources
+
+
+def region_names(table: pd.DataFrame, index: np.ndarray) -> tuple[str, np.ndarray]:
+    """("var index" or "var['column']", str [features]): the first source whose names are regions; else the index."""
+    if modality_of_features(index) != "atac":
+        for source, names in name_sources(table, index).items():
+            if modality_of_features(names) == "atac":
+                return source, names
+    return "var index", index
+
+
+def modality_of_table(table: pd.DataFrame, index: np.ndarray) -> tuple[str | None, str]:
+    """(modality, what it was recognised by): of the index, else of the first column of names that tells one."""
+    for source, names in name_sources(table, index).items():
+        found = modality_of_features(names)
+        if found:
+            return found, "its feature names" if source == "var index" else f"the names in {source}"
+    return None, f"feature names such as {', '.join(index[:3].tolist())} are no genes, antibodies or regions"
 
 
 def modality_of_features(names: np.ndarray) -> str | None:
@@ -48,10 +156,12 @@ def modality_of_features(names: np.ndarray) -> str | None:
     regions = sum(looks_like_region(name) for name in sample) / len(sample)
     if regions > 0.5:
         return "atac"
-    if sum(bool(_ENSEMBL.match(name)) for name in sample) / len(sample) > 0.5:
+    if sum(bool(ensembl_id(name)) for name in sample) / len(sample) > 0.5:
         return "rna"
-    genes = max(_share(sample, load_gene_table(organism).rows_of_symbol) for organism in ORGANISMS)
-    antibodies = sum(is_known_antibody(normalise_antibody(name)) for name in sample) / len(sample)
+    tables = [load_gene_table(organism) for organism in ORGANISMS]
+    genes = max(sum(is_known(name, table) for name in sample) for table in tables) / len(sample)
+    tags = [name for name in sample if not no_antibody(name)]
+    antibodies = sum(is_known_antibody(normalise_antibody(name)) for name in tags) / max(1, len(tags))
     # CD4, CD14, CD19 are symbols and antibodies: the kind that explains more of the names wins, clearly.
     if max(genes, antibodies) < _ENOUGH or genes == antibodies:
         return None
@@ -59,9 +169,5 @@ def modality_of_features(names: np.ndarray) -> str | None:
 
 
 def looks_like_region(name: str) -> bool:
-    match = REGION.match(name)
+    match = REGION.match(without_genome(name)[1])
     return bool(match and _CHROMOSOME.match(match["chrom"]))
-
-
-def _share(sample: list[str], known: dict) -> float:
-    return sum(name in known for name in sample) / len(sample)

@@ -1,7 +1,8 @@
 """Standard cell metadata (cell type, technical batch, donor ...) and the columns people keep them in."""
 
-import re
 from collections.abc import Iterable, Mapping
+
+from data_pipelines.column_names import plain_name
 
 # Standard name -> spellings, compared without case and punctuation; the first that is there is taken.
 OBS_FIELDS: dict[str, tuple[str, ...]] = {
@@ -25,6 +26,9 @@ def recognise_obs_fields(
       chosen: standard name -> column, overriding recognition; None as the column: leave this field out.
     """
     columns = [str(column) for column in columns]
+    called: dict[str, list[str]] = {}
+    for column in dict.fromkeys(columns):
+        called.setdefault(plain_name(column), []).append(column)
     fields: dict[str, str] = {}
     problems, notes = [], []
     for name in set(chosen or {}) - set(OBS_FIELDS):
@@ -39,14 +43,9 @@ def recognise_obs_fields(
             else:
                 fields[name] = column
             continue
-        found = [column for spelling in spellings for column in columns if plain_name(column) == plain_name(spelling)]
-        found = list(dict.fromkeys(found))
+        found = [column for plain in dict.fromkeys(map(plain_name, spellings)) for column in called.get(plain, [])]
         if found:
             fields[name] = found[0]
         if len(found) > 1:
             notes.append(f"{name}: obs[{found[0]!r}] is taken; obs has {', '.join(map(repr, found[1:]))} as well")
     return fields, problems, notes
-
-
-def plain_name(text: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", text.lower())

@@ -9,8 +9,10 @@ from data_pipelines.feature_mapping import FeatureMapping, map_regions
 from data_pipelines.gene_tables import ASSEMBLY_OF
 from data_pipelines.genome_assembly import CHROMOSOME_LENGTHS
 from data_pipelines.input_report import InputReport
+from data_pipelines.modality_names import region_names
 from data_pipelines.region_links import LinksOfFile, NearestGenes, region_links
 from data_pipelines.region_space import HOW_TO_LIFT, region_space
+from data_pipelines.species_check import report_species
 from scmbert_jax.errors import InputError
 
 
@@ -31,7 +33,10 @@ def map_atac(matrix: CountsMatrix, report: InputReport) -> FeatureMapping | None
     except InputError as error:
         report.problems.append(str(error))
         return None
-    mapping = map_regions(matrix.feature_names, report.assembly, space=space, links=links)
+    source, names = region_names(matrix.feature_table, matrix.feature_names)
+    mapping = map_regions(names, report.assembly, source, space=space, links=links)
+    if report_species(matrix, mapping, report):
+        return mapping
     _report_positions(matrix, mapping, report)
     _report_overlap(matrix, mapping, report)
     if isinstance(links, LinksOfFile):

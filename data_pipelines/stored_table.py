@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data_pipelines.obs_fields import plain_name
+from data_pipelines.column_names import plain_name
 from data_pipelines.stored_names import as_names, read_names
 from data_pipelines.stored_nodes import StoredGroup, attribute_text, is_array, is_group, read_values
 from scmbert_jax.errors import InputError
@@ -29,7 +29,8 @@ def read_table(
 
     Args:
       wanted: names without case and punctuation (`plain_name`).
-      needed: columns without which the rest would mean something else; where one cannot be read, the table cannot.
+      needed: as `wanted`, of columns without which the rest would mean something else; where one cannot be read, the
+        table cannot.
 
     Raises InputError when there is no table, its names cannot be read, or a needed column.
     """
@@ -49,7 +50,7 @@ def read_table(
         try:
             table[name] = _checked(column(name), len(index))
         except Exception as error:  # h5py, zarr and anndata raise many types on what is damaged or new to them
-            if name in needed:
+            if plain_name(name) in needed:
                 raise InputError(
                     f"{where} cannot be read: column {name!r} ({_reason(error)}); write it again"
                 ) from error

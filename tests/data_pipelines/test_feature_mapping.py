@@ -6,7 +6,7 @@ import pytest
 
 from data_pipelines.antibodies import coding_genes, is_isotype_control, normalise_antibody
 from data_pipelines.feature_mapping import (
-    choose_gene_names,
+    choose_names,
     gene_coverage,
     map_genes,
     map_proteins,
@@ -87,7 +87,7 @@ def test_features_carry_the_tables_symbol_and_place_in_canonical_order():
 
 def test_ensembl_ids_in_var_win_over_symbols_in_the_index():
     var = pd.DataFrame({"gene_ids": [CD4, CD3E], "highly_variable": ["a", "b"]}, index=["CD4", "CD3E"])
-    source, chosen = choose_gene_names(var, names("CD4", "CD3E"), lambda n: gene_coverage(n, "human"))
+    source, chosen = choose_names(var, names("CD4", "CD3E"), lambda n: gene_coverage(n, "human"))
     assert source == "var['gene_ids']"
     assert chosen.tolist() == [CD4, CD3E]
 

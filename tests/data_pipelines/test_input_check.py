@@ -191,7 +191,7 @@ def test_a_mudata_modality_of_another_kind_is_left_out_with_a_word():
     assert report.usable
     assert list(report.modalities) == ["rna"]
     (warning,) = (warning for warning in report.warnings if "'imaging'" in warning)
-    assert "60 features are not read. To have them, say it in var['feature_types']" in warning
+    assert "60 features (pixel0, pixel1, pixel2) are not read. To have them, say it in var['feature_types']" in warning
 
 
 def test_genes_in_a_modality_that_nobody_named_are_not_left_out_silently():
