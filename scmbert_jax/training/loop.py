@@ -179,7 +179,6 @@ class _StepLog:
         self.read_all()
         if self._sums.steps:
             self._write_row(step)
-        self._writer.flush()
         with self._ledger.spending("save"):
             self._checkpoints.save(step, state)
         self._ledger.note(step)

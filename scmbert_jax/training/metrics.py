@@ -17,9 +17,11 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from scmbert_jax.errors import TrainingError
 from scmbert_jax.training.run_folder import RunFolder
 
 
@@ -73,28 +75,18 @@ class MetricsWriter:
         self._progress = None
         if not folder.is_coordinator:
             return
-        from tensorboardX import SummaryWriter
-
-        self._tensorboard = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step + 1, flush_secs=10)
+        self._tensorboard = _TensorBoard(folder.path / "tensorboard", first_step)
         self._progress = _progress_display(num_steps, first_step) if show_progress else None
 
     def write(self, row: dict[str, Any]) -> None:
         self._folder.write_metrics(row)
         if self._tensorboard is not None:
-            for name, value in row.items():
-                if name != "step" and isinstance(value, float):
-                    self._tensorboard.add_scalar(name, value, row["step"])
+            self._tensorboard.write(row)
         if self._progress is not None:
             try:
                 self._progress.show(row)
             except OSError:  # a terminal that was closed, a log on a full disk: no reason to stop training
                 self._progress = None
-
-    def flush(self) -> None:
-        """What was written so far outlives this process. Called with every checkpoint: a run that continues from one
-        has all rows up to it in TensorBoard."""
-        if self._tensorboard is not None:
-            self._tensorboard.flush()
 
     def close(self) -> None:
         if self._tensorboard is not None:
@@ -102,6 +94,47 @@ class MetricsWriter:
         if self._progress is not None:
             with contextlib.suppress(OSError):
                 self._progress.close()
+
+
+class _TensorBoard:
+    """Rows as events of TensorBoard, on disk when `write` returns: a killed run has every row of metrics.jsonl here.
+
+    tensorboardX's own SummaryWriter hands events to a thread that writes them later, and lets two starts in one second
+    write into one file.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._folder, self._event, self._summary = folder, Event, Summary
+        with self._told():
+            folder.mkdir(exist_ok=True)
+            self._file = EventsWriter(str(folder / "events"), filename_suffix=f".{time.time_ns()}")
+            # Hides what earlier starts wrote of later steps.
+            start = SessionLog(status=SessionLog.START)
+            self._file.write_event(Event(wall_time=time.time(), step=first_step + 1, session_log=start))
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        scalars = [
+            self._summary.Value(tag=name, simple_value=value) for name, value in row.items() if isinstance(value, float)
+        ]
+        event = self._event(wall_time=time.time(), step=row["step"], summary=self._summary(value=scalars))
+        with self._told():
+            self._file.write_event(event)
+            self._file.flush()
+
+    def close(self) -> None:
+        with self._told():
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(f"{self._folder}: cannot be written ({error.strerror}).") from error
 
 
 def _line(row: dict[str, Any]) -> str:

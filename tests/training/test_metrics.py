@@ -53,9 +53,6 @@ class Saved:
     def write(self, row):
         self.rows.append({name: row[name] for name in ("step", "steps", "loss", "loss_weight")})
 
-    def flush(self):
-        pass
-
     def save(self, step, state):
         self.steps.append(step)
 
