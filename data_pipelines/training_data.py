@@ -7,12 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_pipelines.batch_reader import BatchReader
 from data_pipelines.feature_statistics import feature_statistics, load_statistics, save_statistics
 from data_pipelines.input_pipeline import grain_batches, tf_batches, thread_batches
 from data_pipelines.mixture_information import information_of_mixture
 from data_pipelines.whole_cells import first_cells
-from scmbert_jax.batch import CellBatch
+from scmbert_jax.batch import CellBatch, FeatureLayout, FeatureStatistics
 
 # How batches are read ahead; all give the same batches bit for bit. `threads` needs neither TensorFlow nor Grain.
 FRONT_ENDS: dict[str, Callable[[BatchReader, int, int], Iterator[tuple[int, CellBatch]]]] = {
@@ -43,26 +45,35 @@ class MixtureData:
         front_end: str,
         target_sums: Mapping[str, float],
         started_run: Path | None = None,
+        made_once: Callable[[Callable[[], Mapping[str, np.ndarray]]], Mapping[str, np.ndarray]] = lambda make: make(),
     ):
         """`target_sums`: modality -> the library size that its values are scaled to.
 
         `started_run`: a run folder; where it is that of a run on the same data, its statistics are read, not made
-        again: they take longer than all else before the first batch. Raises `InputError` when they cannot be read.
+        again: they take longer than all else before the first batch. `made_once`: of several processes, gives all of
+        them the arrays that one of them makes. Statistics are made when `layout` is first asked for, which raises
+        `InputError` when those of a run cannot be read.
         """
         joined = reader.mixture.joined
         self._reader, self._batches = reader, FRONT_ENDS[front_end]
         self.covariates = {name: joined.vocabularies[name] for name in reader.covariates}
-        layout = joined.feature_space.layout({name: len(values) for name, values in self.covariates.items()})
-        if started_run is not None and _is_of_the_same_data(started_run, reader.mixture.fingerprint):
-            self._statistics = load_statistics(started_run / _STATISTICS_FILE, layout.num_features)
-        else:
-            whole = reader.of_all_processes()
-            cells = first_cells(whole, MAX_COUNTS)
-            self._statistics = feature_statistics(_first_batches(whole), layout, target_sums, cells)
-        self.layout = replace(layout, statistics=self._statistics)
+        self._target_sums, self._started_run, self._made_once = target_sums, started_run, made_once
         self.fingerprint = reader.mixture.fingerprint
         self.feature_space_hash = joined.feature_space.content_hash
         self.description = reader.mixture.describe()
+
+    @cached_property
+    def layout(self) -> FeatureLayout:
+        space = self._reader.mixture.joined.feature_space
+        layout = space.layout({name: len(values) for name, values in self.covariates.items()})
+        statistics = FeatureStatistics(**self._made_once(lambda: self._make_statistics(layout)._asdict()))
+        return replace(layout, statistics=statistics)
+
+    def _make_statistics(self, layout: FeatureLayout) -> FeatureStatistics:
+        if self._started_run is not None and _is_of_the_same_data(self._started_run, self.fingerprint):
+            return load_statistics(self._started_run / _STATISTICS_FILE, layout.num_features)
+        whole = self._reader.of_all_processes()
+        return feature_statistics(_first_batches(whole), layout, self._target_sums, first_cells(whole, MAX_COUNTS))
 
     @cached_property
     def information(self) -> dict[str, Any]:
@@ -75,7 +86,8 @@ class MixtureData:
     def save_features(self, folder: Path) -> None:
         """Writes feature_space.parquet and feature_statistics.npz."""
         self._reader.mixture.joined.feature_space.save(folder / "feature_space.parquet")
-        save_statistics(self._statistics, folder / _STATISTICS_FILE)
+        assert self.layout.statistics is not None
+        save_statistics(self.layout.statistics, folder / _STATISTICS_FILE)
 
 
 def _first_batches(reader: BatchReader) -> Iterator[CellBatch]:

@@ -477,8 +477,8 @@ def load_config(path: Path) -> ExperimentConfig:
     return from_dict(values, str(path))
 
 
-def differing_fields(old: ExperimentConfig, new: ExperimentConfig) -> dict[str, tuple[Any, Any]]:
-    """Dotted field name -> (old value, new value), for the fields in which two configurations differ."""
+def flat_fields(config: ExperimentConfig) -> dict[str, Any]:
+    """Dotted field name -> value (JSON-ready)."""
 
     def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         flat: dict[str, Any] = {}
@@ -489,5 +489,10 @@ def differing_fields(old: ExperimentConfig, new: ExperimentConfig) -> dict[str, 
                 flat[prefix + name] = value
         return flat
 
-    before, after = flatten(to_dict(old)), flatten(to_dict(new))
+    return flatten(to_dict(config))
+
+
+def differing_fields(old: ExperimentConfig, new: ExperimentConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted field name -> (old value, new value), for the fields in which two configurations differ."""
+    before, after = flat_fields(old), flat_fields(new)
     return {name: (before.get(name), value) for name, value in after.items() if before.get(name) != value}

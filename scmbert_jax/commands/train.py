@@ -125,7 +125,7 @@ class Pretrain:
         from data_pipelines.mixture import Mixture
         from data_pipelines.training_data import MixtureData
         from scmbert_jax.config import batch_covariates, compared_within
-        from scmbert_jax.parallel.multihost import check_joined
+        from scmbert_jax.parallel.multihost import check_joined, from_process_zero
         from scmbert_jax.training.goodput import read_goodput
         from scmbert_jax.training.loop import pretrain
 
@@ -153,7 +153,7 @@ class Pretrain:
             for line in [*mixture.in_words(), *lonely]:
                 say(line)
         target_sums = {name: modality.target_sum for name, modality in in_use.items()}
-        data = MixtureData(reader, self.reader, target_sums, started_run=run_dir)
+        data = MixtureData(reader, self.reader, target_sums, started_run=run_dir, made_once=from_process_zero)
         outcome = pretrain(
             config,
             data,

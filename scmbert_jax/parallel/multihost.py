@@ -1,17 +1,20 @@
-"""Runs of several processes: how they find each other, how they agree to stop, and how they fail."""
+"""Runs of several processes: how they find each other, agree on what they run and when to stop, and how they fail."""
 
+import io
+import json
 import os
 import socket
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import reached_preemption_sync_point
+from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather, reached_preemption_sync_point
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scmbert_jax.errors import ConfigError, HostError, UserError
@@ -95,6 +98,46 @@ def check_joined() -> None:
         raise ConfigError(
             f"this host is one of {jax.process_count()} that share the accelerators: give --multihost, on all of them."
         )
+
+
+def check_agreement(stated: Mapping[str, Any]) -> None:
+    """Called by all processes with what each believes (name -> JSON value); a process alone agrees with itself.
+
+    Raises `ConfigError` in all of them, naming what differs, unless they believe the same: trained on, each would
+    apply its own to its share of the cells, and the parameters would be nobody's.
+    """
+    if jax.process_count() == 1:
+        return
+    mine = np.frombuffer(json.dumps(stated).encode(), np.uint8)
+    sizes = process_allgather(np.int32(len(mine)))
+    texts = process_allgather(np.pad(mine, (0, int(sizes.max()) - len(mine))))
+    all_of_them = [json.loads(text[:size].tobytes()) for text, size in zip(texts, sizes, strict=True)]
+    differing = []
+    for name in stated:
+        values = [of_process.get(name) for of_process in all_of_them]
+        other = next((index for index, value in enumerate(values) if value != values[0]), None)
+        if other is not None:
+            differing.append(f"{name}: {values[0]!r} on process 0, {values[other]!r} on process {other}")
+    if differing:
+        if jax.process_index() == 0:
+            time.sleep(1)  # when it ends, JAX aborts the others, before they have said this
+        raise ConfigError(
+            f"the {len(all_of_them)} processes of this run do not run the same ({'; '.join(differing)}). Start all of "
+            "them with the same command but for --process-index, on the same corpus and run folder."
+        )
+
+
+def from_process_zero(make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Arrays by name as process 0 makes them, in all processes, which wait for it. Called by all of them."""
+    if jax.process_count() == 1:
+        return dict(make())
+    content = io.BytesIO()
+    if jax.process_index() == 0:
+        np.savez(content, **make())
+    size = int(broadcast_one_to_all(np.int32(content.tell())))
+    sent = np.frombuffer(content.getvalue().ljust(size, b"\0"), np.uint8)
+    with np.load(io.BytesIO(np.asarray(broadcast_one_to_all(sent)).tobytes())) as arrays:
+        return dict(arrays)
 
 
 @contextmanager

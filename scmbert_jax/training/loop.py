@@ -17,20 +17,20 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from scmbert_jax.batch import CellBatch, FeatureLayout
-from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.config import ExperimentConfig, flat_fields
 from scmbert_jax.errors import TrainingError
 from scmbert_jax.models.attention import attention_backend
 from scmbert_jax.models.attention_shape import shape_of_run
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import objective_at, objectives_of
 from scmbert_jax.parallel.mesh import batch_to_devices, check_process_order, make_mesh, replicated
-from scmbert_jax.parallel.multihost import StopAgreement
+from scmbert_jax.parallel.multihost import StopAgreement, check_agreement
 from scmbert_jax.training.checkpoint import RunCheckpoints
 from scmbert_jax.training.goodput import GoodputLedger
 from scmbert_jax.training.metrics import MetricSums, MetricsWriter
 from scmbert_jax.training.nonfinite import keep_nonfinite_step
 from scmbert_jax.training.optimizer import make_optimizer
-from scmbert_jax.training.run_folder import DataIdentity, RunFolder
+from scmbert_jax.training.run_folder import DataIdentity, RunFolder, software_versions
 from scmbert_jax.training.stall_watch import StallWatch
 from scmbert_jax.training.train_state import TrainState, abstract_state, initial_state
 from scmbert_jax.training.train_step import make_train_step
@@ -73,11 +73,22 @@ def pretrain(
       started: `time.monotonic()` when the process began, for the ledger of time (goodput.py); None: now.
       report_stall_after, give_up_after: seconds, see `StallWatch`.
 
-    Raises `ConfigError` or `CheckpointError` when the folder belongs to another run or a checkpoint cannot be read or
-    written, `TrainingError` at a loss that is not finite. The signals of `_StopOnSignal` save and return with
-    `interrupted`.
+    Raises `ConfigError` or `CheckpointError` when the folder belongs to another run, a checkpoint cannot be read or
+    written, or processes do not run the same; `TrainingError` at a loss that is not finite. The signals of
+    `_StopOnSignal` save and return with `interrupted`.
     """
     is_coordinator = jax.process_index() == 0
+    check_agreement(
+        {
+            **flat_fields(config),
+            "corpus": data.fingerprint,
+            "feature space": data.feature_space_hash,
+            "order of the cells, version": data.description["order_version"],
+            "--run-dir": str(run_dir.absolute()),
+            "--restore-step": restore_step,
+            **software_versions(),
+        }
+    )
     mesh = make_mesh(config.mesh, devices)
     check_process_order(mesh, config.data.global_batch_size, config.train.num_microbatches)
     model = ModelDefinition(config, data.layout)
@@ -94,11 +105,9 @@ def pretrain(
             if restore_step is not None:
                 checkpoints.go_back(restore_step)
             saved = checkpoints.steps()
-            if saved:
-                state = checkpoints.restore(saved[-1], abstract)
-            else:
-                state = initial_state(model, optimizer, mesh)
             first = saved[-1] if saved else 0
+            check_agreement({"first step": first})
+            state = checkpoints.restore(first, abstract) if saved else initial_state(model, optimizer, mesh)
             folder.drop_metrics_after(first)
             if first >= config.train.num_steps:
                 return Outcome(first, interrupted=False)  # a command that is repeated leaves a finished run as it is

@@ -78,14 +78,33 @@ def test_two_processes_stop_together_continue_and_equal_one(pbmc_corpus, start_s
         assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)
 
 
-# Two processes, of which one gets the notice after it has joined and before the loop takes signals: JAX has it then.
-NOTICED_EARLY = """
+# Two processes that are given other things are refused before they train; then one of them gets the notice after it has
+# joined and before the loop takes signals: JAX has it then.
+TWO = """
 import os, signal, sys
-from scmbert_jax.parallel.multihost import StopAgreement, join
-join(sys.argv[1], 2, int(sys.argv[2]))
+from dataclasses import replace
+from pathlib import Path
+import numpy as np
+from scmbert_jax.errors import ConfigError
+from scmbert_jax.parallel.multihost import StopAgreement, from_process_zero, join
+index = int(sys.argv[2])
+join(sys.argv[1], 2, index)
 import jax
+sys.path.insert(0, "tests/parallel")
+from killed_run import CONFIG, RecordedData
+from scmbert_jax.training.loop import pretrain
+rates = [replace(CONFIG.optimizer, peak_learning_rate=rate) for rate in (0.001, 0.5)]
+for config, corpus in ((replace(CONFIG, optimizer=rates[index]), "f"), (CONFIG, "fb"[index])):
+    data = RecordedData(Path(sys.argv[3], "log"), index, 2)
+    data.fingerprint = corpus * 64
+    try:
+        pretrain(config, data, Path(sys.argv[3], "run"), show_progress=False)
+    except ConfigError as error:
+        print(error)
+given = from_process_zero(lambda: {"a": np.arange(5.0) + 10 * index, "b": np.full((2, 3), True)})
+print({name: (array.tolist(), str(array.dtype)) for name, array in given.items()})
 agreed = StopAgreement(jax.make_mesh((2,), ("fsdp",)))
-if sys.argv[2] == "1":
+if index == 1:
     os.kill(os.getpid(), signal.SIGTERM)
 import time
 for step in range(1, 200):
@@ -96,11 +115,11 @@ print("stopped at", step, flush=True)
 """
 
 
-def test_a_notice_that_comes_before_the_loop_stops_all_processes_at_one_step():
+def test_two_processes_agree_on_what_they_run_and_on_when_to_stop(tmp_path):
     coordinator = f"127.0.0.1:{free_port()}"
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", NOTICED_EARLY, coordinator, str(index)],
+            [sys.executable, "-c", TWO, coordinator, str(index), tmp_path],
             env={**os.environ, "XLA_FLAGS": xla_flags(1)},
             cwd=REPOSITORY,
             stdout=subprocess.PIPE,
@@ -109,12 +128,20 @@ def test_a_notice_that_comes_before_the_loop_stops_all_processes_at_one_step():
         for index in (0, 1)
     ]
     try:
-        told = [process.communicate(timeout=120)[0].splitlines()[-1] for process in processes]
+        told = [process.communicate(timeout=120)[0].splitlines() for process in processes]
     finally:
         for process in processes:
             process.kill()
     assert told[0] == told[1]
-    assert int(told[0].removeprefix("stopped at ")) < 199
+    other_rate, other_corpus, given, stopped = told[0]
+    assert "the 2 processes of this run do not run the same (optimizer.peak_learning_rate: 0.001 on" in other_rate
+    assert f"do not run the same (corpus: '{'f' * 64}' on process 0, '{'b' * 64}' on process 1)" in other_corpus
+    assert not (tmp_path / "run").exists()
+    assert (
+        given
+        == "{'a': ([0.0, 1.0, 2.0, 3.0, 4.0], 'float64'), 'b': ([[True, True, True], [True, True, True]], 'bool')}"
+    )
+    assert int(stopped.removeprefix("stopped at ")) < 199
 
 
 def test_the_rows_of_two_processes_are_those_of_one(pbmc_corpus):
