@@ -1,6 +1,7 @@
 # make demo   the whole way on the built-in cells, in a few minutes
 # make smoke  whether this host can train: every objective, save, restore, its kernels; two minutes (tests/smoke)
 # make test   lint, types, all tests
+# make nightly   the tests of the libraries' numbers with the lowest versions that setup.py allows, in .venv-lowest
 # All do their own set-up: .venv is made on the first call and kept until setup.py or constraints.txt change.
 # .venv has JAX for CPUs. On a GPU or TPU host whose own Python has JAX: make smoke PYTHON_BIN=python3 (installs nothing)
 PYTHON ?= python3
@@ -16,10 +17,10 @@ unexport PYTHONDONTWRITEBYTECODE
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 
-.PHONY: help install lint test demo smoke clean
+.PHONY: help install lint test nightly demo smoke clean
 
 help:
-	@sed -n '1,5s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
 install: $(INSTALLED_TEST)
 
@@ -44,6 +45,15 @@ lint: $(INSTALLED_TEST)
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 20
 
+# What is slow trains: the same programs, run for longer.
+nightly:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check 'setuptools>=77'
+	.venv-lowest/bin/python tests/lower_bounds.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/constraints.txt -e '.[test]'
+	.venv-lowest/bin/python -m pytest -n 2 --dist worksteal -m 'not slow' tests/models tests/objectives tests/training \
+		tests/data_pipelines tests/tasks tests/evaluation
+
 demo: $(INSTALLED)
 	@PATH="$(BIN):$$PATH" bash experiments/demo.sh
 
@@ -63,4 +73,4 @@ smoke: $(INSTALLED)
 endif
 
 clean:
-	rm -rf $(VENV) demo_run .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build
+	rm -rf $(VENV) .venv-lowest demo_run .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build

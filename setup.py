@@ -10,6 +10,7 @@ S3 = ["s3fs>=2025.3"]
 GCS = ["gcsfs>=2025.3"]
 CENSUS = ["tiledbsoma>=2.3"]
 GRAIN = ["grain>=0.2.18"]
+INTEGRATION = ["scib-metrics>=0.5.10"]
 
 setup(
     name="scmbert_jax",
@@ -21,8 +22,9 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["scmbert_jax*", "data_pipelines*", "experiments*"]),
     package_data={
-        "scmbert_jax": ["VERSION"],
-        "data_pipelines": ["tables/*", "example/*"],
+        "scmbert_jax": ["VERSION", "py.typed"],
+        "data_pipelines": ["tables/*", "example/*", "py.typed"],
+        "experiments": ["py.typed"],
     },
     install_requires=[
         # the model and the training
@@ -57,7 +59,6 @@ setup(
         "threadpoolctl>=3.5",
         "umap-learn>=0.5.9",
         "ott-jax>=0.6",
-        "scib-metrics>=0.5.10",
     ],
     extras_require={
         # corpora on object storage
@@ -69,12 +70,14 @@ setup(
         "beam": BEAM,
         # another way to read ahead
         "grain": GRAIN,
+        # scores of `scmbert evaluate integration`; brings igraph, which is under the GPL
+        "integration": INTEGRATION,
         # the JAX of an accelerator (tpu_scripts/setup_host.sh); also its compiler, for `scmbert plan` without one
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda13": ["jax[cuda13]>=0.10.2"],
         "test": [
             *("pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18", "pysam>=0.23"),
-            *(*S3, *GCS, "moto[server]>=5", *CENSUS, *BEAM, *GRAIN, "jsonschema>=4.23", "PyYAML>=6"),
+            *(*S3, *GCS, "moto[server]>=5", *CENSUS, *BEAM, *GRAIN, *INTEGRATION, "jsonschema>=4.23", "PyYAML>=6"),
             # The compiler for TPUs that are not there (213 MB): two plans are compared with their goldens.
             "jax[tpu]>=0.10.2; platform_machine == 'x86_64' and sys_platform == 'linux'",
         ],

@@ -327,7 +327,7 @@ def read_manifest(files: CorpusFiles) -> dict[str, Any]:
     try:
         with files.open(MANIFEST) as file:
             manifest = json.loads(file.read().decode())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CorpusError(f"{manifest_path}: cannot be read ({error}); rebuild the corpus") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CorpusError(f"{manifest_path}: not the manifest of a corpus (its 'format' is not {FORMAT!r})")

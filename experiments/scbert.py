@@ -4,7 +4,7 @@
     scmbert pretrain scbert --corpus CORPUS --run-dir RUN
 
 5.0 million parameters in the encoder, the embedding of genes and the heads beside; 0.31 TFLOP forward per cell at full
-length. Not measured: a whole run, and any of scBERT's scores. For accelerators; TODO_MEASURED
+length. Meant for accelerators. Not trained yet: no whole run was made, and none of scBERT's scores was measured.
 
 What differs from the published model, and why:
 - Gene rows are learned, not frozen gene2vec vectors: those exist for human genes only, and none are shipped.

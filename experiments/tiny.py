@@ -2,8 +2,8 @@
 
     scmbert pretrain tiny --corpus DIR --run-dir RUN --steps 20
 
-About ten seconds on a laptop, nearly all of it compilation. Reads all three modalities; switch off those that the
-corpus lacks with --modalities.NAME.num-tokens 0. Learns nothing worth keeping.
+About ten seconds on a laptop, nearly all of it compilation. Reads those of the three modalities that
+the corpus has. Learns nothing worth keeping.
 """
 
 from scmbert_jax.config import DataConfig, ExperimentConfig, ModalitiesConfig, ModalityConfig, ModelConfig, TrainConfig

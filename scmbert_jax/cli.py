@@ -1,7 +1,10 @@
 """The command line: finds the verb of a command, and turns errors into messages and exit codes."""
 
+import contextlib
 import difflib
+import io
 import os
+import select
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +31,7 @@ from scmbert_jax.commands.terminal import say
 from scmbert_jax.commands.train import Export, Pretrain
 from scmbert_jax.commands.use import Embed, Translate
 from scmbert_jax.compiled_programs import keep_compiled_programs
-from scmbert_jax.errors import ConfigError, UserError
+from scmbert_jax.errors import ConfigError, UserError, as_user_error
 
 VERBS: dict[str, Any] = {
     "doctor": Doctor,
@@ -113,21 +116,61 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not of UTF-8 shows what it can
     keep_compiled_programs()
     try:
-        return _parse([argument for argument in arguments if argument != "--debug"]).run()
-    except UserError as error:
-        if debug:
-            raise
-        say(f"scmbert: {error}")
-        return error.exit_code
+        _check_encoding(arguments)
+        try:
+            return _parse([argument for argument in arguments if argument != "--debug"]).run()
+        finally:
+            sys.stdout.flush()  # what is still to be written fails here, where it is told, not while Python exits
     except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
         # The reader of a pipe (head, less) has seen enough. Python would complain once more while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 141
     except KeyboardInterrupt:
         say("scmbert: interrupted")
         return 130
+    except Exception as error:
+        told = error if isinstance(error, UserError) else as_user_error(error)
+        if debug or told is None:
+            raise
+        say(f"scmbert: {told}")
+        if isinstance(error, OSError):
+            _discard_output()
+        return told.exit_code
+
+
+def _check_encoding(arguments: list[str]) -> None:
+    """Raises `ConfigError` for an argument that is not UTF-8: it could not be written into a corpus or a report."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(argument).decode(errors="backslashreplace")
+            raise ConfigError(
+                f"{shown}: this name is not UTF-8; rename the file or folder (mv), then repeat."
+            ) from None
+
+
+def _reader_is_gone() -> bool:
+    """Whether it is the reader of standard output that closed a pipe, and not a process that this one talks to."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout, 0)
+    except (OSError, ValueError):  # no file, as in tests
+        return True
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _discard_output() -> None:
+    """What standard output could not take is thrown away, so that Python does not try again while it exits."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -413,6 +413,12 @@ class ExperimentConfig:
         return sum(modality.num_tokens for modality in self.modalities.in_use().values())
 
 
+def without_modalities(config: ExperimentConfig, names: Collection[str]) -> ExperimentConfig:
+    """The same, but `names` are not read. Raises `ConfigError` where an objective cannot do without them."""
+    unread = {name: dataclasses.replace(getattr(config.modalities, name), num_tokens=0) for name in names}
+    return dataclasses.replace(config, modalities=dataclasses.replace(config.modalities, **unread))
+
+
 def batch_covariates(config: ExperimentConfig, known: Collection[str]) -> tuple[str, ...]:
     """The cell covariates a batch must carry: the model's, and what an objective compares cells by.
 
@@ -472,7 +478,7 @@ def load_config(path: Path) -> ExperimentConfig:
     """Reads a config.json. Raises `ConfigError` naming the file and the field."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as a configuration: {error}.") from error
     return from_dict(values, str(path))
 

@@ -4,6 +4,8 @@ Every error a user can cause derives from `UserError`; the command line prints i
 exits with `exit_code`. A message says where (file, field, row), what was found, what was expected and what to do.
 """
 
+import errno
+
 # What a run exits with that a signal stopped before its last step. It saved and continues, so this is no error; but it
 # is not done either, and whoever waits for 0 must not go on. 75: "try again" (EX_TEMPFAIL of sysexits.h).
 INTERRUPTED = 75
@@ -51,7 +53,48 @@ class HostError(UserError):
     exit_code = 7
 
 
+class OutputError(UserError):
+    """Something that cannot be written or read for the machine's sake: a full disk, no permission, too many files."""
+
+    exit_code = 9
+
+
+class MemoryExhausted(UserError):
+    """More memory was asked for than the machine, or its accelerator, has."""
+
+    exit_code = 10
+
+
 class RunInProgress(CheckpointError):
     """Another run holds the run folder; after a crash, the lock of a shared file system may outlive it for minutes."""
 
     exit_code = 8
+
+
+# What an OSError that names no file may be of: writing to standard output, or deep in a library.
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EROFS)
+
+
+def as_user_error(error: BaseException) -> UserError | None:
+    """What the machine refuses, as an error for people; None for what only a programmer can put right.
+
+    Code that knows more (which file, what to do) says it itself; this is for what nobody can foresee at every place.
+    """
+    first_line = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, MemoryError) or first_line.startswith("RESOURCE_EXHAUSTED"):
+        return MemoryExhausted(
+            f"more memory is needed than there is ({first_line[:300] or 'no amount was said'}). Do less at once: lower "
+            "--batch-size (embed, translate), --workers (corpus build) or --data.global-batch-size, or raise "
+            "--train.num-microbatches (pretrain, in a new run folder; bfloat16 and remat help, too: scmbert plan)."
+        )
+    if isinstance(error, RecursionError):
+        return InputError(
+            "a file is nested too deep to be read (JSON in JSON, thousands of levels): no program writes that; "
+            "--debug shows where it was read."
+        )
+    if isinstance(error, OSError) and (error.filename or error.errno in _OF_THE_MACHINE):
+        where = error.filename or "a file or standard output"
+        where = where.decode(errors="replace") if isinstance(where, bytes) else where
+        full = " Make room there, then repeat the command." if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return OutputError(f"{where}: {error.strerror}.{full}")
+    return None

@@ -182,7 +182,7 @@ def load_model(model_dir: Path) -> PretrainedModel:
     """Reads a model folder. Raises `CheckpointError` naming what is missing, damaged or of another version."""
     try:
         info = json.loads((model_dir / "model.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{model_dir}: not a model folder (model.json: {error}). Make one with: scmbert export RUN_DIR MODEL_DIR"
         ) from error

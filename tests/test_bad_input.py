@@ -286,6 +286,7 @@ def test_a_damaged_newest_checkpoint_is_refused_until_one_goes_back(pbmc_corpus,
     ran = scmbert(*command, "--restore-step", "3")
     assert ran.code == 0, ran.err
     assert "checkpoints of steps [6] were moved to" in ran.err
+    assert "continuing from step 3 of 6" in ran.err
     assert "goodput " in ran.err
     assert (run_dir / "set_aside" / "after-step-3" / "6").is_dir()
     assert [json.loads(row)["step"] for row in (run_dir / "metrics.jsonl").read_text().splitlines()] == [*range(1, 7)]

@@ -1,16 +1,20 @@
 """The command line as a surface: help, unknown words, JSON on stdout, exit codes, tracebacks only when asked for."""
 
+import contextlib
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, TINY, scmbert, scmbert_ok
 
 from scmbert_jax import __version__, cli
 from scmbert_jax.commands.terminal import fitted
-from scmbert_jax.errors import CheckpointError, ConfigError, CorpusError, InputError, TrainingError
+from scmbert_jax.errors import CheckpointError, ConfigError, CorpusError, InputError, OutputError, TrainingError
 from scmbert_jax.evaluation.probe_table import markdown_table
 
 VERBS = [
@@ -224,6 +228,72 @@ def test_debug_shows_the_traceback_and_nothing_else_does():
     for arguments in (["--debug", "corpus", "info", "nowhere"], ["corpus", "info", "nowhere", "--debug"]):
         with pytest.raises(CorpusError):
             scmbert(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "out.csv"), 9, "out.csv: No space left on device. Make room"),
+        (OSError(errno.ENOSPC, "No space left on device"), 9, "standard output: No space left"),
+        (PermissionError(errno.EACCES, "Permission denied", b"caf\xe9.csv"), 9, ".csv: Permission denied"),
+        (MemoryError("Unable to allocate 7.00 TiB for an array"), 10, "(Unable to allocate 7.00 TiB for an array)"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nmore"), 10, "allocating 99 bytes.)"),
+        (RecursionError("maximum recursion depth exceeded"), 2, "nested too deep"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_the_machine_refuses_is_told_without_a_traceback(monkeypatch, error, code, words):
+    def run(self):
+        raise error
+
+    monkeypatch.setattr(cli.Doctor, "run", run)
+    ran = scmbert("doctor", "example:pbmc_mosaic")
+    assert ran.code == code
+    assert ran.err.startswith("scmbert: ")
+    assert words in ran.err
+    assert len(ran.err.splitlines()) == 1
+    with pytest.raises(type(error)):
+        scmbert("--debug", "doctor", "example:pbmc_mosaic")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a fault of ours"), BrokenPipeError(errno.EPIPE, "of a worker")])
+def test_a_fault_of_ours_is_shown_whole(monkeypatch, error):
+    def run(self):
+        raise error
+
+    monkeypatch.setattr(cli.Doctor, "run", run)
+    with open(os.devnull, "w") as out, contextlib.redirect_stdout(out), pytest.raises(type(error)):
+        cli.main(["doctor", "example:pbmc_mosaic"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_standard_output_that_is_full_is_an_error(capsys):
+    with open("/dev/full", "w") as out, contextlib.redirect_stdout(out):
+        code = cli.main(["--help"])
+    assert code == OutputError.exit_code
+    assert "standard output: No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_standard_error_that_is_full_changes_no_exit_code():
+    nowhere = open("/dev/full", "w")  # noqa: SIM115  closing it fails, too
+    with contextlib.redirect_stderr(nowhere):
+        assert cli.main(["corpus", "info", "nowhere"]) == CorpusError.exit_code
+    with contextlib.suppress(OSError):
+        nowhere.close()
+
+
+def test_a_package_of_an_extra_that_is_missing_is_named_with_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scib_metrics", None)
+    ran = scmbert("evaluate", "integration")
+    assert ran.code == ConfigError.exit_code
+    assert "pip install 'scmbert_jax[integration]'" in ran.err
+
+
+def test_a_name_that_is_not_utf8_is_shown_and_refused():
+    ran = scmbert("doctor", os.fsdecode(b"caf\xe9.h5ad"))
+    assert ran.code == ConfigError.exit_code
+    assert "caf\\xe9.h5ad: this name is not UTF-8" in ran.err
 
 
 def test_a_reader_that_has_seen_enough_of_a_pipe_is_no_error():

@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/flags.sh"
 summary 'A pre-training run on GKE as a JobSet. What follows -- are arguments of scmbert pretrain.
 
   gke_jobset.sh submit --name run1 --image REGISTRY/scmbert:1 --tpu tpu-v6e-slice --topology 4x4 \
-      --volume-claim runs -- base --corpus gs://bucket/corpus --run-dir /data/run1
+      --volume-claim runs -- base_110m --corpus gs://bucket/corpus --run-dir /data/run1
   gke_jobset.sh logs --name run1'
 verb render 'print the JobSet'
 verb submit 'create it, if it is not there'

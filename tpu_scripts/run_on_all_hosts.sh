@@ -6,7 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/flags.sh"
 
 summary "Runs one command on all hosts at the same time, and fails when it fails on one.
 
-  run_on_all_hosts.sh --name pod --zone us-east5-b -- scmbert pretrain base --corpus gs://... --run-dir /runs/1 --multihost
+  run_on_all_hosts.sh --name pod --zone us-east5-b -- scmbert pretrain base_110m --corpus gs://... --run-dir /runs/1 --multihost
   run_on_all_hosts.sh --hosts gpu1,gpu2 -- 'scmbert pretrain ... --coordinator \$COORDINATOR \\
       --num-processes \$NUM_PROCESSES --process-index \$PROCESS_INDEX'
 

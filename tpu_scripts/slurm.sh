@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/flags.sh"
 summary 'A pre-training run on GPUs by Slurm. What follows -- are arguments of scmbert pretrain.
 
   slurm.sh submit --name run1 --nodes 4 --gpus-per-node 8 --time 24:00:00 \
-      -- base --corpus /shared/corpus --run-dir /shared/run1'
+      -- base_110m --corpus /shared/corpus --run-dir /shared/run1'
 verb submit 'submit it, if no job of that name is queued or running'
 verb status 'show it'
 verb cancel 'cancel it, if it is queued or running (it saves first)'

@@ -1,5 +1,6 @@
 """What every verb shares: types of arguments, messages, JSON, progress bars."""
 
+import contextlib
 import shutil
 import sys
 import time
@@ -33,7 +34,10 @@ def obs_fields_of(given: tuple[str, ...]) -> dict[str, str | None] | None:
 
 
 def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    """Tells people, on standard error. Where nobody can listen (a terminal that was closed, a log on a full disk) the
+    exit code has to do."""
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def print_json(document: Any) -> None:

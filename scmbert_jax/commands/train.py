@@ -114,9 +114,9 @@ class Pretrain:
         elif self.num_processes > 1:
             join(self.coordinator, self.num_processes, self.process_index, **timeouts)
         with failing_at_once():
-            return self._train(config, self.run_dir, started)
+            return self._train(config, default, self.run_dir, started)
 
-    def _train(self, config: "ExperimentConfig", run_dir: Path, started: float) -> int:
+    def _train(self, config: "ExperimentConfig", default: "ExperimentConfig", run_dir: Path, started: float) -> int:
         import jax
 
         from data_pipelines.batch_reader import BatchReader
@@ -124,17 +124,22 @@ class Pretrain:
         from data_pipelines.corpus import open_corpus
         from data_pipelines.mixture import Mixture
         from data_pipelines.training_data import MixtureData
-        from scmbert_jax.config import batch_covariates, compared_within
+        from scmbert_jax.config import batch_covariates, compared_within, without_modalities
         from scmbert_jax.parallel.multihost import check_joined, from_process_zero
         from scmbert_jax.training.goodput import read_goodput
         from scmbert_jax.training.loop import pretrain
 
         check_joined()
         check_run_folder(run_dir)
-        in_use = config.modalities.in_use()
         corpora = [
             open_corpus(path, cache_dir=self.cache_dir, cache_gigabytes=self.cache_gigabytes) for path in self.corpus
         ]
+        absent = _absent_modalities(config, default, {name for corpus in corpora for name in corpus.modalities})
+        if absent:
+            if jax.process_index() == 0:
+                say(f"{', '.join(absent)}: not in {' '.join(self.corpus)}; trained without, as with num_tokens 0")
+            config = without_modalities(config, absent)
+        in_use = config.modalities.in_use()
         together = compared_within(config, {name for corpus in corpora for name in corpus.vocabularies})
         mixture = Mixture(corpora, self._mixture_options(together), list(in_use))
         reader = BatchReader(
@@ -150,7 +155,7 @@ class Pretrain:
         )
         lonely = _lonely(reader.share_together())
         if jax.process_index() == 0:
-            for line in [*mixture.in_words(), *lonely]:
+            for line in [*(mixture.in_words() or [f"{mixture.num_cells:,} cells of {' '.join(self.corpus)}"]), *lonely]:
                 say(line)
         target_sums = {name: modality.target_sum for name, modality in in_use.items()}
         data = MixtureData(reader, self.reader, target_sums, started_run=run_dir, made_once=from_process_zero)
@@ -204,6 +209,15 @@ def _lonely(share_together: float | None) -> list[str]:
     if share_together == 0:
         raise ConfigError(f"{found}: nothing would be learned; {remedy}")
     return [f"note: {found}: the others weigh nothing; {remedy}"]
+
+
+def _absent_modalities(config: "ExperimentConfig", default: "ExperimentConfig", present: set[str]) -> list[str]:
+    """Modalities that the experiment reads and the corpora lack; none where one was asked for on the command line, or
+    none would be left: then it is an error, which the reader of the corpora raises."""
+    asked = config.modalities.in_use()
+    absent = [name for name in asked if name not in present]
+    told = any(asked[name].num_tokens != getattr(default.modalities, name).num_tokens for name in absent)
+    return [] if told or len(absent) == len(asked) else absent
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:

@@ -43,6 +43,17 @@ def check_labels(types: Array) -> None:
         raise InputError(f"integration: {len(types)} cells; at least {NEIGHBOURS + 10} are needed.")
 
 
+def _require_scib_metrics() -> None:
+    """Raises `ConfigError` where the package is missing; asked before the work."""
+    try:
+        import scib_metrics  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"evaluate integration needs scib-metrics ({error}): pip install 'scmbert_jax[integration]'. It is an "
+            "extra, since it brings igraph, which is under the GPL."
+        ) from error
+
+
 def score_integration(embedding: Array, types: Array, batches: Array) -> dict[str, float]:
     """All scores of cells float [n, d] with types and technical batches str [n]; of one batch, `bio` and its parts.
 
@@ -149,6 +160,7 @@ def evaluate_integration(
     """
     if num_seeds < 1:
         raise ConfigError(f"num_seeds {num_seeds}: expected 1 or more.")
+    _require_scib_metrics()
     dataset = open_dataset(data)
     cells = read_modalities(dataset, organism=organism, assembly=assembly, obs_fields=obs_fields)
     everyone = _AllCells(cells)

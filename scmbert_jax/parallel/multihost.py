@@ -1,5 +1,6 @@
 """Runs of several processes: how they find each other, agree on what they run and when to stop, and how they fail."""
 
+import contextlib
 import io
 import json
 import os
@@ -17,7 +18,7 @@ import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather, reached_preemption_sync_point
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from scmbert_jax.errors import ConfigError, HostError, UserError
+from scmbert_jax.errors import ConfigError, HostError, UserError, as_user_error
 
 # JAX ends a process by itself when it cannot connect, with a stack trace of C++; we speak this much earlier.
 _BEFORE_JAX_ABORTS = 30  # seconds
@@ -133,11 +134,12 @@ def from_process_zero(make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str,
         return dict(make())
     content = io.BytesIO()
     if jax.process_index() == 0:
-        np.savez(content, **make())
+        arrays: dict[str, Any] = dict(make())
+        np.savez(content, **arrays)
     size = int(broadcast_one_to_all(np.int32(content.tell())))
     sent = np.frombuffer(content.getvalue().ljust(size, b"\0"), np.uint8)
-    with np.load(io.BytesIO(np.asarray(broadcast_one_to_all(sent)).tobytes())) as arrays:
-        return dict(arrays)
+    with np.load(io.BytesIO(np.asarray(broadcast_one_to_all(sent)).tobytes())) as received:
+        return dict(received)
 
 
 @contextmanager
@@ -153,8 +155,9 @@ def failing_at_once() -> Iterator[None]:
         if not jax.distributed.is_initialized() or isinstance(error, SystemExit):
             raise
         who = socket.gethostname()  # JAX may not be asked for the index: it could wait for the others to tell
-        if isinstance(error, UserError):
-            _leave(f"{who}: {error}", error.exit_code)
+        told = error if isinstance(error, UserError) else as_user_error(error)
+        if told is not None:
+            _leave(f"{who}: {told}", told.exit_code)
         if isinstance(error, KeyboardInterrupt):
             _leave(f"{who}: interrupted", 130)
         traceback.print_exc()
@@ -167,8 +170,9 @@ def failing_at_once() -> Iterator[None]:
 
 def _leave(message: str, exit_code: int) -> NoReturn:
     """Ends the process without Python's exit, which would wait for the other processes."""
-    print(f"scmbert: {message}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        print(f"scmbert: {message}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
     os._exit(exit_code)
 
 

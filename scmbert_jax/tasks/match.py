@@ -174,7 +174,10 @@ def match_dataset(
       InputError: a modality that the data or the model does not have.
     """
     if source == target:
-        raise ConfigError(f"source and target are both {source}; a matching is between two modalities.")
+        raise ConfigError(
+            f"source and target are both {source}; a matching is between two modalities. Within one: scmbert embed "
+            "both files, and take nearest neighbours by the cosine of their obsm['X_scmbert']."
+        )
     first = cells if isinstance(cells, Dataset) else open_dataset(cells)
     second = first if target_cells is None else target_cells
     options["space"] = space or comparison_space(model)

@@ -62,7 +62,11 @@ def transfer_dataset(
       InputError: no labels in the labelled file, or a modality that is missing.
     """
     if source == target:
-        raise ConfigError(f"source and target are both {source}; labels go from one modality to another.")
+        raise ConfigError(
+            f"source and target are both {source}; here, labels go from one modality to another. Within one: scmbert "
+            "embed both files, and give their obsm['X_scmbert'] to scmbert_jax.tasks.label_transfer.transfer_labels, "
+            "or to any classifier."
+        )
     options["space"] = space or comparison_space(model)
     opened = labelled if isinstance(labelled, Dataset) else open_dataset(labelled)
     first = embed_dataset(model, opened, modalities=(source,), **options)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
+from jax.sharding import Mesh
 
 from scmbert_jax.batch import CellBatch, FeatureLayout
 from scmbert_jax.config import ExperimentConfig, flat_fields
@@ -39,7 +40,10 @@ from scmbert_jax.training.train_step import make_train_step
 class TrainingData(DataIdentity, Protocol):
     """What the loop needs of data; a corpus or a synthetic stand-in."""
 
-    layout: FeatureLayout
+    @property
+    def layout(self) -> FeatureLayout:
+        """Asked for after the processes of the run agreed on what they run: it may take all of them to make it."""
+        ...
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[tuple[int, CellBatch]]:
         """(step, this process's rows of its batch), a pure function of (seed, step)."""
@@ -111,7 +115,8 @@ def pretrain(
             folder.drop_metrics_after(first)
             if first >= config.train.num_steps:
                 return Outcome(first, interrupted=False)  # a command that is repeated leaves a finished run as it is
-            writer = MetricsWriter(folder, config.train.num_steps, first, show_progress)
+            about = _in_words(model, mesh, first)
+            writer = MetricsWriter(folder, config.train.num_steps, first, show_progress, about)
             steps = {
                 name: jax.jit(make_train_step(model, objective, optimizer), donate_argnums=0)
                 for name, objective in objectives_of(config).items()
@@ -148,6 +153,21 @@ def pretrain(
             writer.close()
         checkpoints.close()
         folder.close()
+
+
+def _in_words(model: ModelDefinition, mesh: Mesh, first: int) -> list[str]:
+    """What the run is: its model, where it runs, and from which step."""
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.abstract_params))
+    slices = model.layout.slices
+    features = ", ".join(f"{slices[name][1] - slices[name][0]:,} {name}" for name in model.config.modalities.in_use())
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    steps = model.config.train.num_steps
+    return [
+        f"{parameters:,} parameters; features: {features}; {', '.join(model.config.objectives.weights())}",
+        f"{mesh.size} x {mesh.devices.flat[0].device_kind}{processes}, mesh {axes}",
+        f"continuing from step {first} of {steps}" if first else f"starting at step 0 of {steps}",
+    ]
 
 
 class _StepLog:

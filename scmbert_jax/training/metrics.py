@@ -17,7 +17,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +69,20 @@ class MetricSums:
 class MetricsWriter:
     """Writes rows of the coordinator process; other processes write nothing."""
 
-    def __init__(self, folder: RunFolder, num_steps: int, first_step: int, show_progress: bool = True):
+    def __init__(
+        self, folder: RunFolder, num_steps: int, first_step: int, show_progress: bool = True, about: Sequence[str] = ()
+    ):
+        """`about`: lines that say what the run is; shown before its progress."""
         self._folder = folder
         self._tensorboard = None
         self._progress = None
         if not folder.is_coordinator:
             return
         self._tensorboard = _TensorBoard(folder.path / "tensorboard", first_step)
-        self._progress = _progress_display(num_steps, first_step) if show_progress else None
+        if show_progress:
+            with contextlib.suppress(OSError):
+                print("\n".join(about), file=sys.stderr, flush=True)
+            self._progress = _progress_display(num_steps, first_step)
 
     def write(self, row: dict[str, Any]) -> None:
         self._folder.write_metrics(row)

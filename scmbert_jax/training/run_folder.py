@@ -209,7 +209,7 @@ def read_provenance(run_dir: Path) -> dict[str, Any]:
     try:
         provenance = json.loads(path.read_text(encoding="utf-8"))
         missing = {"corpus_fingerprint", "feature_space_hash", "covariates"} - set(provenance)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); restore it, or start a new run folder.") from error
     if missing:
         raise CheckpointError(f"{path}: without {', '.join(sorted(missing))}; restore it, or start a new run folder.")

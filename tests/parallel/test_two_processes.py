@@ -128,10 +128,11 @@ def test_two_processes_agree_on_what_they_run_and_on_when_to_stop(tmp_path):
         for index in (0, 1)
     ]
     try:
-        told = [process.communicate(timeout=120)[0].splitlines() for process in processes]
+        outputs = [process.communicate(timeout=120)[0].splitlines() for process in processes]
     finally:
         for process in processes:
             process.kill()
+    told = [[line for line in output if not line.startswith("[Gloo]")] for output in outputs]
     assert told[0] == told[1]
     other_rate, other_corpus, given, stopped = told[0]
     assert "the 2 processes of this run do not run the same (optimizer.peak_learning_rate: 0.001 on" in other_rate

@@ -88,7 +88,10 @@ def test_mistakes_end_the_run_and_lost_hosts_start_it_again(tools):
     """The codes are those of `scmbert_jax.errors`: what is started again must not be among what is not."""
     jobset = rendered(tools)
     (rule,) = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
-    mistakes = (errors.InputError, errors.CorpusError, errors.ConfigError, errors.CheckpointError, errors.TrainingError)
+    mistakes = (
+        *(errors.InputError, errors.CorpusError, errors.ConfigError, errors.CheckpointError, errors.TrainingError),
+        *(errors.OutputError, errors.MemoryExhausted),
+    )
     assert rule["onExitCodes"]["values"] == [error.exit_code for error in mistakes]
     again = {errors.HostError.exit_code, errors.RunInProgress.exit_code, errors.INTERRUPTED}
     assert not again & set(rule["onExitCodes"]["values"])

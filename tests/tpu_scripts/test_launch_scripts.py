@@ -1,11 +1,14 @@
 """What all launch scripts do alike: --help, refusals, --dry-run, flags from the environment."""
 
+import re
 import shutil
 import subprocess
 
 import pytest
 from conftest import REPOSITORY
 from fake_tools import SCRIPTS, FakeTools
+
+from experiments import experiment_names
 
 SHELL_SCRIPTS = ("gke_jobset.sh", "queued_resource.sh", "run_on_all_hosts.sh", "setup_host.sh", "slurm.sh")
 TPU = ("--name", "pod", "--zone", "us-east5-b")
@@ -106,3 +109,14 @@ def test_flags_are_read_from_the_environment_and_the_command_line_wins(tools):
     environment = {"SCMBERT_NAME": "pod", "SCMBERT_ZONE": "there", "SCMBERT_PROJECT": "ours"}
     ran = tools.script("queued_resource.sh", "delete", "--zone=here", "--dry-run", **environment)
     assert "delete pod --zone=here --project=ours" in ran.out
+
+
+def test_examples_name_experiments_that_exist():
+    examples = [
+        name
+        for path in SCRIPTS.iterdir()
+        if path.is_file()
+        for name in re.findall(r"(?:pretrain|--) (\w+) --corpus", path.read_text())
+    ]
+    assert len(examples) > 5
+    assert set(examples) - {"EXPERIMENT"} <= set(experiment_names())
