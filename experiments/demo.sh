@@ -34,3 +34,9 @@ show "${pretrain[@]}"
 show scmbert export "$out/run" "$out/model"
 show scmbert embed "$out/model" example:pbmc_mosaic -o "$out/embedded.h5mu"
 show scmbert evaluate probe --model "$out/model" --run-dir "$out/run" --report "$out/report.html"
+
+# What to do next, with a name that stands for the reader's own file.
+printf '\nThe report: %s/report.html. Your own cells (raw counts, a column of cell types to be scored by), in three lines:\n\n' "$out"
+printf '    scmbert corpus build my_corpus cells.h5ad\n'
+printf '    scmbert pretrain rna --corpus my_corpus --run-dir my_run && scmbert export my_run my_model\n'
+printf '    scmbert evaluate probe --model my_model --data cells.h5ad --obs-field cell_type=COLUMN --report my_report.html\n'

@@ -113,7 +113,8 @@ def fitted(text: str, width: int) -> str:
             continue
         widths = [3 + max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         names = rows[0].index("method") + 1 if "method" in rows[0] else 1
-        parts, used = [], width
+        parts: list[list[int]] = []
+        used = width
         for column in range(names, len(rows[0])):
             used += widths[column]
             if not parts or used > width:
