@@ -141,7 +141,7 @@ config = ExperimentConfig(
     model=ModelConfig(embed_dim=8, num_layers=1, num_heads=2, head_dim=4, mlp_dim=8),
 )
 model = ModelDefinition(config, synthetic_layout(20, 6))
-optimizer = make_optimizer(config, model.logical_axes)
+optimizer = make_optimizer(config, model)
 params = model.init(jax.random.key(0))
 state = TrainState(params, optimizer.init(params), jax.numpy.zeros((), "int32"))
 step = jax.jit(make_train_step(model, objectives_of(config)["masked_modeling"], optimizer))

@@ -165,7 +165,7 @@ def measure_objectives(
 def _compiled_step(config: ExperimentConfig, layout, batch) -> tuple[Callable[[int], float], int | None]:
     """(a function that takes so many steps and gives seconds per step, bytes of the compiled step)."""
     definition, mesh = ModelDefinition(config, layout), make_mesh(config.mesh)
-    optimizer = make_optimizer(config, definition.logical_axes)
+    optimizer = make_optimizer(config, definition)
     state = initial_state(definition, optimizer, mesh)
     (objective,) = objectives_of(config).values()
     step = jax.jit(make_train_step(definition, objective, optimizer), donate_argnums=0)

@@ -83,7 +83,7 @@ class TimedStep:
         self.mesh = make_mesh(config.mesh, devices)
         self.batches = [synthetic_cells_of(config, layout, padding, step) for step in range(_BATCHES)]
         self.objective, objective = next(iter(objectives_of(config).items()))
-        optimizer = make_optimizer(config, self.model.logical_axes)
+        optimizer = make_optimizer(config, self.model)
         with jax.set_mesh(self.mesh):
             self.state = initial_state(self.model, optimizer, self.mesh)
             self.constants = jax.device_put(self.model.constants, replicated(self.mesh))

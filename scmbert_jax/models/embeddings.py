@@ -12,8 +12,8 @@ from flax import nnx
 
 from scmbert_jax.batch import MODALITIES, FeatureLayout
 from scmbert_jax.config import ExperimentConfig, ModalityConfig
-from scmbert_jax.models.encoder import constant, weight
 from scmbert_jax.models.linear import linear
+from scmbert_jax.models.parameters import constant, parameter, weight
 from scmbert_jax.models.token_sequence import TokenSequence
 from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.parallel.table_rows import pick_rows, sum_of_linked_rows, whole
@@ -78,7 +78,7 @@ class FeatureTable(nnx.Module):
 
     def __init__(self, layout: FeatureLayout, embed_dim: int, rngs: nnx.Rngs):
         self.num_rows, self.slices = padded_rows(layout), dict(layout.slices)
-        self.learned = weight(rngs, (self.num_rows, embed_dim), embed_dim, ("features", "embed"))
+        self.learned = weight(rngs, (self.num_rows, embed_dim), embed_dim, ("features", "embed"), "embedding")
         self.link_projections: Any = nnx.Dict({})
         self.links: Any = nnx.Dict({})
         self.linked: Any = nnx.Dict({})
@@ -110,10 +110,10 @@ class ContinuousValues(nnx.Module):
         if layout.statistics is not None:
             centre[: layout.num_features] = layout.statistics.value_centre
             spread[: layout.num_features] = layout.statistics.value_std
-        self.centre = nnx.Param(jnp.asarray(centre), logical_axes=("features",))
-        self.log_spread = nnx.Param(jnp.log(spread), logical_axes=("features",))
-        self.scale = weight(rngs, (len(MODALITIES), embed_dim), 1, (None, None))
-        self.bias = constant(0.0, (len(MODALITIES), embed_dim), (None, None))
+        self.centre = parameter(centre, ("features",), "bias")
+        self.log_spread = parameter(np.log(spread), ("features",), "dispersion")
+        self.scale = weight(rngs, (len(MODALITIES), embed_dim), 1, (None, None), "embedding")
+        self.bias = constant(0.0, (len(MODALITIES), embed_dim), (None, None), "bias")
         # Of the size of a feature row (1 / sqrt(D) per number), or values would drown the identities.
         self.out = weight(rngs, (embed_dim, embed_dim), embed_dim**2, ("embed", None))
         self.gate = weight(rngs, (embed_dim, embed_dim), embed_dim, ("embed", None))
@@ -133,7 +133,7 @@ class BinnedValues(nnx.Module):
     def __init__(self, modalities: dict[str, ModalityConfig], embed_dim: int, rngs: nnx.Rngs):
         self.num_bins = max(config.num_bins for config in modalities.values())
         shape = (len(MODALITIES) * self.num_bins, embed_dim)
-        self.table = weight(rngs, shape, embed_dim, (None, None))
+        self.table = weight(rngs, shape, embed_dim, (None, None), "embedding")
 
     def __call__(self, relative: jax.Array, modality: jax.Array, last_bin: jax.Array) -> jax.Array:
         bins = jnp.minimum(expression_bins(relative, self.num_bins), last_bin)
@@ -148,9 +148,9 @@ class TokenEmbedding(nnx.Module):
         self.modalities = config.modalities.in_use()
         self.dtype = jnp.dtype(config.model.compute_dtype)
         # Zero: after the first layer it is what attention gathered of the cell, undiluted by a constant.
-        self.cls = constant(0.0, (dim,), (None,))
-        self.modality = weight(rngs, (len(MODALITIES), dim), dim, (None, None))
-        self.mask = weight(rngs, (len(MODALITIES), dim), dim, (None, None))
+        self.cls = constant(0.0, (dim,), (None,), "embedding")
+        self.modality = weight(rngs, (len(MODALITIES), dim), dim, (None, None), "embedding")
+        self.mask = weight(rngs, (len(MODALITIES), dim), dim, (None, None), "embedding")
         encodings = {modality.value_encoding for modality in self.modalities.values()}
         self.continuous = ContinuousValues(layout, dim, rngs) if "continuous" in encodings else None
         binned = {name: m for name, m in self.modalities.items() if m.value_encoding == "bins"}
@@ -195,7 +195,8 @@ class CovariateEmbedding(nnx.Module):
         dim = config.model.embed_dim
         self.tables: Any = nnx.Dict({})
         for name in config.model.covariates:
-            self.tables[name] = weight(rngs, (layout.covariate_sizes[name] + 1, dim), dim, (None, None))
+            shape = (layout.covariate_sizes[name] + 1, dim)
+            self.tables[name] = weight(rngs, shape, dim, (None, None), "embedding")
 
     def __call__(self, covariates: dict[str, jax.Array]) -> jax.Array:  # int32 [B] each -> [B, D]
         return sum(table[...][covariates[name] + 1] for name, table in self.tables.items())

@@ -14,6 +14,7 @@ from flax import nnx
 from scmbert_jax.config import ModelConfig
 from scmbert_jax.models.attention import Attention
 from scmbert_jax.models.linear import linear
+from scmbert_jax.models.parameters import constant, weight
 from scmbert_jax.models.token_sequence import TokenSequence, join_modalities, split_modalities
 from scmbert_jax.parallel.mesh import constrain
 
@@ -24,22 +25,12 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 }
 
 
-def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, logical_axes: tuple[str | None, ...]) -> nnx.Param:
-    """A float32 matrix, normal with standard deviation fan_in**-0.5."""
-    return nnx.Param(jax.random.normal(rngs.params(), shape) * fan_in**-0.5, logical_axes=logical_axes)
-
-
-def constant(value: float, shape: tuple[int, ...], logical_axes: tuple[str | None, ...]) -> nnx.Param:
-    """A float32 parameter that starts at one value everywhere (biases, norm scales)."""
-    return nnx.Param(jnp.full(shape, value, jnp.float32), logical_axes=logical_axes)
-
-
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis, computed in float32, returned in the dtype of its input."""
 
     def __init__(self, dim: int):
-        self.scale = constant(1.0, (dim,), (None,))
-        self.bias = constant(0.0, (dim,), (None,))
+        self.scale = constant(1.0, (dim,), (None,), "norm")
+        self.bias = constant(0.0, (dim,), (None,), "bias")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
@@ -79,14 +70,16 @@ class EncoderBlock(nnx.Module):
     def __init__(self, config: ModelConfig, num_experts: int, rngs: nnx.Rngs):
         dim, heads, head_dim, mlp_dim = config.embed_dim, config.num_heads, config.head_dim, config.mlp_dim
         self.attention_norm = LayerNorm(dim)
-        self.qkv = weight(rngs, (dim, 3, heads, head_dim), dim, ("embed", None, "heads", "head_dim"))
-        self.attention_out = weight(rngs, (heads, head_dim, dim), heads * head_dim, ("heads", "head_dim", "embed"))
-        self.attention_bias = constant(0.0, (dim,), (None,))
+        self.qkv = weight(rngs, (dim, 3, heads, head_dim), dim, ("embed", None, "heads", "head_dim"), "layer_matrix")
+        self.attention_out = weight(
+            rngs, (heads, head_dim, dim), heads * head_dim, ("heads", "head_dim", "embed"), "layer_matrix"
+        )
+        self.attention_bias = constant(0.0, (dim,), (None,), "bias")
         self.mlp_norm = LayerNorm(dim)
-        self.mlp_in = weight(rngs, (num_experts, dim, mlp_dim), dim, (None, "embed", "mlp"))
-        self.mlp_in_bias = constant(0.0, (num_experts, mlp_dim), (None, "mlp"))
-        self.mlp_out = weight(rngs, (num_experts, mlp_dim, dim), mlp_dim, (None, "mlp", "embed"))
-        self.mlp_out_bias = constant(0.0, (num_experts, dim), (None, None))
+        self.mlp_in = weight(rngs, (num_experts, dim, mlp_dim), dim, (None, "embed", "mlp"), "layer_matrix")
+        self.mlp_in_bias = constant(0.0, (num_experts, mlp_dim), (None, "mlp"), "bias")
+        self.mlp_out = weight(rngs, (num_experts, mlp_dim, dim), mlp_dim, (None, "mlp", "embed"), "layer_matrix")
+        self.mlp_out_bias = constant(0.0, (num_experts, dim), (None, None), "bias")
         self.attention, self.num_experts = Attention(config), num_experts
 
     def __call__(self, x: jax.Array, tokens: TokenSequence, experts: tuple[int, ...]) -> jax.Array:  # [B, 1 + S, D]

@@ -12,9 +12,10 @@ from scmbert_jax.batch import MODALITIES, FeatureLayout
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.models.bounds import within
 from scmbert_jax.models.embeddings import covariate_embedding, padded_rows
-from scmbert_jax.models.encoder import LayerNorm, constant, weight
+from scmbert_jax.models.encoder import LayerNorm
 from scmbert_jax.models.likelihoods import SPREAD_BOUNDS, Truth, make_likelihood
 from scmbert_jax.models.linear import linear
+from scmbert_jax.models.parameters import constant, parameter, weight
 from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.parallel.table_rows import pick_rows
 
@@ -49,12 +50,15 @@ class ValueHead(nnx.Module):
             for name, likelihood in likelihoods.items()
         }
         self.dense = weight(rngs, (dim, dim), dim, ("embed", None))
-        self.dense_bias = constant(0.0, (dim,), (None,))
+        self.dense_bias = constant(0.0, (dim,), (None,), "bias")
         self.norm = LayerNorm(dim)
         self.covariates = covariate_embedding("heads", config, layout, rngs)
         # Zero: the first prediction is the marginal model, undisturbed by an encoder that knows nothing yet.
         self.outputs: Any = nnx.Dict(
-            {name: constant(0.0, (dim, own.num_outputs), ("embed", None)) for name, own in self.likelihoods.items()}
+            {
+                name: constant(0.0, (dim, own.num_outputs), ("embed", None), "matrix")
+                for name, own in self.likelihoods.items()
+            }
         )
         bias, spread = self._marginal_model(layout, of_cells)
         # The means of cells are known better than a step can tell; and those of the technical batches that have pairs
@@ -63,8 +67,8 @@ class ValueHead(nnx.Module):
         # An output is a sum over the width, each weight of which moves by the learning rate: ten times slower, or a
         # few steps on a few hundred pairs undo what the linear path knows.
         self.output_scale = 0.1 if of_cells else 1.0
-        self.feature_bias = nnx.Param(jnp.asarray(bias / self.bias_scale), logical_axes=("features", None))
-        self.spread = nnx.Param(jnp.asarray(spread / ROW_SCALE), logical_axes=("features",))
+        self.feature_bias = parameter(bias / self.bias_scale, ("features", None), "bias")
+        self.spread = parameter(spread / ROW_SCALE, ("features",), "dispersion")
 
     def _marginal_model(self, layout: FeatureLayout, of_cells: bool) -> tuple[np.ndarray, np.ndarray]:
         """Output biases float32 [rows, K] and spreads float32 [rows] that predict each feature by itself."""

@@ -28,8 +28,8 @@ from scmbert_jax.batch import (
 )
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.models.embeddings import padded_rows
-from scmbert_jax.models.encoder import constant, weight
 from scmbert_jax.models.likelihoods import make_likelihood
+from scmbert_jax.models.parameters import constant, parameter, weight
 from scmbert_jax.models.token_sequence import TokenSequence
 from scmbert_jax.parallel.table_rows import whole
 from scmbert_jax.value_scales import linear_values
@@ -43,8 +43,8 @@ class LinearMap(nnx.Module):
     """x [B, K] -> x @ (start + change) [B, P]; `starts` [N, K, P] are given, `change` is trained, from zero."""
 
     def __init__(self, starts: np.ndarray):
-        self.starts = nnx.Param(jnp.asarray(starts, jnp.float32), logical_axes=(None, None, None))
-        self.change = constant(0.0, starts.shape[1:], (None, None))
+        self.starts = parameter(starts, (None, None, None), "given")
+        self.change = constant(0.0, starts.shape[1:], (None, None), "matrix")
 
     def __call__(self, x: jax.Array, which: jax.Array | None = None) -> jax.Array:
         """`which` int32 [B], the start of each row; None: the first."""
@@ -64,9 +64,9 @@ class NeighbourMean(nnx.Module):
     """
 
     def __init__(self, keys: np.ndarray, values: np.ndarray, folds: np.ndarray):
-        self.keys = nnx.Param(jnp.asarray(keys[:, :NEIGHBOUR_COMPONENTS], jnp.float32), logical_axes=(None, None))
-        self.values = nnx.Param(jnp.asarray(values, jnp.float32), logical_axes=(None, None))
-        self.folds = nnx.Param(jnp.asarray(folds, jnp.float32), logical_axes=(None,))
+        self.keys = parameter(keys[:, :NEIGHBOUR_COMPONENTS], (None, None), "given")
+        self.values = parameter(values, (None, None), "given")
+        self.folds = parameter(folds, (None,), "given")
 
     def __call__(self, x: jax.Array, hidden_folds: jax.Array | None = None) -> jax.Array:
         """`hidden_folds` int32 [B]: cells of this fold are passed over; None: none are."""
@@ -91,10 +91,10 @@ class TranslationMap(nnx.Module):
         inputs, outputs = starts.shape[1:]
         self.linear = LinearMap(starts * (1.0 - share))
         self.neighbours: Any = nnx.data(neighbours)
-        self.share = constant(share, (), ())
+        self.share = constant(share, (), (), "scalar")
         self.hidden = weight(rngs, (inputs, hidden), inputs, (None, None))
-        self.hidden_bias = constant(0.0, (hidden,), (None,))
-        self.out = constant(0.0, (hidden, outputs), (None, None))
+        self.hidden_bias = constant(0.0, (hidden,), (None,), "bias")
+        self.out = constant(0.0, (hidden, outputs), (None, None), "matrix")
 
     def __call__(self, x: jax.Array, which: jax.Array | None = None) -> jax.Array:
         bent = jax.nn.gelu(x @ self.hidden[...] + self.hidden_bias[...]) @ (self.out[...] * CHANGE_SCALE)
@@ -125,10 +125,10 @@ class LinearPath(nnx.Module):
                 in_use = make_likelihood(likelihood, name, config.modalities.in_use()[name], statistics, (0, 1))
                 columns[mine, 2] = in_use.per_value(statistics.log1p_mean[mine], statistics.linear_std[mine], detection)
         # Of the corpus, not trained. Moving each loading by the learning rate would drown the components in noise.
-        self.loadings = nnx.Param(jnp.asarray(loadings), logical_axes=("features", None))
-        self.offset = nnx.Param(jnp.asarray(offset), logical_axes=(None, None))
+        self.loadings = parameter(loadings, ("features", None), "given")
+        self.offset = parameter(offset, (None, None), "given")
         # Centre of the values, what they are relative to (`linear_values`), what they are to an output (`per_value`).
-        self.scale = nnx.Param(jnp.asarray(columns), logical_axes=("features", None))
+        self.scale = parameter(columns, ("features", None), "given")
         # Each modality has dimensions of its own, as in principal components laid side by side: on top of each other,
         # the noise of a weak modality would hide what a strong one says. The rotation leaves no dimension to one alone.
         own_size = min(size, dim // len(self.modalities))
@@ -136,7 +136,7 @@ class LinearPath(nnx.Module):
         blocks = jax.nn.initializers.orthogonal()(rngs.params(), shape).reshape(-1, own_size, dim)
         self.into_cell: Any = nnx.Dict(
             {
-                name: nnx.Param(jnp.pad(block, ((0, size - own_size), (0, 0))), logical_axes=(None, "embed"))
+                name: parameter(jnp.pad(block, ((0, size - own_size), (0, 0))), (None, "embed"), "matrix")
                 for name, block in zip(self.modalities, blocks, strict=True)
             }
         )

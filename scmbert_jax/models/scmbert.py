@@ -201,6 +201,7 @@ class ModelDefinition:
     Attributes:
       abstract_params: nested dict of `jax.ShapeDtypeStruct`.
       logical_axes: nested dict of tuples, one name (or None) per dimension of each parameter.
+      roles: nested dict of what each parameter is (`parameters.Role`).
       constants: nested dict of numpy arrays, data and not parameters: the feature links (int32), and the random
         directions (float32) of `favor` attention, those of the run's last step. They are an argument of every jitted
         function, because baking the links of a million regions into a program is slow.
@@ -214,11 +215,15 @@ class ModelDefinition:
         parts: Any = nnx.split(abstract, nnx.Param, ...)
         self._graph, params, constants = parts
         self._params_tree, self._constants_tree = jax.tree.structure(params), jax.tree.structure(constants)
-        axes = jax.tree.map(
-            lambda param: param.get_metadata("logical_axes"), params, is_leaf=lambda x: isinstance(x, nnx.Variable)
-        )
+
+        def metadata(name: str) -> dict[str, Any]:
+            of_params = jax.tree.map(
+                lambda param: param.get_metadata(name), params, is_leaf=lambda x: isinstance(x, nnx.Variable)
+            )
+            return nnx.to_pure_dict(of_params)
+
         self.abstract_params: dict[str, Any] = nnx.to_pure_dict(params)
-        self.logical_axes: dict[str, Any] = nnx.to_pure_dict(axes)
+        self.logical_axes, self.roles = metadata("logical_axes"), metadata("role")
         given = nnx.to_pure_dict(constants) | {"table": {"links": link_arrays(layout), "linked": linked_genes(layout)}}
         self.constants: dict[str, Any] = jax.tree.map(np.asarray, self.constants_at(given, config.train.num_steps - 1))
 

@@ -11,8 +11,9 @@ from flax import nnx
 from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import ModelConfig
 from scmbert_jax.models.attention import Attention
-from scmbert_jax.models.encoder import LayerNorm, constant, weight
+from scmbert_jax.models.encoder import LayerNorm
 from scmbert_jax.models.linear import linear
+from scmbert_jax.models.parameters import constant, weight
 from scmbert_jax.parallel.mesh import constrain
 
 
@@ -43,14 +44,18 @@ class CrossAttentionBlock(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         dim, heads, head_dim, mlp_dim = config.embed_dim, config.num_heads, config.head_dim, config.mlp_dim
         self.attention_norm = LayerNorm(dim)
-        self.query = weight(rngs, (dim, heads, head_dim), dim, ("embed", "heads", "head_dim"))
-        self.key_value = weight(rngs, (dim, 2, heads, head_dim), dim, ("embed", None, "heads", "head_dim"))
-        self.attention_out = weight(rngs, (heads, head_dim, dim), heads * head_dim, ("heads", "head_dim", "embed"))
+        self.query = weight(rngs, (dim, heads, head_dim), dim, ("embed", "heads", "head_dim"), "layer_matrix")
+        self.key_value = weight(
+            rngs, (dim, 2, heads, head_dim), dim, ("embed", None, "heads", "head_dim"), "layer_matrix"
+        )
+        self.attention_out = weight(
+            rngs, (heads, head_dim, dim), heads * head_dim, ("heads", "head_dim", "embed"), "layer_matrix"
+        )
         self.mlp_norm = LayerNorm(dim)
-        self.mlp_in = weight(rngs, (dim, mlp_dim), dim, ("embed", "mlp"))
-        self.mlp_in_bias = constant(0.0, (mlp_dim,), ("mlp",))
-        self.mlp_out = weight(rngs, (mlp_dim, dim), mlp_dim, ("mlp", "embed"))
-        self.mlp_out_bias = constant(0.0, (dim,), (None,))
+        self.mlp_in = weight(rngs, (dim, mlp_dim), dim, ("embed", "mlp"), "layer_matrix")
+        self.mlp_in_bias = constant(0.0, (mlp_dim,), ("mlp",), "bias")
+        self.mlp_out = weight(rngs, (mlp_dim, dim), mlp_dim, ("mlp", "embed"), "layer_matrix")
+        self.mlp_out_bias = constant(0.0, (dim,), (None,), "bias")
         self.attention = Attention(config)
 
     def __call__(self, x: jax.Array, states: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -70,7 +75,7 @@ class TranslationDecoder(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         dim = config.embed_dim
         self.query = weight(rngs, (dim, dim), dim, ("embed", None))
-        self.modality = weight(rngs, (len(MODALITIES), dim), dim, (None, None))
+        self.modality = weight(rngs, (len(MODALITIES), dim), dim, (None, None), "embedding")
         self.blocks: Any = nnx.List([CrossAttentionBlock(config, rngs) for _ in range(config.decoder_layers)])
         self.cell_decoder = CellDecoder(config, rngs)
 

@@ -99,7 +99,7 @@ def compile_experiment(config: ExperimentConfig, layout: FeatureLayout, topology
     check_process_order(mesh, config.data.global_batch_size, config.train.num_microbatches)
     model = ModelDefinition(config, layout)
     attention_backend(config.model.attention, shape_of_run(config.model, mesh.devices.flat[0]))
-    optimizer = make_optimizer(config, model.logical_axes)
+    optimizer = make_optimizer(config, model)
     state = abstract_state(model, optimizer, mesh)
     constants = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), model.constants

@@ -96,7 +96,7 @@ def pretrain(
     mesh = make_mesh(config.mesh, devices)
     check_process_order(mesh, config.data.global_batch_size, config.train.num_microbatches)
     model = ModelDefinition(config, data.layout)
-    optimizer = make_optimizer(config, model.logical_axes)
+    optimizer = make_optimizer(config, model)
     # A configuration that cannot run is refused before there is a folder that holds on to it.
     attention_backend(config.model.attention, shape_of_run(config.model, mesh.devices.flat[0]))
     abstract = abstract_state(model, optimizer, mesh)

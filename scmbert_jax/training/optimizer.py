@@ -7,6 +7,7 @@ import optax
 import optax.contrib
 
 from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.models.scmbert import ModelDefinition
 
 
 def learning_rate_schedule(config: ExperimentConfig) -> optax.Schedule:
@@ -22,69 +23,44 @@ def learning_rate_schedule(config: ExperimentConfig) -> optax.Schedule:
     )
 
 
-def decay_mask(logical_axes: dict[str, Any]) -> dict[str, Any]:
-    """True for weight matrices of the encoder and the heads; False for norms, biases, embeddings, dispersions.
+def decay_mask(roles: dict[str, Any]) -> dict[str, Any]:
+    """True for matrices: not for norms, biases, dispersions, rows that are looked up, or what the corpus gave."""
+    return jax.tree.map(lambda role: role in ("matrix", "layer_matrix"), roles)
 
-    Roles, not ranks, decide: scanned layers make every parameter one dimension larger. Decaying rows that are looked
-    up by index would pull rare features to zero.
-    """
-
-    def is_matrix(path: tuple, axes: tuple[str | None, ...]) -> bool:
-        in_embedding = path[0].key == "embedding" and path[1].key != "continuous"
-        # What the corpus gave is not trained, so it must not decay either.
-        given = path[-1].key in ("starts", "offset", "keys", "values")
-        # By its name: a bias per expert has the shape of a matrix.
-        is_bias = path[-1].key.endswith("bias")
-        of_matrix = len([axis for axis in axes if axis != "layers"]) >= 2
-        return of_matrix and "features" not in axes and not in_embedding and not given and not is_bias
-
-    return jax.tree_util.tree_map_with_path(is_matrix, logical_axes, is_leaf=lambda x: isinstance(x, tuple))
-
-
-# Of a layer's matrices: the logical axes that a product with it sums over, and those it gives. Other axes (stacked
-# layers; query, key and value; experts) only count matrices, each of which is made orthogonal by itself.
-_MUON_MATRICES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "qkv": (("embed",), ("heads", "head_dim")),
-    "query": (("embed",), ("heads", "head_dim")),
-    "key_value": (("embed",), ("heads", "head_dim")),
-    "attention_out": (("heads", "head_dim"), ("embed",)),
-    "mlp_in": (("embed",), ("mlp",)),
-    "mlp_out": (("mlp",), ("embed",)),
-}
 
 # An update's root mean square that is AdamW's usual one (Liu et al. 2025, "Muon is scalable for LLM training").
 _MUON_RMS = 0.2
 
 
-def muon_dimensions(logical_axes: dict[str, Any]) -> dict[str, Any]:
+def muon_dimensions(model: ModelDefinition) -> dict[str, Any]:
     """`MuonDimensionNumbers` for the matrices of encoder and decoder layers; None for all that AdamW trains.
 
     Those are embeddings, heads, norms and biases (Jordan et al. 2024 leave them to AdamW for their sparse or one-
-    dimensional gradients).
+    dimensional gradients). A layer's matrix lies between `embed` and the layer's inside; the side that comes first is
+    summed over. Axes of neither (stacked layers; query, key and value; experts) only count matrices, each of which is
+    made orthogonal by itself.
     """
 
-    def dimensions(path: tuple, axes: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbers | None:
-        names = [part.key for part in path]
-        if "blocks" not in names or names[-1] not in _MUON_MATRICES:
+    def dimensions(role: str, axes: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbers | None:
+        if role != "layer_matrix":
             return None
-        summed, given = _MUON_MATRICES[names[-1]]
-        return optax.contrib.MuonDimensionNumbers(
-            tuple(axes.index(axis) for axis in summed), tuple(axes.index(axis) for axis in given)
-        )
+        stream = axes.index("embed")
+        inside = tuple(place for place, axis in enumerate(axes) if axis not in ("embed", "layers", None))
+        return optax.contrib.MuonDimensionNumbers(*sorted([(stream,), inside]))
 
-    return jax.tree_util.tree_map_with_path(dimensions, logical_axes, is_leaf=lambda x: isinstance(x, tuple))
+    return jax.tree.map(dimensions, model.roles, model.logical_axes)
 
 
-def make_optimizer(config: ExperimentConfig, logical_axes: dict[str, Any]) -> optax.GradientTransformation:
+def make_optimizer(config: ExperimentConfig, model: ModelDefinition) -> optax.GradientTransformation:
     """The optimizer of a run; its state mirrors the parameters, so it is sharded as they are."""
     of_name = {"adamw": _adamw, "muon": _muon}
     return optax.chain(
-        optax.clip_by_global_norm(config.optimizer.max_grad_norm), of_name[config.optimizer.name](config, logical_axes)
+        optax.clip_by_global_norm(config.optimizer.max_grad_norm), of_name[config.optimizer.name](config, model)
     )
 
 
-def _adamw(config: ExperimentConfig, logical_axes: dict[str, Any]) -> optax.GradientTransformation:
-    optimizer, decayed = config.optimizer, decay_mask(logical_axes)
+def _adamw(config: ExperimentConfig, model: ModelDefinition) -> optax.GradientTransformation:
+    optimizer, decayed = config.optimizer, decay_mask(model.roles)
 
     def mask(params: Any) -> Any:
         # What another transformation trains is a `MaskedNode` here.
@@ -100,8 +76,8 @@ def _adamw(config: ExperimentConfig, logical_axes: dict[str, Any]) -> optax.Grad
     )
 
 
-def _muon(config: ExperimentConfig, logical_axes: dict[str, Any]) -> optax.GradientTransformation:
-    dimensions = muon_dimensions(logical_axes)
+def _muon(config: ExperimentConfig, model: ModelDefinition) -> optax.GradientTransformation:
+    dimensions = muon_dimensions(model)
     by_adamw = jax.tree.map(lambda own: own is None, dimensions, is_leaf=_is_dimensions)
     muon = optax.contrib.muon(
         learning_rate_schedule(config),
@@ -111,7 +87,7 @@ def _muon(config: ExperimentConfig, logical_axes: dict[str, Any]) -> optax.Gradi
         consistent_rms=_MUON_RMS,
     )
     labels = jax.tree.map(lambda adamw: "adamw" if adamw else "muon", by_adamw)
-    return optax.partition({"muon": muon, "adamw": _adamw(config, logical_axes)}, labels)
+    return optax.partition({"muon": muon, "adamw": _adamw(config, model)}, labels)
 
 
 def _is_dimensions(x: Any) -> bool:

@@ -198,7 +198,7 @@ class DirectionsSeen:
 def test_a_step_of_training_sees_the_directions_of_that_step(favor_config, tiny_layout, tiny_batch):
     config = favor_config(favor_redraw_every=7)
     model = ModelDefinition(config, tiny_layout)
-    optimizer = make_optimizer(config, model.logical_axes)
+    optimizer = make_optimizer(config, model)
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), model.abstract_params)
     step = jax.jit(make_train_step(model, DirectionsSeen(), optimizer))
     for number in (0, 6, 7, 19):

@@ -74,7 +74,7 @@ class Training:
     def __init__(self, config: ExperimentConfig, objective: str):
         self.config, self.mesh = config, make_mesh(config.mesh)
         model = ModelDefinition(config, LAYOUT)
-        optimizer = make_optimizer(config, model.logical_axes)
+        optimizer = make_optimizer(config, model)
         self.abstract = abstract_state(model, optimizer, self.mesh)
         self.state = initial_state(model, optimizer, self.mesh)
         self._constants = jax.device_put(model.constants, replicated(self.mesh))

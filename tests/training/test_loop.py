@@ -63,9 +63,7 @@ def rows(folder):
 
 def final_state(config, layout, folder, step=20):
     model = ModelDefinition(config, layout)
-    abstract = abstract_state(
-        model, make_optimizer(config, model.logical_axes), make_mesh(config.mesh, jax.devices()[:1])
-    )
+    abstract = abstract_state(model, make_optimizer(config, model), make_mesh(config.mesh, jax.devices()[:1]))
     checkpoints = RunCheckpoints(folder / "checkpoints", 3)
     try:
         return jax.device_get(checkpoints.restore(step, abstract))

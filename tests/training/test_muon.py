@@ -38,8 +38,8 @@ def test_matrices_of_layers_get_muon_and_all_else_adamw(muon_config, tiny_layout
         muon_config, model=dataclasses.replace(muon_config.model, encoder_sharing=sharing, decoder_layers=2)
     )
     model = ModelDefinition(config, tiny_layout)
-    by_muon = {path for path, dimensions in leaves(muon_dimensions(model.logical_axes)).items() if dimensions}
-    decayed = {path for path, decays in leaves(decay_mask(model.logical_axes)).items() if decays}
+    by_muon = {path for path, dimensions in leaves(muon_dimensions(model)).items() if dimensions}
+    decayed = {path for path, decays in leaves(decay_mask(model.roles)).items() if decays}
     in_layers = {path for path in decayed if "blocks" in path}
     assert by_muon == in_layers
     encoders = 3 if sharing == "per_modality" else 1
@@ -50,7 +50,7 @@ def test_matrices_of_layers_get_muon_and_all_else_adamw(muon_config, tiny_layout
 
 def test_an_update_of_stacked_layers_is_that_of_each_matrix_alone(muon_config, tiny_layout):
     model = ModelDefinition(muon_config, tiny_layout)
-    dimensions = leaves(muon_dimensions(model.logical_axes))
+    dimensions = leaves(muon_dimensions(model))
     shapes = leaves(model.abstract_params)
     paths = [path for path in dimensions if path.startswith("encoder/") and dimensions[path]]
     assert len(paths) == 4
@@ -88,13 +88,13 @@ def test_muon_and_adamw_move_their_own_parameters(muon_config, tiny_layout):
     of_adamw = dataclasses.replace(muon_config, optimizer=dataclasses.replace(muon_config.optimizer, name="adamw"))
 
     def second_update(config):  # the first has a learning rate of zero
-        optimizer = make_optimizer(config, model.logical_axes)
+        optimizer = make_optimizer(config, model)
         state = optimizer.init(params)
         _, state = jax.jit(optimizer.update)(gradients, state, params)
         return leaves(jax.jit(optimizer.update)(gradients, state, params)[0])
 
     muon, adamw = second_update(muon_config), second_update(of_adamw)
-    dimensions = leaves(muon_dimensions(model.logical_axes))
+    dimensions = leaves(muon_dimensions(model))
     for path, update in muon.items():
         same = np.allclose(update, adamw[path], rtol=1e-5, atol=1e-9)
         assert same == (dimensions[path] is None), path
@@ -107,7 +107,7 @@ def test_a_sharded_run_of_muon_equals_one_device_and_continues_from_its_checkpoi
     muon_config, tiny_layout, tiny_batch, tmp_path
 ):
     model = ModelDefinition(muon_config, tiny_layout)
-    optimizer = make_optimizer(muon_config, model.logical_axes)
+    optimizer = make_optimizer(muon_config, model)
 
     def steps(mesh, state, first, stop):
         with jax.set_mesh(mesh):
