@@ -1,11 +1,13 @@
 """Blocks of a corpus that were read before, kept on a local disk up to a number of bytes.
 
     FOLDER/lock                          held while something is written or thrown away; holds the number of bytes kept
-    FOLDER/<sha256 of the shard>/<start>-<stop>    the bytes of one block, as they lie in the shard
+    FOLDER/<key of the shard>/<start>-<stop>    the bytes of one block, as they lie in the shard
 
-Entries are named by what is in the shard, not by where it lies: two places of one corpus share them, and a rebuilt
-shard never meets the old ones. Any number of processes and threads may share a folder: entries appear by rename under
-the lock, so the limit holds for all of them together. Readers take no lock. The entries used least recently go first.
+The key (`shard_key`) is of the place of a shard and of the sha256 that its manifest claims: a rebuilt shard never meets
+the old blocks, and a corpus elsewhere that claims the shard of another puts no block in its place. (The sha256 of
+a shard cannot be checked by who reads a block of it.) Any number of processes and threads may share a folder: entries
+appear by rename under the lock, so the limit holds for all of them together. Readers take no lock. The entries used
+least recently go first.
 
 The cache may lose anything at any time and never says more than "perhaps": who reads a block checks its CRC, and calls
 `forget` on damage. A disk that is full or read-only ends the writing with one warning; reading goes on from the source.
@@ -16,6 +18,7 @@ index in SQLite costs a committed transaction for every read that is to count as
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
@@ -26,6 +29,7 @@ from typing import BinaryIO
 
 from data_pipelines.corpus_files import CorpusFiles, Location, is_url
 from scmbert_jax.errors import ConfigError
+from scmbert_jax.plain_text import without_secrets
 
 DEFAULT_BYTES = 32 << 30  # of a remote corpus: 20 million cells; less on a disk with less than twice that free
 _KEEP = 0.9  # of the limit, when entries are thrown away: so a walk through the folder pays for a tenth of it
@@ -161,11 +165,11 @@ class CachedFiles:
     Args:
       files: where they lie.
       cache: where their blocks are kept.
-      digests: file -> sha256 of its content; of these files ranges are kept.
+      keys: file -> its key; of these files ranges are kept.
     """
 
-    def __init__(self, files: CorpusFiles, cache: BlockCache, digests: Mapping[str, str]):
-        self.root, self.remote = files.root, True
+    def __init__(self, files: CorpusFiles, cache: BlockCache, keys: Mapping[str, str]):
+        self.root, self.location, self.remote = files.root, files.location, True
         self.path, self.size, self.open, self.write, self.close = (
             files.path,
             files.size,
@@ -173,10 +177,10 @@ class CachedFiles:
             files.write,
             files.close,
         )
-        self._files, self._cache, self._digests = files, cache, digests
+        self._files, self._cache, self._keys = files, cache, keys
 
     def read(self, file: str, start: int, stop: int) -> bytes:
-        shard = self._digests.get(file)
+        shard = self._keys.get(file)
         if shard is None:
             return self._files.read(file, start, stop)
         data = self._cache.get(shard, start, stop)
@@ -190,14 +194,20 @@ class CachedFiles:
             [
                 (file, start, stop)
                 for file, start, stop in ranges
-                if file not in self._digests or not self._cache.has(self._digests[file], start, stop)
+                if file not in self._keys or not self._cache.has(self._keys[file], start, stop)
             ]
         )
 
     def forget(self, file: str, start: int, stop: int) -> None:
-        if file in self._digests:
-            self._cache.forget(self._digests[file], start, stop)
+        if file in self._keys:
+            self._cache.forget(self._keys[file], start, stop)
         self._files.forget(file, start, stop)
+
+
+def shard_key(place: Location, file: str, sha256: str) -> str:
+    """64 hex digits: of a shard of the corpus at `place` with this sha256. A URL without its secrets, which change."""
+    where = without_secrets(str(place)) if is_url(place) else str(Path(place).resolve())
+    return hashlib.sha256(f"{where}\n{file}\n{sha256}".encode()).hexdigest()
 
 
 def cache_for(

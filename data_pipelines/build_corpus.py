@@ -33,6 +33,7 @@ from data_pipelines.cell_selection import CellSelection
 from data_pipelines.corpus import Corpus
 from data_pipelines.corpus_blocks import ShardTask
 from data_pipelines.corpus_files import is_url
+from data_pipelines.corpus_manifest import FORMAT, FORMAT_VERSION, building_path
 from data_pipelines.corpus_overlap import open_known_cells
 from data_pipelines.corpus_sources import (
     OpenedSource,
@@ -157,7 +158,7 @@ def build_corpus(
         "shard_bytes": shard_bytes,
         "division": [source_tasks.MIN_TASK_ROWS, source_tasks.MAX_TASK_ROWS, external_shuffle.BUCKET_ENTRIES],
     }
-    with GrowingFolder(out, corpus.building_path(out), overwrite, inputs) as folder:
+    with GrowingFolder(out, building_path(out), overwrite, inputs) as folder:
         opened = open_sources(specs, obs_fields, selection, unpaired, reading)
         if not unpaired:
             refuse_unpaired_files([source.dataset for source in opened])
@@ -267,8 +268,8 @@ def _manifest(
         }
     content_sha256 = corpus.content_digest(digest for shard in shards for digest in shard["block_sha256"])
     return {
-        "format": corpus.FORMAT,
-        "format_version": corpus.FORMAT_VERSION,
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
         "feature_space_hash": feature_space.content_hash,
         "modalities": modalities,
         "num_cells": sum(shard["entry"]["cells"] for shard in shards),

@@ -30,7 +30,7 @@ ZSTD_LEVEL = 1  # of bytes without repeats: level 3 is 2% larger and takes three
 MAX_CELLS = 1 << 20  # of a block; a damaged number must not make us ask for all memory
 
 _HEADER = struct.Struct("<4sHBBQQ")
-_MAX_PAYLOAD = 1 << 36  # likewise
+MAX_PAYLOAD = 1 << 30  # likewise, bytes; 256 cells of 36,601 genes are 1 MB as a rule
 
 _thread = threading.local()  # zstandard objects must not be shared by threads
 
@@ -306,6 +306,8 @@ def pack(payload: bytes, codec: str) -> bytes:
     """Header and the (compressed) payload."""
     if codec not in CODECS:
         raise ValueError(f"codec {codec!r}; known: {sorted(CODECS)}")
+    if len(payload) > MAX_PAYLOAD:
+        raise ValueError(f"a block of {len(payload):,} bytes; the most is {MAX_PAYLOAD:,}: make blocks of fewer cells")
     stored = payload
     if codec == "zstd":
         if not hasattr(_thread, "compressor"):
@@ -314,8 +316,9 @@ def pack(payload: bytes, codec: str) -> bytes:
     return _HEADER.pack(MAGIC, BLOCK_VERSION, CODECS[codec], 0, len(payload), len(stored)) + stored
 
 
-def unpack(record: bytes | memoryview) -> bytes | memoryview:
-    """The payload of a record. Raises CorpusError: no block, another version, cut short, unknown codec."""
+def unpack(record: bytes | memoryview, most: int = MAX_PAYLOAD) -> bytes | memoryview:
+    """The payload of a record. Raises CorpusError: no block, another version, cut short, unknown codec, or a payload of
+    more than `most` bytes."""
     if len(record) < _HEADER.size:
         raise CorpusError(f"block of {len(record)} bytes; its header alone has {_HEADER.size}")
     magic, version, codec, _, payload_bytes, stored_bytes = _HEADER.unpack_from(record)
@@ -329,8 +332,10 @@ def unpack(record: bytes | memoryview) -> bytes | memoryview:
     stored = memoryview(record)[_HEADER.size :]
     if len(stored) != stored_bytes:
         raise CorpusError(f"cell block has {len(stored)} bytes of payload, its header says {stored_bytes}")
-    if codec not in CODECS.values() or payload_bytes > _MAX_PAYLOAD:
-        raise CorpusError(f"cell block with codec {codec} and {payload_bytes} payload bytes; known codecs: {CODECS}")
+    if codec not in CODECS.values():
+        raise CorpusError(f"cell block with codec {codec}; known codecs: {CODECS}")
+    if payload_bytes > (most := min(most, MAX_PAYLOAD)):
+        raise CorpusError(f"cell block that claims a payload of {payload_bytes:,} bytes; it can have at most {most:,}")
     payload: bytes | memoryview = stored
     if codec == CODECS["zstd"]:
         if not hasattr(_thread, "decompressor"):

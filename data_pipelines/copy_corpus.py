@@ -5,16 +5,18 @@ that lies there with the right size and sha256 is not sent again.
 """
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.corpus import MANIFEST, file_sizes, read_manifest
 from data_pipelines.corpus_files import CorpusFiles, LocalFiles, Location, open_files, read_chunks
+from data_pipelines.corpus_manifest import DATA_CARD, MANIFEST, file_sizes, read_manifest
 from data_pipelines.retries import UnreachableError
 from data_pipelines.verify_corpus import sha256_at
 from scmbert_jax.errors import CorpusError
+from scmbert_jax.outputs import CORPUS, foreign_names
 
 
 class CopyReport(NamedTuple):
@@ -43,6 +45,7 @@ def copy_corpus(source: Location, target: Location, progress: Callable[[int, int
     with here.open(MANIFEST) as file:
         text = file.read()
     _refuse_another_corpus(there, text)
+    _refuse_other_files(here, there, manifest)
     digests = {entry["file"]: entry["sha256"] for entry in manifest["shards"]}
     digests |= {name: entry["sha256"] for name, entry in manifest["files"].items()}
     sizes = file_sizes(manifest) | _card_size(here, manifest)
@@ -51,9 +54,12 @@ def copy_corpus(source: Location, target: Location, progress: Callable[[int, int
         # The manifest has none for offsets, and people may edit the card.
         digest = digests.get(name) or sha256_at(here, name, size)
         if not _lies_there(there, name, size, digest):
+            _refuse_to_replace(there, name)
             _bring(here, there, name, size)
             copied += 1
             if not _lies_there(there, name, size, digest):
+                if isinstance(there, LocalFiles):
+                    there.path(name).unlink(missing_ok=True)
                 raise CorpusError(
                     f"{there.path(name)}: not what the manifest says (sha256 {digest[:12]}...) after it was copied: "
                     f"run `scmbert corpus verify {here.root}`, and if that is sound, copy again"
@@ -89,6 +95,30 @@ def _refuse_another_corpus(there: CorpusFiles, manifest: bytes) -> None:
         return  # none there
     if there.read(MANIFEST, 0, size) != manifest:
         raise CorpusError(f"{there.root}: another corpus lies there; choose another place, or remove it first")
+
+
+def _refuse_other_files(here: CorpusFiles, there: CorpusFiles, manifest: dict[str, Any]) -> None:
+    """A folder is copied to where it holds nothing else. (At a URL, where nobody lists files, each is looked at.)"""
+    if not isinstance(there, LocalFiles) or not os.path.lexists(there.root):
+        return
+    if isinstance(here, LocalFiles) and here.root.resolve() == there.root.resolve():
+        raise CorpusError(f"{there.root}: is the corpus itself; choose another place")
+    if there.root.is_symlink() or not there.root.is_dir():
+        raise CorpusError(f"{there.root}: is there and is no folder; choose another place")
+    names = {MANIFEST, DATA_CARD, *file_sizes(manifest)}
+    foreign = sorted(name for name in foreign_names(there.root, CORPUS) if name not in names)
+    if foreign:
+        raise CorpusError(
+            f"{there.root}: holds {foreign[0]!r}, which is no file of a corpus; choose another place, or an empty one"
+        )
+
+
+def _refuse_to_replace(there: CorpusFiles, name: str) -> None:
+    """A local file appears whole or not at all, so that one with other content is none that this copy left behind."""
+    if isinstance(there, LocalFiles) and os.path.lexists(there.path(name)):
+        raise CorpusError(
+            f"{there.path(name)}: is there already and is another file; remove it, or choose another place"
+        )
 
 
 def _lies_there(there: CorpusFiles, name: str, size: int, digest: str) -> bool:

@@ -14,48 +14,40 @@ their order), and of nothing else: codec, shard size, names of source files and 
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
 
 from data_pipelines import cell_block, tfrecord
-from data_pipelines.block_cache import CachedFiles, cache_for
+from data_pipelines.block_cache import CachedFiles, cache_for, shard_key
+from data_pipelines.bounded_npz import read_arrays
 from data_pipelines.cell_block import CellBlock, PackedBlock
 from data_pipelines.corpus_files import CorpusFiles, Location, open_files
+from data_pipelines.corpus_manifest import (
+    FEATURE_SPACE,
+    FORMAT_VERSION,
+    MANIFEST,
+    MEASURED,
+    OBS,
+    file_sizes,
+    read_manifest,
+)
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.packed_counts import largest_feature
 from data_pipelines.parquet_file import read_parquet_frame
 from data_pipelines.retries import UnreachableError
 from data_pipelines.supervision import information_of
+from scmbert_jax.batch import MODALITIES
 from scmbert_jax.errors import CorpusError, InputError
 
-FORMAT = "scmbert-corpus"
-FORMAT_VERSION = 2
-
-MANIFEST = "manifest.json"
-FEATURE_SPACE = "feature_space.parquet"
-MEASURED = "measured.npz"
-OBS = "obs.parquet"
-TFDS_INFO = "dataset_info.json"
-TFDS_FEATURES = "features.json"
-SIDE_FILES = (FEATURE_SPACE, MEASURED, OBS, TFDS_INFO, TFDS_FEATURES)
-
-_REQUIRED = (
-    *("feature_space_hash", "block_size", "codec", "num_cells", "num_blocks", "shards", "files", "modalities"),
-    *("datasets", "vocabularies", "content_sha256", "fingerprint"),
-)
 _HASH_CHUNK = 1 << 22
 _SIZES_AT_ONCE = 16  # files asked for their size together; each answer may take a journey
-
-
-def building_path(path: Path) -> Path:
-    """Where a corpus grows before it is renamed to `path`."""
-    return path.with_name(path.name + ".building")
 
 
 def balanced_block_sizes(num_cells: int, block_size: int) -> np.ndarray:
@@ -100,7 +92,8 @@ class Corpus:
 
     Attributes:
       files: where everything is read from.
-      path: the folder, or the URL.
+      path: the folder, or the URL, to be said and recorded.
+      location: what opens it again; see `CorpusFiles`.
       manifest: manifest.json as a dict.
       feature_space: the features of all data sets.
       fingerprint: 64 hex digits; equal fingerprints give equal batches.
@@ -114,7 +107,7 @@ class Corpus:
 
     def __init__(self, files: CorpusFiles, manifest: dict[str, Any], feature_space: FeatureSpace, measured: dict):
         self.files = files
-        self.path = files.root
+        self.path, self.location = files.root, files.location
         self.manifest = manifest
         self.feature_space = feature_space
         self.fingerprint: str = manifest["fingerprint"]
@@ -173,7 +166,7 @@ class Corpus:
                 self.files.forget(*wanted)
                 framed = self.files.read(*wanted)
         except CorpusError as error:
-            raise type(error)(f"{error}; needed for {self._name(index)}") from error
+            raise type(error)(f"{error}; needed for {self.block_name(index)}") from error
         return framed
 
     def decode_frame(
@@ -185,13 +178,19 @@ class Corpus:
     ) -> tuple[bytes | memoryview, PackedBlock]:
         """The uncompressed payload of a block, and the block. Raises CorpusError: damaged."""
         try:
-            payload = cell_block.unpack(tfrecord.unframe(framed))
+            payload = cell_block.unpack(tfrecord.unframe(framed), self._most_bytes(int(self.block_sizes[index])))
             block = cell_block.deserialise(payload, modalities, obs_fields)
             self._check_block(index, block)
         except CorpusError as error:
             remedy = "Run `scmbert corpus verify` and rebuild the corpus"
-            raise CorpusError(f"{self._name(index)}: {error}. {remedy}") from error
+            raise CorpusError(f"{self.block_name(index)}: {error}. {remedy}") from error
         return payload, block
+
+    def _most_bytes(self, num_cells: int) -> int:
+        """That the payload of a block of so many cells can have: with every feature expressed, and counted by numbers
+        of the largest size. A record that claims more is none of ours."""
+        per_cell = 10 * self.feature_space.num_features + 24 * len(MODALITIES) + 8 * len(self.vocabularies) + 16
+        return num_cells * per_cell + (64 << 10)
 
     def _place(self, index: int) -> tuple[int, int]:
         """The shard of a block, and its record there."""
@@ -200,7 +199,8 @@ class Corpus:
         shard = int(np.searchsorted(self.shard_ends, index, side="right"))
         return shard, index - (int(self.shard_ends[shard - 1]) if shard else 0)
 
-    def _name(self, index: int) -> str:
+    def block_name(self, index: int) -> str:
+        """Where a block lies, for messages."""
         shard, within = self._place(index)
         return f"{self.shard_path(shard)}: block {index} (record {within} of the shard)"
 
@@ -208,7 +208,12 @@ class Corpus:
         """File, start and stop of the record of a block."""
         shard, within = self._place(index)
         offsets = self._offsets(shard)
-        return self.manifest["shards"][shard]["file"], int(offsets[within]), int(offsets[within + 1])
+        start, stop = int(offsets[within]), int(offsets[within + 1])
+        if stop - start > (most := self._most_bytes(int(self.block_sizes[index])) + (64 << 10)):
+            raise CorpusError(
+                f"{self.block_name(index)}: {stop - start:,} bytes; a block of its size can have at most {most:,}"
+            )
+        return self.manifest["shards"][shard]["file"], start, stop
 
     def _check_block(self, index: int, block: PackedBlock) -> None:
         """What the checksums cannot know: that the block is the one that belongs here."""
@@ -252,8 +257,8 @@ class Corpus:
         """
         path = self.files.path(OBS)
         try:
-            with self.files.open(OBS) as file:
-                table = read_parquet_frame(file, columns)
+            with open_side_file(self.files, self.manifest, OBS) as file:
+                table = read_parquet_frame(file, columns, max_rows=self.num_cells)
         except CorpusError:
             raise
         except Exception as error:  # pyarrow raises many kinds
@@ -303,59 +308,14 @@ def open_corpus(path: Location, *, cache_dir: str | Path | None = None, cache_gi
     manifest = read_manifest(files)
     for problem in wrong_sizes(files, manifest):
         raise CorpusError(problem + "; copy the corpus again or rebuild it")
-    space_path = files.path(FEATURE_SPACE)
-    try:
-        feature_space = read_feature_space(files)
-    except InputError as error:
-        raise CorpusError(f"{error}; rebuild the corpus") from error
-    if feature_space.content_hash != manifest["feature_space_hash"]:
-        raise CorpusError(
-            f"{space_path}: feature space {feature_space.content_hash[:12]}..., but the manifest was written for "
-            f"{manifest['feature_space_hash'][:12]}...: the two files do not belong together; rebuild the corpus"
-        )
+    feature_space = read_feature_space(files, manifest)
     measured = read_measured(files, manifest, feature_space)
+    if problem := wrong_fingerprint(files, manifest, feature_space, measured, manifest["content_sha256"]):
+        raise CorpusError(f"{problem}; rebuild the corpus")
     if cache is not None:
-        files = CachedFiles(files, cache, {shard["file"]: shard["sha256"] for shard in manifest["shards"]})
+        keys = {shard["file"]: shard_key(path, shard["file"], shard["sha256"]) for shard in manifest["shards"]}
+        files = CachedFiles(files, cache, keys)
     return Corpus(files, manifest, feature_space, measured)
-
-
-def read_manifest(files: CorpusFiles) -> dict[str, Any]:
-    """manifest.json, of a version that this program reads and with all its fields. Raises CorpusError."""
-    manifest_path = files.path(MANIFEST)
-    if isinstance(manifest_path, Path) and not manifest_path.is_file():
-        raise CorpusError(_no_corpus(manifest_path.parent))
-    try:
-        with files.open(MANIFEST) as file:
-            manifest = json.loads(file.read().decode())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CorpusError(f"{manifest_path}: cannot be read ({error}); rebuild the corpus") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CorpusError(f"{manifest_path}: not the manifest of a corpus (its 'format' is not {FORMAT!r})")
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise CorpusError(
-            f"{manifest_path}: corpus of format version {manifest.get('format_version')}; this program reads version "
-            f"{FORMAT_VERSION}: rebuild the corpus from its source files, or use the version that wrote it"
-        )
-    missing = [field for field in _REQUIRED if field not in manifest]
-    if missing:
-        raise CorpusError(f"{manifest_path}: field {missing[0]!r} is missing; rebuild the corpus")
-    return manifest
-
-
-def _no_corpus(path: Path) -> str:
-    message = f"{path}: no corpus here ({'no manifest.json in it' if path.is_dir() else 'no such folder'})"
-    if building_path(path).exists():
-        return message + f"; an unfinished build lies at {building_path(path)}: run the same `corpus build` again"
-    return message + "; make one with `scmbert corpus build OUT FILE...`"
-
-
-def file_sizes(manifest: dict[str, Any]) -> dict[str, int]:
-    """Bytes of every file of a corpus but the manifest itself."""
-    sizes = {}
-    for shard in manifest["shards"]:
-        sizes[shard["file"]] = shard["bytes"]
-        sizes[tfrecord.offsets_path(Path(shard["file"])).name] = tfrecord.offsets_bytes(shard["blocks"])
-    return sizes | {name: entry["bytes"] for name, entry in manifest["files"].items()}
 
 
 def wrong_sizes(files: CorpusFiles, manifest: dict[str, Any]) -> list[str]:
@@ -375,23 +335,64 @@ def wrong_sizes(files: CorpusFiles, manifest: dict[str, Any]) -> list[str]:
         return [found for found in pool.map(problem, expected, expected.values()) if found]
 
 
-def read_feature_space(files: CorpusFiles) -> FeatureSpace:
-    with files.open(FEATURE_SPACE) as file:
-        return FeatureSpace.load(files.path(FEATURE_SPACE), file)
+def wrong_fingerprint(
+    files: CorpusFiles, manifest: dict[str, Any], feature_space: FeatureSpace, measured: dict, content_sha256: str
+) -> str | None:
+    """What is said where the fingerprint of the manifest is not that of what determines the batches."""
+    parts = (feature_space.content_hash, measured_digest(measured), manifest["vocabularies"], content_sha256)
+    if (found := fingerprint_of(*parts)) == manifest["fingerprint"]:
+        return None
+    return f"{files.path(MANIFEST)}: fingerprint {manifest['fingerprint'][:12]}..., the content gives {found[:12]}..."
+
+
+@contextmanager
+def open_side_file(files: CorpusFiles, manifest: dict[str, Any], name: str) -> Iterator[BinaryIO]:
+    """A file that is no shard, compared with its hash before anything in it is believed. Raises CorpusError."""
+    with files.open(name) as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+        if problem := wrong_hash(files.path(name), digest.hexdigest(), manifest["files"][name]):
+            raise CorpusError(f"{problem}; copy the corpus again or rebuild it")
+        file.seek(0)
+        yield file
+
+
+def wrong_hash(path: Location, found: str, entry: dict[str, Any]) -> str | None:
+    """What is said where a file has another sha256 than its entry in the manifest."""
+    if found == entry["sha256"]:
+        return None
+    return f"{path}: sha256 {found[:12]}..., the manifest says {entry['sha256'][:12]}..."
+
+
+def read_feature_space(files: CorpusFiles, manifest: dict[str, Any]) -> FeatureSpace:
+    """That of the manifest. Raises CorpusError."""
+    path = files.path(FEATURE_SPACE)
+    try:
+        with open_side_file(files, manifest, FEATURE_SPACE) as file:
+            feature_space = FeatureSpace.load(path, file)
+    except InputError as error:
+        raise CorpusError(f"{error}; rebuild the corpus") from error
+    if feature_space.content_hash != manifest["feature_space_hash"]:
+        raise CorpusError(
+            f"{path}: feature space {feature_space.content_hash[:12]}..., but the manifest was written for "
+            f"{manifest['feature_space_hash'][:12]}...: the two files do not belong together; rebuild the corpus"
+        )
+    here = {name: (part.space, len(part)) for name, part in feature_space.modalities.items()}
+    if here != (said := {name: (part["space"], part["features"]) for name, part in manifest["modalities"].items()}):
+        raise CorpusError(f"{path}: holds {here}, but the manifest says {said}; rebuild the corpus")
+    return feature_space
 
 
 def read_measured(files: CorpusFiles, manifest: dict[str, Any], feature_space: FeatureSpace) -> dict[str, np.ndarray]:
     """modality -> bool [num_datasets, features]."""
-    measured = {}
+    sizes = {name: len(features) for name, features in feature_space.modalities.items()}
+    rows = len(manifest["datasets"])
     try:
-        with files.open(MEASURED) as file, np.load(file) as packed:
-            for modality, features in feature_space.modalities.items():
-                flags = np.unpackbits(packed[modality], axis=1, count=len(features)).astype(bool)
-                if len(flags) != len(manifest["datasets"]):
-                    raise ValueError(f"{len(flags)} data sets, the manifest names {len(manifest['datasets'])}")
-                measured[modality] = flags
+        with open_side_file(files, manifest, MEASURED) as file:
+            packed = read_arrays(file, {name: ((rows, (size + 7) // 8), np.uint8) for name, size in sizes.items()})
     except CorpusError:
         raise
     except Exception as error:  # zipfile and numpy raise many kinds
         raise CorpusError(f"{files.path(MEASURED)}: cannot be read ({error}); rebuild the corpus") from error
-    return measured
+    return {name: np.unpackbits(packed[name], axis=1, count=size).astype(bool) for name, size in sizes.items()}

@@ -5,6 +5,7 @@ names the file and the reason; fewer bytes than asked for are an error, never da
 """
 
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import BinaryIO, Protocol
 
 from data_pipelines.durable_files import writing
 from scmbert_jax.errors import CorpusError
+from scmbert_jax.outputs import partial_beside
 
 Location = Path | str  # a folder, or a URL such as s3://bucket/corpus
 CHUNK_BYTES = 8 << 20
@@ -32,7 +34,11 @@ class CorpusFiles(Protocol):
 
     @property
     def root(self) -> Location:
-        """Where the files lie."""
+        """Where the files lie, for messages and records."""
+
+    @property
+    def location(self) -> Location:
+        """What opens them again; of a URL, with the user and password in it, so it is never said or written."""
 
     @property
     def remote(self) -> bool:
@@ -86,16 +92,29 @@ class LocalFiles:
     remote = False
 
     def __init__(self, root: Path):
-        self.root = root
+        self.root = self.location = root
         self._lock = threading.Lock()
         self._descriptors: dict[str, int] = {}
 
     def path(self, file: str) -> Path:
         return self.root / file
 
+    def _inside(self, file: str) -> Path:
+        """The path of an ordinary file in the folder itself. Raises CorpusError: a link that leads out, a pipe, ...;
+        OSError: it is not there."""
+        path = self.path(file)
+        status = path.stat()
+        if path.resolve().parent != self.root.resolve():
+            raise CorpusError(
+                f"{path}: leads out of the corpus (to {path.resolve()}); only files in its folder are read"
+            )
+        if not stat.S_ISREG(status.st_mode):
+            raise CorpusError(f"{path}: is no ordinary file")
+        return path
+
     def size(self, file: str) -> int:
         try:
-            return self.path(file).stat().st_size
+            return self._inside(file).stat().st_size
         except OSError as error:
             raise CorpusError(f"{self.path(file)}: {error.strerror}") from error
 
@@ -112,7 +131,7 @@ class LocalFiles:
 
     def open(self, file: str) -> BinaryIO:
         try:
-            return open(self.path(file), "rb")
+            return open(self._inside(file), "rb")
         except OSError as error:
             raise CorpusError(f"{self.path(file)}: cannot be read ({error.strerror})") from error
 
@@ -123,15 +142,18 @@ class LocalFiles:
         pass
 
     def write(self, source: Path, file: str) -> None:
-        growing = self.path(file + ".copying")
         with writing(self.path(file)), open(source, "rb") as reader:
             self.root.mkdir(parents=True, exist_ok=True)
-            with open(growing, "wb") as writer:
-                while chunk := reader.read(CHUNK_BYTES):
-                    writer.write(chunk)
-                writer.flush()
-                os.fsync(writer.fileno())
-            os.replace(growing, self.path(file))
+            growing = partial_beside(self.path(file))
+            try:
+                with open(growing, "xb") as writer:
+                    while chunk := reader.read(CHUNK_BYTES):
+                        writer.write(chunk)
+                    writer.flush()
+                    os.fsync(writer.fileno())
+                os.replace(growing, self.path(file))
+            finally:
+                growing.unlink(missing_ok=True)
 
     def close(self) -> None:
         with self._lock:
@@ -142,7 +164,7 @@ class LocalFiles:
     def _descriptor(self, file: str) -> int:
         with self._lock:
             if file not in self._descriptors:
-                self._descriptors[file] = os.open(self.path(file), os.O_RDONLY)
+                self._descriptors[file] = os.open(self._inside(file), os.O_RDONLY)
             return self._descriptors[file]
 
 

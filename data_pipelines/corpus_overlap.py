@@ -14,8 +14,9 @@ import pandas as pd
 
 from data_pipelines.cell_identity import BARCODES, GROUPS, KEY_VERSION, add_to_groups, barcode_keys
 from data_pipelines.cell_metadata import KEY_COLUMNS, dataset_metadata
-from data_pipelines.corpus import MANIFEST, Corpus, open_corpus
+from data_pipelines.corpus import Corpus, open_corpus
 from data_pipelines.corpus_files import Location, base_name, is_url
+from data_pipelines.corpus_manifest import MANIFEST
 from data_pipelines.duplicate_cells import cells_in
 from data_pipelines.input_check import check_dataset, require_usable
 from data_pipelines.readers import open_dataset
@@ -95,7 +96,7 @@ def cells_of_corpus(corpus: Corpus) -> KnownCells:
             "again"
         )
     features = {name: (known.space, known.ids) for name, known in corpus.feature_space.modalities.items()}
-    reader, sets = _CorpusReader(corpus.path, features), []
+    reader, sets = _CorpusReader(corpus.location, features), []
     for index, entry in enumerate(corpus.datasets):
         rows = np.flatnonzero((obs["dataset"] == entry["name"]).to_numpy())
         table = obs.iloc[rows]

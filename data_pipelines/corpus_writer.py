@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data_pipelines import corpus
+from data_pipelines import corpus, corpus_manifest
 from data_pipelines.durable_files import growing_file, sync, writing
 from data_pipelines.feature_space import FeatureSpace
 
@@ -28,21 +28,21 @@ def write_side_files(
       shards: the manifest's entries.
       obs_fields: those whose codes are in the blocks.
     """
-    with writing(folder / corpus.FEATURE_SPACE):
-        feature_space.save(folder / corpus.FEATURE_SPACE)
-    with writing(folder / corpus.MEASURED), open(folder / corpus.MEASURED, "wb") as file:
+    with writing(folder / corpus_manifest.FEATURE_SPACE):
+        feature_space.save(folder / corpus_manifest.FEATURE_SPACE)
+    with writing(folder / corpus_manifest.MEASURED), open(folder / corpus_manifest.MEASURED, "wb") as file:
         packed: dict[str, Any] = {name: np.packbits(flags, axis=1) for name, flags in measured.items()}
         np.savez_compressed(file, **packed)
-    with writing(folder / corpus.OBS):
-        obs.to_parquet(folder / corpus.OBS, index=False, compression="zstd")
+    with writing(folder / corpus_manifest.OBS):
+        obs.to_parquet(folder / corpus_manifest.OBS, index=False, compression="zstd")
     for name, document in (
-        (corpus.TFDS_INFO, _tfds_info(shards)),
-        (corpus.TFDS_FEATURES, _tfds_features(list(feature_space.modalities), obs_fields)),
+        (corpus_manifest.TFDS_INFO, _tfds_info(shards)),
+        (corpus_manifest.TFDS_FEATURES, _tfds_features(list(feature_space.modalities), obs_fields)),
     ):
         with growing_file(folder / name) as file:
             file.write(json.dumps(document, indent=1).encode())
     files = {}
-    for name in corpus.SIDE_FILES:
+    for name in corpus_manifest.SIDE_FILES:
         path = folder / name
         with writing(path):
             sync(path)
@@ -68,7 +68,7 @@ def _tfds_info(shards: list[dict[str, Any]]) -> dict[str, Any]:
     }
     return {
         "name": "scmbert_corpus",
-        "version": f"{corpus.FORMAT_VERSION}.0.0",
+        "version": f"{corpus_manifest.FORMAT_VERSION}.0.0",
         "description": "Counts of single cells in blocks; see data_pipelines/tfds_blocks.py of scmbert_jax.",
         "fileFormat": "tfrecord",
         "splits": [split],
@@ -82,6 +82,7 @@ def _tfds_features(modalities: list[str], obs_fields: list[str]) -> dict[str, An
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """The last file; whole or not there."""
-    with growing_file(folder / corpus.MANIFEST) as file:
+    """The last file, with a digest of itself; whole or not there."""
+    manifest = {**manifest, corpus_manifest.DIGEST: corpus_manifest.manifest_digest(manifest)}
+    with growing_file(folder / corpus_manifest.MANIFEST) as file:
         file.write((json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())

@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 
 from data_pipelines.cell_metadata import CODED_FIELDS, LOCAL_FIELDS, local_categories
+from data_pipelines.corpus_manifest import DATA_CARD as DATA_CARD
 from data_pipelines.corpus_overlap import shared_lines
 
-DATA_CARD = "DATA_CARD.md"
 NOT_STATED = "not stated"
 # Fields of the obs table that are counted: those that a model may be told, and what else CELLxGENE asks of everyone.
 DESCRIBED_FIELDS = (*CODED_FIELDS, "sex", "development_stage")

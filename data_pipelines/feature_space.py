@@ -6,6 +6,7 @@ The rows of the model's feature table are the features of a `FeatureSpace`, moda
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -228,7 +229,9 @@ class FeatureSpace:
         damaged, or of another format version."""
         remedy = "restore the file, or rebuild the corpus or the model folder it belongs to"
         try:
-            table = read_parquet_table(path if file is None else file)
+            size = os.path.getsize(path) if file is None else file.seek(0, os.SEEK_END)
+            # ids are unique, so that a feature takes more than a byte however well the file is compressed
+            table = read_parquet_table(path if file is None else file, max_rows=size)
             about = json.loads((table.schema.metadata or {})[b"scmbert_feature_space"])
             version = about["format_version"]
             if version != FORMAT_VERSION:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from data_pipelines.retries import Retries, ShortRead
 from scmbert_jax.errors import CorpusError
+from scmbert_jax.plain_text import without_secrets
 
 # Requests under way at once. At 50 ms of latency, 32 blocks of 256 cells are 160,000 cells/s; what s3fs computes for
 # each request, 4 to 5 ms measured, is then the tighter limit.
@@ -91,9 +92,10 @@ class RemoteFiles:
     remote = True
 
     def __init__(self, url: str, retries: Retries | None = None):
-        self.root = url.rstrip("/")
+        self.location = self._url = url.rstrip("/")
+        self.root = without_secrets(self._url)  # what is said of it, and remembered
         self._retries = retries or Retries()
-        self._connected: _Connection | None = _Connection(self.root)
+        self._connected: _Connection | None = _Connection(self._url)
 
     def path(self, file: str) -> str:
         return f"{self.root}/{file}"
@@ -151,7 +153,7 @@ class RemoteFiles:
     def _here(self) -> _Connection:
         connected = self._connected
         if connected is None or connected.process != os.getpid():
-            connected = self._connected = _Connection(self.root, inherited=connected)
+            connected = self._connected = _Connection(self._url, inherited=connected)
         return connected
 
     def _fetch(self, file: str, start: int, stop: int) -> bytes:

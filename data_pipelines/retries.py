@@ -14,6 +14,7 @@ from enum import Enum
 from typing import TypeVar
 
 from scmbert_jax.errors import CorpusError
+from scmbert_jax.plain_text import without_secrets
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -170,5 +171,5 @@ def _for_the_user(where: object, error: Exception, fault: Fault, tries: int, sec
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = without_secrets(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

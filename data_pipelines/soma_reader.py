@@ -31,6 +31,7 @@ from data_pipelines.stored_matrix import canonical
 from data_pipelines.stored_names import as_names
 from data_pipelines.whole_counts import widened
 from scmbert_jax.errors import InputError
+from scmbert_jax.plain_text import without_secrets
 
 PREFIXES = ("soma:", "census:")
 OPTIONS = ("organism", "measurement", "layer", "obs_value_filter")
@@ -94,7 +95,8 @@ def read_soma(place: str, options: dict[str, str], name: str | None = None) -> l
     for dataset_id, rows in _by_dataset(obs):
         part = obs.iloc[rows].reset_index(drop=True)
         columns = presence.of(dataset_id)
-        path = f"{store.place} (data set {dataset_id})" if dataset_id else store.place
+        place = without_secrets(store.place)
+        path = f"{place} (data set {dataset_id})" if dataset_id else place
         about = {**store.about, "measurement": kind, "layer": layer}
         about |= {"obs_value_filter": options.get("obs_value_filter"), "dataset_id": dataset_id}
         about |= {"genes_by_presence_matrix": presence.is_there}
@@ -233,7 +235,7 @@ def _open(place: str, frozen: tuple[tuple[str, str], ...]) -> _Store:
     if prefix == "census":
         about["census_version"] = where = _census_version(where)
         where = CENSUS_URI.format(version=where)
-    about["store"] = _base_name(where) if "://" not in where else where
+    about["store"] = _base_name(where) if "://" not in where else without_secrets(where)
     config: dict[str, Any] = {"soma.init_buffer_bytes": str(_BUFFER_BYTES), **(_S3 if prefix == "census" else {})}
     if "://" not in where and not Path(where).is_dir():
         raise InputError(f"{place}: no such folder; expected a TileDB-SOMA experiment, or a Census")

@@ -5,18 +5,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from data_pipelines.cell_block import PackedBlock
+from data_pipelines.cell_metadata import code_fields
 from data_pipelines.corpus import (
-    MANIFEST,
     Corpus,
     content_digest,
-    fingerprint_of,
-    measured_digest,
     read_feature_space,
-    read_manifest,
     read_measured,
+    wrong_fingerprint,
+    wrong_hash,
     wrong_sizes,
 )
 from data_pipelines.corpus_files import CorpusFiles, Location, open_files, read_chunks
+from data_pipelines.corpus_manifest import MANIFEST, OBS, read_manifest
 from data_pipelines.retries import UnreachableError
 from scmbert_jax.errors import CorpusError, UserError
 
@@ -62,15 +65,17 @@ def verify_corpus(path: Location, progress: Callable[[int, int], None] | None = 
         with _listed(problems):
             problems += _wrong_hash(files.path(name), sha256_at(files, name, entry["bytes"]), entry)
     try:
-        feature_space = read_feature_space(files)
+        feature_space = read_feature_space(files, manifest)
         measured = read_measured(files, manifest, feature_space)
     except UnreachableError:
         raise
     except UserError as error:
-        return VerifyReport(files.root, 0, 0, (*problems, str(error)), ())
+        told = any(str(error).startswith(problem) for problem in problems)
+        return VerifyReport(files.root, 0, 0, (*problems, *[str(error)] * (not told)), ())
     damaged: list[int] = []
     cells, digests = 0, []
     with Corpus(files, manifest, feature_space, measured) as corpus:
+        codes = _codes_of_cells(corpus, problems)
         for shard, entry in enumerate(manifest["shards"]):
             stop = int(corpus.shard_ends[shard])
             frames = hashlib.sha256()
@@ -82,22 +87,18 @@ def verify_corpus(path: Location, progress: Callable[[int, int], None] | None = 
                     frames.update(framed)
                     payload, block = corpus.decode_frame(index, framed)
                     digests.append(hashlib.sha256(payload).hexdigest())
+                    _check_codes(corpus, index, block, codes)
                     cells += block.num_cells
                     damaged.pop()
                 if progress is not None:
                     progress(index + 1, corpus.num_blocks)
             problems += _wrong_hash(corpus.shard_path(shard), frames.hexdigest(), entry)
-        with _listed(problems):
-            corpus.obs()
     if not damaged:
-        found = fingerprint_of(
-            feature_space.content_hash, measured_digest(measured), manifest["vocabularies"], content_digest(digests)
-        )
-        if found != manifest["fingerprint"]:
-            problems.append(
-                f"{files.path(MANIFEST)}: fingerprint {manifest['fingerprint'][:12]}..., the content gives "
-                f"{found[:12]}..."
-            )
+        content = content_digest(digests)
+        problem = wrong_fingerprint(files, manifest, feature_space, measured, content)
+        if content != manifest["content_sha256"]:
+            problem = f"{files.path(MANIFEST)}: content_sha256 is not that of the blocks"
+        problems += [problem] * (problem is not None)
     return VerifyReport(files.root, corpus.num_blocks - len(damaged), cells, tuple(problems), tuple(damaged))
 
 
@@ -112,10 +113,35 @@ def _listed(problems: list[str]) -> Iterator[None]:
         problems.append(str(error))
 
 
+def _codes_of_cells(corpus: Corpus, problems: list[str]) -> dict[str, np.ndarray]:
+    """Field -> int32 [cells]: the codes that the obs table gives, with which vocabularies and blocks are compared.
+
+    Empty where the table cannot be read; that, and other vocabularies, join the problems."""
+    with _listed(problems):
+        try:
+            vocabularies, codes = code_fields(corpus.obs(), [entry["name"] for entry in corpus.datasets])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorpusError(f"{corpus.files.path(OBS)}: not the obs table of a corpus ({error})") from error
+        for field in sorted({*vocabularies, *corpus.vocabularies}):
+            if vocabularies.get(field) != corpus.vocabularies.get(field):
+                raise CorpusError(
+                    f"{corpus.files.path(MANIFEST)}: vocabularies[{field!r}] is not that of the cells in {OBS}"
+                )
+        return codes
+    return {}
+
+
+def _check_codes(corpus: Corpus, index: int, block: PackedBlock, codes: dict[str, np.ndarray]) -> None:
+    """Raises CorpusError where a block says another thing of its cells than the obs table."""
+    cells = slice(int(block.cell_index[0]), int(block.cell_index[-1]) + 1) if block.num_cells else slice(0)
+    for field, of_cells in codes.items():
+        if not np.array_equal(block.obs_codes.get(field), of_cells[cells]):
+            raise CorpusError(f"{corpus.block_name(index)}: its cells have another {field} than in {OBS}")
+
+
 def _wrong_hash(path: Location, found: str, entry: dict[str, Any]) -> list[str]:
-    if found == entry["sha256"]:
-        return []
-    return [f"{path}: sha256 {found[:12]}..., the manifest says {entry['sha256'][:12]}..."]
+    problem = wrong_hash(path, found, entry)
+    return [] if problem is None else [problem]
 
 
 def sha256_at(files: CorpusFiles, file: str, size: int) -> str:

@@ -6,15 +6,23 @@ exits with `exit_code`. A message says where (file, field, row), what was found,
 
 import errno
 
+from scmbert_jax.plain_text import without_secrets
+
 # What a run exits with that a signal stopped before its last step. It saved and continues, so this is no error; but it
 # is not done either, and whoever waits for 0 must not go on. 75: "try again" (EX_TEMPFAIL of sysexits.h).
 INTERRUPTED = 75
 
 
 class UserError(Exception):
-    """Something the user can put right. `exit_code` is what `scmbert` exits with."""
+    """Something the user can put right. `exit_code` is what `scmbert` exits with.
+
+    A message says no password and no signature of a URL that stands in it.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = ""):
+        super().__init__(without_secrets(str(message)))
 
 
 class InputError(UserError):

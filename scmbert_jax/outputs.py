@@ -43,7 +43,7 @@ CORPUS = FolderKind(
     frozenset({"format", "format_version", "shards", "fingerprint"}),
     re.compile(
         r"manifest\.json|feature_space\.parquet|measured\.npz|obs\.parquet|dataset_info\.json|features\.json"
-        r"|DATA_CARD\.md|shard-\d+\.(tfrecord|offsets)|.*\.growing"
+        r"|DATA_CARD\.md|shard-\d+\.(tfrecord|offsets)|.*\.growing|\..*\.partial-.*"
     ),
     CorpusError,
 )

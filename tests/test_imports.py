@@ -13,7 +13,7 @@ from conftest import REPOSITORY, TINY, xla_flags
 
 # Lower ones know nothing of higher ones; parts of one line may know each other.
 LAYERS = (
-    ("errors", "batch", "value_scales", "compiled_programs", "outputs"),
+    ("errors", "batch", "value_scales", "compiled_programs", "outputs", "plain_text"),
     ("config",),
     ("parallel",),
     ("models",),
@@ -84,7 +84,7 @@ def test_data_pipelines_know_only_what_stands_below_both_packages_and_never_jax(
         names = module.split(".")
         assert names[0] not in ("jax", "jaxlib", "flax", "optax", "orbax", "experiments"), module
         if names[0] == "scmbert_jax":
-            assert names[1] in ("batch", "errors", "outputs", "value_scales"), module
+            assert names[1] in ("batch", "errors", "outputs", "plain_text", "value_scales"), module
         if names[0] in ("tensorflow", "grain"):
             assert path.name in ("input_pipeline.py", "tfds_blocks.py")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.build_corpus import build_corpus
-from data_pipelines.corpus import building_path
+from data_pipelines.corpus_manifest import building_path
 from data_pipelines.stored_matrix import chunks_between
 from data_pipelines.synthetic_atlas import synthetic_atlas
 from data_pipelines.task_runner import available_cores

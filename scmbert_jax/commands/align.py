@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from scmbert_jax.commands.terminal import CountsFile, ModelFolder, Organism, Overwrite, progress, say
+from scmbert_jax.commands.terminal import CountsFile, ModelFolder, Organism, Overwrite, progress, say, show
 from scmbert_jax.errors import InputError
 
 Modality = Literal["rna", "protein", "atac"]
@@ -74,7 +74,7 @@ class Match:
             if number:
                 say(f"{number:,} {modality} cells have no counts of the model's features and were left out")
         matched = len(result.source_ids) - len(result.matching.unmatched)
-        print(f"{self.output}: partners of {matched:,} of {len(result.source_ids):,} {self.source} cells")
+        show(f"{self.output}: partners of {matched:,} of {len(result.source_ids):,} {self.source} cells")
         return 0
 
 
@@ -131,7 +131,7 @@ class LabelTransfer:
                 f"{score.cell_type}: precision {score.precision:.3f}, recall {score.recall:.3f}, F1 {score.f1:.3f} "
                 f"({score.num_cells:,} cells)"
             )
-        print(f"{self.output}: cell types of {len(result.target_ids):,} {self.target} cells")
+        show(f"{self.output}: cell types of {len(result.target_ids):,} {self.target} cells")
         return 0
 
 
@@ -192,7 +192,7 @@ class MakePseudoPairs:
             say(f"{pairs.num_blocks - pairs.num_converged} of {pairs.num_blocks} transports did not converge")
         mdata = pseudo_paired_mudata(first, second, pairs, keep_share=self.keep_share)
         write_pseudo_pairs(self.output, mdata, self.overwrite)
-        print(
+        show(
             f"{self.output}: {mdata.uns['scmbert_pseudo_pairs']['pairs']:,} pseudo-pairs of {len(first):,} "
             f"{first.modality} and {len(second):,} {second.modality} cells, by {pairs.num_links} links"
         )

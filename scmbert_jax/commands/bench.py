@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from scmbert_jax.commands.terminal import CorpusFolder, print_json, say, staged_progress
+from scmbert_jax.commands.terminal import CorpusFolder, print_json, say, show, staged_progress
 from scmbert_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ class BenchObjectives:
         if self.json:
             print_json(found.to_dict())
         else:
-            print(found.text())
-            print(", ".join(f"{name} {value}" for name, value in found.settings.items()))
+            show(found.text())
+            show(", ".join(f"{name} {value}" for name, value in found.settings.items()))
         return 0
 
 
@@ -163,8 +163,8 @@ class BenchStep:
         if self.json:
             print_json(found.to_dict())
         else:
-            print(found.text())
-            print(", ".join(f"{name} {value}" for name, value in found.settings.items()))
+            show(found.text())
+            show(", ".join(f"{name} {value}" for name, value in found.settings.items()))
         return 0
 
 
@@ -222,7 +222,7 @@ class BenchPadding:
         if self.json:
             print_json([row.to_dict() for row in found])
         else:
-            print("\n\n".join(row.text() for row in found))
+            show("\n\n".join(row.text() for row in found))
         return 0
 
 
@@ -269,7 +269,7 @@ class BenchStorage:
             print_json({"cells_per_second": found, "milliseconds": self.milliseconds, **sizes, "turns": self.turns})
         else:
             for name, speed in found.items():
-                print(f"{name:20s}{speed:10,.0f} cells/s{speed / found['folder']:8.2f} of the folder")
+                show(f"{name:20s}{speed:10,.0f} cells/s{speed / found['folder']:8.2f} of the folder")
         return 0
 
 
@@ -308,8 +308,8 @@ class BenchBuild:
         if self.json:
             print_json(found.to_dict())
         else:
-            print(found.text())
-            print(", ".join(f"{name} {value}" for name, value in found.settings.items()))
+            show(found.text())
+            show(", ".join(f"{name} {value}" for name, value in found.settings.items()))
         return 0
 
 
@@ -349,8 +349,8 @@ class BenchFavor:
         if self.json:
             print_json(found.to_dict())
         else:
-            print(found.text())
-            print(", ".join(f"{name} {value}" for name, value in found.settings.items()))
+            show(found.text())
+            show(", ".join(f"{name} {value}" for name, value in found.settings.items()))
         return 0
 
 
@@ -447,6 +447,6 @@ class BenchInput:
         if self.json:
             print_json(found.to_dict())
         else:
-            print(found.text())
-            print(", ".join(f"{name} {value}" for name, value in found.settings.items()))
+            show(found.text())
+            show(", ".join(f"{name} {value}" for name, value in found.settings.items()))
         return 0

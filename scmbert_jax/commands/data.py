@@ -16,6 +16,7 @@ from scmbert_jax.commands.terminal import (
     print_json,
     progress,
     say,
+    show,
     staged_progress,
 )
 from scmbert_jax.errors import ConfigError, InputError
@@ -87,7 +88,7 @@ class Doctor:
             documents = [json.loads(report.to_json()) for report in reports]
             print_json(documents[0] if len(documents) == 1 else documents)
         else:
-            print("\n\n".join(report.to_text() for report in reports))
+            show("\n\n".join(report.to_text() for report in reports))
         return 0 if all(report.usable for report in reports) else 2
 
 
@@ -179,7 +180,7 @@ class CorpusBuild:
             progress=staged_progress(),
             notice=say,
         )
-        print(describe_text(describe_corpus(self.out)))
+        show(describe_text(describe_corpus(self.out)))
         return 0
 
 
@@ -242,7 +243,7 @@ class CorpusInfo:
         from data_pipelines.corpus_description import describe_corpus, describe_text
 
         description = describe_corpus(self.folder)
-        print_json(description) if self.json else print(describe_text(description))
+        print_json(description) if self.json else show(describe_text(description))
         return 0
 
 
@@ -276,7 +277,7 @@ class CorpusOverlap:
         obs_fields = obs_fields_of(self.obs_field)
         other = open_known_cells(self.other, organism=self.organism, assembly=self.assembly, obs_fields=obs_fields)
         found = overlap(known, other)
-        print_json(found) if self.json else print(overlap_text(found))
+        print_json(found) if self.json else show(overlap_text(found))
         return 0
 
 
@@ -300,9 +301,9 @@ class CorpusVerify:
         if self.json:
             print_json({**report._asdict(), "path": str(report.path), "ok": report.ok})
         elif report.ok:
-            print(f"{report.path}: {report.num_cells:,} cells in {report.num_blocks:,} blocks, all intact")
+            show(f"{report.path}: {report.num_cells:,} cells in {report.num_blocks:,} blocks, all intact")
         else:
-            print("\n".join(report.problems))
+            show("\n".join(report.problems))
         return 0 if report.ok else 3
 
 
@@ -325,7 +326,7 @@ class CorpusCopy:
         from data_pipelines.copy_corpus import copy_corpus
 
         report = copy_corpus(self.source, self.target, progress("copy"))
-        print(
+        show(
             f"{self.target}: {report.copied} files copied, {report.found} were there; {report.bytes / 1e6:,.1f} MB, "
             "all compared"
         )

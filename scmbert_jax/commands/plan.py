@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from scmbert_jax.commands.terminal import CorpusFolder, print_json, say
+from scmbert_jax.commands.terminal import CorpusFolder, print_json, say, show
 from scmbert_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class MakePlan:
         if self.json:
             print_json(plan.to_dict())
         else:
-            print(plan.text())
+            show(plan.text())
         return 0 if plan.fits else DOES_NOT_FIT
 
     def _show_search(self, result: "SearchResult") -> int:
@@ -107,15 +107,15 @@ class MakePlan:
             )
         else:
             for one in result.found:
-                print(
+                show(
                     f"remat {one.remat:5} {one.cells_per_chip:4} cell(s) a chip at a time, largest global batch "
                     f"{one.largest_batch:,} in one microbatch"
                 )
-            print()
-            print(result.best.text() if result.best else "nothing fits: take a larger topology, or a smaller model")
+            show("")
+            show(result.best.text() if result.best else "nothing fits: take a larger topology, or a smaller model")
         if result.best and not self.json:
             model, train = result.best.config.model, result.best.config.train
-            print(f"use: --model.remat {model.remat} --train.num-microbatches {train.num_microbatches}")
+            show(f"use: --model.remat {model.remat} --train.num-microbatches {train.num_microbatches}")
         return 0 if result.best else DOES_NOT_FIT
 
     def _layout(self, config: "ExperimentConfig") -> "FeatureLayout":

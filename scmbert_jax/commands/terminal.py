@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from scmbert_jax.errors import ConfigError
+from scmbert_jax.plain_text import printable, without_secrets
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -37,7 +38,12 @@ def say(message: str) -> None:
     """Tells people, on standard error. Where nobody can listen (a terminal that was closed, a log on a full disk) the
     exit code has to do."""
     with contextlib.suppress(OSError):
-        print(message, file=sys.stderr, flush=True)
+        print(printable(without_secrets(message)), file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """What was asked for, on standard output; nothing in it that a terminal obeys."""
+    print(printable(without_secrets(text)))
 
 
 def print_json(document: Any) -> None:
@@ -94,7 +100,7 @@ def _lines(what: str) -> Callable[[int, int], None]:
 
 def print_tables(text: str) -> None:
     """Prints text with markdown tables; to a terminal that is too narrow for one, in parts below each other."""
-    print(fitted(text, shutil.get_terminal_size().columns) if sys.stdout.isatty() else text)
+    show(fitted(text, shutil.get_terminal_size().columns) if sys.stdout.isatty() else text)
 
 
 def fitted(text: str, width: int) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from scmbert_jax.commands.data import field_values
-from scmbert_jax.commands.terminal import ModelFolder, RunFolder, say
+from scmbert_jax.commands.terminal import ModelFolder, RunFolder, say, show
 from scmbert_jax.errors import INTERRUPTED, ConfigError
 from scmbert_jax.outputs import check_run_folder
 
@@ -253,5 +253,5 @@ class Export:
             self.run_dir, self.model_dir, self.step, unfinished=self.unfinished, overwrite=self.overwrite
         )
         features = f"{model.feature_space.num_features:,} features"
-        print(f"{self.model_dir}: model of step {model.steps_in_words()}, {features}")
+        show(f"{self.model_dir}: model of step {model.steps_in_words()}, {features}")
         return 0

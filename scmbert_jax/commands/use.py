@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from scmbert_jax.commands.terminal import CountsFile, ModelFolder, Organism, Overwrite, progress, say
+from scmbert_jax.commands.terminal import CountsFile, ModelFolder, Organism, Overwrite, progress, say, show
 
 if TYPE_CHECKING:
     from data_pipelines.input_report import InputReport
@@ -65,7 +65,7 @@ class Embed:
             say(f"{result.num_empty:,} cells have no counts of the model's features: their embedding is nan")
         write_embedding(self.output, self.file, model, result, self.overwrite)
         for key, embeddings in obsm_keys(result).items():
-            print(f"{self.output}: obsm['{key}'] of {len(embeddings):,} cells x {embeddings.shape[1]}")
+            show(f"{self.output}: obsm['{key}'] of {len(embeddings):,} cells x {embeddings.shape[1]}")
         return 0
 
 
@@ -130,7 +130,7 @@ class Translate:
         if left_out:
             say(f"{left_out:,} cells have no {result.source} counts of the model's features: nothing is predicted")
         write_translation(self.output, self.file, model, result, self.overwrite)
-        print(
+        show(
             f"{self.output}: mod['{self.target}'] of {int(result.predicted.sum()):,} cells x "
             f"{len(result.feature_ids):,} features, predicted from {result.source} ({result.scale})"
         )

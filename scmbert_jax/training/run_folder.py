@@ -29,6 +29,7 @@ from typing import Any, Protocol, TextIO
 from scmbert_jax.config import ExperimentConfig, differing_fields, load_config, to_dict
 from scmbert_jax.errors import CheckpointError, ConfigError, RunInProgress, TrainingError
 from scmbert_jax.outputs import check_run_folder
+from scmbert_jax.plain_text import without_secrets
 from scmbert_jax.training.run_information import run_information
 
 # Fields that may change when a run continues: they touch neither the data nor the parameters' path.
@@ -139,7 +140,7 @@ class RunFolder:
             "versions": software_versions(),
             "git_commit": git_commit(),
             "hardware": {"machine": platform.machine(), "system": platform.system(), "cpu_count": os.cpu_count()},
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": shlex.join([Path(sys.argv[0]).name, *map(without_secrets, sys.argv[1:])]),
         }
         _write_whole(path / "provenance.json", json.dumps(provenance, indent=2) + "\n")
         # Last, and whole: a folder without it was never started.

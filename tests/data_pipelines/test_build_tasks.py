@@ -19,7 +19,7 @@ from small_builds import OPTIONS, build, contents, divide
 from data_pipelines import task_runner
 from data_pipelines.beam_runner import BeamPipelines
 from data_pipelines.build_corpus import build_corpus
-from data_pipelines.corpus import building_path
+from data_pipelines.corpus_manifest import building_path
 from data_pipelines.readers import open_dataset
 from data_pipelines.verify_corpus import verify_corpus
 from scmbert_jax.errors import CorpusError, InputError

@@ -1,5 +1,6 @@
 """A corpus on disk: opened quickly or refused with the reason; every kind of damage is found and named."""
 
+import hashlib
 import json
 import shutil
 import threading
@@ -19,6 +20,7 @@ from data_pipelines.corpus import (
     open_corpus,
 )
 from data_pipelines.corpus_description import describe_corpus, describe_text
+from data_pipelines.corpus_manifest import DIGEST, manifest_digest
 from data_pipelines.synthetic import synthetic_cells
 from data_pipelines.verify_corpus import verify_corpus
 from scmbert_jax.errors import CorpusError
@@ -40,8 +42,14 @@ def copied(built, tmp_path):
 
 
 def edit_manifest(folder, **changes):
-    manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps({**manifest, **changes}))
+    """As somebody who knows that a manifest has a digest of itself."""
+    manifest = json.loads((folder / MANIFEST).read_text()) | changes
+    (folder / MANIFEST).write_text(json.dumps({**manifest, DIGEST: manifest_digest(manifest)}))
+
+
+def entry_of(path):
+    """What a manifest says of a file."""
+    return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def flip(path, position):
@@ -161,7 +169,7 @@ def test_the_feature_space_of_another_corpus_is_refused(copied, tmp_path):
     build_corpus(tmp_path / "other", [other.to_mudata()], min_genes=5)
     shutil.copy(tmp_path / "other" / FEATURE_SPACE, copied / FEATURE_SPACE)
     files = json.loads((copied / MANIFEST).read_text())["files"]
-    files[FEATURE_SPACE]["bytes"] = (copied / FEATURE_SPACE).stat().st_size
+    files[FEATURE_SPACE] = entry_of(copied / FEATURE_SPACE)
     edit_manifest(copied, files=files)
     with pytest.raises(CorpusError, match="do not belong together"):
         open_corpus(copied)
@@ -258,3 +266,5 @@ def test_a_vocabulary_that_was_edited_no_longer_fits_the_fingerprint(copied):
     vocabularies = json.loads((copied / MANIFEST).read_text())["vocabularies"]
     edit_manifest(copied, vocabularies={**vocabularies, "cell_type": vocabularies["cell_type"][::-1]})
     assert any("fingerprint" in problem for problem in verify_corpus(copied).problems)
+    with pytest.raises(CorpusError, match=r"fingerprint .* the content gives"):  # training refuses it, too
+        open_corpus(copied)
