@@ -131,6 +131,8 @@ def _lies_there(there: CorpusFiles, name: str, size: int, digest: str) -> bool:
 
 
 def _bring(here: CorpusFiles, there: CorpusFiles, name: str, size: int) -> None:
+    if (found := here.size(name)) != size:
+        raise CorpusError(f"{here.path(name)}: {found:,} bytes, the manifest says {size:,}; rebuild the corpus")
     if isinstance(here, LocalFiles):
         there.write(here.path(name), name)
         return

@@ -7,6 +7,7 @@ from data_pipelines.corpus_files import Location
 from data_pipelines.derivation import derivation_lines
 from data_pipelines.input_report import regions_text
 from data_pipelines.supervision import CellCounts
+from scmbert_jax.errors import CorpusError
 
 NOT_RECORDED = "not recorded: the corpus was built by an earlier version; build it again to know"
 _MAX_VALUES = 3  # of a field listed in the text
@@ -49,7 +50,17 @@ def describe_corpus(path: Location) -> dict[str, Any]:
 
 
 def describe_text(description: dict[str, Any]) -> str:
-    """`describe_corpus` for people."""
+    """`describe_corpus` for people. Raises CorpusError where it has a form that nobody can make out."""
+    try:
+        return _text(description)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorpusError(
+            f"{description['path']}/manifest.json: says in a form that this program does not know how its counts were "
+            f"made ({type(error).__name__}: {error}); rebuild the corpus, or use the version that wrote it"
+        ) from error
+
+
+def _text(description: dict[str, Any]) -> str:
     lines = [
         f"{description['path']}",
         f"  {description['num_cells']:,} cells in {description['num_blocks']:,} blocks of up to "
@@ -96,7 +107,7 @@ def _card_lines(description: dict[str, Any]) -> list[str]:
         more = f" and {counts['values'] - _MAX_VALUES:,} more" if counts["values"] > _MAX_VALUES else ""
         lines.append(f"  {field}: {listed}{more}")
     for entry in description["datasets"]:
-        stated = [f"{name} {entry['statements'].get(name, 'not stated')}" for name in ("title", "licence")]
+        stated = [f"{name} {entry.get('statements', {}).get(name, 'not stated')}" for name in ("title", "licence")]
         lines.append(f"  of data set {entry['name']}: {', '.join(stated)}")
     for entry in description["disjoint_from"]:
         lines.append(f"  without the cells of {entry['name']}: {entry['cells_dropped']:,} were dropped")

@@ -168,6 +168,10 @@ _FORM = {
 }
 
 
+# Of fields that earlier versions did not write, those that came together.
+_TOGETHER = {"cells_by_modalities": {"unpaired"}, "data_card": {"composition", "disjoint_from"}}
+
+
 def _misfit(value: Any, form: Any, where: str) -> str | None:
     """Where a value is not of a form, and what stands there; None: nowhere."""
     if isinstance(form, list):
@@ -211,6 +215,9 @@ def _problem(manifest: dict[str, Any]) -> str | None:
         return f"files names {', '.join(sorted(manifest['files']))}; expected {', '.join(sorted(SIDE_FILES))}"
     if unknown := {*manifest["modalities"]} - {*MODALITIES}:
         return f"modalities names {sorted(unknown)[0]!r}; there are {', '.join(MODALITIES)}"
+    missing = [field for whole, fields in _TOGETHER.items() if whole in manifest for field in fields - {*manifest}]
+    if missing:
+        return f"field {missing[0]!r} is missing"
     return _disagreement(manifest) or _unknown_names(manifest)
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from data_pipelines.cell_metadata import CODED_FIELDS, LOCAL_FIELDS, local_categories
 from data_pipelines.corpus_manifest import DATA_CARD as DATA_CARD
 from data_pipelines.corpus_overlap import shared_lines
+from scmbert_jax.plain_text import code, markdown
 
 NOT_STATED = "not stated"
 # Fields of the obs table that are counted: those that a model may be told, and what else CELLxGENE asks of everyone.
@@ -98,7 +99,7 @@ def data_card(manifest: Mapping[str, Any]) -> str:
             [
                 f"seed {manifest['seed']}, blocks of {manifest['block_size']} cells, codec {manifest['codec']}, format "
                 f"version {manifest['format_version']}",
-                ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
+                markdown(", ".join(f"{name} {version}" for name, version in manifest["versions"].items())),
             ]
         ),
     ]
@@ -106,13 +107,17 @@ def data_card(manifest: Mapping[str, Any]) -> str:
 
 
 def _source(entry: Mapping[str, Any]) -> str:
-    files = [(file["file"], f"{file['bytes']:,}", f"`{file['sha256']}`") for file in entry["files"]]
-    lines = [f"### {_text(entry['name'])}", "", _table(("file", "bytes", "sha256"), files) if files else "In memory."]
+    files = [(markdown(file["file"]), f"{file['bytes']:,}", code(file["sha256"])) for file in entry["files"]]
+    lines = [
+        f"### {markdown(entry['name'])}",
+        "",
+        _table(("file", "bytes", "sha256"), files) if files else "In memory.",
+    ]
     stated = {"title": NOT_STATED, "citation": NOT_STATED, "licence": NOT_STATED, **entry["statements"]}
-    lines += ["", _list([f"{name.replace('_', ' ')}: {_text(value)}" for name, value in stated.items()])]
+    lines += ["", _list([f"{markdown(name.replace('_', ' '))}: {markdown(value)}" for name, value in stated.items()])]
     if entry["pseudo_pairs"]:
         how = ", ".join(f"{key} {value}" for key, value in entry["pseudo_pairs"].items())
-        lines.append(f"- its pairs were made by a program, not by an assay: {_text(how)}")
+        lines.append(f"- its pairs were made by a program, not by an assay: {markdown(how)}")
     return "\n".join(lines)
 
 
@@ -122,7 +127,7 @@ def _cells(datasets: Sequence[Mapping[str, Any]]) -> str:
         copies, known = sum(entry["copies_dropped"].values()), entry["known_cells_dropped"]
         checked = entry["cells_dropped"] - copies - known
         figures = (entry["cells_read"], entry["cells_not_selected"], checked, copies, known, entry["cells"])
-        rows.append((_text(entry["name"]), *(f"{figure:,}" for figure in figures)))
+        rows.append((markdown(entry["name"]), *(f"{figure:,}" for figure in figures)))
     head = ("data set", "in the files", "not selected", "dropped by the check", "copies", "in other data", "here")
     return _table(head, rows)
 
@@ -133,12 +138,12 @@ def _dropped(datasets: Sequence[Mapping[str, Any]]) -> list[str]:
     for entry in datasets:
         for modality, part in entry["modalities"].items():
             lines += [
-                f"{_text(entry['name'])}, {modality}: {count:,} cells {reason}"
+                f"{markdown(entry['name'])}, {modality}: {count:,} cells {markdown(reason)}"
                 for reason, count in part["cells_dropped"].items()
             ]
         if entry["cells_not_primary"]:
             lines.append(
-                f"{_text(entry['name'])}: {entry['cells_not_primary']:,} cells are here that are not primary data "
+                f"{markdown(entry['name'])}: {entry['cells_not_primary']:,} cells are here that are not primary data "
                 "(`is_primary_data` is False: another data set holds them too)"
             )
     return ["Dropped, and why:\n\n" + _list(lines)] if lines else []
@@ -150,22 +155,24 @@ def _measured(datasets: Sequence[Mapping[str, Any]]) -> str:
         for modality, part in entry["modalities"].items():
             coverage = NOT_STATED if part["coverage"] is None else f"{part['coverage']:.1%}"
             figures = (f"{part['cells']:,}", f"{part['features']:,}", coverage, f"{part['linked']:,}")
-            rows.append((_text(entry["name"]), modality, f"`{part['counts_field']}`", *figures))
+            rows.append((markdown(entry["name"]), modality, code(part["counts_field"]), *figures))
     head = ("data set", "modality", "counts in", "cells", "features", "of its columns known", "linked to genes")
     return _table(head, rows)
 
 
 def _field(name: str, counts: Mapping[str, Any]) -> str:
-    rows = [(_text(value), f"{cells:,}") for value, cells in counts["cells"].items()]
+    rows = [(markdown(value), f"{cells:,}") for value, cells in counts["cells"].items()]
     others = counts["values"] - len(rows)
     rows += [(f"{others:,} others", f"{counts['cells_of_others']:,}")] * bool(others)
     rows += [("not known", f"{counts['cells_unknown']:,}")] * bool(counts["cells_unknown"])
-    return f"### {name.replace('_', ' ')}: {_number(counts['values'], 'value')}\n\n" + _table(("", "cells"), rows)
+    return f"### {markdown(name.replace('_', ' '))}: {_number(counts['values'], 'value')}\n\n" + _table(
+        ("", "cells"), rows
+    )
 
 
 def _choices(manifest: Mapping[str, Any]) -> list[str]:
     lines = [
-        f"{option} the cells with {_text(field)} {_text(', '.join(values))}"
+        f"{markdown(option)} the cells with {markdown(field)} {markdown(', '.join(values))}"
         for option, fields in manifest["cell_selection"].items()
         for field, values in fields.items()
     ]
@@ -191,10 +198,11 @@ def _overlaps(entries: Sequence[Mapping[str, Any]]) -> str:
     texts = []
     for entry in entries:
         head = (
-            f"`{entry['name']}` ({entry['cells']:,} cells, `{entry['identity']}`): {entry['cells_dropped']:,} cells of "
-            "the files are cells of it (the same barcode, the same counts) and are left out; none of them is here."
+            f"{code(entry['name'])} ({entry['cells']:,} cells, {code(entry['identity'])}): {entry['cells_dropped']:,} "
+            "cells of the files are cells of it (the same barcode, the same counts) and are left out; none of them is "
+            "here."
         )
-        texts.append(head + "\n\n" + _list([line.strip() for line in shared_lines(entry["shared"])]))
+        texts.append(head + "\n\n" + _list([markdown(line) for line in shared_lines(entry["shared"])]))
     return "\n\n".join(texts)
 
 
@@ -210,13 +218,8 @@ def _list(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _text(text: str) -> str:
-    """What a file says, in a table: one line, and no bar that would end its cell."""
-    return " ".join(text.split()).replace("|", "\\|")
-
-
 def _words(texts: Sequence[str]) -> str:
-    return " and ".join(texts)
+    return " and ".join(map(markdown, texts))
 
 
 def _number(count: int, noun: str) -> str:

@@ -1,5 +1,6 @@
 """What a corpus and other data have in common: cells whatever their file calls them, donors, batches, files."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -154,7 +155,9 @@ def test_a_corpus_of_an_earlier_version_says_what_it_lacks(whole, tmp_path):
     corpus = build_corpus(tmp_path / "corpus", [whole.mod["rna"]], **SMALL)
     obs = pq.read_table(corpus.path / OBS).drop_columns(KEY_COLUMNS["rna"])
     pq.write_table(obs, corpus.path / OBS)
-    corpus.manifest["files"][OBS]["bytes"] = (corpus.path / OBS).stat().st_size
+    size, sha256 = (corpus.path / OBS).stat().st_size, hashlib.sha256((corpus.path / OBS).read_bytes()).hexdigest()
+    corpus.manifest["files"][OBS] = {"bytes": size, "sha256": sha256}
+    del corpus.manifest["manifest_sha256"]
     (corpus.path / "manifest.json").write_text(json.dumps(corpus.manifest))
     with pytest.raises(CorpusError, match=r"no column 'cell_key_rna'.* earlier version: build it again"):
         found(corpus, whole.mod["rna"])
