@@ -18,7 +18,7 @@ def read_arrays(file: BinaryIO, expected: Mapping[str, tuple[tuple[int, ...], ty
 
     Raises ValueError, KeyError, zipfile.BadZipFile, ...: something else.
     """
-    found = {}
+    found: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(file) as archive:
         for name, (shape, dtype) in expected.items():
             with archive.open(f"{name}.npy") as member:

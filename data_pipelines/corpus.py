@@ -310,8 +310,9 @@ def open_corpus(path: Location, *, cache_dir: str | Path | None = None, cache_gi
         raise CorpusError(problem + "; copy the corpus again or rebuild it")
     feature_space = read_feature_space(files, manifest)
     measured = read_measured(files, manifest, feature_space)
-    if problem := wrong_fingerprint(files, manifest, feature_space, measured, manifest["content_sha256"]):
-        raise CorpusError(f"{problem}; rebuild the corpus")
+    wrong = wrong_fingerprint(files, manifest, feature_space, measured, manifest["content_sha256"])
+    if wrong is not None:
+        raise CorpusError(f"{wrong}; rebuild the corpus")
     if cache is not None:
         keys = {shard["file"]: shard_key(path, shard["file"], shard["sha256"]) for shard in manifest["shards"]}
         files = CachedFiles(files, cache, keys)

@@ -96,9 +96,10 @@ def verify_corpus(path: Location, progress: Callable[[int, int], None] | None = 
     if not damaged:
         content = content_digest(digests)
         problem = wrong_fingerprint(files, manifest, feature_space, measured, content)
-        if content != manifest["content_sha256"]:
-            problem = f"{files.path(MANIFEST)}: content_sha256 is not that of the blocks"
-        problems += [problem] * (problem is not None)
+        if problem is not None:
+            problems.append(problem)
+        elif content != manifest["content_sha256"]:
+            problems.append(f"{files.path(MANIFEST)}: content_sha256 is not that of the blocks")
     return VerifyReport(files.root, corpus.num_blocks - len(damaged), cells, tuple(problems), tuple(damaged))
 
 
@@ -135,7 +136,7 @@ def _check_codes(corpus: Corpus, index: int, block: PackedBlock, codes: dict[str
     """Raises CorpusError where a block says another thing of its cells than the obs table."""
     cells = slice(int(block.cell_index[0]), int(block.cell_index[-1]) + 1) if block.num_cells else slice(0)
     for field, of_cells in codes.items():
-        if not np.array_equal(block.obs_codes.get(field), of_cells[cells]):
+        if field not in block.obs_codes or not np.array_equal(block.obs_codes[field], of_cells[cells]):
             raise CorpusError(f"{corpus.block_name(index)}: its cells have another {field} than in {OBS}")
 
 
