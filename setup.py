@@ -42,6 +42,7 @@ setup(
         "mudata>=0.3.8",
         "h5py>=3.12",
         "zarr>=3.1",
+        "numcodecs>=0.16",
         "numba>=0.63",
         "pandas>=2.2,<3",
         "pyarrow>=18",

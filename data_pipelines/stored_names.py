@@ -67,7 +67,7 @@ def _text(value: Any, row: int, where: str) -> str:
         ) from error
 
 
-def _stored_bytes(array: StoredArray) -> int:
+def _stored_bytes(array: Any) -> int:
     return array.id.get_storage_size() if isinstance(array, h5py.Dataset) else int(array.nbytes_stored())
 
 

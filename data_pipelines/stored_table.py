@@ -73,13 +73,13 @@ def _columns(node: StoredGroup, where: str) -> _Table:
     from anndata.io import read_elem
 
     index = attribute_text(node, "_index")
-    if not index or index not in node:
+    if not _is_inside(index, node):
         raise InputError(f"{where}: its index {index!r} (attribute _index) is not there; not a complete AnnData file")
     order = node.attrs.get("column-order", [key for key in node if key not in (index, "__categories")])
     names = as_names(np.atleast_1d(np.asarray(order, dtype=object)), f"{where}, attribute column-order").tolist()
 
     def column(name: str) -> Any:
-        if name not in node:
+        if not _is_inside(name, node):
             raise ValueError("it is named in column-order and not there")
         stored = node[name]
         if is_array(stored):
@@ -92,6 +92,11 @@ def _columns(node: StoredGroup, where: str) -> _Table:
     held = node[index]
     names_of_rows = read_names(held, f"{where}/{index}") if is_array(held) else read_elem(held)
     return as_names(names_of_rows, f"{where}/{index}"), names, column
+
+
+def _is_inside(name: str, node: StoredGroup) -> bool:
+    """Whether a group has something of this name, which is no path out of it."""
+    return bool(name) and ".." not in name.split("/") and name in node
 
 
 def _records(node: Any, group: StoredGroup, where: str) -> _Table:

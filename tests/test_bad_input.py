@@ -135,11 +135,26 @@ def gone(file):
     file.unlink()
 
 
+def in_another_file(file):
+    with h5py.File(file, "r+") as spoilt:
+        del spoilt["X"]
+        spoilt["X"] = h5py.ExternalLink("/etc/passwd", "/X")
+
+
+def with_fractions_for_places(file):
+    with h5py.File(file, "r+") as spoilt:
+        places = spoilt["X/indices"][:] + 0.5
+        del spoilt["X/indices"]
+        spoilt["X/indices"] = places
+
+
 BROKEN = {
     nothing_like_it: ("not an HDF5 file", "expected an .h5ad"),
     truncated: ("truncated or damaged HDF5", "copy or download it again"),
     another_hdf5: ("HDF5 with weights", "expected an .h5ad"),
     gone: ("no such file", "expected an .h5ad"),
+    in_another_file: ("'/X' is an external link", "write it whole"),
+    with_fractions_for_places: ("X/indices: of type float64", "whole numbers"),
 }
 
 

@@ -1,5 +1,6 @@
 """Readers: what was written comes back, in any storage, with memory bounded by the chunk; broken files say so."""
 
+import re
 import tracemalloc
 import warnings
 
@@ -9,7 +10,9 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from data_pipelines.input_check import check_dataset
 from data_pipelines.readers import open_dataset
+from data_pipelines.reading_options import ReadingOptions
 from scmbert_jax.errors import InputError
 
 ad = pytest.importorskip("anndata")
@@ -132,6 +135,68 @@ def test_a_counts_layer_without_counts_loses_to_x_with_counts():
     assert open_dataset(adata).matrices[0].field == "X"
 
 
+def log_with_layers(**layers) -> ad.AnnData:
+    raw = counts(60, 7)
+    genes = ["CD4", "MS4A1", "CD3E", "LYZ", "GNLY", "NKG7", "CD8A"]
+    return cells(sp.csr_matrix(np.log1p(raw.toarray())), genes, layers={name: of(raw) for name, of in layers.items()})
+
+
+def test_counts_in_another_layer_are_offered_by_name_and_the_advice_leads_to_them(tmp_path):
+    adata = log_with_layers(**{"raw counts&": lambda raw: raw, "scaled": lambda raw: raw * 0.3})
+    path = tmp_path / "x.h5ad"
+    adata.write_h5ad(path)
+    (problem,) = check_dataset(open_dataset(path), min_genes=1).problems
+    told = re.search(r"Maybe layers\['raw counts&'\] holds them: read them with '(.*)'", problem)
+    assert told[1] == f"{path}?layer=raw%20counts%26"
+    for dataset in (
+        open_dataset(told[1]),
+        open_dataset(path, reading=ReadingOptions(layer="raw counts&")),
+        open_dataset(adata, reading=ReadingOptions(layer="raw counts&")),
+    ):
+        assert dataset.matrices[0].field == "layers['raw counts&']"
+        assert np.array_equal(read_all(dataset.matrices[0]), counts(60, 7).toarray())
+    (problem,) = check_dataset(open_dataset(adata), min_genes=1).problems
+    assert "adata.layers['counts'] = adata.layers['raw counts&']" in problem
+    adata.layers["counts"] = adata.layers["raw counts&"]
+    assert check_dataset(open_dataset(adata), min_genes=1).usable
+
+
+def test_a_layer_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+    log_with_layers(spliced=lambda raw: raw).write_h5ad(tmp_path / "x.h5ad")
+    with pytest.raises(InputError, match=r"no layers\['raw'\]; there is layers\['spliced'\], X"):
+        open_dataset(f"{tmp_path / 'x.h5ad'}?layer=raw")
+    assert open_dataset(f"{tmp_path / 'x.h5ad'}?layer=X").matrices[0].field == "X"
+
+
+def test_a_layer_is_looked_for_in_every_modality_of_a_mudata():
+    rna, adt = log_with_layers(raw=lambda raw: raw), cells(counts(60, 3), ["CD3", "CD4", "CD45RA"])
+    mdata = md.MuData({"rna": rna, "adt": adt})
+    dataset = open_dataset(mdata, reading=ReadingOptions(layer="raw"))
+    assert [matrix.field for matrix in dataset.matrices] == ["mod/rna/layers['raw']", "mod/adt/X"]
+    with pytest.raises(InputError, match=r"no modality has layers\['none'\]"):
+        open_dataset(mdata, reading=ReadingOptions(layer="none"))
+
+
+@pytest.mark.parametrize("where", ["file", "memory"])
+def test_counts_in_obsm_are_mentioned_and_the_advice_leads_to_them(where, tmp_path):
+    adata = cells(genes=GENES)
+    proteins = pd.DataFrame(counts(23, 5, seed=3).toarray(), adata.obs_names, ["CD3", "CD4", "CD8", "CD19", "CD14"])
+    adata.obsm["protein_expression"] = proteins
+    adata.obsm["X_pca"] = np.random.default_rng(0).normal(size=(23, 5))
+    adata.obsm["spatial"] = np.arange(46).reshape(23, 2)
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    dataset = open_dataset(tmp_path / "x.h5ad") if where == "file" else open_dataset(adata)
+    (note,) = dataset.notes
+    assert (
+        "obsm['protein_expression'] holds whole numbers, maybe counts, in 5 columns ('CD3', 'CD4', 'CD8' ...)" in note
+    )
+    code = note.partition("in Python: ")[2].replace("cells.h5mu", str(tmp_path / "cells.h5mu"))
+    exec(code, {"adata": adata, "mudata": md, "anndata": ad})
+    rna, protein = open_dataset(tmp_path / "cells.h5mu").matrices
+    assert (rna.modality, protein.modality) == ("rna", "protein")
+    assert np.array_equal(read_all(protein), proteins.to_numpy())
+
+
 # ---- metadata and modalities
 
 
@@ -208,6 +273,30 @@ def test_feature_types_split_one_matrix_into_modalities(tmp_path):
     assert (rna.modality, protein.modality) == ("rna", "protein")
     assert np.array_equal(read_all(protein, 10), counts().toarray()[:, 4:])
     assert protein.feature_names.tolist() == ["CD3", "CD4_ab", "CD8"]
+
+
+@pytest.mark.parametrize("where", ["file", "memory"])
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("airr", lambda: ad.AnnData(X=None, obs=pd.DataFrame({"receptor": "TCR"}, index=["cell0", "cell1"]))),
+        ("hto", lambda: cells(counts(6, 3, seed=2), ["HTO1", "HTO2", "HTO3"])),
+        ("guide", lambda: cells(counts(6, 3, seed=2), ["CD4", "MS4A1", "CD3E"])),
+        ("microscopy", lambda: ad.AnnData(obs=pd.DataFrame(index=["cell0"]))),
+    ],
+)
+def test_a_modality_of_another_assay_is_left_out_with_a_word(name, other, where, tmp_path):
+    mdata = md.MuData({"gex": cells(counts(6)), name: other()})
+    mdata.write_h5mu(tmp_path / "m.h5mu")
+    dataset = open_dataset(tmp_path / "m.h5mu") if where == "file" else open_dataset(mdata)
+    assert [matrix.modality for matrix in dataset.matrices] == ["rna"]
+    assert np.array_equal(read_all(dataset.matrices[0]), counts(6).toarray())
+    assert f"modality {name!r} is not read" in dataset.notes[0]
+
+
+def test_a_mudata_of_other_assays_only_is_refused():
+    with pytest.raises(InputError, match=r"no modality with counts; .*modality 'hto' is not read"):
+        open_dataset(md.MuData({"hto": cells(counts(6, 3), ["HTO1", "HTO2", "HTO3"])}))
 
 
 # ---- 10x

@@ -1,7 +1,10 @@
 """zarr stores: read by the chunk in both formats; what is missing or damaged is refused, never read as zeros."""
 
 import json
+import os
+import pickle
 import shutil
+from pathlib import Path
 
 import mudata as md
 import numpy as np
@@ -10,6 +13,7 @@ import scipy.sparse as sp
 import zarr
 from stored_counts import BARCODES, IDS, as_anndata, random_counts, write_zarr
 
+from data_pipelines import zarr_metadata
 from data_pipelines.input_check import check_dataset
 from data_pipelines.readers import open_dataset
 from data_pipelines.stored_matrix import open_stored_matrix
@@ -242,3 +246,117 @@ def test_values_that_are_no_counts_are_found_by_the_check(tmp_path, value, words
     assert words in problem
     assert f"{path}, X" in problem
     assert repr(BARCODES[29]) in problem
+
+
+# ---- stores of strangers
+
+
+class Planted:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def pickle_for_names(path, planted):
+    """The names of the cells are packed with numcodecs' codec that loads pickles."""
+    store = zarr.open_group(path, mode="r+", use_consolidated=False)
+    index = store["obs"].attrs["_index"]
+    attributes = dict(store[f"obs/{index}"].attrs)
+    del store[f"obs/{index}"]
+    array = store.create_array(f"obs/{index}", shape=(30,), chunks=(30,), dtype="i4", compressors=None)
+    array.attrs.update(attributes)
+    folder = path / "obs" / index
+    metadata = json.loads((folder / ".zarray").read_text())
+    metadata |= {"dtype": "|O", "filters": [{"id": "pickle", "protocol": 5}], "compressor": None, "fill_value": None}
+    (folder / ".zarray").write_text(json.dumps(metadata))
+    (folder / "0").write_bytes(pickle.dumps(Planted(planted)))
+
+
+def test_a_codec_that_loads_pickles_is_not_run(tmp_path):
+    path, planted = write_zarr(tmp_path / "x.zarr", as_anndata(random_counts()), 2), tmp_path / "planted"
+    pickle_for_names(path, planted)
+    refused(path, f"{path}: obs/", ".zarray names the codec 'pickle', which is not among those that are read")
+    assert not planted.exists()
+
+
+@pytest.mark.parametrize(
+    "codecs",
+    [
+        [{"name": "numcodecs.pickle", "configuration": {}}],
+        [{"name": "somebody.codec"}],
+        ["bytes", {"name": 3}],
+        [{"name": "sharding_indexed", "configuration": {"codecs": [{"name": "numcodecs.pickle"}]}}],
+        {"name": "pickle"},
+    ],
+)
+def test_a_codec_that_is_not_known_is_refused_also_within_shards(codecs, tmp_path):
+    path = write_zarr(tmp_path / "x.zarr", as_anndata(random_counts()), 3)
+    place = path / "X" / "data" / "zarr.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "codecs": codecs}))
+    refused(path, f"{path}: X/data/zarr.json names the codec", "codecs are code")
+
+
+def test_the_advice_about_codecs_leads_on(tmp_path, monkeypatch):
+    """As if the codec of zarr 2 were not on the list, and that of zarr 3 were."""
+    ad = pytest.importorskip("anndata")
+    known = [codec for codec in zarr_metadata._CODECS if codec != "blosc"]
+    path = write_zarr(tmp_path / "x.zarr", as_anndata(random_counts()), 2)
+    monkeypatch.setattr(zarr_metadata, "_CODECS", known)
+    refused(path, "names the codec 'blosc'", "anndata.read_zarr(STORE).write_zarr(NEW)")
+    write_zarr(tmp_path / "new.zarr", ad.read_zarr(path), 3)
+    assert np.array_equal(read_all(open_dataset(tmp_path / "new.zarr")), random_counts().toarray())
+
+
+def test_a_link_out_of_the_store_is_not_followed_and_the_advice_leads_on(tmp_path):
+    path = write_zarr(tmp_path / "x.zarr", as_anndata(random_counts()), 3)
+    chunk, secret = chunk_file(path, "X/data", 0), tmp_path / "secret"
+    chunk.rename(secret)
+    chunk.symlink_to(secret)
+    refused(path, f"X/data/c/0 is a link to {secret}, outside of the store", f"cp -rL {path} COPY")
+    shutil.copytree(path, tmp_path / "copy.zarr", symlinks=False)
+    assert np.array_equal(read_all(open_dataset(tmp_path / "copy.zarr")), random_counts().toarray())
+    (tmp_path / "whole.zarr").symlink_to(tmp_path / "copy.zarr")  # where the store itself lies is the user's choice
+    assert open_dataset(tmp_path / "whole.zarr").cell_ids.tolist() == BARCODES
+    (tmp_path / "copy.zarr" / "obs" / "more").symlink_to("/etc")
+    refused(tmp_path / "copy.zarr", "obs/more is a link to /etc")
+
+
+def test_a_pipe_in_a_store_is_refused_before_it_is_waited_for(tmp_path):
+    path = write_zarr(tmp_path / "x.zarr", as_anndata(random_counts()), 3)
+    chunk_file(path, "X/data", 0).unlink()
+    os.mkfifo(path / "X" / "data" / "c" / "0")
+    refused(path, "X/data/c/0 is no regular file")
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "..", "a/../../b"])
+def test_names_that_lead_out_of_the_store_are_no_names(name, tmp_path):
+    path = write_zarr(tmp_path / "x.zarr", as_anndata(random_counts()), 3)
+    secret = zarr.open_group(tmp_path / "secret", mode="w")
+    secret.create_array("b", data=np.arange(30))
+    store = zarr.open_group(path, mode="r+", use_consolidated=False)
+    store["obs"].attrs["column-order"] = [name]
+    dataset = open_dataset(path)
+    assert list(dataset.obs) == []
+    assert f"column {name!r} is left out" in dataset.notes[0]
+    store["obs"].attrs["_index"] = name
+    refused(path, f"its index {name!r}")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[]", "a JSON list; expected an object"),
+        (b"3", "a JSON int; expected an object"),
+        (b"\xff\xfe\x00", "no JSON"),
+        (b'{"zarr_format": 3', "no JSON"),
+        (b"[" * 100_000, "no JSON"),
+    ],
+)
+def test_metadata_of_another_kind_is_named(content, words, tmp_path):
+    path = write_zarr(tmp_path / "x.zarr", as_anndata(random_counts()), 3)
+    (path / "X" / "zarr.json").write_bytes(content)
+    refused(path, path / "X" / "zarr.json", words)
