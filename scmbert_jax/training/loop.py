@@ -218,6 +218,8 @@ class _StepLog:
         (step, objective, metrics, batch), self._waiting = self._waiting, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            if self._sums.steps:
+                self._write_row(step - 1)  # how it went until then
             raise self._not_finite(step, objective, values, batch)
         self._sums.add(objective, values)
         if step % self._config.train.log_every == 0:
