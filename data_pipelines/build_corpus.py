@@ -72,7 +72,7 @@ def build_corpus(
     *,
     organism: str | None = None,
     assembly: str | None = None,
-    min_genes: int = 200,
+    min_genes: int | None = None,
     min_coverage: float = 0.5,
     block_size: int = 256,
     codec: str = "zstd",

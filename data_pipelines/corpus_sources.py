@@ -304,6 +304,7 @@ def dataset_entry(source: Source) -> dict[str, Any]:
         "statements": source.statements,
         "organism": report.organism,
         "assembly": report.assembly,
+        "min_genes": report.min_genes,
         "cells_read": report.num_cells + source.num_not_selected,
         "cells_not_selected": source.num_not_selected,
         "cells": len(source.kept),

@@ -176,9 +176,9 @@ def _choices(manifest: Mapping[str, Any]) -> list[str]:
         for option, fields in manifest["cell_selection"].items()
         for field, values in fields.items()
     ]
-    lines.append(
-        f"cells whose RNA has fewer than {manifest['min_genes']:,} genes are left out, and rows without counts"
-    )
+    fewest = {entry["min_genes"] for entry in manifest["datasets"]} - {None}
+    limits = f"cells whose RNA has fewer than {' or '.join(f'{limit:,}' for limit in sorted(fewest))} genes, and "
+    lines.append(f"{limits if fewest else ''}rows without counts are left out")
     if manifest["keep_duplicates"]:
         lines.append("copies of cells (the same barcode, the same counts) were not looked for: some may be here twice")
     else:

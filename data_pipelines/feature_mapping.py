@@ -151,13 +151,13 @@ def map_genes(
 def map_proteins(names: np.ndarray, organism: str, source: str = "var index") -> FeatureMapping:
     """Antibody names -> proteins, linked to their coding genes. Every antibody is a feature, known or not."""
     genes = load_gene_table(organism)
-    ids, links, status = [], [], []
+    found_ids, links, status = [], [], []
     for name in names.tolist():
         left_out = no_antibody(name)
         antibody = "" if left_out else normalise_antibody(name)
         # The table has human symbols; the mouse ortholog nearly always has the same one in title case.
         found = [gene_of_symbol(s if organism == "human" else s.capitalize(), genes) for s in coding_genes(antibody)]
-        ids.append(antibody)
+        found_ids.append(antibody)
         links.append(tuple(dict.fromkeys(gene for gene in found if gene)))
         status.append(
             left_out
@@ -165,7 +165,7 @@ def map_proteins(names: np.ndarray, organism: str, source: str = "var index") ->
             or ("isotype control" if is_isotype_control(antibody) else None)
             or ("antibody" if links[-1] else "no coding gene known")
         )
-    ids = np.array(ids, dtype=str)
+    ids = np.array(found_ids, dtype=str)
     named = np.flatnonzero(ids != "")
     features = ModalityFeatures.sorted(
         "protein",

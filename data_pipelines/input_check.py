@@ -47,7 +47,7 @@ def check_dataset(
     *,
     organism: str | None = None,
     assembly: str | None = None,
-    min_genes: int = 200,
+    min_genes: int | None = None,
     min_coverage: float = 0.5,
     obs_fields: Mapping[str, str | None] | None = None,
 ) -> InputReport:
@@ -62,7 +62,7 @@ def check_dataset(
     Args:
       organism: "human" or "mouse"; None: taken from the gene names or the assembly.
       assembly: of the regions, "hg38", "mm10", ...; None: the one decided at opening, else the genome the file names.
-      min_genes: fewest mapped genes with a count for a cell to be kept.
+      min_genes: fewest mapped genes with a count for a cell to be kept; None: `usual_min_genes`.
       min_coverage: smallest share of a modality's features that must be known.
       obs_fields: standard name -> column of obs, overriding what is recognised.
     """
@@ -96,6 +96,12 @@ def check_dataset(
     _check_cells(dataset, matrices, report)
     _check_obs(dataset, report, obs_fields)
     return report
+
+
+def usual_min_genes(num_measured: int) -> int:
+    """The fewest genes of a cell that is kept, where nobody says it: 200 of a whole transcriptome, as is usual, and of
+    a panel as many of its genes in a hundred."""
+    return min(200, max(1, num_measured // 100))
 
 
 def require_usable(*reports: InputReport) -> None:
@@ -193,12 +199,16 @@ def _settle_organism(
     genomes = {assembly_of_genome(matrix.genome): matrix for matrix in matrices if assembly_of_genome(matrix.genome)}
     regions = next((matrix for matrix in matrices if matrix.modality == "atac"), None)
     if report.assembly is not None and regions is not None:
-        named = {assembly_of_genome(genome) for genome in (regions.genome or "").split("+")}
-        for of_file in sorted(name for name in named if name not in (None, report.assembly)):
+        of_file = {assembly_of_genome(genome) for genome in (regions.genome or "").split("+")} - {None}
+        for other in sorted(str(name) for name in of_file - {report.assembly}):
+            remedy = (
+                f"write the regions of {report.assembly} to a file of their own"
+                if report.assembly in of_file
+                else f"state --assembly {other}"
+            )
             report.problems.append(
                 f"{regions.where}: its genome field says {regions.genome!r}, but the assembly was given as "
-                f"{report.assembly}. {HOW_TO_LIFT.format(of=of_file, to=report.assembly)}, or state --assembly "
-                f"{of_file}"
+                f"{report.assembly}. {HOW_TO_LIFT.format(of=other, to=report.assembly)}, or {remedy}"
             )
     if report.assembly is None and not assembly_stated:
         if len(genomes) == 1:
@@ -272,6 +282,8 @@ def _check_matrix(
         part.mapped_count_share = float(scan.totals.sum()) / scan.totals_all
     if mapping is None or not part.are_counts or mapping.coverage < report.min_coverage:
         return part  # which cells to drop means nothing before these problems are solved
+    if matrix.modality == "rna" and report.min_genes is None:
+        report.min_genes = usual_min_genes(int(np.count_nonzero(mapping.measured)))
     part.median_library_size = float(np.median(scan.totals))
     part.median_detected = float(np.median(scan.detected))
     _drop_cells(part, matrix, report, empty=scan.detected == 0, detected=scan.detected)
@@ -364,6 +376,7 @@ def _drop_cells(
     """Marks the rows that do not go on. Dropping more than half is a problem, not a filter."""
     reasons = {"without counts": empty}
     if part.modality == "rna":
+        assert report.min_genes is not None  # settled by now
         few = ~empty & (detected < report.min_genes)
         reasons[f"with fewer than {report.min_genes} genes"] = few
         if np.count_nonzero(few) > len(few) / 2:

@@ -118,6 +118,7 @@ class InputReport:
     """The result of `check_dataset`. Usable when it has no problems; warnings are for the person to judge.
 
     Attributes:
+      min_genes: fewest genes of a cell that is kept; None where there are no genes, and nobody stated it.
       features: modality -> mapped features that are present.
       modalities: modality -> its report ("" holds a matrix whose modality is not known).
       combinations: "rna+protein" -> number of kept cells measured in exactly these modalities.
@@ -129,7 +130,7 @@ class InputReport:
     path: str
     organism: str | None
     assembly: str | None
-    min_genes: int
+    min_genes: int | None
     min_coverage: float
     num_cells: int = 0
     num_cells_kept: int = 0

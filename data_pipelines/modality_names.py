@@ -72,10 +72,10 @@ def kinds_of_features(table: pd.DataFrame, index: np.ndarray) -> list[Kind]:
     What is not of a known kind is a `Kind` without modality. Where one kind alone is named, features whose type is
     missing are of that kind if their names are.
     """
-    found = _feature_types(table)
-    if found is None:
+    said = _feature_types(table)
+    if said is None:
         return []
-    column, types = found
+    column, types = said
     modalities = {kind: modality_of_name(kind) for kind in dict.fromkeys(types.tolist())}
     untyped, known = types == "", {modality for modality in modalities.values() if modality}
     if untyped.any() and len(known) == 1 and all(modality or not kind for kind, modality in modalities.items()):
@@ -85,8 +85,8 @@ def kinds_of_features(table: pd.DataFrame, index: np.ndarray) -> list[Kind]:
     kinds = []
     for modality in dict.fromkeys(modalities[kind] or kind for kind in modalities):
         words = [kind for kind in modalities if (modalities[kind] or kind) == modality]
-        said = " or ".join(repr(kind) for kind in words if kind) or "missing"
-        evidence = f"var[{column!r}] {'is' if said == 'missing' else '='} {said}"
+        value = " or ".join(repr(kind) for kind in words if kind)
+        evidence = f"var[{column!r}] = {value}" if value else f"var[{column!r}] is missing"
         kinds.append(Kind(modalities[words[0]], evidence, np.flatnonzero(np.isin(types, words))))
     return kinds
 

@@ -40,8 +40,17 @@ from scmbert_jax.errors import InputError
 
 __all__ = ["open_dataset", "open_datasets", "ReadingOptions", "CountsMatrix", "Dataset", "ACCEPTED", "EXAMPLES"]
 
-# Name after "example:" -> file in data_pipelines/example.
+# Name after "example:" -> file in data_pipelines/example, of which its README.md says more; what data cards say of it.
 EXAMPLES = {"pbmc_mosaic": "pbmc_mosaic.h5mu"}
+_STATEMENTS = {
+    "pbmc_mosaic": {
+        "title": "1,600 human blood cells in four technical batches, with RNA, surface proteins or both",
+        "citation": "He Z. et al. Mosaic integration and knowledge transfer of single-cell multimodal data with MIDAS. "
+        "Nature Biotechnology 42, 1594-1605 (2024)",
+        "doi": "10.1038/s41587-023-02040-y",
+        "licence": "MIT, as the Python package scmidas 0.3.0 that it is from",
+    }
+}
 ACCEPTED = ".h5ad, .h5mu, .zarr, 10x .h5, 10x .mtx folder, fragments .tsv.gz, soma:, census: or example:pbmc_mosaic"
 _EXPECTED = f"expected an {ACCEPTED}"
 
@@ -194,7 +203,10 @@ def _open_example(text: str, name: str | None, reading: ReadingOptions, partners
     example = text.partition(":")[2]
     if example not in EXAMPLES:
         raise InputError(f"{text}: no such example; there is {', '.join('example:' + known for known in EXAMPLES)}")
-    return _open_place(str(example_path(example)), name or example, reading, partners)
+    dataset = _open_place(str(example_path(example)), name or example, reading, partners)
+    for matrix in dataset.matrices:
+        matrix.statements = _STATEMENTS[example]
+    return dataset
 
 
 def example_path(example: str) -> Path:

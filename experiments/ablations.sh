@@ -19,7 +19,7 @@ case $which in
         experiment=pbmc_translation
         data=example:pbmc_mosaic
         space=()
-        cells=(--min-genes 1 --block-size 16)
+        cells=(--block-size 16)
         paired=(--only "technical_batch=p1_0,p2_0,p3_0")
         modalities=(rna protein)
         unpaired_batches=(--only p1_0 p2_0 p3_0)

@@ -14,8 +14,8 @@ show() { # prints a command as a user would type it, then runs it
     "$@"
 }
 
-show scmbert doctor example:pbmc_mosaic --min-genes 1
-show scmbert corpus build "$out/corpus" example:pbmc_mosaic --min-genes 1 --block-size 16
+show scmbert doctor example:pbmc_mosaic
+show scmbert corpus build "$out/corpus" example:pbmc_mosaic --block-size 16
 show scmbert corpus verify "$out/corpus"
 
 pretrain=(scmbert pretrain pbmc_demo --corpus "$out/corpus" --run-dir "$out/run")

@@ -4,7 +4,7 @@
 
 or step by step:
 
-    scmbert corpus build demo_run/corpus example:pbmc_mosaic --min-genes 1 --block-size 16
+    scmbert corpus build demo_run/corpus example:pbmc_mosaic --block-size 16
     scmbert pretrain pbmc_demo --corpus demo_run/corpus --run-dir demo_run/run
 
 Half a minute for the 200 steps on two idle cores. What to expect: the table in README.md of the repository.

@@ -1,6 +1,6 @@
 """RNA and surface protein of 400 paired blood cells and 800 others: translation both ways, and one space for both.
 
-    scmbert corpus build p3 example:pbmc_mosaic --min-genes 1 --block-size 16 --only technical_batch=p1_0,p2_0,p3_0
+    scmbert corpus build p3 example:pbmc_mosaic --block-size 16 --only technical_batch=p1_0,p2_0,p3_0
     scmbert pretrain pbmc_translation --corpus p3 --run-dir run
     scmbert export run model
     scmbert evaluate translation --model model --train-batches p3_0 --test-batches p4_0

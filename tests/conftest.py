@@ -141,7 +141,7 @@ def mosaic_file(mosaic_cells, tmp_path_factory) -> Path:
 def pbmc_corpus(tmp_path_factory) -> Path:
     """The built-in example as a corpus: 1,600 cells, RNA and protein, a mosaic. Not to be changed: copy it."""
     corpus = tmp_path_factory.mktemp("pbmc") / "corpus"
-    scmbert_ok("corpus", "build", corpus, "example:pbmc_mosaic", "--min-genes", "1", "--block-size", "64")
+    scmbert_ok("corpus", "build", corpus, "example:pbmc_mosaic", "--block-size", "64")
     return corpus
 
 

@@ -28,7 +28,7 @@ def _trained(folder: Path, run_scmbert: Callable[..., Ran]) -> Path:
     folder.mkdir()
     corpus, run_dir = folder / "corpus", folder / "run"
     only = ("--only", "technical_batch=p1_0,p2_0,p3_0")
-    scmbert_ok("corpus", "build", corpus, "example:pbmc_mosaic", *only, "--min-genes", "1", "--block-size", "64")
+    scmbert_ok("corpus", "build", corpus, "example:pbmc_mosaic", *only, "--block-size", "64")
     ran = run_scmbert(*TINY, *OPTIONS, "--corpus", corpus, "--run-dir", run_dir, "--steps", "1")
     assert ran.code == 0, ran.err
     scmbert_ok("export", run_dir, folder / "model")

@@ -275,7 +275,7 @@ def test_a_flipped_byte_of_a_shard_is_named_by_verify_and_stops_training(corpus,
 def test_a_run_folder_of_another_corpus_is_refused(pbmc_run, tmp_path):
     run_dir = shutil.copytree(pbmc_run, tmp_path / "run")
     corpus = tmp_path / "corpus"
-    build = ("corpus", "build", corpus, "example:pbmc_mosaic", "--min-genes", "1", "--block-size", "64")
+    build = ("corpus", "build", corpus, "example:pbmc_mosaic", "--block-size", "64")
     scmbert_ok(*build, "--seed", "1")
     options = ("--train.checkpoint-every", "3", "--train.log-every", "1", "--steps", "6")
     ran = scmbert(*TINY, "--corpus", corpus, "--run-dir", run_dir, *options)
@@ -562,5 +562,5 @@ def test_a_place_below_a_file_is_named(pbmc_run, pbmc_corpus, tmp_path):
     below = tmp_path / "file" / "below"
     refused(scmbert("export", pbmc_run, below), CheckpointError, below)
     refused(scmbert(*TINY, "--corpus", pbmc_corpus, "--run-dir", below), CheckpointError, below)
-    refused(scmbert("corpus", "build", below, "example:pbmc_mosaic", "--min-genes", "1"), CorpusError, below)
+    refused(scmbert("corpus", "build", below, "example:pbmc_mosaic"), CorpusError, below)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -165,7 +165,7 @@ def test_what_is_left_out_or_cannot_be_is_asked_for(arguments, code, words, tmp_
 
 def test_doctor_prints_one_json_document_and_nothing_else():
     done = subprocess.run(
-        [sys.executable, "-m", "scmbert_jax.cli", "doctor", "example:pbmc_mosaic", "--json", "--min-genes", "1"],
+        [sys.executable, "-m", "scmbert_jax.cli", "doctor", "example:pbmc_mosaic", "--json"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -187,7 +187,7 @@ def test_doctor_of_several_files_prints_a_list_and_fails_if_one_is_unusable():
 
 
 def test_doctor_reads_the_columns_of_obs_that_it_is_told_as_corpus_build_does():
-    command = ("doctor", "example:pbmc_mosaic", "--min-genes", "1", "--json")
+    command = ("doctor", "example:pbmc_mosaic", "--json")
     assert json.loads(scmbert_ok(*command))["obs_fields"] == {"cell_type": "celltype", "technical_batch": "batch"}
     told = json.loads(scmbert_ok(*command, "--obs-field", "donor=batch", "technical_batch="))
     assert told["obs_fields"] == {"cell_type": "celltype", "donor": "batch"}
@@ -197,7 +197,7 @@ def test_doctor_reads_the_columns_of_obs_that_it_is_told_as_corpus_build_does():
 
 
 def test_doctor_tells_people_in_text():
-    text = scmbert_ok("doctor", "example:pbmc_mosaic", "--min-genes", "1")
+    text = scmbert_ok("doctor", "example:pbmc_mosaic")
     for words in ("rna", "protein", "human", "cell_type", "raw"):
         assert words in text
 

@@ -113,7 +113,7 @@ def test_a_manifest_that_is_not_ours_makes_no_corpus(text, tmp_path):
     other.mkdir()
     (other / "manifest.json").write_text(text)
     (other / "index.html").write_text("precious")
-    ran = scmbert("corpus", "build", other, "example:pbmc_mosaic", "--min-genes", "1", "--overwrite")
+    ran = scmbert("corpus", "build", other, "example:pbmc_mosaic", "--overwrite")
     assert ran.code == CorpusError.exit_code
     assert "site: is there and is not a corpus" in ran.err
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["index.html", "manifest.json", "site"]

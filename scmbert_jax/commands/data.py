@@ -59,8 +59,8 @@ class Doctor:
     Options for one file stand behind it: 'FILE?assay=Smart-seq2&full_length=length-normalise'."""
     organism: Organism = None
     """Taken from the gene names when left out."""
-    min_genes: int = 200
-    """Cells with fewer detected genes would be dropped."""
+    min_genes: int | None = None
+    """Cells with fewer detected genes would be dropped. Left out: 200, or 1% of the genes of a panel."""
     obs_field: ObsFields = ()
     """Which column of obs holds cell_type, technical_batch, donor, ...; e.g. cell_type=my_labels. NAME= for none."""
     only: Only = ()
@@ -98,10 +98,10 @@ class CorpusBuild:
 
     Example:  scmbert corpus build my_corpus cells_1.h5ad cells_2.h5ad
               scmbert corpus build cortex rna.h5ad+atac.h5ad --assembly mm10
-              scmbert corpus build train example:pbmc_mosaic --only technical_batch=p1_0,p3_0 --min-genes 1
+              scmbert corpus build train example:pbmc_mosaic --only technical_batch=p1_0,p3_0
               scmbert corpus build lung atlas.h5ad --only is_primary_data=True 'disease=COVID-19,normal' 'n_genes>=500'
               scmbert corpus build train study_1.h5ad study_2.h5ad --disjoint-from held_out.h5ad
-              scmbert corpus build no_pairs example:pbmc_mosaic --unpaired --min-genes 1
+              scmbert corpus build no_pairs example:pbmc_mosaic --unpaired
               scmbert corpus build multiome rna.h5ad+fragments.tsv.gz --regions ccre.bed.gz --assembly hg38
               scmbert corpus build peaks atac.h5ad --regions ccre.bed.gz --region-links links.tsv --assembly hg38
               scmbert corpus build blood 'census:2025-11-08?organism=human&obs_value_filter=tissue_general == "blood"'
@@ -116,8 +116,8 @@ class CorpusBuild:
     """One data set each, whatever scmbert doctor takes; A+B for files of the same cells."""
     organism: Organism = None
     """Taken from the gene names when left out."""
-    min_genes: int = 200
-    """Drop cells with fewer detected genes."""
+    min_genes: int | None = None
+    """Drop cells with fewer detected genes. Left out: 200, or 1% of the genes of a panel."""
     min_coverage: float = 0.5
     """Refuse a file of which a smaller share of features is known."""
     block_size: int = 256

@@ -67,9 +67,7 @@ def test_the_check_judges_the_selected_cells_alone(whole, tmp_path):
 
 
 def test_a_modality_that_no_selected_cell_has_is_not_in_the_corpus(tmp_path):
-    corpus = build_corpus(
-        tmp_path / "corpus", ["example:pbmc_mosaic"], min_genes=1, only={"technical_batch": ("p1_0",)}
-    )
+    corpus = build_corpus(tmp_path / "corpus", ["example:pbmc_mosaic"], only={"technical_batch": ("p1_0",)})
     assert corpus.modalities == ["rna"]
     assert corpus.num_cells == 400
 
@@ -117,7 +115,7 @@ def test_rows_of_a_matrix_stream_in_order_whatever_the_chunk(chunk):
 
 def test_on_the_command_line_values_are_separated_by_commas_and_quoted_where_they_have_one(tmp_path):
     out = scmbert_ok(
-        *("corpus", "build", tmp_path / "corpus", "example:pbmc_mosaic", "--min-genes", "1"),
+        *("corpus", "build", tmp_path / "corpus", "example:pbmc_mosaic"),
         *("--only", "technical_batch=p1_0,p3_0", "--exclude", 'cell_type="B", NK'),
     )
     assert "only the cells with technical_batch p1_0, p3_0" in out
@@ -249,7 +247,7 @@ def test_what_a_corpus_was_built_from_is_what_its_obs_table_gives(whole, tmp_pat
 
 
 def test_bounds_are_written_on_the_command_line_as_one_writes_them(tmp_path):
-    options = ("corpus", "build", tmp_path / "corpus", "example:pbmc_mosaic", "--min-genes", "1")
+    options = ("corpus", "build", tmp_path / "corpus", "example:pbmc_mosaic")
     ran = scmbert(*options, "--only", "celltype>=5")
     assert ran.code != 0
     assert "celltype of" in ran.err

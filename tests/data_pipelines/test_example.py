@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipelines.corpus import open_corpus
 from data_pipelines.example_data import main
 from data_pipelines.input_check import check_dataset, require_usable
 from data_pipelines.readers import EXAMPLES, example_path, open_dataset
@@ -44,18 +45,31 @@ def test_the_example_can_be_rebuilt(shared_data, tmp_path):
     assert out.stat().st_size == example_path("pbmc_mosaic").stat().st_size
 
 
-def test_the_example_is_a_usable_mosaic_of_two_modalities():
+def test_the_example_is_a_usable_mosaic_of_two_modalities_as_it_is():
     dataset = open_dataset("example:pbmc_mosaic")
     assert dataset.name == "pbmc_mosaic"
-    report = check_dataset(dataset, min_genes=10)
+    report = check_dataset(dataset)
     require_usable(report)
+    assert report.min_genes == 4  # of the 499 that are measured
     assert report.combinations == {"rna": 400, "protein": 400, "rna+protein": 800}
     assert report.obs_fields == {"cell_type": "celltype", "technical_batch": "batch"}
     assert report.organism == "human"
 
 
-def test_the_default_cell_filter_does_not_fit_the_example_and_says_what_does():
-    report = check_dataset(open_dataset("example:pbmc_mosaic"))
-    (problem,) = report.problems
+def test_a_filter_that_does_not_fit_the_example_says_what_does():
+    (problem,) = check_dataset(open_dataset("example:pbmc_mosaic"), min_genes=200).problems
     assert "the file measures 500" in problem
-    assert "--min-genes 22" in problem
+    limit = int(problem.rpartition("--min-genes ")[2])
+    assert limit == 22
+    report = check_dataset(open_dataset("example:pbmc_mosaic"), min_genes=limit)
+    require_usable(report)
+    assert 1500 < report.num_cells_kept < 1600
+
+
+def test_the_data_card_of_the_example_states_its_title_and_licence(pbmc_corpus):
+    card = (pbmc_corpus / "DATA_CARD.md").read_text()
+    assert "- title: 1,600 human blood cells in four technical batches" in card
+    assert "- licence: MIT" in card
+    assert "10.1038/s41587-023-02040-y" in card
+    assert "cells whose RNA has fewer than 4 genes, and rows without counts are left out" in card
+    assert open_corpus(pbmc_corpus).num_cells == 1600

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 from data_pipelines.gene_tables import load_gene_table
-from data_pipelines.input_check import check_dataset, require_usable
+from data_pipelines.input_check import check_dataset, require_usable, usual_min_genes
 from data_pipelines.pair_check import refuse_unpaired_files
 from data_pipelines.readers import open_dataset
 from scmbert_jax.errors import InputError
@@ -227,6 +227,18 @@ def test_cells_with_few_genes_are_dropped_but_never_most_of_them():
     assert "40 of 40 cells have fewer than 59 detected genes" in problem
     assert "the file measures 60" in problem
     assert "--min-genes" in problem
+
+
+@pytest.mark.parametrize(("num_measured", "least"), [(36_601, 200), (20_000, 200), (2000, 20), (500, 5), (60, 1)])
+def test_the_usual_least_number_of_genes_follows_what_is_measured(num_measured, least):
+    assert usual_min_genes(num_measured) == least
+
+
+def test_a_cell_of_a_panel_is_kept_by_the_panels_genes_and_a_stated_limit_goes_first():
+    report = check(cells(), min_genes=None)
+    assert report.usable
+    assert (report.min_genes, report.num_cells_kept) == (1, 40)
+    assert not check(cells(), min_genes=200).usable
 
 
 def test_all_cells_without_counts_are_a_problem():

@@ -233,7 +233,7 @@ def test_one_corpus_has_one_set_of_regions(tmp_path):
 
 
 def test_regions_for_files_without_any_are_refused():
-    ran = scmbert("doctor", "example:pbmc_mosaic", "--regions", "windows:5000", "--min-genes", "1")
+    ran = scmbert("doctor", "example:pbmc_mosaic", "--regions", "windows:5000")
     assert ran.code == 2
     assert "has regions; leave the option out" in ran.err
 

@@ -136,7 +136,7 @@ def test_barcodes_that_repeat_within_a_modality_are_refused_unpaired_as_well(who
 
 
 def test_the_example_without_pairs_opens_as_a_corpus(tmp_path):
-    with build_corpus(tmp_path / "corpus", ["example:pbmc_mosaic"], min_genes=1, unpaired=True) as corpus:
+    with build_corpus(tmp_path / "corpus", ["example:pbmc_mosaic"], unpaired=True) as corpus:
         assert corpus.num_cells == 2400
     with open_corpus(tmp_path / "corpus") as corpus:
         assert corpus.manifest["cells_by_modalities"]["pbmc_mosaic/p3_0"] == {"rna": 400, "protein": 400}

@@ -90,7 +90,7 @@ def test_a_run_asked_to_stop_saves_says_so_by_its_exit_code_and_continues_bit_fo
 
 def test_a_run_is_not_continued_on_another_corpus(undisturbed, run_scmbert, tmp_path):
     """Beside the others since it needs a run: the same cells in another order are another corpus."""
-    build = ("corpus", "build", tmp_path / "corpus", "example:pbmc_mosaic", "--min-genes", "1", "--block-size", "64")
+    build = ("corpus", "build", tmp_path / "corpus", "example:pbmc_mosaic", "--block-size", "64")
     assert run_scmbert(*build, "--seed", "1").code == 0
     before = (undisturbed / "metrics.jsonl").read_bytes()
     ran = run_scmbert(*RUN, "--corpus", tmp_path / "corpus", "--run-dir", undisturbed)
