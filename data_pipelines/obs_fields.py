@@ -27,8 +27,8 @@ def recognise_obs_fields(
     """
     columns = [str(column) for column in columns]
     called: dict[str, list[str]] = {}
-    for column in dict.fromkeys(columns):
-        called.setdefault(plain_name(column), []).append(column)
+    for there in dict.fromkeys(columns):
+        called.setdefault(plain_name(there), []).append(there)
     fields: dict[str, str] = {}
     problems, notes = [], []
     for name in set(chosen or {}) - set(OBS_FIELDS):
