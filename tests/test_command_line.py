@@ -178,8 +178,8 @@ def test_doctor_prints_one_json_document_and_nothing_else():
 
 
 def test_doctor_of_several_files_prints_a_list_and_fails_if_one_is_unusable():
-    # By default a cell needs 200 genes; this panel has 500 and cells of 41.
-    ran = scmbert("doctor", "example:pbmc_mosaic", "example:pbmc_mosaic", "--json")
+    # This panel has 500 genes and cells of 41.
+    ran = scmbert("doctor", "example:pbmc_mosaic", "example:pbmc_mosaic", "--min-genes", "200", "--json")
     assert ran.code == InputError.exit_code
     documents = json.loads(ran.out)
     assert [document["usable"] for document in documents] == [False, False]
