@@ -209,6 +209,7 @@ class BatchReader:
             int(features[0]) if side_by_side and len(features) else 0,
             self.sampling[modality].zero_fraction,
             key,
+            self.sampling[modality].whole_panel,
         )
         if not side_by_side:
             ids = tokens.feature_ids[rows]

@@ -38,10 +38,12 @@ class TokenSampling(NamedTuple):
     Attributes:
       num_tokens: L; 0 leaves the modality out.
       zero_fraction: share of a cell's tokens that are measured zeros, in [0, 1). 0: expressed features only.
+      whole_panel: read cells whole, all zeros included, where `num_tokens` holds the panel.
     """
 
     num_tokens: int
     zero_fraction: float = 0.0
+    whole_panel: bool = True
 
 
 class MeasuredFeatures(NamedTuple):
@@ -131,6 +133,7 @@ def fill_tokens(
     first_feature: int,
     zero_fraction: float,
     key: int,
+    whole_panel: bool = True,
 ) -> None:
     """Sample tokens of some cells into rows of `tokens`, with the numbers that say what they are a sample of.
 
@@ -146,7 +149,7 @@ def fill_tokens(
       measured_cells: bool [n].
       measured: what each dataset measured.
       first_feature: row of the feature table of the modality's first feature.
-      zero_fraction: z.
+      zero_fraction, whole_panel: see `TokenSampling`.
       key: from `token_key`.
     """
     draw_tokens(
@@ -167,6 +170,7 @@ def fill_tokens(
         measured.num_features,
         first_feature,
         float(zero_fraction),
+        bool(whole_panel),
         np.uint64(key),
     )
 
@@ -242,6 +246,7 @@ def collate_counts(
                 first,
                 choice.zero_fraction,
                 fold(token_key(seed, 0, modality), 0),
+                choice.whole_panel,
             )
             totals = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
             if library_size is not None and modality in library_size:

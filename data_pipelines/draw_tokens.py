@@ -39,6 +39,7 @@ def draw_tokens(
     num_features,
     first_feature,
     zero_fraction,
+    whole_panel,
     key,
 ):
     """Every row of the output is written, whatever it held. Arguments: see `collate.fill_tokens`."""
@@ -59,7 +60,7 @@ def draw_tokens(
         panel = measured_ids[measured_starts[datasets[cell]] : measured_starts[datasets[cell] + 1]]
         if not measured_cells[cell]:
             n, panel = 0, panel[:0]
-        num_expressed, num_zeros = _numbers(n, len(panel), num_tokens, zero_fraction)
+        num_expressed, num_zeros = _numbers(n, len(panel), num_tokens, zero_fraction, whole_panel)
         cell_key = fold_compiled(key, cell_keys[cell])
         out_num_expressed[row] = n
         out_num_measured[row] = len(panel)
@@ -95,9 +96,9 @@ def draw_tokens(
 
 
 @numba.njit(nogil=True, cache=True)
-def _numbers(n, panel_size, num_tokens, zero_fraction):
+def _numbers(n, panel_size, num_tokens, zero_fraction, whole_panel):
     """How many expressed features and how many zeros become tokens."""
-    if num_tokens >= max(panel_size, n) and zero_fraction > 0:
+    if whole_panel and num_tokens >= max(panel_size, n) and zero_fraction > 0:
         return n, max(0, panel_size - n)
     num_expressed = min(n, num_tokens - int(np.floor(num_tokens * zero_fraction)))
     wanted = int(np.floor(num_expressed * zero_fraction / (1 - zero_fraction) + 0.5))

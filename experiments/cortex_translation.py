@@ -28,10 +28,9 @@ from scmbert_jax.config import (
 def config() -> ExperimentConfig:
     return ExperimentConfig(
         modalities=ModalitiesConfig(
-            # A nucleus expresses 99 of 1,677 genes (median) and shows 82 of 25,734 regions open; the embedding shows
-            # all of them in 99 of 100 nuclei.
-            rna=ModalityConfig(num_tokens=128, embed_tokens=320, zero_fraction=0.3, target_likelihood="gaussian_log1p"),
-            atac=ModalityConfig(num_tokens=128, embed_tokens=416, zero_fraction=0.3, likelihood="bernoulli"),
+            # A nucleus expresses 99 of 1,677 genes (median) and shows 82 of 25,734 regions open.
+            rna=ModalityConfig(num_tokens=128, zero_fraction=0.3, target_likelihood="gaussian_log1p"),
+            atac=ModalityConfig(num_tokens=128, zero_fraction=0.3, likelihood="bernoulli"),
         ),
         data=DataConfig(global_batch_size=64, num_streams=4, window_blocks=8),
         model=ModelConfig(embed_dim=64, num_layers=2, num_heads=2, head_dim=32, mlp_dim=128),

@@ -27,9 +27,9 @@ def config() -> ExperimentConfig:
     return ExperimentConfig(
         modalities=ModalitiesConfig(
             # A cell expresses 41 of the 500 genes on average; as many zeros are shown as expressed genes.
-            rna=ModalityConfig(num_tokens=96, embed_tokens=200, zero_fraction=0.5),
-            # 211 of 224 antibodies have counts in a cell: a step sees half of them, the embedding all and the zeros.
-            protein=ModalityConfig(num_tokens=112, embed_tokens=248, zero_fraction=0.1),
+            rna=ModalityConfig(num_tokens=96, zero_fraction=0.5),
+            # 211 of 224 antibodies have counts in a cell: a step sees half of them, the embedding all.
+            protein=ModalityConfig(num_tokens=112, zero_fraction=0.1),
         ),
         # So few cells are learned in small batches: a step is 0.1 to 0.3 s.
         data=DataConfig(global_batch_size=32, num_streams=4, window_blocks=8),

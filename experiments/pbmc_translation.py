@@ -29,9 +29,9 @@ from scmbert_jax.config import (
 def config() -> ExperimentConfig:
     return ExperimentConfig(
         modalities=ModalitiesConfig(
-            # RMSE of log1p is what is scored, so it is what is trained. The embedding shows all expressed genes.
-            rna=ModalityConfig(num_tokens=96, embed_tokens=160, zero_fraction=0.3, target_likelihood="gaussian_log1p"),
-            protein=ModalityConfig(num_tokens=112, embed_tokens=248, zero_fraction=0.1),
+            # RMSE of log1p is what is scored, so it is what is trained.
+            rna=ModalityConfig(num_tokens=96, zero_fraction=0.3, target_likelihood="gaussian_log1p"),
+            protein=ModalityConfig(num_tokens=112, zero_fraction=0.1),
         ),
         data=DataConfig(global_batch_size=64, num_streams=4, window_blocks=8),
         model=ModelConfig(embed_dim=64, num_layers=2, num_heads=2, head_dim=32, mlp_dim=128),

@@ -46,12 +46,15 @@ class CellBatch(NamedTuple):
       covariates: covariate name (`technical_batch`, `assay`, ...) -> int32 [B] code; -1 where unknown.
       cell_index: int32 [B], position of the cell in its corpus (row of its obs table).
       row: int32 [B], position of the cell in the *global* batch: masks are keyed by it.
+      scores: modality -> component scores float32 [B, K] of all counts of the cell, whatever its tokens show; 0 where
+        it was not measured. None in training: a hidden count must not be seen, so scores are of the tokens there.
     """
 
     modalities: dict[str, ModalityTokens]
     covariates: dict[str, Array]
     cell_index: Array
     row: Array
+    scores: dict[str, Array] | None = None
 
 
 # The library sizes of a modality over the cells of a run, as nine quantiles: expected values of a cell whose own depth

@@ -6,8 +6,10 @@ import io
 import os
 import select
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import tyro
@@ -31,7 +33,7 @@ from scmbert_jax.commands.terminal import say
 from scmbert_jax.commands.train import Export, Pretrain
 from scmbert_jax.commands.use import Embed, Translate
 from scmbert_jax.compiled_programs import keep_compiled_programs
-from scmbert_jax.errors import ConfigError, UserError, as_user_error
+from scmbert_jax.errors import ConfigError, ScmbertWarning, UserError, as_user_error
 
 VERBS: dict[str, Any] = {
     "doctor": Doctor,
@@ -109,6 +111,13 @@ def _parse(arguments: list[str]) -> Any:
     return tyro.cli(node, args=arguments, prog=prog)
 
 
+def _say_warning(otherwise: Callable[..., None], message: Any, category: type[Warning], *where: Any) -> None:
+    if issubclass(category, ScmbertWarning):
+        say(f"scmbert: {message}")
+    else:
+        otherwise(message, category, *where)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `scmbert`; the exit code. Errors a user can cause are printed without a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -123,7 +132,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check_encoding(arguments)
         try:
-            return _parse([argument for argument in arguments if argument != "--debug"]).run()
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", ScmbertWarning)
+                warnings.showwarning = partial(_say_warning, warnings.showwarning)
+                return _parse([argument for argument in arguments if argument != "--debug"]).run()
         finally:
             sys.stdout.flush()  # what is still to be written fails here, where it is told, not while Python exits
     except BrokenPipeError:

@@ -31,11 +31,9 @@ class ModalityConfig:
     """How one modality becomes tokens, and how its values are predicted."""
 
     num_tokens: int = 0
-    """Tokens per cell; 0: this modality is not read."""
+    """Tokens per cell in a training step; 0: this modality is not read. A trained model is shown whole cells."""
     zero_fraction: float = 0.25
     """Share of a cell's tokens that are measured features with count 0 (sampled)."""
-    embed_tokens: int = 0
-    """Tokens per cell when embedding, where more of the cell can be shown at once; 0: as in training."""
     value_encoding: Literal["continuous", "bins"] = "continuous"
     """`continuous`: MLP of log1p(count / library_size * target_sum). `bins`: scBERT's floor(log2(1 + that ratio))."""
     target_sum: float = 1e4
@@ -52,14 +50,8 @@ class ModalityConfig:
     loss_weight: float = 1.0
     """Weight of one predicted token of this modality in the summed loss."""
 
-    @property
-    def tokens_shown(self) -> int:
-        """Tokens per cell when embedding."""
-        return self.embed_tokens or self.num_tokens
-
     def validate(self, where: str) -> None:
         _require(self.num_tokens >= 0, f"{where}.num_tokens", self.num_tokens, "0 or more")
-        _require(self.embed_tokens >= 0, f"{where}.embed_tokens", self.embed_tokens, "0 or more")
         _require(0 <= self.zero_fraction < 1, f"{where}.zero_fraction", self.zero_fraction, "0 <= value < 1")
         _require(self.target_sum > 0, f"{where}.target_sum", self.target_sum, "a positive number")
         _require(self.num_bins >= 2, f"{where}.num_bins", self.num_bins, "2 or more")

@@ -25,6 +25,10 @@ class UserError(Exception):
         super().__init__(without_secrets(str(message)))
 
 
+class ScmbertWarning(UserWarning):
+    """Something the user should know of a result that was given all the same; the command line prints its message."""
+
+
 class InputError(UserError):
     """A counts file that cannot be used: not counts, unknown features, broken file."""
 

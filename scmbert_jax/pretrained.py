@@ -1,6 +1,6 @@
 """The model folder: what a run leaves for others to use, complete in itself.
 
-model.json                format version, step, covariates, provenance of the run
+model.json                format version, step, covariates, provenance of the run; SHA-256 of every file
 config.json               the whole configuration
 feature_space.parquet     the features of the model's table
 feature_statistics.npz    what each of them is like by itself: where the model started
@@ -24,15 +24,18 @@ from jax.sharding import SingleDeviceSharding
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.feature_statistics import load_statistics
 from scmbert_jax.batch import LINEAR_STATISTICS, NUM_COMPONENTS, FeatureLayout
-from scmbert_jax.config import ExperimentConfig, load_config
+from scmbert_jax.config import ExperimentConfig, load_config, to_dict
 from scmbert_jax.errors import CheckpointError
+from scmbert_jax.folder_digests import check_document, write_document
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.outputs import MODEL, check_output_folder, partial_beside, put_folder
 from scmbert_jax.training.checkpoint import RunCheckpoints, load_weights, save_weights
 from scmbert_jax.training.run_folder import read_provenance
 from scmbert_jax.training.run_information import information_in_words
 
-FORMAT_VERSION = 1
+# Raised whenever the same folder would give other answers: a golden of tests/golden/test_embedding.py says when.
+# 2: components and statistics are of whole cells, and scores of all counts of a cell.
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class PretrainedModel:
       definition: builds the model around parameters.
       params: nested dict of float32 arrays.
       info: contents of model.json (step, covariates, provenance).
+      allow_low_coverage: read files that measure few of its features, too.
     """
 
     config: ExperimentConfig
@@ -52,6 +56,7 @@ class PretrainedModel:
     definition: ModelDefinition
     params: dict[str, Any]
     info: dict[str, Any]
+    allow_low_coverage: bool = False
 
     def steps_in_words(self) -> str:
         """How far it was trained: "200 of 200", or "150 of 200 (unfinished)"."""
@@ -112,9 +117,17 @@ def _on_one_device(abstract_params: Any) -> Any:
 
 
 def export_model(
-    run_dir: Path, model_dir: Path, step: int | None = None, *, unfinished: bool = False, overwrite: bool = False
+    run_dir: Path,
+    model_dir: Path,
+    step: int | None = None,
+    *,
+    unfinished: bool = False,
+    attention: str | None = None,
+    overwrite: bool = False,
 ) -> PretrainedModel:
     """Writes the newest checkpoint of a run (or that of `step`) as a model folder, whole or not at all.
+
+    `attention`: another backend than that of training, for a model that is used on other hardware.
 
     Raises `CheckpointError` when the run has no such checkpoint, when `model_dir` exists already (with `overwrite`: and
     is no model folder), or when the run is not done and neither `step` nor `unfinished` says that this is known.
@@ -122,7 +135,7 @@ def export_model(
     if not (run_dir / "config.json").exists():
         raise CheckpointError(f"{run_dir}: not a run folder (no config.json in it).")
     check_output_folder(model_dir, MODEL, (), overwrite)
-    config = load_config(run_dir / "config.json")
+    config = _with_attention(load_config(run_dir / "config.json"), attention)
     provenance = read_provenance(run_dir)
     space, definition = _read_features(run_dir, config, provenance["covariates"], provenance["feature_space_hash"])
     checkpoints = RunCheckpoints(run_dir / "checkpoints", config.train.keep_checkpoints)
@@ -152,11 +165,12 @@ def export_model(
         model_dir.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_beside(model_dir)
         partial.mkdir()
-        for name in ("config.json", "feature_space.parquet", "feature_statistics.npz"):
+        for name in ("feature_space.parquet", "feature_statistics.npz"):
             shutil.copy(run_dir / name, partial / name)
-        (partial / "model.json").write_text(json.dumps(info, indent=2) + "\n")
+        (partial / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
         (partial / "MODEL_CARD.md").write_text(model_card(model))
         save_weights(partial / "weights", params)
+        write_document(partial, "model.json", info)
         put_folder(partial, model_dir)
     except BaseException as error:
         if partial is not None:
@@ -178,24 +192,55 @@ def _remove(folder: Path) -> None:
         time.sleep(0.1)
 
 
-def load_model(model_dir: Path) -> PretrainedModel:
-    """Reads a model folder. Raises `CheckpointError` naming what is missing, damaged or of another version."""
+def load_model(model_dir: Path, *, allow_low_coverage: bool = False, attention: str | None = None) -> PretrainedModel:
+    """Reads a model folder, every file of which is compared with its digest.
+
+    Args:
+      allow_low_coverage: let it read files that measure few of its features, too.
+      attention: another backend than that of training, where this machine cannot do that one. None: that of training,
+        but `xla_chunked` for `xla`: it computes the same, and rows are many times as long as a training step's.
+
+    Raises:
+      CheckpointError: something is missing, damaged, edited or of another version; the file is named.
+      ConfigError: there is no such backend.
+    """
     try:
-        info = json.loads((model_dir / "model.json").read_text(encoding="utf-8"))
+        text = (model_dir / "model.json").read_text(encoding="utf-8")
+        info = json.loads(text)
+        if not isinstance(info, dict):
+            raise ValueError(f"holds {type(info).__name__}, expected an object")
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{model_dir}: not a model folder (model.json: {error}). Make one with: scmbert export RUN_DIR MODEL_DIR"
         ) from error
     if info.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{model_dir}: model format version {info.get('format_version')}; this program reads {FORMAT_VERSION}."
-        )
+        raise CheckpointError(_other_version(model_dir, info))
+    check_document(model_dir, "model.json", text)
     if not {"step", "covariates", "provenance"} <= set(info):
         raise CheckpointError(f"{model_dir / 'model.json'}: incomplete ({', '.join(info)}); export the model again.")
     config = load_config(model_dir / "config.json")
+    if attention is None and config.model.attention == "xla":
+        attention = "xla_chunked"
+    config = _with_attention(config, attention)
     space, definition = _read_features(model_dir, config, info["covariates"], info["provenance"]["feature_space_hash"])
     params = load_weights(model_dir / "weights", _on_one_device(definition.abstract_params))
-    return PretrainedModel(config, space, definition, params, info)
+    return PretrainedModel(config, space, definition, params, info, allow_low_coverage)
+
+
+def _with_attention(config: ExperimentConfig, attention: str | None) -> ExperimentConfig:
+    return config if attention is None else replace(config, model=replace(config.model, attention=attention))
+
+
+def _other_version(model_dir: Path, info: dict[str, Any]) -> str:
+    provenance = info.get("provenance")
+    made_by = provenance if isinstance(provenance, dict) else {}
+    versions = made_by.get("versions")
+    version = versions.get("scmbert_jax", "unknown") if isinstance(versions, dict) else "unknown"
+    return (
+        f"{model_dir}: model format version {info.get('format_version')}; this program reads {FORMAT_VERSION}, "
+        "in which the same numbers mean something else. Train the model again with this program, or use it with the "
+        f"one that made it: scmbert_jax {version}, commit {made_by.get('git_commit', 'unknown')}."
+    )
 
 
 def model_card(model: PretrainedModel) -> str:

@@ -322,7 +322,7 @@ def test_a_model_with_another_feature_space_is_refused(pbmc_model, other_space, 
     model = shutil.copytree(pbmc_model, tmp_path / "model")
     shutil.copy(other_space, model / "feature_space.parquet")
     ran = scmbert("embed", model, "example:pbmc_mosaic", "-o", tmp_path / "out.h5mu")
-    refused(ran, CheckpointError, model / "feature_space.parquet", "the weights were trained with feature space")
+    refused(ran, CheckpointError, model / "feature_space.parquet", "is not what was written")
     assert not (tmp_path / "out.h5mu").exists()
 
 
@@ -341,40 +341,76 @@ def no_model(model):
 
 def no_weights(model):
     shutil.rmtree(model / "weights")
-    return model / "weights", "Export the model again"
+    return model / "weights", "is missing", "export the model again"
 
 
 def cut_weights(model):
     largest = max((path for path in (model / "weights").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-    return model / "weights", "cannot be read", "Export the model again"
+    return largest, "is not what was written", "export the model again"
 
 
 def newer_model(model):
     (model / "model.json").write_text('{"format_version": 99}')
-    return "model format version 99", "this program reads 1"
+    return "model format version 99", "this program reads 2", "Train the model again"
 
 
 def half_a_model_json(model):
-    (model / "model.json").write_text('{"format_version": 1, "step": 3}')
+    (model / "model.json").write_text('{"format_version": 2, "step": 3}')
     return model / "model.json", "export the model again"
+
+
+def older_model(model):
+    info = json.loads((model / "model.json").read_text())
+    (model / "model.json").write_text(json.dumps({**info, "format_version": 1}))
+    commit = info["provenance"]["git_commit"]
+    return "model format version 1", "Train the model again with this program", f"commit {commit}"
+
+
+def a_list(model):
+    (model / "model.json").write_text("[1, 2]")
+    return "not a model folder", "holds list"
 
 
 def field_of_another_version(model):
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "moood": 1}))
-    return model / "config.json", "moood"
+    return model / "config.json", "is not what was written"
 
 
 def other_sizes(model):
     config = json.loads((model / "config.json").read_text())
     config["model"]["mlp_dim"] = 128
     (model / "config.json").write_text(json.dumps(config))
-    return (model / "weights",)
+    return model / "config.json", "is not what was written"
+
+
+def edited_step(model):
+    text = (model / "model.json").read_text()
+    (model / "model.json").write_text(text.replace('"step": 6', '"step": 7'))
+    return model / "model.json", "is not what was written"
+
+
+def more_weights(model):
+    (model / "weights" / "more").write_text("")
+    return model / "weights" / "more", "is no part of what was written"
 
 
 @pytest.mark.parametrize(
-    "spoil", [no_model, no_weights, cut_weights, newer_model, half_a_model_json, field_of_another_version, other_sizes]
+    "spoil",
+    [
+        no_model,
+        no_weights,
+        cut_weights,
+        newer_model,
+        older_model,
+        a_list,
+        half_a_model_json,
+        field_of_another_version,
+        other_sizes,
+        edited_step,
+        more_weights,
+    ],
 )
 def test_a_model_folder_that_is_none_is_refused(spoil, pbmc_model, tmp_path):
     model = shutil.copytree(pbmc_model, tmp_path / "model")

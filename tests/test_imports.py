@@ -13,7 +13,7 @@ from conftest import REPOSITORY, TINY, xla_flags
 
 # Lower ones know nothing of higher ones; parts of one line may know each other.
 LAYERS = (
-    ("errors", "batch", "value_scales", "compiled_programs", "outputs", "plain_text"),
+    ("errors", "batch", "value_scales", "compiled_programs", "outputs", "plain_text", "folder_digests"),
     ("config",),
     ("parallel",),
     ("models",),

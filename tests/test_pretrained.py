@@ -1,5 +1,7 @@
-"""The untrained twin of a model. Model folders: test_command_line, test_bad_input."""
+"""The untrained twin of a model; a model folder in which no bit may flip. More of folders: test_bad_input."""
 
+import re
+import shutil
 from dataclasses import replace
 
 import chex
@@ -7,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.models.scmbert import ModelDefinition
-from scmbert_jax.pretrained import PretrainedModel
+from scmbert_jax.pretrained import PretrainedModel, export_model, load_model
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +53,28 @@ def test_an_untrained_twin_is_otherwise_a_model_of_its_seed(model, twin):
     assert np.abs(twin.params["table"]["learned"] - other.params["table"]["learned"]).max() > 0.1
     # So that programs compiled for the model serve its twin.
     assert twin.definition is model.definition
+
+
+def test_a_bit_that_flipped_in_any_file_of_a_model_folder_is_noticed(pbmc_model, tmp_path):
+    folder = shutil.copytree(pbmc_model, tmp_path / "model")
+    rng = np.random.default_rng(0)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size):
+        whole = path.read_bytes()
+        for _ in range(3):
+            place, bit = rng.integers(len(whole)), rng.integers(8)
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << bit)]) + whole[place + 1 :])
+            with pytest.raises(CheckpointError, match=re.escape(str(folder))) as refusal:
+                load_model(folder)
+            assert (
+                path.name in str(refusal.value) or "model.json" in str(path) or "format version" in str(refusal.value)
+            )
+        path.write_bytes(whole)
+    assert load_model(folder).info["step"] == 6
+
+
+def test_a_model_may_be_exported_and_loaded_for_other_hardware(pbmc_run, tmp_path):
+    assert export_model(pbmc_run, tmp_path / "model", attention="xla_chunked").config.model.attention == "xla_chunked"
+    assert load_model(tmp_path / "model").config.model.attention == "xla_chunked"
+    assert load_model(tmp_path / "model", attention="xla").config.model.attention == "xla"
+    with pytest.raises(ConfigError, match="attention is 'none'"):
+        load_model(tmp_path / "model", attention="none")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from scmbert_jax.commands.terminal import CountsFile, ModelFolder, Organism, Overwrite, progress, say, show
+from scmbert_jax.commands.terminal import CountsFile, LowCoverage, ModelFolder, Organism, Overwrite, progress, say, show
 from scmbert_jax.errors import InputError
 
 Modality = Literal["rna", "protein", "atac"]
@@ -29,7 +29,7 @@ class Match:
     target: Modality
     """Where partners are looked for."""
     output: Output
-    """.csv or .parquet: cell, technical_batch, rank, partner, probability."""
+    """.csv or .parquet: cell, technical_batch, rank, partner, probability, why_not (why a partner is missing)."""
     target_file: str | None = None
     """Cells of the target modality, where they are in another file."""
     k: int = 5
@@ -44,6 +44,7 @@ class Match:
     """Taken from the gene names when left out."""
     assembly: str | None = None
     """Genome build of regions; the model's when left out."""
+    allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
 
     def run(self) -> int:
@@ -52,7 +53,7 @@ class Match:
 
         check_table_path(self.output, [self.file, self.target_file], self.overwrite)
         result = match_dataset(
-            load_model(self.model_dir),
+            load_model(self.model_dir, allow_low_coverage=self.allow_low_coverage),
             self.file,
             source=self.source,
             target=self.target,
@@ -70,9 +71,9 @@ class Match:
             say("technical batches are not known of all cells: partners were looked for among all of them")
         for batch in result.matching.not_converged:
             say(f"technical batch {batch}: transport did not reach its marginals; raise --epsilon")
-        for modality, number in result.num_without_embedding.items():
-            if number:
-                say(f"{number:,} {modality} cells have no counts of the model's features and were left out")
+        for modality, ids in result.without_embedding.items():
+            if len(ids):
+                say(f"{len(ids):,} {modality} cells have no counts of the model's features and were left out")
         matched = len(result.source_ids) - len(result.matching.unmatched)
         show(f"{self.output}: partners of {matched:,} of {len(result.source_ids):,} {self.source} cells")
         return 0
@@ -105,6 +106,7 @@ class LabelTransfer:
     """Taken from the gene names when left out."""
     assembly: str | None = None
     """Genome build of regions; the model's when left out."""
+    allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
 
     def run(self) -> int:
@@ -115,7 +117,7 @@ class LabelTransfer:
 
         check_table_path(self.output, [self.labelled_file, self.file], self.overwrite)
         result = transfer_dataset(
-            load_model(self.model_dir),
+            load_model(self.model_dir, allow_low_coverage=self.allow_low_coverage),
             self.labelled_file,
             self.file,
             source=self.source,

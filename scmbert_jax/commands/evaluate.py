@@ -4,7 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scmbert_jax.commands.terminal import ObsFields, Organism, Overwrite, obs_fields_of, print_json, print_tables, say
+from scmbert_jax.commands.terminal import (
+    LowCoverage,
+    ObsFields,
+    Organism,
+    Overwrite,
+    obs_fields_of,
+    print_json,
+    print_tables,
+    say,
+)
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.outputs import check_output_file
 
@@ -40,6 +49,7 @@ class EvaluateProbe:
     """Run folder, for the loss curve of the report and where the time of training went."""
     report: Path | None = None
     """Write report.html here."""
+    allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
     json: bool = False
     """One JSON document on stdout."""
@@ -59,7 +69,7 @@ class EvaluateProbe:
             if not (self.run_dir / "metrics.jsonl").is_file():
                 raise CheckpointError(f"{self.run_dir}: not a run folder (no metrics.jsonl in it).")
             rows, goodput = read_metrics(self.run_dir / "metrics.jsonl"), read_goodput(self.run_dir)
-        model = load_model(self.model)
+        model = load_model(self.model, allow_low_coverage=self.allow_low_coverage)
         result = probe_model(
             model,
             self.data,
@@ -117,6 +127,7 @@ class EvaluateTranslation:
     """Genome build of regions."""
     report: Path | None = None
     """Write report.html here."""
+    allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
     json: bool = False
     """One JSON document on stdout."""
@@ -135,7 +146,7 @@ class EvaluateTranslation:
         if Path(self.data).is_dir():
             return self._score_folder()
         report = evaluate_translation(
-            [load_model(folder) for folder in self.model],
+            [load_model(folder, allow_low_coverage=self.allow_low_coverage) for folder in self.model],
             self.data,
             train_batches=_listed(self.train_batches),
             test_batches=_listed(self.test_batches),

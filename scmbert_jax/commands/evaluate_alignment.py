@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scmbert_jax.commands.evaluate import check_report
-from scmbert_jax.commands.terminal import ObsFields, Organism, Overwrite, obs_fields_of, print_json, print_tables, say
+from scmbert_jax.commands.terminal import (
+    LowCoverage,
+    ObsFields,
+    Organism,
+    Overwrite,
+    obs_fields_of,
+    print_json,
+    print_tables,
+    say,
+)
 from scmbert_jax.errors import ConfigError
 
 
@@ -44,6 +53,7 @@ class EvaluateMatching:
     """Genome build of regions, such as hg38 or mm10."""
     report: Path | None = None
     """Write report.html here."""
+    allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
     json: bool = False
     """One JSON document on stdout."""
@@ -54,7 +64,7 @@ class EvaluateMatching:
 
         _check(self.num_seeds)
         check_report(self.report, [self.data], self.overwrite)
-        models = [load_model(folder) for folder in self.model]
+        models = [load_model(folder, allow_low_coverage=self.allow_low_coverage) for folder in self.model]
         found = evaluate_matching(
             self.data,
             models=models,
@@ -104,6 +114,7 @@ class EvaluateIntegration:
     """Genome build of regions, such as hg38 or mm10."""
     report: Path | None = None
     """Write report.html here."""
+    allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
     json: bool = False
     """One JSON document on stdout."""
@@ -114,7 +125,7 @@ class EvaluateIntegration:
 
         _check(self.num_seeds)
         check_report(self.report, [self.data], self.overwrite)
-        models = [load_model(folder) for folder in self.model]
+        models = [load_model(folder, allow_low_coverage=self.allow_low_coverage) for folder in self.model]
         found = evaluate_integration(
             self.data,
             models=models,

@@ -24,6 +24,7 @@ Overwrite = Annotated[bool, tyro.conf.arg(help="Replace the output if it is ther
 CountsFile = Annotated[str, tyro.conf.arg(metavar="FILE")]
 ObsFields = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=COLUMN")]
 CountsFiles = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE...")]
+LowCoverage = Annotated[bool, tyro.conf.arg(help="Go on where a file measures few of the model's features.")]
 
 
 def obs_fields_of(given: tuple[str, ...]) -> dict[str, str | None] | None:
@@ -54,23 +55,9 @@ def print_json(document: Any) -> None:
 
 def progress(what: str) -> Callable[[int, int], None] | None:
     """A progress bar for a terminal; None where nobody watches."""
-    if not sys.stderr.isatty():
-        return None
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from scmbert_jax.tasks.progress_bar import progress_of
 
-    progress = Progress(
-        TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
-    )
-    task = progress.add_task(what, total=None)
-    progress.start()
-
-    def update(done: int, total: int) -> None:
-        progress.update(task, completed=done, total=total)
-        if done >= total:
-            progress.stop()
-
-    return update
+    return progress_of(sys.stderr.isatty(), what)
 
 
 def staged_progress() -> Callable[[str, int, int], None]:

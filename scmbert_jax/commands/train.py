@@ -243,6 +243,8 @@ class Export:
     """Of another checkpoint than the newest."""
     unfinished: bool = False
     """Also where the newest checkpoint is not of the run's last step."""
+    attention: str | None = None
+    """Another backend than that of training, for other hardware; xla_chunked runs anywhere."""
     overwrite: bool = False
     """Replace MODEL_DIR if it is a model folder."""
 
@@ -250,7 +252,12 @@ class Export:
         from scmbert_jax.pretrained import export_model
 
         model = export_model(
-            self.run_dir, self.model_dir, self.step, unfinished=self.unfinished, overwrite=self.overwrite
+            self.run_dir,
+            self.model_dir,
+            self.step,
+            unfinished=self.unfinished,
+            attention=self.attention,
+            overwrite=self.overwrite,
         )
         features = f"{model.feature_space.num_features:,} features"
         show(f"{self.model_dir}: model of step {model.steps_in_words()}, {features}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from scmbert_jax.commands.terminal import CountsFile, ModelFolder, Organism, Overwrite, progress, say, show
+from scmbert_jax.commands.terminal import CountsFile, LowCoverage, ModelFolder, Organism, Overwrite, progress, say, show
 
 if TYPE_CHECKING:
     from data_pipelines.input_report import InputReport
@@ -40,7 +40,11 @@ class Embed:
     assembly: str | None = None
     """Genome build of regions; the model's when left out."""
     batch_size: int = 64
-    """Cells per device call; changes speed and memory only."""
+    """Cells per device call, fewer where cells are long; changes speed and memory only."""
+    num_tokens: int | None = None
+    """Most tokens of a cell, of each modality; 4,096, or what training had, when left out. What share of the expressed
+    features is shown is told where it is not all."""
+    allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
 
     def run(self) -> int:
@@ -49,13 +53,14 @@ class Embed:
         from scmbert_jax.tasks.write_embedding import check_output, obsm_keys, write_embedding
 
         check_output(self.output, self.file, self.overwrite)
-        model = load_model(self.model_dir)
+        model = load_model(self.model_dir, allow_low_coverage=self.allow_low_coverage)
         result = (embed_jointly if self.joint else embed_dataset)(
             model,
             self.file,
             organism=self.organism,
             assembly=self.assembly,
             batch_size=self.batch_size,
+            num_tokens=self.num_tokens,
             progress=progress("embed"),
         )
         for name, overlap in result.overlaps.items():
@@ -99,7 +104,11 @@ class Translate:
     assembly: str | None = None
     """Genome build of regions; the model's when left out."""
     batch_size: int = 64
-    """Cells per device call; changes speed and memory only."""
+    """Cells per device call, fewer where cells are long; changes speed and memory only."""
+    num_tokens: int | None = None
+    """Most tokens of a cell, of each modality; 4,096, or what training had, when left out. What share of the expressed
+    features is shown is told where it is not all."""
+    allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
 
     def run(self) -> int:
@@ -108,7 +117,7 @@ class Translate:
         from scmbert_jax.tasks.write_translation import check_translation_output, write_translation
 
         check_translation_output(self.output, self.file, self.overwrite)
-        model = load_model(self.model_dir)
+        model = load_model(self.model_dir, allow_low_coverage=self.allow_low_coverage)
         asked = [name.strip() for words in self.features for name in words.split(",") if name.strip()]
         result = translate_dataset(
             model,
@@ -119,6 +128,7 @@ class Translate:
             organism=self.organism,
             assembly=self.assembly,
             batch_size=self.batch_size,
+            num_tokens=self.num_tokens,
             num_draws=self.draws,
             progress=progress("translate"),
         )

@@ -77,8 +77,8 @@ def attention_backend(name: str, shape: AttentionShape) -> Callable[..., jax.Arr
         estimates = ", ".join(other for other in can if can[other].num_random_features is not None)
         raise ConfigError(
             f"model.attention is {name!r}: {reason}. Those that can here: {exact}, which compute the same as {name}, "
-            f"and {estimates}, which estimates it. Set --model.attention for a run, or model.attention in the "
-            "config.json of a model folder."
+            f"and {estimates}, which estimates it. For a run set --model.attention; for a model: scmbert export "
+            "RUN_DIR MODEL_DIR --attention NAME, or scmbert_jax.load(MODEL_DIR, attention=NAME)."
         )
     return backend.attend
 

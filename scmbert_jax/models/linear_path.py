@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse as sp
 from flax import nnx
 
 from scmbert_jax.batch import (
@@ -25,6 +26,7 @@ from scmbert_jax.batch import (
     NUM_FOLDS,
     NUM_NEIGHBOURS,
     FeatureLayout,
+    FeatureStatistics,
 )
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.models.embeddings import padded_rows
@@ -161,7 +163,13 @@ class LinearPath(nnx.Module):
             self.between[f"{source}>{target}"] = TranslationMap(starts, neighbours, share, config.model.mlp_dim, rngs)
 
     def scores(self, tokens: TokenSequence, hidden: jax.Array | None = None) -> dict[str, jax.Array]:
-        """Modality of `tokens` -> component scores float32 [B, K] of its visible tokens; 0 where there is none."""
+        """Modality of `tokens` -> component scores float32 [B, K]; 0 where there is no visible token.
+
+        Of all counts of the cell where the tokens come with those and nothing is hidden; or else estimated from the
+        tokens that are seen, each standing for `weight` features.
+        """
+        if hidden is None and tokens.scores:
+            return tokens.scores
         visible = tokens.valid if hidden is None else tokens.valid & ~hidden
         counts = jnp.where(visible, tokens.counts, 0.0)
         scale = whole(jax.lax.stop_gradient(self.scale[...]))[tokens.feature_ids]  # [B, S, 3]
@@ -179,7 +187,7 @@ class LinearPath(nnx.Module):
             found[name] = jnp.where((shown > 0)[:, None], total - offset[MODALITIES.index(name)], 0.0)
         return found
 
-    def __call__(self, tokens: TokenSequence, hidden: jax.Array) -> jax.Array:
+    def __call__(self, tokens: TokenSequence, hidden: jax.Array | None = None) -> jax.Array:
         """float32 [B, D]: what the visible tokens' values say of the cell, the sum over its modalities."""
         scores = self.scores(tokens, hidden)
         return sum((own @ self.into_cell[name][...] for name, own in scores.items()), jnp.zeros(()))
@@ -197,6 +205,32 @@ class LinearPath(nnx.Module):
         per_value = whole(jax.lax.stop_gradient(self.scale[...]))[feature_ids, 2]
         loadings = whole(jax.lax.stop_gradient(self.loadings[...]))[feature_ids]
         return jnp.einsum("bk,bmk->bm", scores, loadings) * per_value
+
+
+def scores_of_counts(
+    loadings: np.ndarray, statistics: FeatureStatistics, modality: str, rows: slice, counts: sp.csr_matrix, panel: Any
+) -> np.ndarray:
+    """Component scores float32 [n, K] of whole cells, on the host: what `LinearPath.scores` estimates from tokens.
+
+    A feature that was not measured has its mean, as in the decomposition that the components are of.
+
+    Args:
+      loadings: float32 [F, K], those of the modality.
+      statistics: of the model.
+      rows: of the modality in the feature table.
+      counts: CSR [n, F] over the modality's features.
+      panel: bool [F], which of them were measured.
+    """
+    number_of_cells = counts.shape[0]
+    library_size = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    of_cell = np.repeat(np.arange(number_of_cells), np.diff(counts.indptr))
+    logs = np.bincount(of_cell, np.log1p(counts.data), minlength=number_of_cells) / max(int(panel.sum()), 1)
+    median = statistics.library_quantiles[MODALITIES.index(modality), len(LIBRARY_QUANTILES) // 2]
+    typical = median if modality == "rna" else statistics.cell_detection[rows][counts.indices]
+    values = linear_values(modality, counts.data, library_size[of_cell], logs[of_cell], typical, np)
+    scores = sp.csr_matrix((values, counts.indices, counts.indptr), counts.shape) @ loadings
+    scores -= (statistics.linear_mean[rows] * panel) @ loadings
+    return np.where(library_size[:, None] > 0, scores, 0.0).astype(np.float32)
 
 
 def alignment_start(layout: FeatureLayout, modality: str, projection_dim: int) -> np.ndarray:

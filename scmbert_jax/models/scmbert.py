@@ -75,10 +75,9 @@ class ScMbert(nnx.Module):
           rows: `self.rows(feature_table, tokens)`, from a caller that needs them, too: each time that rows are picked,
             a gradient of the whole table has to be added up over all devices.
         """
-        if hidden is None:
-            hidden = jnp.zeros(tokens.valid.shape, bool)
         rows = self.rows(feature_table, tokens) if rows is None else rows
-        x = self.embedding(rows, tokens, hidden, covariates or {})
+        unseen = jnp.zeros(tokens.valid.shape, bool) if hidden is None else hidden
+        x = self.embedding(rows, tokens, unseen, covariates or {})
         states = self.encoder(x, tokens) if self.transformer else jnp.zeros_like(x)
         if self.linear is None:
             return states

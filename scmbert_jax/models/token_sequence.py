@@ -21,6 +21,7 @@ class TokenSequence:
       modality: int32 [B, S], index into `MODALITIES`; valid: bool [B, S].
       modality_lengths: int32 [B, n], real tokens of each modality of `widths`, in its order.
       widths: ((modality, most tokens), ...): static, so that a modality's tokens can be cut out at a fixed width.
+      scores: as those of `CellBatch`, of the modalities of `widths`.
     """
 
     feature_ids: jax.Array
@@ -32,6 +33,7 @@ class TokenSequence:
     valid: jax.Array
     modality_lengths: jax.Array
     widths: tuple[tuple[str, int], ...] = field(metadata={"static": True})
+    scores: dict[str, jax.Array] = field(default_factory=dict)
 
     @property
     def lengths(self) -> jax.Array:
@@ -53,6 +55,7 @@ class CutBatch:
     cell_index: jax.Array
     row: jax.Array
     most_tokens: int = field(metadata={"static": True})
+    scores: dict[str, jax.Array] | None = None
 
 
 def pack_tokens(batch: CellBatch | CutBatch, only: Iterable[str] | None = None) -> TokenSequence:
@@ -80,14 +83,15 @@ def pack_tokens(batch: CellBatch | CutBatch, only: Iterable[str] | None = None) 
         )
     lengths = jnp.stack([batch.modalities[name].lengths for name in wanted], axis=1)
     widths = tuple((name, batch.modalities[name].feature_ids.shape[1]) for name in wanted)
+    scores = {name: own for name, own in (batch.scores or {}).items() if name in wanted}
     if len(parts) == 1:
-        return TokenSequence(**parts[0], modality_lengths=lengths, widths=widths)
+        return TokenSequence(**parts[0], modality_lengths=lengths, widths=widths, scores=scores)
     joined = {name: jnp.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
     order = jnp.argsort(~joined["valid"], axis=1, stable=True)
     if isinstance(batch, CutBatch):
         order = order[:, : batch.most_tokens]
     packed = {name: jnp.take_along_axis(values, order, axis=1) for name, values in joined.items()}
-    return TokenSequence(**packed, modality_lengths=lengths, widths=widths)
+    return TokenSequence(**packed, modality_lengths=lengths, widths=widths, scores=scores)
 
 
 def cell_weights(tokens: ModalityTokens) -> jax.Array:

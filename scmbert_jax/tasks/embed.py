@@ -1,7 +1,7 @@
 """Cell embeddings of a file, an AnnData or a MuData: deterministic, row-aligned, unknown features reported."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -11,9 +11,9 @@ import numpy as np
 from data_pipelines.input_report import InputReport
 from data_pipelines.model_counts import Overlap
 from data_pipelines.readers import Dataset
-from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import InputError
 from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.models.token_sequence import CutBatch
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.model_cells import ModelCells, open_model_cells
 from scmbert_jax.training.run_information import information_in_words
@@ -29,6 +29,8 @@ class CellEmbeddings:
       dataset: the data set with its cell ids and metadata.
       report: the input check.
       overlaps: modality -> how the file's features meet the model's.
+      coverage: modality -> of the features that a training cell expresses, the share that the file measures.
+      shown: modality -> of the features that the cells express, the share that the transformer was shown.
       aligned: of `embed_jointly`: modality, or "joint" -> float32 [n, P], unit vectors of the contrastive space; nan
         for a cell in which the modality (all of them) was not measured.
     """
@@ -37,6 +39,8 @@ class CellEmbeddings:
     dataset: Dataset
     report: InputReport
     overlaps: dict[str, Overlap]
+    coverage: dict[str, float]
+    shown: dict[str, float]
     aligned: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -50,7 +54,7 @@ def embed_dataset(
     *,
     modalities: tuple[str, ...] | None = None,
     space: Literal["cell", "aligned"] = "cell",
-    num_tokens: Mapping[str, int] | None = None,
+    num_tokens: int | Mapping[str, int] | None = None,
     organism: str | None = None,
     assembly: str | None = None,
     rows: np.ndarray | None = None,
@@ -65,16 +69,17 @@ def embed_dataset(
       modalities: read only these (of those the model knows and the data has); None: all.
       space: `cell`, the encoder's cell embedding, all modalities of a cell read together; `aligned`, the unit vectors
         of the contrastive space, each modality read alone and the cell's mean taken: comparable across modalities.
-      num_tokens: modality -> tokens per cell, where they should differ from training.
+      num_tokens: most tokens of a cell, of each modality or modality -> number; None: `model_cells.NUM_TOKENS`. Where
+        that is less than cells need, a `ScmbertWarning` says what share was shown.
       organism, assembly: as in `check_dataset`; what the file does not tell is taken from the model.
       rows: int64, cells to embed, the others get nan; None: all.
       batch_size: cells per device call; changes speed and memory only.
-      seed: which tokens are drawn for cells with more features than tokens; the same seed gives the same embedding.
+      seed: which tokens are drawn of cells that have more, and which zeros; the same seed gives the same embedding.
       progress: called with (cells done, cells in all).
 
     Raises:
-      InputError: no raw counts, unknown features, another organism or genome build, or a space the model lacks; the
-        message says what to do.
+      InputError: no raw counts, unknown features, too few of the model's, another organism or genome build, or a space
+        the model lacks; the message says what to do.
       ConfigError: a batch size below 1.
     """
     if space == "aligned":
@@ -88,14 +93,14 @@ def embed_dataset(
             progress(done, len(result))
     if progress is not None:
         progress(len(result), len(result))
-    return CellEmbeddings(result, opened.dataset, opened.report, opened.overlaps)
+    return _embeddings(opened, result)
 
 
 def embed_jointly(
     model: PretrainedModel,
     cells: Any,
     *,
-    num_tokens: Mapping[str, int] | None = None,
+    num_tokens: int | Mapping[str, int] | None = None,
     organism: str | None = None,
     assembly: str | None = None,
     batch_size: int = 64,
@@ -124,7 +129,7 @@ def embed_jointly(
         for name, tokens in batch.modalities.items():
             has = tokens.lengths[: len(rows)] > 0
             if has.any():
-                vectors = embed_aligned(batch._replace(modalities={name: tokens}))[: len(rows)][has]
+                vectors = embed_aligned(replace(batch, modalities={name: tokens}))[: len(rows)][has]
                 aligned[name][rows[has]] = vectors
                 total[has] += vectors
         aligned["joint"][rows] = total / (np.linalg.norm(total, axis=1, keepdims=True) + 1e-6)
@@ -132,7 +137,22 @@ def embed_jointly(
             progress(done, len(whole))
     if progress is not None:
         progress(len(whole), len(whole))
-    return CellEmbeddings(whole, opened.dataset, opened.report, opened.overlaps, aligned)
+    return _embeddings(opened, whole, aligned)
+
+
+def _embeddings(
+    opened: ModelCells, embeddings: np.ndarray, aligned: dict[str, np.ndarray] | None = None
+) -> CellEmbeddings:
+    opened.warn_of_what_was_not_shown()
+    return CellEmbeddings(
+        embeddings,
+        opened.dataset,
+        opened.report,
+        opened.overlaps,
+        opened.coverage,
+        opened.shares_shown(),
+        aligned or {},
+    )
 
 
 def _require_aligned_space(model: PretrainedModel) -> None:
@@ -160,13 +180,13 @@ def feature_table(definition: ModelDefinition, params: Any, constants: Any) -> j
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _cell_embedding(
-    definition: ModelDefinition, space: str, params: Any, constants: Any, table: jax.Array, batch: CellBatch
+    definition: ModelDefinition, space: str, params: Any, constants: Any, table: jax.Array, batch: CutBatch
 ) -> jax.Array:
     merged = definition.merge(params, constants)
     return merged.aligned_embedding(table, batch) if space == "aligned" else merged.cell_embedding(table, batch)
 
 
-def _embedding_function(model: PretrainedModel, space: str) -> Callable[[CellBatch], np.ndarray]:
+def _embedding_function(model: PretrainedModel, space: str) -> Callable[[CutBatch], np.ndarray]:
     definition = model.definition
     table = feature_table(definition, model.params, definition.constants)
     return lambda batch: np.asarray(
@@ -179,6 +199,8 @@ def provenance(model: PretrainedModel, result: CellEmbeddings) -> dict[str, Any]
     return {
         **model_provenance(model, result.report, result.overlaps),
         "cells_without_embedding": result.num_empty,
+        "coverage": result.coverage,
+        "shown": result.shown,
     }
 
 

@@ -115,7 +115,7 @@ class DatasetMatching:
       source_ids, target_ids: str [n], [m]: cells that have an embedding.
       source_batches: str [n], "" where unknown.
       within_batches: whether partners were looked for within technical batches only.
-      num_without_embedding: cells of each modality left out, because none of their counts is known to the model.
+      without_embedding: modality -> str ids of the cells left out, because none of their counts is known to the model.
     """
 
     source: str
@@ -125,23 +125,42 @@ class DatasetMatching:
     source_batches: Array
     matching: Matching
     within_batches: bool
-    num_without_embedding: dict[str, int]
+    without_embedding: dict[str, Array]
 
     def table(self) -> pd.DataFrame:
-        """One line per cell and partner: cell, technical_batch, rank (from 1), partner, probability."""
+        """One line per cell and partner: cell, technical_batch, rank (from 1), partner, probability, why_not.
+
+        A cell without a partner has one line, of rank 0, that says why; one with fewer than were asked for says it on
+        its last line.
+        """
         number, k = self.matching.partners.shape
         rows, ranks = np.repeat(np.arange(number), k), np.tile(np.arange(1, k + 1), number)
         partners = self.matching.partners.ravel()
         there = partners >= 0
-        return pd.DataFrame(
+        table = pd.DataFrame(
             {
                 "cell": self.source_ids[rows[there]],
                 "technical_batch": self.source_batches[rows[there]],
                 "rank": ranks[there],
                 "partner": self.target_ids[partners[there]],
                 "probability": self.matching.probabilities.ravel()[there],
+                "why_not": "",
             }
         )
+        found = (self.matching.partners >= 0).sum(axis=1)
+        last = (ranks[there] == found[rows[there]]) & (ranks[there] < k)
+        table.loc[last, "why_not"] = f"its technical batch has no more {self.target} cells"
+        alone = self.matching.unmatched
+        why = [
+            (self.source_ids[alone], self.source_batches[alone], f"its technical batch has no {self.target} cell"),
+            (self.without_embedding[self.source], "", f"no counts of the model's {self.source} features"),
+        ]
+        without = [
+            pd.DataFrame({"cell": ids, "technical_batch": batches, "rank": 0, "partner": "", "why_not": reason})
+            for ids, batches, reason in why
+            if len(ids)
+        ]
+        return pd.concat([table, *without], ignore_index=True)
 
 
 def match_dataset(
@@ -196,8 +215,8 @@ def comparison_space(model: PretrainedModel) -> str:
     return "aligned" if model.config.objectives.contrastive_alignment.weight > 0 else "cell"
 
 
-def embedded_cells(result: CellEmbeddings, modality: str) -> tuple[Array, Array, Array, int]:
-    """(embeddings float32 [n, D], ids str [n], technical batches str [n], cells measured but without an embedding)."""
+def embedded_cells(result: CellEmbeddings, modality: str) -> tuple[Array, Array, Array, Array]:
+    """(embeddings float32 [n, D], ids str [n], technical batches str [n]), ids of cells measured but not embedded."""
     rows = np.zeros(len(result.embeddings), bool)
     for matrix in result.dataset.matrices:
         if matrix.modality == modality:
@@ -211,7 +230,7 @@ def embedded_cells(result: CellEmbeddings, modality: str) -> tuple[Array, Array,
         values = result.dataset.obs[column].astype(object)
         batches = values.where(values.notna(), "").to_numpy(str)
     ids = result.dataset.cell_ids.astype(str)
-    return result.embeddings[usable], ids[usable], batches[usable], int((rows & ~usable).sum())
+    return result.embeddings[usable], ids[usable], batches[usable], ids[rows & ~usable]
 
 
 def write_matching(path: Path, result: DatasetMatching, overwrite: bool = False) -> None:

@@ -1,20 +1,29 @@
 """A trained model as users hold it: `scmbert_jax.load(folder)`, then one method per task."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from scmbert_jax.pretrained import PretrainedModel, load_model
 from scmbert_jax.tasks.embed import embed_dataset, embed_jointly
+from scmbert_jax.tasks.progress_bar import progress_of
 from scmbert_jax.tasks.translate import translate_dataset
 from scmbert_jax.tasks.write_embedding import obsm_keys
 from scmbert_jax.tasks.write_translation import translation_anndata
+from scmbert_jax.training.run_information import information_in_words
+
+Progress = bool | Callable[[int, int], None]
 
 
 class Model:
     """What `scmbert_jax.load` gives.
+
+    Every method warns (`ScmbertWarning`) of files that lack many of the model's features, and of cells that are shown
+    in part only.
 
     Attributes:
       pretrained: the parameters with their configuration and feature space.
@@ -23,34 +32,116 @@ class Model:
     def __init__(self, pretrained: PretrainedModel):
         self.pretrained = pretrained
 
-    def embed(self, cells: Any, **options: Any) -> np.ndarray:
+    def __repr__(self) -> str:
+        model = self.pretrained
+        number = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(model.params))
+        shape = model.config.model
+        lines = [
+            f"scmbert_jax model: step {model.steps_in_words()}, {number:,} parameters",
+            f"  encoder: {shape.num_layers} layers, embeddings of {shape.embed_dim} numbers",
+        ]
+        for name in model.config.modalities.in_use():
+            known = model.feature_space.modalities[name]
+            lines.append(
+                f"  {name}: {len(known):,} features of {known.space} ({', '.join(known.names[:3].tolist())}, ...)"
+            )
+        lines.append(f"  trained for: {', '.join(model.config.objectives.weights())}")
+        told = information_in_words(model.info["provenance"].get("information"))
+        lines += [f"  trained on: {sentence}" for sentence in told]
+        return "\n".join(lines)
+
+    def _allowing(self, allow_low_coverage: bool) -> PretrainedModel:
+        return replace(self.pretrained, allow_low_coverage=allow_low_coverage or self.pretrained.allow_low_coverage)
+
+    def embed(
+        self,
+        cells: Any,
+        *,
+        modalities: tuple[str, ...] | None = None,
+        space: Literal["cell", "aligned"] = "cell",
+        num_tokens: int | Mapping[str, int] | None = None,
+        allow_low_coverage: bool = False,
+        organism: str | None = None,
+        assembly: str | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+        progress: Progress = False,
+    ) -> np.ndarray:
         """Cell embeddings float32 [n_cells, embed_dim], row-aligned with `cells.obs_names`; deterministic.
 
         Args:
           cells: AnnData or MuData with raw counts, or whatever `scmbert doctor` accepts as a file.
-          **options: as those of `scmbert_jax.tasks.embed.embed_dataset`.
+          modalities, space, num_tokens, organism, assembly, batch_size, seed: as those of
+            `scmbert_jax.tasks.embed.embed_dataset`.
+          allow_low_coverage: go on where the cells measure few of the model's features.
+          progress: True: a bar; or a function of (cells done, cells in all).
 
         Raises:
           InputError: the counts cannot be used; the message says where and why.
         """
-        return embed_dataset(self.pretrained, cells, **options).embeddings
+        return embed_dataset(
+            self._allowing(allow_low_coverage),
+            cells,
+            modalities=modalities,
+            space=space,
+            num_tokens=num_tokens,
+            organism=organism,
+            assembly=assembly,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress_of(progress, "embed"),
+        ).embeddings
 
-    def embed_joint(self, cells: Any, **options: Any) -> dict[str, np.ndarray]:
+    def embed_joint(
+        self,
+        cells: Any,
+        *,
+        num_tokens: int | Mapping[str, int] | None = None,
+        allow_low_coverage: bool = False,
+        organism: str | None = None,
+        assembly: str | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+        progress: Progress = False,
+    ) -> dict[str, np.ndarray]:
         """What `scmbert embed --joint` writes: `mdata.obsm.update(model.embed_joint(mdata))`.
 
         Returns key of `obsm` -> float32 [n_cells, D], row-aligned, nan where nothing was measured: "X_scmbert" (all
         modalities of a cell read together), and unit vectors of the contrastive space: "X_scmbert_joint" (their mean)
         and one entry per modality read alone, such as "X_scmbert_rna".
 
-        Args: as those of `embed`; options as those of `scmbert_jax.tasks.embed.embed_jointly`.
+        Args: as those of `embed`.
 
         Raises:
           InputError: the model was not trained with contrastive_alignment; or as `embed`.
         """
-        return obsm_keys(embed_jointly(self.pretrained, cells, **options))
+        found = embed_jointly(
+            self._allowing(allow_low_coverage),
+            cells,
+            num_tokens=num_tokens,
+            organism=organism,
+            assembly=assembly,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress_of(progress, "embed"),
+        )
+        return obsm_keys(found)
 
     def translate(
-        self, cells: Any, to: str, *, source: str | None = None, features: Sequence[str] | None = None, **options: Any
+        self,
+        cells: Any,
+        to: str,
+        *,
+        source: str | None = None,
+        features: Sequence[str] | None = None,
+        num_draws: int = 1,
+        num_tokens: int | Mapping[str, int] | None = None,
+        allow_low_coverage: bool = False,
+        organism: str | None = None,
+        assembly: str | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+        progress: Progress = False,
     ) -> Any:
         """Another modality of the cells as AnnData, row-aligned with `cells.obs_names`; deterministic.
 
@@ -62,15 +153,36 @@ class Model:
           to: the modality to predict, "rna", "protein" or "atac".
           source: the modality to read; None: the one that the data and the model share.
           features: ids or names to predict; None: all the model knows.
-          **options: as those of `scmbert_jax.tasks.translate.translate_dataset`.
+          num_draws: predictions are averaged over this many draws of tokens.
+          num_tokens, allow_low_coverage, organism, assembly, batch_size, seed, progress: as in `embed`.
 
         Raises:
           InputError: the model cannot know the target, the source is missing, or the counts cannot be used.
         """
-        found = translate_dataset(self.pretrained, cells, target=to, source=source, features=features, **options)
-        return translation_anndata(self.pretrained, found)
+        model = self._allowing(allow_low_coverage)
+        found = translate_dataset(
+            model,
+            cells,
+            target=to,
+            source=source,
+            features=features,
+            num_draws=num_draws,
+            num_tokens=num_tokens,
+            organism=organism,
+            assembly=assembly,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress_of(progress, "translate"),
+        )
+        return translation_anndata(model, found)
 
 
-def load(model_dir: str | Path) -> Model:
-    """Loads a model folder written by `scmbert export`. Raises `CheckpointError` when it cannot be used."""
-    return Model(load_model(Path(model_dir)))
+def load(model_dir: str | Path, *, attention: str | None = None) -> Model:
+    """Loads a model folder written by `scmbert export`; every file of it is compared with its digest.
+
+    `attention`: another backend than that of training, where this machine cannot do that one ("xla_chunked" can
+    everywhere).
+
+    Raises `CheckpointError` when the folder cannot be used.
+    """
+    return Model(load_model(Path(model_dir), attention=attention))

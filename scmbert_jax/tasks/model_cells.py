@@ -1,7 +1,12 @@
-"""A file's cells as a trained model reads them: checked, mapped to its features, made into batches of one shape."""
+"""A file's cells as a trained model reads them: checked, mapped to its features, made into batches of like length.
 
+A model is shown every feature that a cell expresses, with as large a share of zeros as in training, up to a bound of
+tokens; the scores of its linear path are of all counts in any case. A cell's tokens depend on nothing but its counts.
+"""
+
+import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -10,11 +15,22 @@ import numpy as np
 from data_pipelines.collate import TokenSampling, collate_counts
 from data_pipelines.input_check import check_dataset, require_usable
 from data_pipelines.input_report import InputReport
-from data_pipelines.model_counts import Overlap, model_counts, overlap_with_model
+from data_pipelines.model_counts import CountsChunk, Overlap, model_counts, overlap_with_model
 from data_pipelines.readers import Dataset, open_dataset
 from scmbert_jax.batch import CellBatch
-from scmbert_jax.errors import ConfigError, InputError
+from scmbert_jax.errors import ConfigError, InputError, ScmbertWarning
+from scmbert_jax.models.linear_path import scores_of_counts
+from scmbert_jax.models.token_sequence import CutBatch
 from scmbert_jax.pretrained import PretrainedModel
+from scmbert_jax.training.length_groups import cut
+
+# Tokens of a modality that a cell is shown by at most, unless told otherwise: nearly all cells of droplet assays whole.
+NUM_TOKENS = 4096
+# A file that measures less than this of what a training cell expresses is refused; less than that is warned of.
+LEAST_COVERAGE, USUAL_COVERAGE = 0.5, 0.9
+# float32 numbers that the widest arrays of a device call may hold: 512 MiB. Changes speed and memory only.
+_NUMBERS_AT_A_TIME = 1 << 27
+_FEATURES_AT_A_TIME = 1024  # that a translation decodes (translate.py)
 
 
 @dataclass(frozen=True)
@@ -26,59 +42,134 @@ class ModelCells:
       dataset: the data set with its cell ids and metadata.
       report: the input check.
       overlaps: modality -> how the file's features meet the model's.
+      coverage: modality -> of the features that a training cell expresses, the share that the file measures.
     """
 
     model: PretrainedModel
     dataset: Dataset
     report: InputReport
     overlaps: dict[str, Overlap]
+    coverage: dict[str, float]
+    _shown: dict[str, list[int]] = field(default_factory=dict)  # modality -> expressed features shown, and all
 
     def batches(
-        self, num_tokens: Mapping[str, int] | None, batch_size: int, seed: int, only: np.ndarray | None = None
-    ) -> Iterator[tuple[np.ndarray, CellBatch, int]]:
-        """(cells int64 [n], batch of `batch_size` rows of which the first n are those cells, cells done) in order.
+        self,
+        num_tokens: int | Mapping[str, int] | None,
+        batch_size: int,
+        seed: int,
+        only: np.ndarray | None = None,
+    ) -> Iterator[tuple[np.ndarray, CutBatch, int]]:
+        """(cells int64 [n], batch whose first n rows are those cells, cells done); longest first among 2,048 cells.
 
-        Cells of which the model sees nothing are passed over.
+        Cells without a count of the model's features are passed over.
 
         Args:
-          num_tokens: modality -> tokens per cell, where they should differ from the configuration's.
-          seed: which tokens are drawn for cells with more features than tokens.
+          num_tokens: most tokens of a cell, of each modality or by modality; None: `NUM_TOKENS`, or what training had.
+          batch_size: rows of a batch; fewer where rows are so long that memory would not hold them.
+          seed: which tokens are drawn of cells that have more, and which zeros.
           only: int64, the cells that are wanted; None: all.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size {batch_size}: expected 1 or more cells per device call.")
-        model = self.model
-        sampling = {name: choice for name, choice in token_sampling(model, num_tokens).items() if name in self.overlaps}
+        sampling = token_sampling(self.model, num_tokens)
+        sampling = {name: choice for name, choice in sampling.items() if name in self.overlaps}
         for chunk in model_counts(self.dataset, self.report, self.overlaps):
-            num_cells = len(next(iter(chunk.measured.values())))
-            batch = collate_counts(
-                chunk.counts,
-                sampling,
-                model.definition.layout.slices,
-                {name: overlap.measured for name, overlap in self.overlaps.items()},
-                measured_cells=chunk.measured,
-                # A new file's technical batches are none of those of training.
-                covariates={name: np.full(num_cells, -1, np.int32) for name in model.config.model.covariates},
-                seed=seed,
-            )
-            rows = np.flatnonzero(np.sum([tokens.lengths for tokens in batch.modalities.values()], axis=0) > 0)
+            batch = self._batch(chunk, sampling, seed)
+            lengths = np.sum([tokens.lengths for tokens in batch.modalities.values()], axis=0)
+            rows = np.flatnonzero(np.sum([tokens.num_expressed for tokens in batch.modalities.values()], axis=0) > 0)
             if only is not None:
                 rows = rows[np.isin(chunk.first + rows, only)]
-            for start in range(0, len(rows), batch_size):
-                mine = rows[start : start + batch_size]
-                # The last rows are repeated to fill the batch, so that one program serves all of them.
-                filled = np.resize(mine, batch_size)
-                whole = jax.tree.map(lambda x, r=filled: x[r], batch)
-                yield chunk.first + mine, whole, chunk.first + int(mine[-1]) + 1
+            self._count_shown(batch, rows)
+            rows = rows[np.argsort(-lengths[rows], kind="stable")]
+            start = 0
+            while start < len(rows):
+                width = _row_width(int(lengths[rows[start]]))
+                at_a_time = self._rows_at(width, batch_size)
+                mine = rows[start : start + at_a_time]
+                start += len(mine)
+                # The last rows are repeated to fill the batch, so that one program serves all of a width.
+                filled = np.resize(mine, at_a_time)
+                part = cut(jax.tree.map(lambda x, r=filled: x[r], batch), width)
+                yield chunk.first + mine, part, chunk.first + start
+
+    def shares_shown(self) -> dict[str, float]:
+        """Modality -> of the features that the cells so far expressed, the share that were tokens."""
+        return {name: shown / max(number, 1) for name, (shown, number) in self._shown.items()}
+
+    def warn_of_what_was_not_shown(self) -> None:
+        """One `ScmbertWarning` where cells had more features than tokens."""
+        less = {name: share for name, share in self.shares_shown().items() if share < 1}
+        if less:
+            shares = ", ".join(f"{share:.1%} of {name}" for name, share in less.items())
+            warnings.warn(
+                f"{self.report.path}: of the features that cells express, the transformer was shown {shares}; "
+                "principal components are of all counts. Show more with a larger --num-tokens (num_tokens=...).",
+                ScmbertWarning,
+                stacklevel=3,
+            )
+
+    def _batch(self, chunk: CountsChunk, sampling: dict[str, TokenSampling], seed: int) -> CellBatch:
+        layout, config = self.model.definition.layout, self.model.config
+        num_cells = len(next(iter(chunk.measured.values())))
+        batch = collate_counts(
+            chunk.counts,
+            sampling,
+            layout.slices,
+            {name: overlap.measured for name, overlap in self.overlaps.items()},
+            measured_cells=chunk.measured,
+            # A new file's technical batches are none of those of training.
+            covariates={name: np.full(num_cells, -1, np.int32) for name in config.model.covariates},
+            seed=seed,
+        )
+        if not config.model.linear_path or layout.statistics is None:
+            return batch
+        scores = {}
+        for name, counts in chunk.counts.items():
+            mine = slice(*layout.slices[name])
+            loadings = np.asarray(self.model.params["linear"]["loadings"][mine])
+            own = scores_of_counts(loadings, layout.statistics, name, mine, counts, self.overlaps[name].measured)
+            scores[name] = own
+        return batch._replace(scores=scores)
+
+    def _count_shown(self, batch: CellBatch, rows: np.ndarray) -> None:
+        for name, tokens in batch.modalities.items():
+            counts = self._shown.setdefault(name, [0, 0])
+            counts[0] += int((tokens.counts[rows] > 0).sum())
+            counts[1] += int(tokens.num_expressed[rows].sum())
+
+    def _rows_at(self, width: int, batch_size: int) -> int:
+        config = self.model.config.model
+        # `xla` holds every token beside every other, and beside every feature that is decoded.
+        scores = config.num_heads * max(width, _FEATURES_AT_A_TIME) if config.attention == "xla" else 0
+        return max(1, min(batch_size, _NUMBERS_AT_A_TIME // (width * max(config.mlp_dim, scores))))
 
 
-def token_sampling(model: PretrainedModel, num_tokens: Mapping[str, int] | None = None) -> dict[str, TokenSampling]:
-    """How cells become tokens: `embed_tokens` of the configuration, or other numbers of tokens per modality."""
-    in_use = model.config.modalities.in_use()
-    return {
-        name: TokenSampling((num_tokens or {}).get(name, modality.tokens_shown), modality.zero_fraction)
-        for name, modality in in_use.items()
-    }
+def _row_width(length: int) -> int:
+    """The narrowest of 128, 256, 384, 512, 768, 1024, 1536, ... that holds `length`: few programs, little padding."""
+    width = 128
+    while width < length:
+        width = width * 3 // 2 if width & (width - 1) == 0 and width > 128 else max(256, width * 4 // 3)
+    return width
+
+
+def token_sampling(
+    model: PretrainedModel, num_tokens: int | Mapping[str, int] | None = None
+) -> dict[str, TokenSampling]:
+    """How cells become tokens: all expressed features and the share of zeros of training, up to `num_tokens`."""
+    asked = (
+        num_tokens if isinstance(num_tokens, Mapping) else dict.fromkeys(model.config.modalities.in_use(), num_tokens)
+    )
+    found = {}
+    for name, modality in model.config.modalities.in_use().items():
+        most = asked.get(name)
+        if most is not None and most < 1:
+            raise ConfigError(f"num_tokens {most} of {name}: expected 1 or more tokens per cell.")
+        first, stop = model.definition.layout.slices[name]
+        # Where a row of training held the whole panel, the model has learned from all zeros of a cell.
+        found[name] = TokenSampling(
+            most or max(NUM_TOKENS, modality.num_tokens), modality.zero_fraction, modality.num_tokens >= stop - first
+        )
+    return found
 
 
 def open_model_cells(
@@ -96,7 +187,10 @@ def open_model_cells(
       organism, assembly: as in `check_dataset`; what the file does not tell is taken from the model.
 
     Raises:
-      InputError: no raw counts, unknown features, another organism or genome build; the message says what to do.
+      InputError: no raw counts, unknown features, another organism or genome build, or too few of the model's features
+        (unless `model.allow_low_coverage`); the message says what to do.
+
+    Warns `ScmbertWarning` of a file that lacks many of the model's features.
     """
     dataset = cells if isinstance(cells, Dataset) else open_dataset(cells)
     measured = [matrix.modality for matrix in dataset.matrices]
@@ -113,4 +207,33 @@ def open_model_cells(
         raise InputError(
             f"modalities {', '.join(modalities or ())}: the model reads {', '.join(model.config.modalities.in_use())}."
         )
-    return ModelCells(model, dataset, report, overlap_with_model(report, model.feature_space, wanted))
+    overlaps = overlap_with_model(report, model.feature_space, wanted)
+    coverage = {name: _coverage(model, name, overlap) for name, overlap in overlaps.items()}
+    for name, share in coverage.items():
+        _check_coverage(model, report.path, name, overlaps[name], share)
+    return ModelCells(model, dataset, report, overlaps, coverage)
+
+
+def _coverage(model: PretrainedModel, modality: str, overlap: Overlap) -> float:
+    """Each feature counts as often as cells of the corpus express it: a gene that no cell has is no loss."""
+    statistics = model.definition.layout.statistics
+    if statistics is None:
+        return float(overlap.measured.mean())
+    detection = statistics.cell_detection[slice(*model.definition.layout.slices[modality])]
+    return float(detection[overlap.measured].sum() / detection.sum())
+
+
+def _check_coverage(model: PretrainedModel, path: str, modality: str, overlap: Overlap, share: float) -> None:
+    if share >= USUAL_COVERAGE:
+        return
+    found = (
+        f"{path}: {modality}: the file measures {int(overlap.measured.sum()):,} of the model's "
+        f"{len(overlap.measured):,} features, {share:.0%} of those that a cell of the model's corpus expresses"
+    )
+    if share < LEAST_COVERAGE and not model.allow_low_coverage:
+        raise InputError(
+            f"{found}; below {LEAST_COVERAGE:.0%} its answers mean little. Give the file as it was before features "
+            "were selected, use a model trained on such a panel, or go on all the same: --allow-low-coverage "
+            "(allow_low_coverage=True)."
+        )
+    warnings.warn(f"{found}: the others are taken for their mean.", ScmbertWarning, stacklevel=4)

@@ -1,6 +1,6 @@
 """One modality of cells predicted from another, for every feature the model can be asked, with its uncertainty."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,9 +11,9 @@ import numpy as np
 from data_pipelines.input_report import InputReport
 from data_pipelines.model_counts import Overlap
 from data_pipelines.readers import Dataset, open_dataset
-from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.models.token_sequence import CutBatch
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import feature_table
 from scmbert_jax.tasks.model_cells import open_model_cells
@@ -39,6 +39,7 @@ class Translation:
       dataset, report: the cells and their input check.
       overlap: how the source's features of the file meet the model's.
       num_draws, seed: of the tokens that were shown.
+      coverage, shown: as those of `CellEmbeddings`, of the source.
     """
 
     values: np.ndarray
@@ -54,6 +55,8 @@ class Translation:
     overlap: Overlap
     num_draws: int
     seed: int
+    coverage: float
+    shown: float
 
     @property
     def predicted(self) -> np.ndarray:
@@ -73,6 +76,7 @@ def translate_dataset(
     batch_size: int = 64,
     seed: int = 0,
     num_draws: int = 1,
+    num_tokens: int | Mapping[str, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Translation:
     """Predicts modality `target` of every cell from its modality `source`.
@@ -86,6 +90,7 @@ def translate_dataset(
       batch_size: cells per device call; changes speed and memory only.
       seed: of the tokens that are drawn of cells with more features than tokens.
       num_draws: predictions are averaged over this many draws of tokens; what differs between them is in `std`.
+      num_tokens: as in `embed_dataset`.
       progress: called with (cells done, cells in all), over all draws.
 
     Raises:
@@ -114,7 +119,7 @@ def translate_dataset(
     spread = np.zeros_like(values)
     seen = np.zeros(num_cells, bool)
     for draw in range(num_draws):
-        for rows, batch, done in opened.batches(None, batch_size, seed + draw):
+        for rows, batch, done in opened.batches(num_tokens, batch_size, seed + draw):
             seen[rows] = True
             value, std = (np.asarray(part)[: len(rows), :num_features] for part in predict(batch, asked))
             change = value - values[rows]
@@ -126,6 +131,7 @@ def translate_dataset(
         progress(num_draws * num_cells, num_draws * num_cells)
     std = np.sqrt(np.divide(spread, num_draws, out=spread), out=spread)
     values[~seen], std[~seen] = np.nan, np.nan
+    opened.warn_of_what_was_not_shown()
     likelihood = definition.translation_likelihood(target)
     return Translation(
         values=values,
@@ -141,6 +147,8 @@ def translate_dataset(
         overlap=opened.overlaps[source],
         num_draws=num_draws,
         seed=seed,
+        coverage=opened.coverage[source],
+        shown=opened.shares_shown().get(source, 1.0),
     )
 
 
@@ -152,7 +160,7 @@ def _predict(
     params: Any,
     constants: Any,
     table: jax.Array,
-    batch: CellBatch,
+    batch: CutBatch,
     feature_ids: jax.Array,
 ):
     return definition.merge(params, constants).translate(table, batch, source, target, feature_ids)

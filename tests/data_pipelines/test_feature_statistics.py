@@ -1,6 +1,8 @@
+import anndata
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from sklearn.decomposition import PCA
 
 from data_pipelines import feature_statistics as module
 from data_pipelines.batch_reader import BatchReader
@@ -9,6 +11,7 @@ from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus import open_corpus
 from data_pipelines.feature_statistics import feature_statistics, load_statistics, save_statistics
 from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.training_data import MixtureData
 from data_pipelines.whole_cells import CellCounts, WholeCells, first_cells
 from scmbert_jax.batch import CellBatch, FeatureLayout, ModalityTokens
 from scmbert_jax.errors import InputError
@@ -163,6 +166,42 @@ def test_the_dispersion_over_cells_counts_every_zero(two_panels):
     assert (
         found == grid[np.argmin(nll, 0)]
     ).mean() > 0.95  # two neighbours may be as likely, and sums are interpolated
+
+
+def test_components_are_those_of_a_pca_of_the_same_counts(tmp_path):
+    """A whole transcriptome of which a step shows 16 tokens: one gene has a tenth of all counts, as MALAT1 has."""
+    rng = np.random.default_rng(0)
+    types = rng.integers(0, 4, 300)
+    profiles = rng.gamma(0.3, size=(4, 1500)) * np.where(rng.random((4, 1500)) < 0.1, 8.0, 1.0)
+    profiles[:, 0] = profiles[:, 1:].sum(1) / 9
+    counts = rng.poisson(profiles[types] / profiles[types].sum(1, keepdims=True) * rng.uniform(1000, 3000, (300, 1)))
+    genes = synthetic_cells(2, 1500, 0, 0, seed=0).to_mudata().mod["rna"].var
+    adata = anndata.AnnData(sp.csr_matrix(counts.astype(np.float32)), var=genes)
+    build_corpus(tmp_path / "corpus", [adata], min_genes=1, block_size=32)
+    reader = BatchReader(
+        open_corpus(tmp_path / "corpus"),
+        {"rna": TokenSampling(16, 0.25)},
+        seed=0,
+        global_batch_size=16,
+        num_streams=2,
+        window_blocks=2,
+    )
+    data = MixtureData(reader, "threads", {"rna": 1e4})
+    statistics, names = data.layout.statistics, reader.mixture.joined.feature_space.modalities["rna"].ids.tolist()
+    order = [names.index(gene) for gene in adata.var_names]
+    loadings = statistics.loadings[order].astype(np.float64)
+
+    library = counts.sum(1, keepdims=True)
+    values = np.log1p(counts / library * np.median(library))
+    pca = PCA(20, svd_solver="full").fit(values)
+    scores = (values - values.mean(0)) @ loadings
+    wanted = pca.transform(values)
+    for component in range(3):  # those of four types; the rest is noise of like size, whose axes turn freely
+        assert abs(np.corrcoef(scores[:, component], wanted[:, component])[0, 1]) > 0.9999
+    shares = (scores[:, :20] ** 2).sum(0) / (scores**2).sum()
+    of_pca = pca.explained_variance_[:20]
+    np.testing.assert_allclose(shares / shares[0], of_pca / of_pca[0], rtol=0.01)
+    assert np.abs(loadings[0, 0]) / np.linalg.norm(loadings[:, 0]) < 0.5
 
 
 def test_statistics_are_saved_and_refused_where_they_do_not_fit(tmp_path):

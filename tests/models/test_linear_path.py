@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from conftest import cells_of_batch, shaken, without
 from flax import nnx
 from sklearn.neighbors import KNeighborsRegressor
@@ -29,7 +30,7 @@ from scmbert_jax.config import (
     ObjectivesConfig,
 )
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models.linear_path import LinearPath, NeighbourMean
+from scmbert_jax.models.linear_path import LinearPath, NeighbourMean, scores_of_counts
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens, subsample_tokens
 
@@ -113,6 +114,26 @@ def test_a_cell_that_is_shown_whole_has_the_scores_of_a_pca(path, batch, counts,
     np.testing.assert_allclose(found[:, :number] * signs, wanted, atol=0.01)  # loadings are rounded to 4 digits
     assert np.abs(found[:, number:]).max() == 0
     assert (found**2).sum(1).mean() == pytest.approx(64, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["rna", "protein"])
+def test_scores_of_counts_are_those_of_tokens_that_show_all(path, batch, counts, name):
+    statistics = feature_statistics([batch], LAYOUT, {"rna": 1e4, "protein": 1e4}, cells_of_batch(batch, LAYOUT))
+    tokens, rows = pack_tokens(batch), slice(*LAYOUT.slices[name])
+    own, everything = sp.csr_matrix(counts[name]), np.ones(counts[name].shape[1], bool)
+    found = scores_of_counts(np.asarray(path.loadings[...])[rows], statistics, name, rows, own, everything)
+    np.testing.assert_allclose(found, path.scores(tokens)[name], atol=2e-3)  # offsets are rounded to 4 digits
+
+
+def test_scores_that_come_with_the_tokens_are_taken_unless_something_is_hidden(path, batch):
+    given = {name: np.full((NUM_CELLS, 64), 7.0, np.float32) for name in batch.modalities}
+    tokens = pack_tokens(batch._replace(scores=given))
+    assert path.scores(tokens)["rna"][0, 0] == 7
+    of_tokens = path.scores(pack_tokens(batch), nothing_hidden(tokens))
+    for name, scores in path.scores(tokens, nothing_hidden(tokens)).items():
+        np.testing.assert_array_equal(scores, of_tokens[name])
+    (alone,) = pack_tokens(batch._replace(scores=given), ("protein",)).scores
+    assert alone == "protein"
 
 
 def test_the_value_of_a_hidden_token_never_matters(path, batch):

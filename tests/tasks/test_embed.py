@@ -6,14 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from conftest import TINY, scmbert_ok
+from conftest import TINY, scmbert, scmbert_ok
 from multimodal_model import multimodal_model  # noqa: F401
 
 import scmbert_jax
 from data_pipelines.readers import example_path
-from scmbert_jax.errors import ConfigError, InputError
+from scmbert_jax.errors import ConfigError, InputError, ScmbertWarning
 from scmbert_jax.pretrained import load_model
 from scmbert_jax.tasks.embed import embed_dataset, embed_jointly, provenance
+from scmbert_jax.tasks.model_cells import open_model_cells
 
 # A row's arithmetic does not depend on its neighbours; another batch size, or another place in the batch, makes XLA
 # sum float32 products in another order. Embeddings are of size 1.
@@ -116,7 +117,8 @@ def test_a_gene_that_was_not_measured_is_another_thing_than_one_of_no_counts(mod
     as_zeros = rna.copy()
     as_zeros.X = rna.X.multiply(half[None]).tocsr()
     seen = np.asarray(as_zeros.X.sum(axis=1)).ravel() > 0
-    not_measured = model.embed(rna[:, half].copy())
+    with pytest.warns(ScmbertWarning, match="250 of the model's 497 features, 66% of those"):
+        not_measured = model.embed(rna[:, half].copy())
     assert np.abs(not_measured - model.embed(as_zeros))[seen].max() > 0.01
 
 
@@ -148,19 +150,40 @@ def test_proteins_alone_need_no_word_on_the_organism(model, mdata, embedded):
     np.testing.assert_allclose(model.embed(protein)[alone], embedded[place], **TOLERANCE)
 
 
-def test_the_seed_of_the_sampling_is_told_and_another_draws_other_tokens(model, mdata, embedded):
-    """16 of 224 antibodies are shown per cell in this experiment."""
-    np.testing.assert_array_equal(model.embed(mdata, seed=0), embedded)
-    assert np.abs(model.embed(mdata, seed=1) - embedded).max() > 0.01
+def test_every_expressed_feature_is_shown_and_the_seed_draws_the_zeros_beside_them(model, mdata, embedded):
+    """In a training step of this experiment a cell has 64 tokens of RNA and 16 of its 211 proteins."""
+    result = embed_dataset(model.pretrained, mdata)
+    assert result.shown == {"rna": 1.0, "protein": 1.0}
+    np.testing.assert_array_equal(result.embeddings, embedded)
+    assert np.abs(model.embed(mdata, seed=1) - embedded).max() > 1e-3
 
 
-def test_more_tokens_may_be_shown_than_in_training(model, mdata, embedded):
-    wide = model.embed(mdata, num_tokens={"protein": 224, "rna": 497})
-    assert np.isfinite(wide).all()
-    assert np.abs(wide - embedded).max() > 0.01
-    # With every feature shown there is nothing left to draw.
-    again = model.embed(mdata, num_tokens={"protein": 224, "rna": 497}, seed=3)
-    np.testing.assert_allclose(again[60:120], wide[60:120], **TOLERANCE)
+def test_whoever_shows_less_is_told_the_share_and_components_are_of_all_counts(model, mdata, embedded):
+    with pytest.warns(
+        ScmbertWarning, match=r"shown [\d.]+% of rna, [\d.]+% of protein; principal components are of all"
+    ):
+        few = embed_dataset(model.pretrained, mdata, num_tokens=16)
+    expressed = (mdata.mod["adt"].X > 0).sum()
+    assert few.shown["protein"] == pytest.approx(16 * 180 / expressed, rel=0.01)
+    assert 0 < few.shown["rna"] < 1
+    assert np.abs(few.embeddings - embedded).max() > 0.01
+    alone = model.pretrained.linear_path_alone()
+    with pytest.warns(ScmbertWarning):
+        of_few = embed_dataset(alone, mdata, num_tokens=16).embeddings
+    np.testing.assert_allclose(of_few, embed_dataset(alone, mdata).embeddings, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ConfigError, match="num_tokens 0 of rna: expected 1 or more"):
+        model.embed(mdata, num_tokens=0)
+
+
+def test_a_row_is_of_a_width_and_a_batch_of_as_many_rows_as_memory_holds(model, mdata):
+    """Few widths, so few programs; fewer rows where they are long."""
+    opened = open_model_cells(model.pretrained, mdata)
+    found = [(batch.most_tokens, len(batch.row), len(rows)) for rows, batch, _ in opened.batches(None, 50, 0)]
+    assert sum(number for _, _, number in found) == mdata.n_obs
+    assert {width for width, _, _ in found} <= {128, 256, 384}
+    assert len({width for width, _, _ in found}) > 1
+    assert all(rows == 50 for _, rows, _ in found)
+    assert 0 < opened._rows_at(2**18, 50) < 50
 
 
 def test_an_untrained_twin_gives_other_embeddings_of_the_same_cells(model, rna):
@@ -239,6 +262,62 @@ def test_a_model_without_a_common_space_has_no_joint_embedding(model, rna):
     for ask in (model.embed_joint, lambda cells: model.embed(cells, space="aligned")):
         with pytest.raises(InputError, match="not trained with contrastive_alignment"):
             ask(rna)
+
+
+# --- the features of the model ---------------------------------------------------------------------------------------
+
+
+def test_a_file_of_few_of_the_models_features_is_refused_unless_told(model, mdata, rna):
+    """In one place, for every task and every suite: whoever opens cells for a model."""
+    few = rna[:, :20].copy()
+    with pytest.raises(InputError, match=r"20 of the model's 497 features, \d+% of those.*--allow-low-coverage"):
+        model.embed(few)
+    with pytest.raises(InputError, match="features"):
+        embed_dataset(model.pretrained, mudata.MuData({"rna": few, "adt": mdata.mod["adt"]}))
+    with pytest.warns(ScmbertWarning, match="the others are taken for their mean"):
+        found = model.embed(few, allow_low_coverage=True)
+    assert found.shape == (rna.n_obs, 32)
+    assert embed_dataset(model.pretrained, rna).coverage == {"rna": 1.0}
+
+
+def test_the_command_line_refuses_and_warns_alike(pbmc_model, rna, tmp_path):
+    rna[:, :20].copy().write_h5ad(tmp_path / "few.h5ad")
+    command = ("embed", pbmc_model, tmp_path / "few.h5ad", "-o", tmp_path / "out.h5ad")
+    ran = scmbert(*command)
+    assert ran.code == InputError.exit_code
+    assert "--allow-low-coverage" in ran.err
+    ran = scmbert(*command, "--allow-low-coverage", "--num-tokens", "2")
+    assert ran.code == 0, ran.err
+    assert "scmbert: " in ran.err
+    assert "20 of the model's 497 features" in ran.err
+    assert "the transformer was shown" in ran.err
+    assert "Warning" not in ran.err
+    told = anndata.read_h5ad(tmp_path / "out.h5ad").uns["scmbert"]
+    assert 0 < told["coverage"]["rna"] < 0.5
+    assert 0 < told["shown"]["rna"] < 1
+
+
+def test_a_model_says_what_it_is(model):
+    said = repr(model)
+    for words in (
+        "step 6 of 6",
+        "parameters",
+        "rna: 497 features of gene:human (",
+        "protein: 224 features",
+        "trained on",
+    ):
+        assert words in said
+
+
+def test_progress_is_a_bar_or_a_function(model, rna, capsys):
+    seen = []
+    model.embed(rna, progress=lambda done, number: seen.append((done, number)))
+    assert seen[-1] == (rna.n_obs, rna.n_obs)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    model.embed(rna, progress=True)
+    assert "embed" in capsys.readouterr().err
+    with pytest.raises(TypeError, match="organsim"):
+        model.embed(rna, organsim="human")
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from conftest import scmbert, scmbert_ok
 
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.tasks.label_transfer import class_report, transfer_labels
-from scmbert_jax.tasks.match import match_cells, match_probabilities
+from scmbert_jax.tasks.match import DatasetMatching, Matching, match_cells, match_probabilities
 
 
 def two_views(num_cells=60, noise=0.1, seed=0):
@@ -129,6 +129,21 @@ def test_the_report_counts_by_the_true_type():
     assert (t.precision, t.recall, t.num_cells) == (0.5, 1.0, 1)
 
 
+def test_a_table_says_why_a_partner_is_missing():
+    """Three cells of A, three partners asked for: one finds two, one is alone in its batch, one has no counts."""
+    matching = Matching(np.array([[1, 0, -1], [-1, -1, -1]]), np.array([[0.7, 0.3, 0], [0, 0, 0]]), np.array([1]), ())
+    ids, nobody = np.array(["a", "b"]), np.array([], str)
+    without = {"rna": np.array(["c"]), "protein": nobody}
+    found = DatasetMatching("rna", "protein", ids, np.array(["x", "y"]), np.array(["1", "2"]), matching, True, without)
+    rows = found.table()[["cell", "rank", "partner", "why_not"]].to_numpy().tolist()
+    assert rows == [
+        ["a", 1, "y", ""],
+        ["a", 2, "x", "its technical batch has no more protein cells"],
+        ["b", 0, "", "its technical batch has no protein cell"],
+        ["c", 0, "", "no counts of the model's rna features"],
+    ]
+
+
 # --- the verbs -------------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +155,13 @@ def test_match_writes_partners_of_the_same_technical_batch(pbmc_model, tmp_path)
     )
     assert "partners of 800 of 1,200 rna cells" in said  # p1 has no protein
     rows = list(csv.DictReader(out.open()))
+    alone = [row for row in rows if row["rank"] == "0"]
+    assert {row["technical_batch"] for row in alone} == {"p1_0"}
+    assert len(alone) == 400
+    assert {(row["partner"], row["why_not"]) for row in alone} == {("", "its technical batch has no protein cell")}
+    rows = [row for row in rows if row["rank"] != "0"]
     assert len(rows) == 1600
+    assert {row["why_not"] for row in rows} == {""}
     assert {row["technical_batch"] for row in rows} == {"p3_0", "p4_0"}
     assert all(row["partner"].startswith(row["technical_batch"]) for row in rows)
 
