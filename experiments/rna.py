@@ -5,7 +5,9 @@
     scmbert export run my_model
     scmbert embed my_model cells.h5ad -o embedded.h5ad
 
-TIMING
+300 steps: some two minutes on two idle CPU cores; embedding 2,000 cells of 565 genes each: one. Macro-F1 of a logistic
+regression on the embedding, 5 folds, beside SVD-50 (both scaled by one number): pbmc_ifnb, control or stimulated, .988
+beside .989; pbmc_facs, ten types, .867 beside .839. Nearly all of it is the linear path: `tiny` has .987 and .859.
 """
 
 from scmbert_jax.config import (
