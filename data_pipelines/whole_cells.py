@@ -65,7 +65,9 @@ def first_cells(reader: BatchReader, max_counts: int) -> WholeCells:
         for piece, corpus, window in reader.pieces_at(step):
             translation = joined.translations[corpus]
             indices = window.cell_index[piece.cells] + translation.first_cell
-            new = np.array([index not in seen and not seen.add(index) for index in indices.tolist()], bool)
+            new = np.array([index not in seen for index in indices.tolist()], np.bool_)
+            new &= np.isin(np.arange(len(indices)), np.unique(indices, return_index=True)[1])  # nor twice in a piece
+            seen.update(indices.tolist())
             cells, first = piece.cells[new], sum(map(len, folds))
             folds.append(fold_of(indices[new].astype(np.int32)))
             codes = np.full(len(cells), -1, np.int32)

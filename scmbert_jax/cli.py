@@ -111,11 +111,15 @@ def _parse(arguments: list[str]) -> Any:
     return tyro.cli(node, args=arguments, prog=prog)
 
 
-def _say_warning(otherwise: Callable[..., None], message: Any, category: type[Warning], *where: Any) -> None:
-    if issubclass(category, ScmbertWarning):
-        say(f"scmbert: {message}")
-    else:
+def _say_warning(
+    said: set[str], otherwise: Callable[..., None], message: Any, category: type[Warning], *where: Any
+) -> None:
+    """A `ScmbertWarning` as a line, once; any other as before."""
+    if not issubclass(category, ScmbertWarning):
         otherwise(message, category, *where)
+    elif str(message) not in said:
+        said.add(str(message))
+        say(f"scmbert: {message}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("always", ScmbertWarning)
-                warnings.showwarning = partial(_say_warning, warnings.showwarning)
+                warnings.showwarning = partial(_say_warning, set(), warnings.showwarning)
                 return _parse([argument for argument in arguments if argument != "--debug"]).run()
         finally:
             sys.stdout.flush()  # what is still to be written fails here, where it is told, not while Python exits

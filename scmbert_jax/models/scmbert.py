@@ -19,7 +19,7 @@ from scmbert_jax.models.encoder import make_encoder
 from scmbert_jax.models.heads import ValueHead
 from scmbert_jax.models.likelihoods import Likelihood, Prediction, Truth, make_likelihood
 from scmbert_jax.models.linear_path import LinearPath
-from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens
+from scmbert_jax.models.token_sequence import CutBatch, TokenSequence, pack_tokens
 from scmbert_jax.models.translation_decoder import CellDecoder, TranslationDecoder
 from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.parallel.table_rows import pick_rows
@@ -84,7 +84,7 @@ class ScMbert(nnx.Module):
         cell = states[:, 0] + self.linear(tokens, hidden).astype(states.dtype)
         return jnp.concatenate([cell[:, None], states[:, 1:]], axis=1)
 
-    def cell_embedding(self, feature_table: jax.Array, batch: CellBatch) -> jax.Array:
+    def cell_embedding(self, feature_table: jax.Array, batch: CellBatch | CutBatch) -> jax.Array:
         """float32 [B, D], nothing hidden."""
         states = self.encode(feature_table, pack_tokens(batch), covariates=batch.covariates)
         return states[:, 0].astype(jnp.float32)
@@ -99,7 +99,7 @@ class ScMbert(nnx.Module):
         scores = None if self.linear is None else self.linear.scores(tokens)[name]
         return self.alignment_head.project(name, states[:, 0], scores)
 
-    def aligned_embedding(self, feature_table: jax.Array, batch: CellBatch) -> jax.Array:
+    def aligned_embedding(self, feature_table: jax.Array, batch: CellBatch | CutBatch) -> jax.Array:
         """float32 [B, P] of length 1: the mean of `aligned` over the cell's modalities."""
         total = jnp.zeros(())
         for name, own in batch.modalities.items():
@@ -108,7 +108,7 @@ class ScMbert(nnx.Module):
         return total * jax.lax.rsqrt(jnp.sum(total * total, axis=1, keepdims=True) + 1e-12)
 
     def translate(
-        self, feature_table: jax.Array, batch: CellBatch, source: str, target: str, feature_ids: jax.Array
+        self, feature_table: jax.Array, batch: CellBatch | CutBatch, source: str, target: str, feature_ids: jax.Array
     ) -> Prediction:
         """What modality `source` of the cells predicts for features of `target`; the cells are encoded once.
 
