@@ -61,6 +61,8 @@ class Doctor:
     """Taken from the gene names when left out."""
     min_genes: int | None = None
     """Cells with fewer detected genes would be dropped. Left out: 200, or 1% of the genes of a panel."""
+    min_coverage: float = 0.5
+    """A file of which a smaller share of features is known would be refused."""
     obs_field: ObsFields = ()
     """Which column of obs holds cell_type, technical_batch, donor, ...; e.g. cell_type=my_labels. NAME= for none."""
     only: Only = ()
@@ -79,7 +81,12 @@ class Doctor:
 
         if not self.files:
             raise InputError(f"doctor: no files given; give at least one {ACCEPTED}.")
-        options = {"organism": self.organism, "assembly": self.reading.assembly, "min_genes": self.min_genes}
+        options = {
+            "organism": self.organism,
+            "assembly": self.reading.assembly,
+            "min_genes": self.min_genes,
+            "min_coverage": self.min_coverage,
+        }
         selection = _selection(self.only, self.exclude)
         reports = check_files(
             self.files, options, obs_fields_of(self.obs_field), selection, self.reading, self.keep_duplicates

@@ -242,4 +242,6 @@ def _cell(value: Any) -> str:
 
 def _is_number(cell: str) -> bool:
     """Whether a cell begins as a number does: `0.93 ± 0.01`, `+0.1`, `[-0.1, 0.2]`, `1,200`, `-`."""
-    return re.fullmatch(r"\[?[-+]?(\d[\d,]*\.?\d*|\.\d+|nan)(e[-+]?\d+)?[^A-Za-z]*|-|", cell) is not None
+    # Of 60 characters at most: the pattern takes the square of a length.
+    number = r"\[?[-+]?(\d[\d,]*\.?\d*|\.\d+|nan)(e[-+]?\d+)?[^A-Za-z]*|-|"
+    return len(cell) <= 60 and re.fullmatch(number, cell) is not None

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import scipy.io
 import scipy.sparse as sp
+from conftest import scmbert, scmbert_ok
 
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.feature_mapping import map_genes, map_proteins, map_regions
@@ -253,6 +254,46 @@ def test_a_matrix_of_hashtags_alone_is_left_out_beside_genes():
     assert report.usable
     assert list(report.modalities) == ["rna"]
     assert any("its 3 features are no antibodies (HTO_1, HTO_2, unmapped" in warning for warning in report.warnings)
+
+
+# ---- what messages say to do
+
+
+def test_every_remedy_for_features_leads_to_a_usable_file(tmp_path):
+    """Each follows what the message says, and nothing else, to its end."""
+
+    def told(adata, *words: str, **options) -> None:
+        (problem,) = check(adata, **options).problems
+        assert all(word in problem for word in words), problem
+
+    unknown = [f"thing{i}" for i in range(60)]
+    adata = cells(pd.DataFrame(index=unknown))
+    told(adata, "Say it in var['feature_types'] (Gene Expression, Antibody Capture or Peaks)")
+    adata.var["feature_types"] = "Gene Expression"
+    told(adata, "no name in var index is a gene of human or mouse", "give Ensembl ids", "var['gene_ids']")
+    adata.var["gene_ids"] = IDS
+    assert rna(check(adata)).ids.tolist() == IDS
+
+    adata = cells(pd.DataFrame(index=MOUSE_IDS))
+    told(adata, "state --organism mouse", organism="human")
+    assert rna(check(adata, organism="mouse")).num_mapped == 60
+
+    adata = cells(pd.DataFrame(index=[*IDS[:20], *unknown[:40]]))
+    told(adata, "only 33% of the genes are known", "or lower --min-coverage")
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    assert scmbert("doctor", tmp_path / "cells.h5ad").code == 2
+    text = scmbert_ok("doctor", tmp_path / "cells.h5ad", "--min-coverage", "0.3")
+    assert "20 of 60 columns map to gene:human" in text
+
+    adata = cells(pd.DataFrame(index=[IDS[1], *IDS[1:]]))
+    told(adata, "1 feature ids occur more than once", "or sum the repeated columns")
+    summed = sp.csr_matrix(np.column_stack([adata.X[:, :2].sum(axis=1), adata.X[:, 2:].toarray()]))
+    assert rna(check(ad.AnnData(summed, obs=adata.obs, var=pd.DataFrame(index=IDS[1:])))).num_mapped == 59
+
+    panel = cells(pd.DataFrame({"feature_types": "ADT"}, index=["x1", "x2", "x3", "CD4"]))
+    told(panel, "only 25% of the names are known antibodies", "Rename them after their antigen", organism="human")
+    panel.var_names = ["CD3", "CD8", "HLA-DR", "CD4"]
+    assert check(panel, organism="human").usable
 
 
 # ---- hostile names
