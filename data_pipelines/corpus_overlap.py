@@ -105,6 +105,7 @@ def cells_of_corpus(corpus: Corpus) -> KnownCells:
         sets.append(
             CellSet(
                 name=entry["name"],
+                cell_ids=table["cell_id"].to_numpy(),
                 barcodes=barcode_keys(table["cell_id"].to_numpy()),
                 keys={name: table[KEY_COLUMNS[name]].to_numpy(np.uint64) for name in own},
                 features=own,

@@ -70,6 +70,7 @@ class CellSet:
 
     Attributes:
       name: for messages.
+      cell_ids: str [cells].
       barcodes: uint64 [cells].
       keys: of the counts over all features of the set.
       features: those of the set.
@@ -78,6 +79,7 @@ class CellSet:
     """
 
     name: str
+    cell_ids: np.ndarray
     barcodes: np.ndarray
     keys: Keys
     features: Features
@@ -109,7 +111,7 @@ def cells_of_dataset(name: str, dataset: Dataset, report: InputReport) -> CellSe
         keys[modality] = np.full(len(barcodes), NOT_MEASURED)
         keys[modality][rows] = cell_keys(barcodes[rows], part.counts_hashes[part.keep])
     reader = _DatasetReader(dataset, report, list(parts))
-    return CellSet(name, barcodes, keys, reader.features, reader, np.arange(len(barcodes)))
+    return CellSet(name, dataset.cell_ids, barcodes, keys, reader.features, reader, np.arange(len(barcodes)))
 
 
 class _DatasetReader:

@@ -13,6 +13,7 @@ from data_pipelines.batch_reader import BatchReader
 from data_pipelines.feature_statistics import feature_statistics, load_statistics, save_statistics
 from data_pipelines.input_pipeline import grain_batches, tf_batches, thread_batches
 from data_pipelines.mixture_information import information_of_mixture
+from data_pipelines.trained_cells import TRAINED_CELLS, save_trained_cells, trained_cells
 from data_pipelines.whole_cells import first_cells
 from scmbert_jax.batch import CellBatch, FeatureLayout, FeatureStatistics
 
@@ -84,10 +85,13 @@ class MixtureData:
         return self._batches(self._reader, start_step, stop_step)
 
     def save_features(self, folder: Path) -> None:
-        """Writes feature_space.parquet and feature_statistics.npz."""
+        """Writes feature_space.parquet, feature_statistics.npz and, where the cells can be told, trained_cells.npz."""
         self._reader.mixture.joined.feature_space.save(folder / "feature_space.parquet")
         assert self.layout.statistics is not None
         save_statistics(self.layout.statistics, folder / _STATISTICS_FILE)
+        cells = trained_cells(self._reader.mixture, list(self._reader.sampling))
+        if cells is not None:
+            save_trained_cells(cells, folder / TRAINED_CELLS)
 
 
 def _first_batches(reader: BatchReader) -> Iterator[CellBatch]:

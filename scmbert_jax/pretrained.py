@@ -4,6 +4,7 @@ model.json                format version, step, covariates, provenance of the ru
 config.json               the whole configuration
 feature_space.parquet     the features of the model's table
 feature_statistics.npz    what each of them is like by itself: where the model started
+trained_cells.npz         keys of the cells it was trained on, where the run could tell
 weights/                  the parameters (Orbax)
 MODEL_CARD.md             for people
 """
@@ -13,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from jax.sharding import SingleDeviceSharding
 
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.feature_statistics import load_statistics
+from data_pipelines.trained_cells import TRAINED_CELLS, TrainedCells, load_trained_cells
 from scmbert_jax.batch import LINEAR_STATISTICS, NUM_COMPONENTS, FeatureLayout
 from scmbert_jax.config import ExperimentConfig, load_config, to_dict
 from scmbert_jax.errors import CheckpointError
@@ -49,6 +51,7 @@ class PretrainedModel:
       params: nested dict of float32 arrays.
       info: contents of model.json (step, covariates, provenance).
       allow_low_coverage: read files that measure few of its features, too.
+      folder: where it was loaded from.
     """
 
     config: ExperimentConfig
@@ -57,11 +60,17 @@ class PretrainedModel:
     params: dict[str, Any]
     info: dict[str, Any]
     allow_low_coverage: bool = False
+    folder: Path | None = None
 
     def steps_in_words(self) -> str:
         """How far it was trained: "200 of 200", or "150 of 200 (unfinished)"."""
         step, steps = self.info["step"], self.config.train.num_steps
         return f"{step:,} of {steps:,}{' (unfinished)' if step < steps else ''}"
+
+    @cached_property
+    def trained_cells(self) -> TrainedCells | None:
+        """The cells it was trained on, by their keys; None where its folder does not say."""
+        return None if self.folder is None else load_trained_cells(self.folder / TRAINED_CELLS)
 
     def untrained(self, seed: int) -> "PretrainedModel":
         """The same model with the random parameters of `seed`: the control every score stands beside.
@@ -168,6 +177,8 @@ def export_model(
         for name in ("feature_space.parquet", "feature_statistics.npz"):
             shutil.copy(run_dir / name, partial / name)
         (partial / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
+        if (run_dir / TRAINED_CELLS).exists():
+            shutil.copy(run_dir / TRAINED_CELLS, partial / TRAINED_CELLS)
         (partial / "MODEL_CARD.md").write_text(model_card(model))
         save_weights(partial / "weights", params)
         write_document(partial, "model.json", info)
@@ -224,7 +235,7 @@ def load_model(model_dir: Path, *, allow_low_coverage: bool = False, attention: 
     config = _with_attention(config, attention)
     space, definition = _read_features(model_dir, config, info["covariates"], info["provenance"]["feature_space_hash"])
     params = load_weights(model_dir / "weights", _on_one_device(definition.abstract_params))
-    return PretrainedModel(config, space, definition, params, info, allow_low_coverage)
+    return PretrainedModel(config, space, definition, params, info, allow_low_coverage, folder=model_dir)
 
 
 def _with_attention(config: ExperimentConfig, attention: str | None) -> ExperimentConfig:

@@ -22,6 +22,7 @@ from scmbert_jax.evaluation.alignment_baselines import cca_space
 from scmbert_jax.evaluation.alignment_result import AlignmentResult, AlignmentRow, score_rows
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.model_vectors import EmbeddedModels, embedded_models
+from scmbert_jax.evaluation.seen_cells import identified_cells, what_models_saw
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.match import comparison_space
 from scmbert_jax.tasks.modality_cells import ModalityCells, fit_projection, read_modalities, shared_cells
@@ -203,6 +204,10 @@ def evaluate_integration(
             say(name)
             information = embedded.information()
             add(name, embedded.uses(), None, [everyone.embedded(embedded, seed) for seed in range(embedded.num_seeds)])
+    if models:
+        named = [(f"model {number}", model.trained_cells) for number, model in enumerate(models)]
+        identified = identified_cells(dataset, organism=organism, assembly=assembly)
+        notes += what_models_saw(named, identified, np.flatnonzero(np.isin(identified.cell_ids, everyone.ids)))
     result = AlignmentResult("integration", data, tuple(rows), tuple(notes), information)
     return IntegrationReport(result, pictures, everyone.types, everyone.batches)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.readers import open_dataset
+from data_pipelines.shared_counts import CellSet
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation import metrics
 from scmbert_jax.evaluation.alignment_baselines import (
@@ -27,7 +28,7 @@ from scmbert_jax.evaluation.alignment_result import AlignmentResult, AlignmentRo
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.label_transfer_scores import is_mosaic, transfer_rows
 from scmbert_jax.evaluation.model_vectors import embedded_models
-from scmbert_jax.evaluation.translation_model import held_out_cells_seen, require_unseen_pairs
+from scmbert_jax.evaluation.seen_cells import identified_cells, what_models_saw
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.match import match_probabilities
 from scmbert_jax.tasks.modality_cells import ModalityCells, batch_rows, read_modalities, shared_cells
@@ -151,7 +152,8 @@ def evaluate_matching(
             "cells whose pairs a model may have seen. Score the matching, too."
         )
     if not labels_only:
-        seen = _what_models_saw(information, dataset.name, folds, by_batch=not held_out_types)
+        identified = identified_cells(dataset, organism=organism, assembly=assembly) if models else None
+        seen = _what_models_saw(models, identified, folds) if identified is not None else []
     for fold in folds if not labels_only else ():
         for method, uses, vectors in _methods(fold) if baselines else ():
             say(f"{fold.direction}: {method}")
@@ -174,23 +176,19 @@ def evaluate_matching(
     return MatchingReport(result, pictures, types, names_of)
 
 
-def _what_models_saw(
-    information: Mapping[str, Any], dataset_name: str, folds: Sequence[MatchingFold], *, by_batch: bool
-) -> list[str]:
+def _what_models_saw(models: Sequence[PretrainedModel], cells: CellSet, folds: Sequence[MatchingFold]) -> list[str]:
     """What each model's training had of the test cells, a sentence each; raises `InputError` where it had their pairs.
 
     Args:
-      information: name of the model -> what its provenance says; a word where it says nothing.
+      cells: all of the data set.
     """
-    sentences: dict[str, None] = {}  # as an ordered set
+    place = {cell: row for row, cell in enumerate(cells.cell_ids.tolist())}
+    sentences: list[str] = []
     for fold in folds:
-        batches = np.unique(fold.tested[0].technical_batches).tolist() if by_batch else []
-        for name, said in information.items():
-            told = said if isinstance(said, dict) else None
-            seen = held_out_cells_seen(told, dataset_name, batches, fold.first.modality, fold.second.modality)
-            require_unseen_pairs(seen, f"{name}, {fold.direction}")
-            sentences[f"{name}, {fold.direction}: {seen.sentence}."] = None
-    return list(sentences)
+        rows = np.array([place[cell] for cell in fold.tested[0].cell_ids.tolist()], np.int64)
+        named = [(f"model {number}, {fold.direction}", model.trained_cells) for number, model in enumerate(models)]
+        sentences += what_models_saw(named, cells, rows, (fold.first.modality, fold.second.modality))
+    return list(dict.fromkeys(sentences))
 
 
 def matching_folds(

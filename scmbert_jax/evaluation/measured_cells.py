@@ -15,6 +15,7 @@ from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.input_check import check_dataset, require_usable
 from data_pipelines.input_report import InputReport, ModalityReport
 from data_pipelines.readers import open_dataset
+from data_pipelines.shared_counts import CellSet, cells_of_dataset
 from data_pipelines.whole_counts import whole
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.value_scale import ValueScale, median_library_size
@@ -55,6 +56,7 @@ class MeasuredCells:
       measured: modality -> bool [n].
       features: modality -> its columns.
       organism, assembly: as the input check settled them; None where unknown.
+      identity: the cells by the keys by which they are known again.
     """
 
     path: str
@@ -67,6 +69,7 @@ class MeasuredCells:
     features: dict[str, FeatureColumns]
     organism: str | None = None
     assembly: str | None = None
+    identity: CellSet | None = None
 
     @cached_property
     def scales(self) -> dict[str, ValueScale]:
@@ -125,6 +128,7 @@ def read_measured_cells(
         features,
         report.organism,
         report.assembly,
+        cells_of_dataset(dataset.name, dataset, report),
     )
 
 

@@ -1,10 +1,10 @@
-"""A trained model as a method of the translation suite, and the question whether it has seen the answers.
+"""A trained model as a method of the translation suite.
 
 The model gets the test cells' source counts as a new AnnData and nothing else: no other modality, no cell type, no
 technical batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -127,81 +127,6 @@ def scmbert_translator(model: Any, seed: int = 0, num_draws: int = 1) -> Transla
         )
 
     return translate
-
-
-# --- did it see the answers? -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SeenCells:
-    """What training had of the held-out cells.
-
-    Attributes:
-      status: "pairs" (the answers), "pseudo-pairs", "unpaired", "same names elsewhere", "not seen" or "unknown".
-      sentence: the same for a reader.
-    """
-
-    status: str
-    sentence: str
-
-
-def held_out_cells_seen(
-    information: Mapping[str, Any] | None,
-    dataset_name: str,
-    test_batches: Sequence[str],
-    source: str,
-    target: str,
-) -> SeenCells:
-    """What a model's provenance says of the held-out technical batches.
-
-    Args:
-      information: `information` of provenance.json; its `cells` are {"data set/batch": {"rna+protein": cells}}. None,
-        or without cells: an earlier version, nothing is known.
-      dataset_name: of the data that is scored, as corpora name it (the file's stem).
-      test_batches: technical batches with test cells; empty where the split is not by technical batch.
-    """
-    cells = (information or {}).get("cells")
-    if information is None or cells is None:
-        return SeenCells("unknown", "unknown whether it trained on the held-out cells: its provenance does not say")
-    if not test_batches:
-        return SeenCells("unknown", "unknown whether it trained on the held-out cell types: runs record batches only")
-    made = set(information.get("pseudo_pairs") or ())
-    paired, modalities, by_program, elsewhere = 0, set(), 0, set()
-    for group, counts in cells.items():
-        dataset, _, batch = str(group).partition("/")
-        if batch not in test_batches:
-            continue
-        for combination, number in counts.items():
-            read = set(str(combination).split("+"))
-            both = {source, target} <= read
-            if dataset != dataset_name:
-                elsewhere |= {str(group)} if both and dataset not in made else set()
-            elif both and dataset not in made:
-                paired += number
-            by_program += number if both and dataset in made else 0
-            modalities |= read if dataset == dataset_name else set()
-    if paired:
-        return SeenCells("pairs", f"it trained on {paired:,} pairs of the held-out batches")
-    if elsewhere:
-        return SeenCells(
-            "same names elsewhere",
-            f"it trained on pairs of {', '.join(sorted(elsewhere))}: if those are the held-out cells, this is no score",
-        )
-    if by_program:
-        return SeenCells("pseudo-pairs", f"it trained on {by_program:,} pseudo-pairs of the held-out batches")
-    if modalities & {source, target}:
-        names = " and ".join(sorted(modalities & {source, target}))
-        return SeenCells("unpaired", f"it trained on {names} of the held-out batches, not on their pairs")
-    return SeenCells("not seen", "it trained on nothing of the held-out batches")
-
-
-def require_unseen_pairs(seen: SeenCells, name: str) -> None:
-    """Raises `InputError` where a score would be of pairs the model was trained on."""
-    if seen.status == "pairs":
-        raise InputError(
-            f"{name}: {seen.sentence}; their score would say nothing. Hold out other batches, or train on a corpus "
-            "built with --exclude technical_batch=..."
-        )
 
 
 def uses_in_words(information: Mapping[str, Any] | None) -> str:

@@ -23,14 +23,13 @@ from scmbert_jax.evaluation.measured_cells import (
     types_named,
 )
 from scmbert_jax.evaluation.report import write_report
+from scmbert_jax.evaluation.seen_cells import what_models_saw
 from scmbert_jax.evaluation.translation_baselines import BASELINES, FittedBaseline
 from scmbert_jax.evaluation.translation_figures import Picture, chosen_features, require_features
 from scmbert_jax.evaluation.translation_fold import TranslationFold, TranslationMethod, make_fold
 from scmbert_jax.evaluation.translation_metrics import mean_pearson_in_blocks, root_mean_squared_error, score_peaks
 from scmbert_jax.evaluation.translation_model import (
     TrainedModels,
-    held_out_cells_seen,
-    require_unseen_pairs,
     scmbert_translator,
     uses_in_words,
 )
@@ -305,7 +304,7 @@ def evaluate_translation(
     notes = []
     if models:
         told = [(model.info.get("provenance") or {}).get("information") for model in models]
-        notes = _what_models_saw(name, told, cells, splits, chosen)
+        notes = _what_models_saw(name, models, cells, splits, chosen)
         uses = " / ".join(dict.fromkeys(uses_in_words(information) for information in told))
         trained = _trained(models, name, uses)
         methods = [*methods, trained]
@@ -348,18 +347,16 @@ def _without(methods: Sequence[TranslationMethod], skip: Sequence[str]) -> list[
 
 def _what_models_saw(
     name: str,
-    told: Sequence[Any],
+    models: Sequence[Any],
     cells: MeasuredCells,
     splits: Sequence[Split],
     directions: Sequence[tuple[str, str]],
 ) -> list[str]:
     """One sentence per split and finding. Raises `InputError` where a model trained on the pairs it is scored on."""
+    assert cells.identity is not None  # of a data set that was read
     sentences = []
     for split in splits:
-        batches = sorted(set(cells.technical_batches[split.test].tolist())) if split.by_batch else []
-        for source, target in directions:
-            for information in told:
-                seen = held_out_cells_seen(information, cells.name, batches, source, target)
-                require_unseen_pairs(seen, name)
-                sentences.append(f"{name}, {split.name}: {seen.sentence}.")
+        named = [(f"{name}, {split.name}", model.trained_cells) for model in models]
+        for pair in directions:
+            sentences += what_models_saw(named, cells.identity, np.flatnonzero(split.test & cells.paired(*pair)), pair)
     return list(dict.fromkeys(sentences))

@@ -6,11 +6,14 @@ import pytest
 from data_pipelines import training_data
 from data_pipelines.batch_reader import BatchReader
 from data_pipelines.build_corpus import build_corpus
+from data_pipelines.cell_identity import barcode_keys
+from data_pipelines.cell_metadata import KEY_COLUMNS
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus import open_corpus
 from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.trained_cells import TRAINED_CELLS, load_trained_cells
 from data_pipelines.training_data import MixtureData
-from scmbert_jax.errors import InputError
+from scmbert_jax.errors import CheckpointError, InputError
 from scmbert_jax.training.run_folder import RunFolder
 
 
@@ -55,3 +58,25 @@ def test_statistics_that_are_damaged_are_named(corpora, run):
     (folder / "feature_statistics.npz").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"feature_statistics\.npz: cannot be read"):
         _ = data_of(corpora[0], folder).layout
+
+
+def test_a_run_keeps_the_keys_of_its_cells_and_damage_to_them_is_named(corpora, run, monkeypatch):
+    folder, _ = run
+    kept = load_trained_cells(folder / TRAINED_CELLS)
+    obs = open_corpus(corpora[0]).obs()
+    assert sorted(kept.keys["rna"].tolist()) == sorted(obs[KEY_COLUMNS["rna"]].tolist())
+    assert kept.barcodes.tolist() == barcode_keys(obs["cell_id"].to_numpy()).tolist()
+    assert not kept.by_program.any()
+    (folder / TRAINED_CELLS).write_bytes((folder / TRAINED_CELLS).read_bytes()[:300])
+    with pytest.raises(CheckpointError, match=r"trained_cells\.npz: damaged"):
+        load_trained_cells(folder / TRAINED_CELLS)
+
+
+@pytest.mark.parametrize("why", ["too many cells", "keys of an earlier version"])
+def test_a_run_that_cannot_tell_its_cells_keeps_none(corpora, tiny_config, tmp_path, monkeypatch, why):
+    if why == "too many cells":
+        monkeypatch.setattr("data_pipelines.trained_cells.MOST_CELLS", 119)
+    else:
+        monkeypatch.setattr("data_pipelines.trained_cells.KEY_VERSION", 3)
+    RunFolder(tmp_path, tiny_config, data_of(corpora[0], None)).close()
+    assert load_trained_cells(tmp_path / TRAINED_CELLS) is None

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from conftest import scmbert
 
+from data_pipelines.readers import open_dataset
+from data_pipelines.trained_cells import TrainedCells
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation import alignment_baselines, metrics
 from scmbert_jax.evaluation.alignment_figures import error_per_type, predicted_versus_measured
@@ -15,6 +17,7 @@ from scmbert_jax.evaluation.alignment_result import AlignmentResult, score_rows
 from scmbert_jax.evaluation.integration_suite import score_integration
 from scmbert_jax.evaluation.label_transfer_scores import transfer_rows
 from scmbert_jax.evaluation.matching_suite import evaluate_matching, matching_folds, score_matching, true_partner
+from scmbert_jax.evaluation.seen_cells import identified_cells
 from scmbert_jax.tasks.modality_cells import read_modalities
 
 
@@ -174,9 +177,11 @@ def test_figures_are_inline_and_say_what_they_show():
 
 
 def test_a_model_is_not_scored_on_pairs_it_was_trained_on():
-    told = {"paired_cells": 400, "cells": {"pbmc_mosaic/p4_0": {"rna+protein": 400}}}
-    model = SimpleNamespace(info={"provenance": {"information": told}}, linear_path_alone=lambda: None)
-    with pytest.raises(InputError, match=r"model 0, rna-protein.* trained on 400 pairs of the held-out batches"):
+    """Known by the cells themselves: the model says nothing of files or batches."""
+    cells = identified_cells(open_dataset("example:pbmc_mosaic"))
+    trained = TrainedCells(cells.keys, cells.barcodes, np.zeros(len(cells.barcodes), bool))
+    model = SimpleNamespace(info={}, trained_cells=trained, linear_path_alone=lambda: None)
+    with pytest.raises(InputError, match=r"model 0, rna-protein.* trained on 400 pairs of the 400 cells"):
         evaluate_matching(models=[model], train_batches=["p3"], test_batches=["p4"])
 
 

@@ -14,8 +14,6 @@ from scmbert_jax.evaluation.translation_baselines import BASELINES
 from scmbert_jax.evaluation.translation_fold import make_fold
 from scmbert_jax.evaluation.translation_model import (
     TrainedModels,
-    held_out_cells_seen,
-    require_unseen_pairs,
     source_cells,
     uses_in_words,
 )
@@ -233,41 +231,6 @@ def test_too_few_pairs_are_refused():
 
 
 # --- has it seen the answers? ----------------------------------------------------------------------------------------
-
-
-def information(**cells):
-    return {"cells": {group.replace("__", "/"): counts for group, counts in cells.items()}, "pseudo_pairs": {}}
-
-
-@pytest.mark.parametrize(
-    ("told", "status"),
-    [
-        (None, "unknown"),
-        ({"paired_cells": 3}, "unknown"),
-        ({"cells": None}, "unknown"),
-        (information(pbmc__p4={"rna+protein": 400}), "pairs"),
-        (information(pbmc__p4={"rna+protein+atac": 1, "rna": 9}), "pairs"),
-        (information(pbmc__p4={"rna": 400, "protein": 400}, pbmc__p3={"rna+protein": 400}), "unpaired"),
-        (information(pbmc__p4={"rna+atac": 400}), "unpaired"),
-        (information(pbmc__p3={"rna+protein": 400}), "not seen"),
-        (information(other__p4={"rna+protein": 400}), "same names elsewhere"),
-        (information(made__p4={"rna+protein": 400}) | {"pseudo_pairs": {"made": {"method": "ot"}}}, "pseudo-pairs"),
-    ],
-)
-def test_what_a_model_saw_of_the_held_out_batch_is_read_from_its_provenance(told, status):
-    seen = held_out_cells_seen(told, "pbmc", ["p4"], "rna", "protein")
-    assert seen.status == status
-    if status == "pairs":
-        with pytest.raises(InputError, match=r"trained on \d+ pairs of the held-out batches"):
-            require_unseen_pairs(seen, "scMBERT")
-    else:
-        require_unseen_pairs(seen, "scMBERT")
-
-
-def test_what_was_seen_of_held_out_cell_types_is_unknown_and_said_so():
-    seen = held_out_cells_seen(information(pbmc__p4={"rna": 4}), "pbmc", [], "rna", "protein")
-    assert seen.status == "unknown"
-    assert "cell types" in seen.sentence
 
 
 def test_the_table_says_what_a_model_uses():
