@@ -93,7 +93,8 @@ def print_tables(text: str) -> None:
 def fitted(text: str, width: int) -> str:
     """`text` whose markdown tables are at most `width` characters wide, where one column beside the names can be.
 
-    A wide table becomes several with some of its columns each, all with the columns up to "method" (or the first).
+    A wide table becomes several with some of its columns each, all with the columns that name a row: those up to
+    "method" or "score", else the first.
     """
     from scmbert_jax.evaluation.probe_table import markdown_rows, markdown_table
 
@@ -105,9 +106,9 @@ def fitted(text: str, width: int) -> str:
             lines += block
             continue
         widths = [3 + max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        names = rows[0].index("method") + 1 if "method" in rows[0] else 1
+        names = 1 + next((place for place, name in enumerate(rows[0]) if name in ("method", "score")), 0)
         parts: list[list[int]] = []
-        used = width
+        used = 0
         for column in range(names, len(rows[0])):
             used += widths[column]
             if not parts or used > width:

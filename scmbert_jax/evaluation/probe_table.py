@@ -8,7 +8,7 @@ from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.probe_result import AT_RANDOM, MEAN_OVER_BATCHES, DifferenceRow, ProbeResult, ProbeRow
 
 _MODALITY_NAMES = {"rna": "RNA", "atac": "ATAC"}
-_PROBE_NAMES = {"linear": "linear probe", "knn": "kNN"}
+_PROBE_NAMES = {"linear": "linear", "knn": "kNN"}
 _METRIC_NAMES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 
 
@@ -41,7 +41,7 @@ def render_differences(results: ProbeResult | Sequence[ProbeResult]) -> str:
 
     What is worse stands first.
     """
-    header = ["cells", "difference", "score", "mean over seeds", "over test cells", "verdict"]
+    header = ["cells", "difference", "score", "verdict", "over seeds", "over test cells"]
     rows = [
         (modality_name(result.modality), row)
         for result in _several(results)
@@ -53,9 +53,9 @@ def render_differences(results: ProbeResult | Sequence[ProbeResult]) -> str:
             cells,
             f"{row.method} - {row.other}",
             _column_name(row.probe, row.metric),
+            row.verdict,
             _signed(row),
             f"[{row.low:+.3f}, {row.high:+.3f}]",
-            row.verdict,
         ]
         for cells, row in sorted(rows, key=lambda pair: list(_VERDICTS).index(pair[1].verdict))
     ]

@@ -93,7 +93,7 @@ def test_the_page_holds_its_parts(report):
     assert page.tags.count("figure") == 1 + 4 + 2  # scores; two embeddings x two colourings; loss and RNA
     assert "majority" in page.text
     assert "abc123" in page.text
-    assert "linear probe accuracy" in page.text
+    assert "linear accuracy" in page.text
 
 
 def test_every_figure_has_a_picture_and_a_text_for_who_cannot_see_it(report):
