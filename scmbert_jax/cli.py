@@ -28,6 +28,7 @@ from scmbert_jax.commands.bench import (
 from scmbert_jax.commands.data import CorpusBuild, CorpusCopy, CorpusInfo, CorpusOverlap, CorpusVerify, Doctor
 from scmbert_jax.commands.evaluate import EvaluateProbe, EvaluateTranslation
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
+from scmbert_jax.commands.number_limits import check_numbers
 from scmbert_jax.commands.plan import MakePlan
 from scmbert_jax.commands.terminal import say
 from scmbert_jax.commands.train import Export, Pretrain
@@ -139,7 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             with warnings.catch_warnings():
                 warnings.simplefilter("always", ScmbertWarning)
                 warnings.showwarning = partial(_say_warning, set(), warnings.showwarning)
-                return _parse([argument for argument in arguments if argument != "--debug"]).run()
+                verb = _parse([argument for argument in arguments if argument != "--debug"])
+                check_numbers(verb)
+                return verb.run()
         finally:
             sys.stdout.flush()  # what is still to be written fails here, where it is told, not while Python exits
     except BrokenPipeError:

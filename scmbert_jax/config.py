@@ -15,6 +15,20 @@ from typing import Any, Literal
 from scmbert_jax.batch import MODALITIES
 from scmbert_jax.errors import ConfigError
 
+# Sizes that no machine has are refused where they are named, not where memory ends.
+_MOST = {
+    **dict.fromkeys(("global_batch_size", "num_streams", "num_microbatches", "window_blocks"), 1 << 20),
+    **dict.fromkeys(("num_tokens", "embed_tokens", "row_widths", "cycle_features"), 1 << 20),
+    **dict.fromkeys(("embed_dim", "mlp_dim", "head_dim", "num_heads", "projection_dim", "num_bins"), 1 << 20),
+    **dict.fromkeys(("num_layers", "keep_checkpoints"), 10_000),
+    **dict.fromkeys(("replica", "fsdp", "tensor"), 1 << 20),
+}
+_LARGEST = (1 << 63) - 1  # of a number that is no size
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
 
 def _require(condition: bool, where: str, found: Any, expected: str) -> None:
     if not condition:
@@ -382,6 +396,11 @@ class ExperimentConfig:
             self.train.row_widths,
             f"at most the {self.most_tokens} tokens of a whole row",
         )
+        for name, value in flat_fields(self).items():
+            parts = value if isinstance(value, (list, tuple)) else [value]
+            largest = max((abs(part) for part in parts if _is_whole(part)), default=0)
+            most = _MOST.get(name.rpartition(".")[2], _LARGEST)
+            _require(largest <= most, name, value, f"at most {most:,}")
         data = self.data
         _require(data.global_batch_size >= 1, "data.global_batch_size", data.global_batch_size, "1 or more")
         _require(data.num_streams >= 1, "data.num_streams", data.num_streams, "1 or more")

@@ -31,6 +31,7 @@ from scmbert_jax.errors import CheckpointError
 from scmbert_jax.folder_digests import check_document, write_document
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.outputs import MODEL, check_output_folder, partial_beside, put_folder
+from scmbert_jax.plain_text import code, markdown
 from scmbert_jax.training.checkpoint import RunCheckpoints, load_weights, save_weights
 from scmbert_jax.training.run_folder import read_provenance
 from scmbert_jax.training.run_information import information_in_words
@@ -265,7 +266,7 @@ def model_card(model: PretrainedModel) -> str:
         if (known := model.feature_space.modalities[name])
     )
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
-    told = "\n".join(f"- {sentence}" for sentence in information_in_words(provenance.get("information")))
+    told = "\n".join(f"- {markdown(sentence)}" for sentence in information_in_words(provenance.get("information")))
     shape, weights = config.model, config.objectives.weights()
     uses = ['`scmbert embed MODEL_DIR cells.h5ad -o out.h5ad`, or `scmbert_jax.load("MODEL_DIR").embed(adata)`.']
     if "cross_modal_translation" in weights:
@@ -286,9 +287,9 @@ A multi-omic single-cell transformer, pre-trained by scmbert_jax ({", ".join(wei
 | parameters | {number:,} |
 | encoder | {shape.num_layers} layers, width {shape.embed_dim}, {shape.num_heads} heads of {shape.head_dim} |
 | training | step {model.steps_in_words()}, {config.data.global_batch_size} cells each |
-| corpus fingerprint | `{provenance["corpus_fingerprint"]}` |
-| feature space | `{provenance["feature_space_hash"]}` |
-| code | commit `{provenance["git_commit"]}`; {versions} |
+| corpus fingerprint | {code(str(provenance["corpus_fingerprint"]))} |
+| feature space | {code(str(provenance["feature_space_hash"]))} |
+| code | commit {code(str(provenance["git_commit"]))}; {markdown(versions)} |
 
 ## Reads
 {features}

@@ -316,3 +316,38 @@ def test_a_table_wider_than_the_terminal_is_printed_in_parts():
     assert sum(line.startswith("| RNA   | trained |") for line in lines) == sum("method" in line for line in lines) > 1
     for name in header[2:]:
         assert narrow.count(name) == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("embed", "nowhere", "cells.h5ad", "-o", "out.h5ad", "--batch-size", "1000000000"),
+        ("translate", "nowhere", "cells.h5ad", "--to", "rna", "-o", "out.h5mu", "--draws", "1000000000"),
+        ("match", "nowhere", "c.h5mu", "--source", "rna", "--target", "protein", "-o", "o.csv", "--k", "1000000000"),
+        ("corpus", "build", "out", "example:pbmc_mosaic", "--block-size", "1000000000"),
+        ("corpus", "build", "out", "example:pbmc_mosaic", "--workers", "1000000000"),
+        ("evaluate", "matching", "--num-seeds", "1000000000"),
+        ("bench", "step", "--peer-turns", "1000000000"),
+        ("pretrain", "tiny", "--data.global-batch-size", "1000000000"),
+        ("pretrain", "tiny", "--model.embed-dim", "1000000000"),
+        ("pretrain", "tiny", "--modalities.rna.num-tokens", "1000000000"),
+    ],
+)
+def test_a_number_that_no_machine_has_is_refused_at_once_with_its_option(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = scmbert(*command)
+    assert ran.code == ConfigError.exit_code, ran.err
+    option = command[-2].lstrip("-").replace("-", "_") if command[0] == "pretrain" else command[-2]
+    assert option in ran.err
+    assert "at most" in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_strangers_wrote_is_printed_harmless(capsys):
+    from scmbert_jax.commands.terminal import say, show
+
+    evil = "\x1b]0;owned\x07 \u202ekcab \ud800 https://me:pa55@host/c?sig=s1gned\n\ttwo"
+    show(evil)
+    say(evil)
+    for said in capsys.readouterr():
+        assert said == "\\x1b]0;owned\\x07 \\u202ekcab \\ud800 https://***@host/c?sig=***\n\ttwo\n"

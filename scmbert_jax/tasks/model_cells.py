@@ -32,6 +32,8 @@ LEAST_COVERAGE, USUAL_COVERAGE = 0.5, 0.9
 _NUMBERS_AT_A_TIME = 1 << 27
 _FEATURES_AT_A_TIME = 1024  # that a translation decodes (translate.py)
 
+MOST_CELLS = 1 << 16  # of a device call
+
 
 @dataclass(frozen=True)
 class ModelCells:
@@ -69,8 +71,8 @@ class ModelCells:
           seed: which tokens are drawn of cells that have more, and which zeros.
           only: int64, the cells that are wanted; None: all.
         """
-        if batch_size < 1:
-            raise ConfigError(f"batch_size {batch_size}: expected 1 or more cells per device call.")
+        if not 1 <= batch_size <= MOST_CELLS:
+            raise ConfigError(f"batch_size {batch_size:,}: expected 1 to {MOST_CELLS:,} cells per device call.")
         sampling = token_sampling(self.model, num_tokens)
         sampling = {name: choice for name, choice in sampling.items() if name in self.overlaps}
         for chunk in model_counts(self.dataset, self.report, self.overlaps):
