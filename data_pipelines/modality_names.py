@@ -28,7 +28,6 @@ _OTHER_ASSAYS = (
 )
 # Columns that say what kind each feature is; others do where nothing else can be meant.
 TYPE_COLUMNS = ("featuretypes", "featuretype", "modality", "modalities", "librarytype")
-_MOST_KINDS = 50
 
 # Columns that may hold the names of features: ids first, then symbols, then what antibodies and regions are called.
 NAME_COLUMNS = (
@@ -112,13 +111,20 @@ def _feature_types(table: pd.DataFrame) -> tuple[str, np.ndarray] | None:
             return column, types
     for place, column in enumerate(table.columns):
         values = table.iloc[:, place]
-        if pd.api.types.is_numeric_dtype(values) or values.nunique() > _MOST_KINDS:
+        # The first features tell most columns that say something else, long before all of a million are looked at.
+        if pd.api.types.is_numeric_dtype(values) or not _kinds_said(known_text(values.iloc[:_SAMPLE])):
             continue
         types = known_text(values)
-        found = [modality_of_name(kind) or is_other_assay(kind) for kind in np.unique(types[types != ""]).tolist()]
-        if all(found) and len(set(found) - {True}) > 1:
+        if len(_kinds_said(types) - {"another"}) > 1:
             return str(column), types
     return None
+
+
+def _kinds_said(types: np.ndarray) -> set[str]:
+    """The modalities that these words name, and "another" for other assays; none where a word is something else."""
+    words = np.unique(types[types != ""]).tolist()
+    found = [modality_of_name(word) or ("another" if is_other_assay(word) else "") for word in words]
+    return set(found) if all(found) else set()
 
 
 def name_sources(table: pd.DataFrame, index: np.ndarray) -> dict[str, np.ndarray]:
