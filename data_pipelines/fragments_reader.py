@@ -15,9 +15,7 @@ never held: 16 bytes per cell and region go to the temporary folder, and as much
 """
 
 import dataclasses
-import gzip
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +28,7 @@ from data_pipelines.compressed_copy import CompressedCopy, ScratchArray, compres
 from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.genome_assembly import CHROMOSOME_LENGTHS, assembly_of_genome, known_chromosome, ucsc_name
 from data_pipelines.interval_file import FRAGMENTS, IntervalBlock, header_lines, interval_blocks
+from data_pipelines.name_lines import name_lines
 from data_pipelines.reading_options import ReadingOptions
 from data_pipelines.region_space import HOW_TO_LIFT, RegionSpace, region_space
 from data_pipelines.stored_matrix import StoredMatrix, canonical
@@ -117,6 +116,11 @@ def read_fragments(path: Path, name: str, reading: ReadingOptions, partners: Cel
         derivation={"fragments": derivation},
     )
     notes = []
+    if counting.more_columns:
+        notes.append(
+            f"{path}: {counting.more_columns} more column(s) than {', '.join(FRAGMENTS.columns)}, such as the strand; "
+            "not read"
+        )
     if unseen:
         notes.append(f"{path}: {unseen:,} of {unseen + len(chosen):,} cells ({said_by}) have no fragment; not read")
     return Dataset(name, [matrix], cell_ids, matrix.obs, notes)
@@ -152,13 +156,7 @@ def _listed_cells(path: Path, reading: ReadingOptions, partners: Cells | None) -
 
 def _read_barcodes(path: Path) -> list[str]:
     """The first column of a file; raises InputError when it is missing, damaged or empty, or a barcode repeats."""
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-            barcodes = [line.rstrip("\r\n").split("\t")[0] for line in file]
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: cannot be read as a list of barcodes ({error}); expected one barcode a line"
-        ) from error
+    barcodes = [line.rstrip("\r").split("\t")[0] for line in name_lines(path)]
     seen: dict[str, int] = {}
     for number, barcode in enumerate(barcodes, start=1):
         if not barcode or barcode in seen:
@@ -176,6 +174,7 @@ class _Counting:
     Attributes:
       barcodes: those that may be cells, in the order of the list, or of the file.
       fragments_of, inside_of: int64 [barcodes], fragments, and those that count in some region.
+      more_columns: of the file, that are not read.
     """
 
     def __init__(self, path: Path, space: RegionSpace, unit: str, listed: Cells | None):
@@ -185,6 +184,7 @@ class _Counting:
         self.num_fragments = self._num_entries = 0
         self._entries = {name: ScratchArray(np.int32) for name in ("barcode", "region", "count")}
         self._example = ""
+        self.more_columns = 0
 
     @property
     def barcodes(self) -> list[str]:
@@ -198,6 +198,7 @@ class _Counting:
 
     def _add(self, block: IntervalBlock) -> None:
         codes = self._codes(block)
+        self.more_columns = max(self.more_columns, block.more_columns)
         region = np.full((2, len(codes)), -1, np.int64)  # of both cuts
         edges = np.flatnonzero(np.concatenate([[True], block.chrom[1:] != block.chrom[:-1], [True]]))
         for first, last in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):

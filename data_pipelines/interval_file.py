@@ -20,19 +20,21 @@ BLOCK_BYTES = 16 << 20
 # The empty block that ends every file of bgzip (SAM specification 4.1.2); without it the end is missing.
 _BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 _HEADER = (b"#", b"track", b"browser")
+# What real files keep far from: a compressed file of a few MB can hold any number of bytes.
+_LONGEST_LINE, _MOST_HEADER_LINES, _MOST_COLUMNS, _LONGEST_NAME = 1 << 20, 100_000, 1000, 256
 
 
 class Layout(NamedTuple):
     """What a line is made of: tab-separated columns, the first three being chromosome, start and end."""
 
-    columns: tuple[str, ...]
+    columns: tuple[str, ...]  # any that stand behind them are not read
+    fewest: int  # of the columns; the others may be missing
     integers: tuple[str, ...]
-    more_allowed: bool  # columns behind those named, which are not read
     is_sorted: bool  # by start within a chromosome, every chromosome in one piece
 
 
-FRAGMENTS = Layout(("chrom", "start", "end", "barcode", "count"), ("start", "end", "count"), False, True)
-BED = Layout(("chrom", "start", "end"), ("start", "end"), True, False)
+FRAGMENTS = Layout(("chrom", "start", "end", "barcode", "count"), 4, ("start", "end", "count"), True)
+BED = Layout(("chrom", "start", "end"), 3, ("start", "end"), False)
 
 
 class IntervalBlock(NamedTuple):
@@ -43,6 +45,7 @@ class IntervalBlock(NamedTuple):
       chrom: str [n], as the file has it.
       start, end: int64 [n], 0-based half-open, 0 <= start < end.
       barcode: dictionary-encoded [n] (`FRAGMENTS`), else None.
+      more_columns: behind those of the layout, which were not read.
     """
 
     first_line: int
@@ -50,6 +53,7 @@ class IntervalBlock(NamedTuple):
     start: np.ndarray
     end: np.ndarray
     barcode: pa.DictionaryArray | None
+    more_columns: int
 
 
 def header_lines(path: str | Path) -> list[str]:
@@ -57,7 +61,12 @@ def header_lines(path: str | Path) -> list[str]:
     lines = []
     with _open(path) as file:
         try:
-            while (line := file.readline(1 << 20)).startswith(_HEADER):
+            while (line := file.readline(_LONGEST_LINE)).startswith(_HEADER):
+                if len(line) == _LONGEST_LINE or len(lines) == _MOST_HEADER_LINES:
+                    raise InputError(
+                        f"{path}, line {len(lines) + 1:,}: lines that begin with # go on for more than "
+                        f"{_MOST_HEADER_LINES:,} lines, or one for {_LONGEST_LINE:,} bytes; the file is damaged"
+                    )
                 lines.append(line.decode(errors="replace").rstrip("\r\n"))
         except (OSError, EOFError, zlib.error) as error:
             raise _damaged(path, len(lines), error) from error
@@ -72,9 +81,10 @@ def interval_blocks(path: str | Path, layout: Layout) -> Iterator[IntervalBlock]
     """
     order = _Order(path)
     number = 1 + len(header_lines(path))
-    first = number
-    for text in _text_blocks(path, number - 1):
-        block = _parse(path, layout, text, number)
+    first, width = number, None
+    for text in _text_blocks(path, layout, number - 1):
+        width = width or text[: text.find(b"\n") if b"\n" in text else len(text)].count(b"\t") + 1
+        block = _parse(path, layout, text, number, width)
         _check(path, block)
         if layout.is_sorted:
             order.check(block)
@@ -84,7 +94,7 @@ def interval_blocks(path: str | Path, layout: Layout) -> Iterator[IntervalBlock]
         raise InputError(f"{path}: no interval in it; expected lines of {_expected(layout)}")
 
 
-def _text_blocks(path: str | Path, num_header: int) -> Iterator[bytes]:
+def _text_blocks(path: str | Path, layout: Layout, num_header: int) -> Iterator[bytes]:
     """Whole lines, about `BLOCK_BYTES` at a time."""
     done, rest = num_header, b""
     with _open(path) as file:
@@ -93,6 +103,11 @@ def _text_blocks(path: str | Path, num_header: int) -> Iterator[bytes]:
                 file.readline()
             while text := file.read(BLOCK_BYTES):
                 end = text.rfind(b"\n") + 1
+                if not end and len(text) > _LONGEST_LINE:
+                    raise InputError(
+                        f"{path}, line {done + 1:,}: {len(rest) + len(text):,} bytes without an end of line; expected "
+                        f"lines of {_expected(layout)}"
+                    )
                 whole, rest = (rest + text[:end], text[end:]) if end else (b"", rest + text)
                 if whole:
                     yield whole
@@ -124,12 +139,13 @@ def _damaged(path: str | Path, num_lines: int, error: Exception) -> InputError:
     return InputError(f"{path}: truncated or damaged after line {num_lines:,} ({error}); copy or download it again")
 
 
-def _parse(path: str | Path, layout: Layout, text: bytes, first_line: int) -> IntervalBlock:
-    names = layout.columns
-    if layout.more_allowed:
-        width = text[: text.find(b"\n") if b"\n" in text else len(text)].count(b"\t") + 1
-        names = (*names, *(f"more {i}" for i in range(width - len(names))))
-    types = {name: pa.int64() if name in layout.integers else pa.string() for name in layout.columns}
+def _parse(path: str | Path, layout: Layout, text: bytes, first_line: int, width: int) -> IntervalBlock:
+    """`width`: columns of the first line of the file, and so of all."""
+    if width > _MOST_COLUMNS:
+        raise InputError(f"{path}, line {first_line:,}: {width:,} columns; expected {_expected(layout)}")
+    read = layout.columns[: max(width, layout.fewest)]
+    names = (*read, *(f"more {i}" for i in range(width - len(read))))
+    types = {name: pa.int64() if name in layout.integers else pa.string() for name in read}
     types["chrom"] = pa.dictionary(pa.int32(), pa.string())
     if "barcode" in types:
         types["barcode"] = pa.dictionary(pa.int32(), pa.string())
@@ -139,19 +155,27 @@ def _parse(path: str | Path, layout: Layout, text: bytes, first_line: int) -> In
             pyarrow.csv.ReadOptions(column_names=list(names), block_size=max(len(text), 1), use_threads=False),
             pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=False),
             pyarrow.csv.ConvertOptions(
-                column_types=types, include_columns=list(layout.columns), null_values=[], strings_can_be_null=False
+                column_types=types, include_columns=list(read), null_values=[], strings_can_be_null=False
             ),
         )
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise _first_bad_line(path, layout, text, first_line, len(names), error) from error
-    columns = {name: table[name].combine_chunks() for name in layout.columns}
+    columns = {name: table[name].combine_chunks() for name in read}
     if "count" in columns:
         counts = columns["count"].to_numpy()
         _refuse(path, first_line, counts < 1, "a count of {0}; expected at least 1 read pair", counts)
     for name in ("chrom", "barcode"):
-        if name in columns and "" in (names_there := columns[name].dictionary.to_pylist()):
+        if name not in columns:
+            continue
+        names_there = columns[name].dictionary.to_pylist()
+        if "" in names_there:
             empty = columns[name].indices.to_numpy() == names_there.index("")
             _refuse(path, first_line, empty, f"no {name}; expected {_expected(layout)}")
+        longest = max(range(len(names_there)), key=lambda place: len(names_there[place]))
+        if len(names_there[longest]) > _LONGEST_NAME:
+            too_long = columns[name].indices.to_numpy() == longest
+            found = f"a {name} of {len(names_there[longest]):,} characters; expected at most {_LONGEST_NAME}"
+            _refuse(path, first_line, too_long, found)
     chrom = columns["chrom"]
     return IntervalBlock(
         first_line,
@@ -159,6 +183,7 @@ def _parse(path: str | Path, layout: Layout, text: bytes, first_line: int) -> In
         columns["start"].to_numpy(),
         columns["end"].to_numpy(),
         columns.get("barcode"),
+        max(0, width - len(layout.columns)),
     )
 
 
@@ -166,10 +191,17 @@ def _first_bad_line(
     path: str | Path, layout: Layout, text: bytes, first_line: int, width: int, error: Exception
 ) -> InputError:
     """Which line the parser stumbled over; it does not say."""
-    places = {name: layout.columns.index(name) for name in layout.integers}
+    places = {name: place for place, name in enumerate(layout.columns[:width]) if name in layout.integers}
     for number, line in enumerate(text.split(b"\n"), start=first_line):
         words = line.rstrip(b"\r").split(b"\t")
         shown = repr(line[:60].decode(errors="replace"))
+        try:
+            line.decode()
+        except UnicodeDecodeError as found:
+            return InputError(
+                f"{path}, line {number:,}: {shown} is not UTF-8 ({found.reason} at byte {found.start + 1}). Write the "
+                "file again as UTF-8"
+            )
         if len(words) != width or not all(words[: len(layout.columns)]):
             found = f"{shown} has {len(words)} column{'s' * (len(words) != 1)}" if line else "an empty line"
             return InputError(f"{path}, line {number:,}: {found}; expected {_expected(layout)}")
@@ -180,8 +212,7 @@ def _first_bad_line(
 
 
 def _expected(layout: Layout) -> str:
-    more = " and any further columns" * layout.more_allowed
-    return f"{', '.join(layout.columns)}{more}, separated by tabs"
+    return f"{', '.join(layout.columns)}, separated by tabs, as many columns in every line"
 
 
 def _check(path: str | Path, block: IntervalBlock) -> None:

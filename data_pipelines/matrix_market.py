@@ -25,6 +25,8 @@ from scmbert_jax.errors import InputError
 
 # Text parsed at once: about 0.7 million entries, 20 MiB when parsed.
 _BLOCK_BYTES = 8 << 20
+# An entry takes at least six bytes ("1 1 1" and its end); deflate makes nothing smaller than a 1,032nd.
+_FEWEST_BYTES, _MOST_INFLATED = 6, 1032
 _NUMBER = {
     "integer": re.compile(rb"[+-]?\d+(\.0*)?"),
     "real": re.compile(rb"[+-]?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|nan|inf)", re.IGNORECASE),
@@ -74,7 +76,15 @@ def read_header(path: Path) -> MatrixMarketHeader:
     if len(sizes) != 3 or not all(size.isdigit() for size in sizes):
         found = _shown(line) if line else "the end of the file"
         raise InputError(f"{path}, line {num_lines}: {found}; expected three numbers: rows, columns, entries")
+    if max(map(len, sizes)) > 18:
+        raise InputError(f"{path}, line {num_lines}: {_shown(line)}; no matrix is that large: the file is damaged")
     rows, columns, entries = map(int, sizes)
+    most_bytes = path.stat().st_size * (_MOST_INFLATED if path.suffix == ".gz" else 1)
+    if entries * _FEWEST_BYTES > most_bytes + _FEWEST_BYTES or max(rows, columns) > np.iinfo(np.int32).max:
+        raise InputError(
+            f"{path}, line {num_lines}: {rows:,} x {columns:,} with {entries:,} entries, which a file of "
+            f"{path.stat().st_size:,} bytes cannot hold; it is truncated or damaged: copy or download it again"
+        )
     return MatrixMarketHeader(path, kind, rows, columns, entries, num_lines)
 
 

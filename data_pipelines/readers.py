@@ -29,6 +29,7 @@ from data_pipelines.fragments_reader import Cells, default_fragments_name, is_fr
 from data_pipelines.full_length import length_normalised
 from data_pipelines.hdf5_file import open_hdf5
 from data_pipelines.obs_fields import recognise_obs_fields
+from data_pipelines.other_formats import described, of_other_program
 from data_pipelines.pair_check import require_shared_cells
 from data_pipelines.reading_options import DEFAULT_READING, ReadingOptions, split_query
 from data_pipelines.soma_reader import OPTIONS, PREFIXES, is_soma, read_soma
@@ -299,6 +300,9 @@ def _open_file(place: Path, name: str, layer: str | None) -> Dataset:
         return read_stored_mudata(file, path, name, layer)
     if "obs" in file and "var" in file:
         return read_stored_anndata(file, path, name, layer)
+    known = of_other_program(list(file), place)
+    if known is not None:
+        raise InputError(f"{path}: {known}")
     if is_tenx(file):
         return read_tenx(file, path, name)
     raise InputError(f"{path}: HDF5 with {', '.join(list(file)[:6]) or 'nothing in it'}; {_EXPECTED}")
@@ -310,7 +314,9 @@ def _open_hdf5(place: Path) -> h5py.File:
     if not start:
         raise InputError(f"{place}: an empty file (0 bytes); copy or download it again")
     if not h5py.is_hdf5(place):  # a .h5mu begins with 512 bytes of text, which HDF5 allows
-        raise InputError(f"{place}: not an HDF5 file (it begins with {start!r}); {_EXPECTED}")
+        known = described(place)
+        found = f" but {known}" if known else f" (it begins with {start!r}); {_EXPECTED}"
+        raise InputError(f"{place}: not an HDF5 file{found}")
     try:
         return open_hdf5(place)
     except OSError as error:

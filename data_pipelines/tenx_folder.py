@@ -8,9 +8,7 @@ All may have one prefix, as in GEO (`GSM123_sample_matrix.mtx.gz`); of several s
 matrix file. A matrix of cells x features instead of features x cells is read as what it is.
 """
 
-import gzip
 import re
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +19,7 @@ from data_pipelines.counts_matrix import CountsMatrix, Dataset, join_matrices
 from data_pipelines.genome_assembly import assembly_of_genome
 from data_pipelines.matrix_market import MatrixMarketFile, MatrixMarketHeader, read_header
 from data_pipelines.modality_names import modality_of_features
+from data_pipelines.name_lines import name_lines
 from data_pipelines.tenx_reader import split_by_feature_type
 from scmbert_jax.errors import InputError
 
@@ -61,11 +60,13 @@ def read_tenx_folder(matrix: Path, name: str) -> Dataset:
 
     Raises InputError when a file is missing or damaged, or they do not belong together.
     """
-    barcodes = _read_names(_beside(matrix, ("barcodes.tsv",)), 1)
+    header = read_header(matrix)
+    # As far from the sizes of the matrix as a heading, comments, or the file of another sample may be.
+    most_lines = 2 * max(header.num_rows, header.num_columns) + 10_000
+    barcodes = _read_names(_beside(matrix, ("barcodes.tsv",)), most_lines, 1)
     path = _beside(matrix, tuple(_COLUMNS))
     kind = next(kind for kind in _COLUMNS if kind in path.name)
-    features = _read_names(path, _COLUMNS[kind], 3)
-    header = read_header(matrix)
+    features = _read_names(path, most_lines, _COLUMNS[kind], 3)
     if 0 in (len(barcodes.rows), len(features.rows), header.num_rows, header.num_columns):
         raise InputError(
             f"{matrix}: empty matrix ({header.num_rows:,} x {header.num_columns:,}, {len(barcodes.rows):,} barcodes, "
@@ -154,17 +155,11 @@ def _beside(matrix: Path, names: tuple[str, ...]) -> Path:
     return matrix.parent / found
 
 
-def _read_names(path: Path, num_columns: int, most_columns: int = 0) -> _Names:
+def _read_names(path: Path, most_lines: int, num_columns: int, most_columns: int = 0) -> _Names:
     """Raises InputError for a line with fewer columns than `num_columns`, or than the first (up to `most_columns`)."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig") as file:
-            lines = file.read().rstrip("\r\n").split("\n")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: truncated or damaged ({error}); copy or download it again") from error
     comment = "#" if path.name.removesuffix(".gz").endswith(".bed") else None
     rows: list[list[str]] = []
-    for number, line in enumerate(lines if lines != [""] else [], start=1):
+    for number, line in enumerate(name_lines(path, most_lines), start=1):
         if comment and line.startswith(comment):
             continue
         words = [word.strip().strip('"') for word in line.split("\t")]

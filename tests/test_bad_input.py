@@ -149,7 +149,7 @@ def with_fractions_for_places(file):
 
 
 BROKEN = {
-    nothing_like_it: ("not an HDF5 file", "expected an .h5ad"),
+    nothing_like_it: ("not an HDF5 file but a table of text", "_rewritten.h5ad"),
     truncated: ("truncated or damaged HDF5", "copy or download it again"),
     another_hdf5: ("HDF5 with weights", "expected an .h5ad"),
     gone: ("no such file", "expected an .h5ad"),

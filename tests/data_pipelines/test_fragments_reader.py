@@ -72,6 +72,34 @@ def read_all(dataset, rows=4096) -> np.ndarray:
 # ---- counting
 
 
+@pytest.mark.parametrize("change", [lambda row: row[:4], lambda row: (*row, "+"), lambda row: (*row, "+", "x")])
+def test_columns_that_are_not_counted_are_left_out_with_a_word(tmp_path, catalogue, barcodes, change):
+    reading = ReadingOptions(assembly="hg38", regions=catalogue, barcodes=barcodes)
+    path = write(tmp_path / "x.tsv.gz", [change(row) for row in FRAGMENTS])
+    dataset = open_dataset(path, reading=reading)
+    assert np.array_equal(read_all(dataset), EXPECTED["fragments"])
+    more = max(0, len(change(FRAGMENTS[0])) - 5)
+    assert [note for note in dataset.notes if "more column" in note] == [
+        f"{path}: {more} more column(s) than chrom, start, end, barcode, count, such as the strand; not read"
+    ] * bool(more)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"chr1\t5\t90\tA-1\t" + bytes(3 << 20), r"line 1: [\d,]+ bytes without an end of line"),
+        (b"#" * (3 << 20), "line 1: lines that begin with # go on"),
+        (b"chr1\t5\t90\t" + b"A" * 5000 + b"\t1\n", "line 1: a barcode of 5,000 characters"),
+        (b"chr1\t5\t90\t\xe4-1\t1\n", "line 1: .* is not UTF-8"),
+        (b"chr1\t5\t90\tA-1" + b"\t1" * 5000 + b"\n", "line 1: 5,004 columns"),
+    ],
+)
+def test_what_no_fragments_file_has_is_refused_before_memory_is_full(tmp_path, catalogue, text, said):
+    (tmp_path / "x.tsv.gz").write_bytes(gzip.compress(text))
+    with pytest.raises(InputError, match=said):
+        open_dataset(tmp_path / "x.tsv.gz", reading=ReadingOptions(assembly="hg38", regions=catalogue, min_fragments=1))
+
+
 @pytest.mark.parametrize("unit", ["fragments", "cut-sites"])
 @pytest.mark.parametrize("kind", ["tsv", "tsv.gz", "bgzip", "bgzip, tbi", "bgzip, csi"])
 def test_fragments_are_counted_per_cell_and_region(tmp_path, catalogue, barcodes, unit, kind):

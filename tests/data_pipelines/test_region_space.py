@@ -92,7 +92,7 @@ def test_an_interval_goes_to_the_region_it_shares_most_with(data):
         ([("chr1", 100, 300), ("chr1", 500, 400)], r"line 2: ends at 400, not behind its start 500"),
         ([("chr1", -1, 300)], r"line 1: starts at -1; positions are 0-based"),
         ([("chr1", 1, 300), ("chr1", "x", 400)], r"line 2: start is not a whole number in 'chr1\\tx\\t400'"),
-        ([("chr1", 1, 300), ("chr1", 400)], r"line 2: .* has 2 columns; expected chrom, start, end and any further"),
+        ([("chr1", 1, 300), ("chr1", 400)], r"line 2: .* has 2 columns; expected chrom, start, end, separated by tabs"),
         ([("chr1", 1, 300), ("",)], r"line 2: an empty line"),
         ([("chr30", 1, 300)], r"line 1: chr30:1-300: hg38 has no chromosome of this name .*liftOver"),
         ([("chr21", 1, 99_000_000)], r"line 1: .*ends beyond its chromosome in hg38"),

@@ -20,6 +20,7 @@ from stored_counts import (
 )
 
 from data_pipelines import matrix_market as matrix_market_module
+from data_pipelines import name_lines
 from data_pipelines.compressed_copy import ScratchArray
 from data_pipelines.input_check import check_dataset
 from data_pipelines.readers import open_dataset
@@ -281,3 +282,41 @@ def test_what_stands_in_the_file_of_the_user_stays_as_it_is(tmp_path):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     read_all(open_dataset(folder))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+# ---- what no real file has
+
+
+def test_more_names_than_a_matrix_can_have_are_refused_before_they_are_parsed(tmp_path):
+    folder = write_folder(tmp_path / "x")
+    (folder / "barcodes.tsv.gz").write_bytes(gzip.compress(b"A\n" * 2_000_000))
+    refused(folder, "barcodes.tsv.gz", "2,000,001 lines, where at most")
+
+
+def test_more_text_than_names_can_take_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(name_lines, "MOST_BYTES", 1 << 20)
+    folder = write_folder(tmp_path / "x")
+    (folder / "features.tsv.gz").write_bytes(gzip.compress(b"A" * (2 << 20)))
+    refused(folder, "features.tsv.gz", "more than 1 MiB of text")
+
+
+def test_a_name_that_makes_all_names_too_wide_is_refused_by_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(name_lines, "_MOST_ARRAY_BYTES", 1 << 20)
+    folder = write_folder(tmp_path / "x")
+    write_text(folder / "barcodes.tsv.gz", "\n".join([BARCODES[0], "A" * 300_000, *BARCODES[2:]]))
+    refused(folder, "barcodes.tsv.gz, line 2: 300,000 characters")
+
+
+@pytest.mark.parametrize("name", ["barcodes.tsv", "features.tsv"])
+def test_names_that_are_not_utf_8_are_refused_by_line(tmp_path, name):
+    folder = write_folder(tmp_path / "x", ending="")
+    lines = (folder / name).read_bytes().split(b"\n")
+    (folder / name).write_bytes(b"\n".join([lines[0], b"K\xf6ln" + lines[1], *lines[2:]]))
+    refused(folder, f"{name}, line 2: byte b'\\xf6' is not UTF-8", "iconv")
+
+
+@pytest.mark.parametrize("sizes", ["57 30 1000000000000", "3000000000 30 5", "9" * 30 + " 1 1"])
+def test_sizes_that_a_file_of_its_length_cannot_hold_are_refused_at_once(tmp_path, sizes):
+    folder = write_folder(tmp_path / "x")
+    write_text(folder / "matrix.mtx.gz", f"%%MatrixMarket matrix coordinate integer general\n{sizes}\n1 1 1\n")
+    refused(folder, "matrix.mtx.gz, line 2", "damaged")
