@@ -89,9 +89,8 @@ def _columns(node: StoredGroup, where: str) -> _Table:
                 return pd.Categorical.from_codes(stored[:], categories)
         return read_elem(stored)
 
-    held = node[index]
-    names_of_rows = read_names(held, f"{where}/{index}") if is_array(held) else read_elem(held)
-    return as_names(names_of_rows, f"{where}/{index}"), names, column
+    held, named = node[index], f"{where}/{index}"
+    return read_names(held, named) if is_array(held) else as_names(read_elem(held), named), names, column
 
 
 def _is_inside(name: str, node: StoredGroup) -> bool:
