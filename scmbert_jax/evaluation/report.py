@@ -116,8 +116,8 @@ def _scores_section(tables: Sequence[Table], probe_results: Sequence[ProbeResult
     for result in probe_results:
         heading = f"Scores by method, {modality_name(result.modality)} cells"
         caption = (
-            "Large marks: mean over held-out technical batches with the 95% interval over seeds. "
-            "Small faint marks: each held-out batch."
+            f"Large marks: mean over each {result.split} held out, with the 95% interval over seeds. "
+            f"Small faint marks: every {result.split}."
         )
         parts.append(f"<h3>{escape(heading)}</h3>\n{_figure(score_figure(result), caption)}")
     parts += [f"<h3>{escape(heading)}</h3>\n{_table(content)}" for heading, content in tables]
