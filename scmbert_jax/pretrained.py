@@ -306,4 +306,6 @@ Raw integer counts go in; normalised values are refused. Features that the model
 The embedding describes cells like those of the corpus; other tissues, assays or species are outside of what was
 learned. Technical batches were not removed unless the configuration names covariates. It is a research model, not a
 diagnostic one. Score it on your own labels with `scmbert evaluate probe --model MODEL_DIR` beside a PCA.
+`trained_cells.npz`, where it is there, holds hashes of the training cells (barcode and counts, 64 bits): whoever has a
+cell can tell whether it was among them.
 """
