@@ -176,6 +176,8 @@ def make_stores(folder: Path, num_cells: int, say: Callable[[str], None]) -> tup
     folder.mkdir(parents=True, exist_ok=True)
     made_of = folder / "cells.json"
     if not made_of.is_file():
+        if any(folder.iterdir()):
+            raise ConfigError(f"{folder}: holds other things than the stores of this benchmark: name another folder")
         say(f"drawing {num_cells:,} cells")
         files = write_datasets(folder, num_cells, NUM_DATASETS)
         made_of.write_text(json.dumps({"num_cells": num_cells, "files": [path.name for path in files]}))
