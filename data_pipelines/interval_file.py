@@ -58,7 +58,7 @@ class IntervalBlock(NamedTuple):
 
 def header_lines(path: str | Path) -> list[str]:
     """The lines before the first interval: comments, and the track and browser lines of BED."""
-    lines = []
+    lines: list[str] = []
     with _open(path) as file:
         try:
             while (line := file.readline(_LONGEST_LINE)).startswith(_HEADER):
@@ -197,10 +197,10 @@ def _first_bad_line(
         shown = repr(line[:60].decode(errors="replace"))
         try:
             line.decode()
-        except UnicodeDecodeError as found:
+        except UnicodeDecodeError as problem:
             return InputError(
-                f"{path}, line {number:,}: {shown} is not UTF-8 ({found.reason} at byte {found.start + 1}). Write the "
-                "file again as UTF-8"
+                f"{path}, line {number:,}: {shown} is not UTF-8 (byte {problem.start + 1}). Write the file again as "
+                "UTF-8, e.g. with iconv -f latin1 -t utf-8"
             )
         if len(words) != width or not all(words[: len(layout.columns)]):
             found = f"{shown} has {len(words)} column{'s' * (len(words) != 1)}" if line else "an empty line"
