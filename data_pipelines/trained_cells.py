@@ -6,7 +6,7 @@ the corpus nor names of files and batches. Keys are hashes of barcode and counts
 
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,7 +58,7 @@ def trained_cells(mixture: Mixture, modalities: list[str]) -> TrainedCells | Non
 
 
 def save_trained_cells(cells: TrainedCells, path: Path) -> None:
-    arrays = {f"keys_{name}": values for name, values in cells.keys.items()}
+    arrays: dict[str, Any] = {f"keys_{name}": values for name, values in cells.keys.items()}
     with growing_file(path) as file:
         np.savez(file, barcodes=cells.barcodes, by_program=cells.by_program, **arrays)
 
