@@ -144,6 +144,7 @@ def test_a_killed_run_continues_bit_for_bit_with_every_row_in_tensorboard(
     with pytest.raises(Killed):
         run(tiny_config, tiny_layout, tmp_path / "killed", kill_on_the_spot)
     metrics = tmp_path / "run" / "metrics.jsonl"
+    assert {step for _, step in in_tensorboard(tmp_path / "run")} == {row["step"] for row in read_metrics(metrics)}
     with metrics.open("r+") as file:  # a crash of the machine tears a line, and what comes after it is whole
         lines = file.read().splitlines(keepends=True)
         file.seek(0)
