@@ -296,11 +296,19 @@ def _open_folder(folder: Path, name: str | None, layer: str | None) -> Dataset:
 
 def _open_file(place: Path, name: str, layer: str | None) -> Dataset:
     path, file = str(place), _open_hdf5(place)
+    try:
+        return _of_hdf5(file, path, name, layer)
+    except BaseException:
+        file.close()  # nobody else knows of it, and whoever mends the file wants to open it
+        raise
+
+
+def _of_hdf5(file: h5py.File, path: str, name: str, layer: str | None) -> Dataset:
     if "mod" in file:
         return read_stored_mudata(file, path, name, layer)
     if "obs" in file and "var" in file:
         return read_stored_anndata(file, path, name, layer)
-    known = of_other_program(list(file), place)
+    known = of_other_program(list(file), Path(path))
     if known is not None:
         raise InputError(f"{path}: {known}")
     if is_tenx(file):
