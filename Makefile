@@ -48,9 +48,9 @@ test: lint
 # What is slow trains: the same programs, run for longer.
 nightly:
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check 'setuptools>=77'
-	.venv-lowest/bin/python tests/lower_bounds.py > .venv-lowest/constraints.txt
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/constraints.txt -e '.[test]'
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.13'
+	.venv-lowest/bin/uv pip compile --quiet --python .venv-lowest/bin/python --resolution lowest-direct --extra test setup.py -o .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-lowest/lowest.txt -e .
 	.venv-lowest/bin/python -m pytest -n 2 --dist worksteal -m 'not slow' tests/models tests/objectives tests/training \
 		tests/data_pipelines tests/tasks tests/evaluation
 
