@@ -23,6 +23,7 @@ from scmbert_jax.evaluation.probe_result import AT_RANDOM, BY_BATCH, ProbeResult
 from scmbert_jax.evaluation.probe_table import method_notes, render_differences, render_table, summary_sentences
 from scmbert_jax.evaluation.projection import compute_umap
 from scmbert_jax.evaluation.report import Umap, write_report
+from scmbert_jax.evaluation.seen_cells import identified_cells, what_models_saw
 from scmbert_jax.evaluation.splits import inner_parts
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import CellEmbeddings, embed_dataset
@@ -42,22 +43,26 @@ class ProbeReport:
     Attributes:
       results: one per kind of cells ("rna", "protein", "rna+protein").
       pictures: kind -> (trained embedding [n, D], PCA [n, d], cell types, technical batches).
+      seen: what the model's training had of the scored cells, in sentences.
     """
 
     results: tuple[ProbeResult, ...]
     pictures: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
     data: str
+    seen: tuple[str, ...] = ()
 
     def table(self) -> str:
         return render_table(self.results)
 
     def text(self) -> str:
         """The tables and sentences that `scmbert evaluate probe` prints."""
-        parts = [self.table(), render_differences(self.results), "\n".join(summary_sentences(self.results))]
+        sentences = [*summary_sentences(self.results), *self.seen]
+        parts = [self.table(), render_differences(self.results), "\n".join(sentences)]
         return "\n\n".join(part for part in parts if part)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"suite": "probe", "data": self.data, "results": [result.to_json() for result in self.results]}
+        results = [result.to_json() for result in self.results]
+        return {"suite": "probe", "data": self.data, "seen": list(self.seen), "results": results}
 
 
 def probe_model(
@@ -119,7 +124,12 @@ def probe_model(
             )
         )
         pictures[task.kind] = (methods["trained"][0], pca, task.labels[has], task.batches[has])
-    return ProbeReport(tuple(results), pictures, data)
+    identified = identified_cells(dataset, organism=organism, assembly=assembly)
+    scored = dataset.cell_ids[np.unique(np.concatenate([task.rows for task in tasks]))]
+    rows = np.flatnonzero(np.isin(identified.cell_ids, scored))
+    return ProbeReport(
+        tuple(results), pictures, data, tuple(what_models_saw([("model", model.trained_cells)], identified, rows))
+    )
 
 
 @dataclass(frozen=True)
@@ -250,7 +260,7 @@ def write_probe_report(
         goodput=goodput,
         tables=[("Scores", report.table()), ("Differences on the same cells", render_differences(report.results))],
         umaps=umaps,
-        notes=method_notes(report.results),
+        notes=[*report.seen, *method_notes(report.results)],
         summary=summary_sentences(report.results),
         probe_results=report.results,
     )

@@ -85,7 +85,7 @@ _VERDICTS = {"worse": "worse", "no clear difference": "not clearly different", "
 
 def _score_in_words(result: ProbeResult, row: DifferenceRow) -> str:
     first, second = (result.row(name, row.probe, row.metric).mean for name in (row.method, row.other))
-    return f"{_column_name(row.probe, row.metric)} ({first:.3f} to {second:.3f})"
+    return f"{_column_name(row.probe, row.metric)} ({first:.3f} against {second:.3f})"
 
 
 def method_notes(results: ProbeResult | Sequence[ProbeResult]) -> list[str]:

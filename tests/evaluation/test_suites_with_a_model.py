@@ -107,6 +107,7 @@ def test_batches_of_a_probe_are_held_out_together(multimodal_model, data):  # no
     (rna,) = [result for result in found["results"] if result["modality"] == "rna"]
     folds = [(fold["held_out"], fold["num_train"], fold["num_test"]) for fold in rna["folds"]]
     assert folds == [("p1_0+p4_0", 120, 240)]
+    assert "it trained on" in found["seen"][0], "the model's corpus holds cells of this file"
     refused = scmbert(*command, "--test-batches", "p9")
     assert refused.code != 0
     assert "--test-batches p9" in refused.err
