@@ -1,10 +1,13 @@
-"""Arrays out of an .npz of which shapes and dtypes are known before: what else its headers claim is not believed.
+"""Arrays out of an .npz that a stranger may have made: what its headers claim is not believed.
 
 `numpy.load` asks for as much memory as a header says, which may be terabytes in a file of a kilobyte.
 """
 
+import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -30,3 +33,26 @@ def read_arrays(file: BinaryIO, expected: Mapping[str, tuple[tuple[int, ...], ty
                 data = member.read(int(np.prod(shape)) * kind.itemsize)
                 found[name] = np.frombuffer(data, dtype).reshape(shape)
     return found
+
+
+MOST_BYTES = 4 << 30  # of all arrays of a file together: the statistics of a million features are 0.3 GB
+
+
+@contextmanager
+def open_arrays(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """`numpy.load` of an .npz whose shapes are not known before, without pickles.
+
+    Raises ValueError, zipfile.BadZipFile, ...: it unpacks to more than MOST_BYTES, or an array claims more than it has.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if (total := sum(member.file_size for member in archive.infolist())) > MOST_BYTES:
+            raise ValueError(f"it unpacks to {total:,} bytes, at most {MOST_BYTES:,} are read")
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, kind = read(file)
+            if any(size < 0 for size in shape) or math.prod(shape) * kind.itemsize > member.file_size:
+                raise ValueError(f"{member.filename} claims {kind} {list(shape)} in {member.file_size:,} bytes")
+    with np.load(path, allow_pickle=False) as arrays:
+        yield arrays

@@ -18,6 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.special import gammaln
 
+from data_pipelines.bounded_npz import open_arrays
 from data_pipelines.linear_maps import Scores, alignment_maps, memory_of_pairs, translation_maps
 from data_pipelines.principal_components import principal_components
 from data_pipelines.whole_cells import CellCounts, WholeCells
@@ -112,7 +113,7 @@ def save_statistics(statistics: FeatureStatistics, path: Path) -> None:
 def load_statistics(path: Path, num_features: int) -> FeatureStatistics:
     """Raises `InputError` when the file is missing, damaged or of another number of features."""
     try:
-        with np.load(path) as arrays:
+        with open_arrays(path) as arrays:
             statistics = FeatureStatistics(**{name: arrays[name] for name in FeatureStatistics._fields})
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{path}: cannot be read as feature statistics ({error}); make its folder again.") from error

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipelines.bounded_npz import open_arrays
 from data_pipelines.cell_identity import KEY_VERSION, NOT_MEASURED, barcode_keys
 from data_pipelines.cell_metadata import KEY_COLUMNS
 from data_pipelines.durable_files import growing_file
@@ -68,7 +69,7 @@ def load_trained_cells(path: Path) -> TrainedCells | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_arrays(path) as file:
             keys = {name.removeprefix("keys_"): file[name] for name in file.files if name.startswith("keys_")}
             found = TrainedCells(keys, file["barcodes"], file["by_program"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import zstandard
 
-from data_pipelines import cell_block, tfrecord
+from data_pipelines import bounded_npz, cell_block, tfrecord
 from data_pipelines.bounded_npz import read_arrays
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.copy_corpus import copy_corpus
@@ -23,12 +23,14 @@ from data_pipelines.corpus import fingerprint_of, open_corpus
 from data_pipelines.corpus_description import describe_corpus, describe_text
 from data_pipelines.corpus_manifest import DATA_CARD, DIGEST, MANIFEST, MEASURED, OBS, manifest_digest
 from data_pipelines.data_card import data_card
+from data_pipelines.feature_statistics import load_statistics
 from data_pipelines.mixture import Mixture
 from data_pipelines.mixture_information import information_of_mixture
 from data_pipelines.remote_files import RemoteFiles
 from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.trained_cells import load_trained_cells
 from data_pipelines.verify_corpus import verify_corpus
-from scmbert_jax.errors import CorpusError, UserError
+from scmbert_jax.errors import CheckpointError, CorpusError, InputError, UserError
 
 SECRET = "what nobody may read"
 
@@ -231,6 +233,20 @@ def test_an_array_of_terabytes_is_refused_by_its_header(copied):
         read_arrays(packed, {"rna": ((1, 10), np.uint8)})
     replace(copied, MEASURED, packed.getvalue())
     refused_by_all(copied, "measured.npz: cannot be read .rna claims", (train, verify, info))
+
+
+def test_an_array_whose_shape_is_not_known_before_has_the_bytes_it_claims(tmp_path, monkeypatch):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("share.npy", header.getvalue() + bytes(100))
+    with pytest.raises(InputError, match=r"a\.npz: cannot be read .*share\.npy claims float32 \[1099511627776\]"):
+        load_statistics(tmp_path / "a.npz", 3)
+    with pytest.raises(CheckpointError, match=r"a\.npz: damaged \(share\.npy claims"):
+        load_trained_cells(tmp_path / "a.npz")
+    monkeypatch.setattr(bounded_npz, "MOST_BYTES", 200)
+    with pytest.raises(InputError, match="it unpacks to 228 bytes, at most 200 are read"):
+        load_statistics(tmp_path / "a.npz", 3)
 
 
 def test_a_table_of_more_rows_than_cells_is_refused_before_it_is_read(copied):
