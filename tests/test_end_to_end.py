@@ -149,15 +149,20 @@ def test_the_example_is_embedded_beside_all_that_was_in_it(pbmc_model, tmp_path)
     assert mdata.uns["scmbert"]["model_step"] == 6
 
 
-def test_an_embedded_file_may_be_embedded_again_in_place(pbmc_model, tmp_path):
+def test_an_embedded_file_may_be_embedded_again_and_is_never_replaced(pbmc_model, tmp_path):
     adata = mudata.read_h5mu(example_path("pbmc_mosaic")).mod["rna"][:100].copy()
     adata.obsm["X_pca"] = np.ones((100, 3))
     adata.write_h5ad(tmp_path / "cells.h5ad")
-    for _ in range(2):
-        scmbert_ok("embed", pbmc_model, tmp_path / "cells.h5ad", "-o", tmp_path / "cells.h5ad")
-    written = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    for name, other in (("cells", "once"), ("once", "twice")):
+        scmbert_ok("embed", pbmc_model, tmp_path / f"{name}.h5ad", "-o", tmp_path / f"{other}.h5ad")
+    written = anndata.read_h5ad(tmp_path / "twice.h5ad")
     assert set(written.obsm) == {"X_pca", "X_scmbert"}
-    assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
+    before = (tmp_path / "cells.h5ad").read_bytes()
+    refused = scmbert("embed", pbmc_model, tmp_path / "cells.h5ad", "-o", tmp_path / "cells.h5ad", "--overwrite")
+    assert refused.code == 2
+    assert "cells.h5ad: is what is read" in refused.err
+    assert (tmp_path / "cells.h5ad").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "once.h5ad", "twice.h5ad"]
 
 
 @pytest.mark.slow
