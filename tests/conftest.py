@@ -42,6 +42,18 @@ from scmbert_jax.config import (
 )
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+MOST_MAPS = 20_000  # a module of tests adds up to 4,000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_dropped_before_the_process_has_no_room_for_more():
+    """XLA for CPUs keeps each program in some memory maps, of which Linux gives a process 65,530; then it crashes."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        import jax
+
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
