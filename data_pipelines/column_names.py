@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 
 from data_pipelines.cell_metadata import as_text
+from data_pipelines.stored_names import LONGEST_NAME
 
-# A longer text is no name; an array of text is as wide as its longest.
-_LONGEST = 1000
 # What a missing value has become on its way through text files; no gene or antibody is called so.
 _MISSING = frozenset({"", "nan", "none", "na", "n/a", "<na>", "null"})
 
@@ -31,5 +30,5 @@ def columns_called(table: pd.DataFrame, spellings: Sequence[str]) -> Iterator[tu
 
 def known_text(values: pd.Series) -> np.ndarray:
     """str [n]: the values as text; "" where there is none: NaN, None, the words that files write for them, an essay."""
-    found = ["" if text is None or len(text) > _LONGEST else text.strip() for text in as_text(values)]
+    found = ["" if text is None or len(text) > LONGEST_NAME else text.strip() for text in as_text(values)]
     return np.array(["" if text.lower() in _MISSING else text for text in found], dtype=str)
