@@ -3,7 +3,7 @@
 No iterator state exists, so there is none to save. `input_pipeline` makes batches ahead of time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from data_pipelines.collate import (
 )
 from data_pipelines.corpus import Corpus
 from data_pipelines.drawn_together import share_with_another
+from data_pipelines.joined_corpora import JoinedCorpora
 from data_pipelines.mixture import Mixture
 from data_pipelines.sampling_order import Piece, SamplingOrder, SourcePlan, check_batch
 from data_pipelines.source_blocks import SourceBlocks, plan_alone, plan_in_mixture
@@ -65,7 +66,6 @@ class BatchReader:
     ):
         self.mixture = mixture if isinstance(mixture, Mixture) else Mixture([mixture])
         joined = self.mixture.joined
-        self._translations = joined.translations
         check_sampling(sampling, joined.modalities, f"the corpus {joined.where}")
         unknown = [name for name in covariates if name not in joined.vocabularies]
         if unknown:
@@ -91,7 +91,7 @@ class BatchReader:
         self.order.cells_at(0, process_index, process_count)  # the number of processes is checked here, not at step 0
         self.steps_per_epoch = self.order.steps_per_epoch
         self.rows = global_batch_size // process_count
-        self._measured = [_measured_features(corpus, tuple(self.sampling)) for corpus in joined.corpora]
+        self._collation = Collation(joined, self.sampling, self.covariates, self.seed)
         self._windows = [self._window_reader(source, plan) for source, plan in enumerate(plans)]
         self._remote = any(corpus.files.remote for corpus in joined.corpora)
         windows = [self.order.lanes[source].smallest_window for source in range(len(plans))]
@@ -156,13 +156,44 @@ class BatchReader:
         Raises:
           CorpusError: a block cannot be read; the shard and the block are named.
         """
-        tokens = {name: unwritten_tokens(self.rows, choice.num_tokens) for name, choice in self.sampling.items()}
-        covariates = {name: np.full(self.rows, -1, np.int32) for name in self.covariates}
-        cell_index = np.zeros(self.rows, np.int32)
-        first_row = self.process_index * self.rows
-        for piece, corpus, window in self.pieces_at(step):
+        return self._collation.batch(self.pieces_at(step), self.process_index * self.rows, self.rows)
+
+
+class Collation:
+    """Makes batches of cells of windows. Threads may share it.
+
+    Args:
+      joined: the corpora; their numbers of features, covariates and cells are those of the batches.
+      sampling: modality -> tokens per cell, only those that are read, in the order of `MODALITIES`.
+      covariates: obs fields whose codes a batch carries.
+      seed: of the sampling of tokens.
+    """
+
+    def __init__(
+        self, joined: JoinedCorpora, sampling: dict[str, TokenSampling], covariates: tuple[str, ...], seed: int
+    ):
+        self.joined, self.sampling, self.covariates, self.seed = joined, sampling, covariates, seed
+        self._translations = joined.translations
+        self._measured = [_measured_features(corpus, tuple(sampling)) for corpus in joined.corpora]
+
+    def batch(self, pieces: Iterable[tuple[Piece, int, Window]], first_row: int, num_rows: int) -> CellBatch:
+        """Rows [first_row, first_row + num_rows) of a global batch (numpy arrays).
+
+        Args:
+          pieces: (piece, its corpus, the window that holds it), in order; where they end before the last row, the rest
+            are cells in which nothing was measured: no objective gives them weight.
+
+        Raises:
+          CorpusError: a block cannot be read; the shard and the block are named.
+        """
+        tokens = {name: unwritten_tokens(num_rows, choice.num_tokens) for name, choice in self.sampling.items()}
+        covariates = {name: np.full(num_rows, -1, np.int32) for name in self.covariates}
+        cell_index = np.zeros(num_rows, np.int32)
+        filled = 0
+        for piece, corpus, window in pieces:
             translation = self._translations[corpus]
             rows = slice(piece.first_row - first_row, piece.first_row - first_row + len(piece.cells))
+            filled = rows.stop
             cell_index[rows] = window.cell_index[piece.cells] + translation.first_cell
             for name in self.covariates:
                 if name in translation.codes:
@@ -173,11 +204,13 @@ class BatchReader:
                     self._fill(tokens[name], rows, piece.cells, window, name, corpus, key)
                 else:
                     clear_tokens(tokens[name], rows)
+        for own in tokens.values():
+            clear_tokens(own, slice(filled, num_rows))
         return CellBatch(
             modalities=tokens,
             covariates=covariates,
             cell_index=cell_index,
-            row=np.arange(first_row, first_row + self.rows, dtype=np.int32),
+            row=np.arange(first_row, first_row + num_rows, dtype=np.int32),
         )
 
     def _fill(
