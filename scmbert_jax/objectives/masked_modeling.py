@@ -29,6 +29,22 @@ class MaskedPositions(NamedTuple):
     hidden: jax.Array
 
 
+class MaskedValues(NamedTuple):
+    """Negative log-likelihoods of the masked values of a batch, in nats.
+
+    Attributes:
+      tokens, masked: S tokens of each of B cells, and the M of them that are predicted.
+      modality: int32 [B, M], index into `MODALITIES`.
+      nll, cell_nll: float32 [B, M], predicted from the token's state, and from the `[CLS]` state alone.
+    """
+
+    tokens: TokenSequence
+    masked: MaskedPositions
+    modality: jax.Array
+    nll: jax.Array
+    cell_nll: jax.Array
+
+
 def choose_masked(tokens: TokenSequence, config: MaskedModelingConfig, keys: jax.Array) -> MaskedPositions:
     """A fixed share of each cell's eligible tokens, at least one where there is one; uniform, without replacement.
 
@@ -62,7 +78,8 @@ class MaskedModeling:
         self.config = config.objectives.masked_modeling
         self.modalities = config.modalities.in_use()
 
-    def loss(self, model: ScMbert, feature_table: jax.Array, batch: CellBatch, key: jax.Array) -> LossSum:
+    def values(self, model: ScMbert, feature_table: jax.Array, batch: CellBatch, key: jax.Array) -> MaskedValues:
+        """What the model says of every masked token; args as those of `loss`."""
         keys = row_keys(key, batch.row)
         tokens = pack_tokens(batch)
         masked = choose_masked(tokens, self.config, keys)
@@ -82,7 +99,10 @@ class MaskedModeling:
         nll = model.token_head.nll(token_states, feature_ids, modality, truth, covariates)
         cell_states = model.cell_decoder(states[:, 0], vectors_at(rows, masked.positions))
         cell_nll = model.cell_head.nll(cell_states, feature_ids, modality, truth, covariates)
+        return MaskedValues(tokens, masked, modality, nll, cell_nll)
 
+    def loss(self, model: ScMbert, feature_table: jax.Array, batch: CellBatch, key: jax.Array) -> LossSum:
+        _, masked, modality, nll, cell_nll = self.values(model, feature_table, batch, key)
         total, weight = jnp.zeros(()), jnp.zeros(())
         metrics: dict[str, tuple[jax.Array, jax.Array]] = {}
         for name, modality_config in self.modalities.items():
