@@ -1,21 +1,47 @@
 """scmbert_jax: pre-training of multi-omic single-cell transformers, from a laptop to a TPU pod.
 
-Importing this package loads neither JAX, TensorFlow nor anndata; `load` brings in what it needs.
+The verbs of the command line as functions: `build_corpus`, `pretrain`, `export`, `load`. Importing this package loads
+neither JAX, TensorFlow nor anndata; each function brings in what it needs.
 """
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from data_pipelines.build_corpus import build_corpus as build_corpus
+    from data_pipelines.cell_selection import CellSelection as CellSelection
+    from data_pipelines.mixture import MixtureOptions as MixtureOptions
+    from experiments import load_experiment as load_experiment
+    from scmbert_jax.parallel.processes import Processes as Processes
+    from scmbert_jax.pretraining import Run as Run
+    from scmbert_jax.pretraining import pretrain as pretrain
+    from scmbert_jax.tasks.model import Model as Model
+    from scmbert_jax.tasks.model import export as export
     from scmbert_jax.tasks.model import load as load
 
+_HOMES = {
+    "build_corpus": "data_pipelines.build_corpus",
+    "pretrain": "scmbert_jax.pretraining",
+    "export": "scmbert_jax.tasks.model",
+    "load": "scmbert_jax.tasks.model",
+    "load_experiment": "experiments",
+    "CellSelection": "data_pipelines.cell_selection",
+    "MixtureOptions": "data_pipelines.mixture",
+    "Model": "scmbert_jax.tasks.model",
+    "Processes": "scmbert_jax.parallel.processes",
+    "Run": "scmbert_jax.pretraining",
+}
+
 __version__ = (Path(__file__).parent / "VERSION").read_text().strip()
-__all__ = ["load", "__version__"]
+__all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        from scmbert_jax.tasks.model import load
+    if name not in _HOMES:
+        raise AttributeError(f"module 'scmbert_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
-        return load
-    raise AttributeError(f"module 'scmbert_jax' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

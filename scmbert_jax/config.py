@@ -5,8 +5,9 @@ Unknown fields and impossible values are errors that name the field.
 """
 
 import dataclasses
+import difflib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -483,6 +484,24 @@ def from_dict(values: dict[str, Any], where: str = "config") -> ExperimentConfig
             f"{details}. The fields are those of ExperimentConfig in scmbert_jax/config.py; "
             "a file written by another version cannot be read by this one."
         ) from error
+
+
+def with_fields(config: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentConfig:
+    """The same with other values in some fields: {"train.num_steps": 200}. Raises `ConfigError` naming the field."""
+    values = to_dict(config)
+    for name, value in changes.items():
+        *path, last = name.split(".")
+        holder = values
+        for part in path:
+            holder = holder.get(part) if isinstance(holder, dict) else None
+        if not isinstance(holder, dict) or last not in holder or isinstance(holder[last], dict):
+            near = difflib.get_close_matches(name, flat_fields(config), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"{name}: no field of the configuration (scmbert pretrain NAME --fields lists them).{hint}"
+            )
+        holder[last] = list(value) if isinstance(value, tuple) else value
+    return from_dict(values, "changes") if changes else config
 
 
 def load_config(path: Path) -> ExperimentConfig:

@@ -1,6 +1,8 @@
 """What strangers wrote, made harmless where it is said or written: no secrets, no control characters, no markup."""
 
+import contextlib
 import re
+import sys
 import unicodedata
 
 # Parameters of specs such as soma:s3://bucket/store?organism=human that say what is read; any other value of a query
@@ -44,6 +46,13 @@ def _is_obeyed(character: str) -> bool:
 
 def _spelt(character: str) -> str:
     return character.encode("unicode_escape").decode()
+
+
+def say(message: str) -> None:
+    """Tells people, on standard error. Where nobody can listen (a terminal that was closed, a log on a full disk) the
+    exit code has to do."""
+    with contextlib.suppress(OSError):
+        print(printable(without_secrets(message)), file=sys.stderr, flush=True)
 
 
 def markdown(text: str) -> str:

@@ -23,6 +23,7 @@ LAYERS = (
     ("pretrained",),
     ("tasks",),
     ("evaluation",),
+    ("pretraining",),
     ("benchmarks",),
     ("commands",),
     ("cli",),

@@ -9,8 +9,8 @@ from conftest import TINY, Ran, scmbert, scmbert_ok
 import scmbert_jax
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.synthetic import synthetic_cells
-from scmbert_jax.commands.train import _lonely
 from scmbert_jax.errors import CheckpointError, ConfigError, InputError
+from scmbert_jax.pretraining import _lonely
 from scmbert_jax.training.run_folder import read_metrics
 
 

@@ -38,6 +38,8 @@ def check_numbers(verb: Any) -> None:
     """Raises ConfigError where a number of a verb (a dataclass) is out of its bounds; it names the option."""
     for field in dataclasses.fields(verb):
         given = getattr(verb, field.name)
+        if dataclasses.is_dataclass(given):
+            check_numbers(given)
         for number in given if isinstance(given, tuple) else (given,):
             if type(number) not in (int, float) or (type(number) is float and not math.isfinite(number)):
                 continue

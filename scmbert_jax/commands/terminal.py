@@ -1,6 +1,5 @@
 """What every verb shares: types of arguments, messages, JSON, progress bars."""
 
-import contextlib
 import shutil
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.plain_text import printable, without_secrets
+from scmbert_jax.plain_text import printable, say, without_secrets
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -33,13 +32,6 @@ def obs_fields_of(given: tuple[str, ...]) -> dict[str, str | None] | None:
     if any(not equals for _, equals, _ in pairs):
         raise ConfigError(f"--obs-field {' '.join(given)}: expected NAME=COLUMN, e.g. cell_type=labels.")
     return {name: column or None for name, _, column in pairs} or None
-
-
-def say(message: str) -> None:
-    """Tells people, on standard error. Where nobody can listen (a terminal that was closed, a log on a full disk) the
-    exit code has to do."""
-    with contextlib.suppress(OSError):
-        print(printable(without_secrets(message)), file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from scmbert_jax.pretrained import PretrainedModel, load_model
+from scmbert_jax.pretrained import PretrainedModel, export_model, load_model
 from scmbert_jax.tasks.embed import embed_dataset, embed_jointly
 from scmbert_jax.tasks.progress_bar import progress_of
 from scmbert_jax.tasks.translate import translate_dataset
@@ -186,3 +186,30 @@ def load(model_dir: str | Path, *, attention: str | None = None) -> Model:
     Raises `CheckpointError` when the folder cannot be used.
     """
     return Model(load_model(Path(model_dir), attention=attention))
+
+
+def export(
+    run_dir: str | Path,
+    model_dir: str | Path,
+    *,
+    step: int | None = None,
+    unfinished: bool = False,
+    attention: str | None = None,
+    overwrite: bool = False,
+) -> Model:
+    """What `scmbert export` does: writes the newest checkpoint of a run as a model folder, and loads it.
+
+        model = scmbert_jax.export("runs/1", "my_model")
+
+    Args:
+      run_dir: written by `pretrain`.
+      model_dir: folder to write, whole or not at all.
+      step: of another checkpoint than the newest.
+      unfinished: also where the newest checkpoint is not of the run's last step.
+      attention: another backend than that of training, for other hardware; "xla_chunked" runs anywhere.
+      overwrite: replace `model_dir` if it is a model folder.
+
+    Raises `CheckpointError` when the run has no such checkpoint or is not done, or `model_dir` cannot be written.
+    """
+    export_model(Path(run_dir), Path(model_dir), step, unfinished=unfinished, attention=attention, overwrite=overwrite)
+    return load(model_dir)

@@ -1,0 +1,208 @@
+"""Pre-training as users ask for it, from the command line and from Python: corpora in, a run folder out.
+
+Opens the corpora, leaves out what they lack, makes the mixture and its batches, and hands them to the loop
+(training/loop.py), which knows nothing of files of counts.
+"""
+
+import math
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+
+from data_pipelines.batch_reader import BatchReader
+from data_pipelines.collate import TokenSampling
+from data_pipelines.corpus import open_corpus
+from data_pipelines.mixture import Mixture, MixtureOptions
+from data_pipelines.training_data import FRONT_ENDS, MixtureData
+from experiments import load_experiment
+from scmbert_jax.config import ExperimentConfig, batch_covariates, compared_within, with_fields, without_modalities
+from scmbert_jax.errors import ConfigError
+from scmbert_jax.outputs import check_run_folder
+from scmbert_jax.parallel.multihost import check_joined, failing_at_once, from_process_zero
+from scmbert_jax.parallel.processes import ALONE, Processes
+from scmbert_jax.plain_text import say
+from scmbert_jax.training import loop
+from scmbert_jax.training.goodput import read_goodput
+from scmbert_jax.training.run_folder import read_metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scmbert_jax.tasks.model import Model
+
+# How batches are read ahead: names of `data_pipelines.training_data.FRONT_ENDS`.
+Reader = Literal["tfdata", "threads", "grain"]
+ALL_CELLS = MixtureOptions()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `pretrain` leaves: a run folder, trained up to a step.
+
+    Attributes:
+      folder: the run folder.
+      step: how many steps were trained, in all starts together.
+      num_steps: how many were asked for.
+      interrupted: whether a signal stopped it early; the same call continues.
+    """
+
+    folder: Path
+    step: int
+    num_steps: int
+    interrupted: bool
+
+    def metrics(self) -> "pd.DataFrame":
+        """metrics.jsonl as a table: a row per row, a column per metric (training/metrics.py says what they are)."""
+        import pandas as pd
+
+        return pd.DataFrame(read_metrics(self.folder / "metrics.jsonl"))
+
+    def export(self, model_dir: str | Path, *, overwrite: bool = False) -> "Model":
+        """Writes the newest checkpoint as a model folder, also that of an interrupted run, and loads it.
+
+        Raises `CheckpointError` when there is none, or `model_dir` exists already (with `overwrite`: and is no model
+        folder). `scmbert_jax.export` has more options.
+        """
+        from scmbert_jax.tasks.model import export
+
+        return export(self.folder, model_dir, unfinished=True, overwrite=overwrite)
+
+
+def pretrain(
+    config: ExperimentConfig | str | Path,
+    corpus: str | Path | Sequence[str | Path],
+    run_dir: str | Path,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    mixture: MixtureOptions = ALL_CELLS,
+    reader: Reader = "tfdata",
+    cache_dir: str | Path | None = None,
+    cache_gigabytes: float | None = None,
+    restore_step: int | None = None,
+    processes: Processes = ALONE,
+    progress: bool = True,
+    started: float | None = None,
+) -> Run:
+    """What `scmbert pretrain` does: trains on a corpus; continues by itself when `run_dir` has a checkpoint.
+
+        run = scmbert_jax.pretrain("tiny", "my_corpus", "runs/1", changes={"train.num_steps": 200})
+        model = run.export("my_model")
+
+    SIGTERM, SIGINT (Ctrl-C, or a notebook's stop button) and SIGHUP save, and the run returns as `interrupted`; in
+    other threads than the main one signals stay the caller's.
+
+    Args:
+      config: an `ExperimentConfig`, the name of an experiment, or the path of an experiment's file.
+      corpus: a corpus folder or the URL of a copy; or several, whose cells are drawn together.
+      run_dir: the folder of the run; made when missing.
+      changes: dotted fields of the configuration -> values, as --train.num-steps 200 on the command line. A modality
+        whose `num_tokens` stands here must be in the corpus; others that it lacks are left out, which is told.
+      mixture: which cells, how often; its `together` is set by the objectives.
+      reader: how batches are read ahead; "threads" needs neither TensorFlow nor Grain. All give the same batches.
+      cache_dir, cache_gigabytes: where blocks that were read once are kept, and the most they take (`open_corpus`).
+      restore_step: continue from the checkpoint of this step; later ones are moved to `run_dir`/set_aside.
+      processes: of which this is one.
+      progress: tell on standard error what is trained, and how far; with False nothing is printed.
+      started: `time.monotonic()` when the process began, for the ledger of time; None: now.
+
+    Raises:
+      ConfigError: an experiment, a field or an option that does not fit; or `run_dir` belongs to another configuration.
+      CorpusError, InputError: a corpus that cannot be read, or that lacks what was asked for.
+      CheckpointError: `run_dir` belongs to other data, or a checkpoint cannot be read.
+      RunInProgress: another process trains in `run_dir`.
+      TrainingError: a loss that is not finite, or a disk that refuses.
+      HostError: the other processes cannot be reached. One of several processes that fails ends at once, as the others
+        wait for it.
+    """
+    started = time.monotonic() if started is None else started
+    config = load_experiment(str(config)) if isinstance(config, str | Path) else config
+    config = with_fields(config, changes or {})
+    paths = [str(path) for path in ([corpus] if isinstance(corpus, str | Path) else corpus)]
+    if not paths:
+        raise ConfigError("no corpus is given; give the folder of one (made by scmbert corpus build).")
+    if reader not in FRONT_ENDS:
+        raise ConfigError(f"reader {reader!r}: expected one of {', '.join(FRONT_ENDS)}.")
+    run_dir = Path(run_dir)
+    processes.join()
+    with failing_at_once(), ExitStack() as opened:
+        check_joined()
+        check_run_folder(run_dir)
+        tell = say if progress and jax.process_index() == 0 else _say_nothing
+        # Closed at the end, so that nothing that was read ahead keeps the process waiting.
+        corpora = [
+            opened.enter_context(closing(open_corpus(path, cache_dir=cache_dir, cache_gigabytes=cache_gigabytes)))
+            for path in paths
+        ]
+        absent = _absent_modalities(config, changes or {}, {name for corpus in corpora for name in corpus.modalities})
+        if absent:
+            tell(f"{', '.join(absent)}: not in {' '.join(paths)}; trained without, as with num_tokens 0")
+            config = without_modalities(config, absent)
+        in_use = config.modalities.in_use()
+        together = compared_within(config, {name for corpus in corpora for name in corpus.vocabularies})
+        mixed = Mixture(corpora, replace(mixture, together=together), list(in_use))
+        batches = BatchReader(
+            mixed,
+            {name: TokenSampling(modality.num_tokens, modality.zero_fraction) for name, modality in in_use.items()},
+            seed=config.seed,
+            global_batch_size=config.data.global_batch_size,
+            num_streams=config.data.num_streams,
+            window_blocks=config.data.window_blocks,
+            covariates=batch_covariates(config, mixed.joined.vocabularies),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        lonely = _lonely(batches.share_together())
+        for line in [*(mixed.in_words() or [f"{mixed.num_cells:,} cells of {' '.join(paths)}"]), *lonely]:
+            tell(line)
+        target_sums = {name: modality.target_sum for name, modality in in_use.items()}
+        outcome = loop.pretrain(
+            config,
+            MixtureData(batches, reader, target_sums, started_run=run_dir, made_once=from_process_zero),
+            run_dir,
+            restore_step=restore_step,
+            started=started,
+            show_progress=progress,
+            report_stall_after=min(60.0, processes.host_timeout / 2),  # before JAX gives a host up for dead
+            give_up_after=processes.stall_timeout if jax.process_count() > 1 else math.inf,
+        )
+    goodput = read_goodput(run_dir) if jax.process_index() == 0 else None
+    if goodput is not None:
+        tell(goodput.text())
+    how = "stopped by a signal; the same command continues" if outcome.interrupted else "done"
+    tell(f"{run_dir}: step {outcome.step} of {config.train.num_steps}, {how}")
+    return Run(run_dir, outcome.step, config.train.num_steps, outcome.interrupted)
+
+
+def _say_nothing(message: str) -> None:
+    """Nobody wants to know, or another process says it."""
+
+
+def _lonely(share_together: float | None) -> list[str]:
+    """What to say where few cells of a batch meet another of their technical batch. Raises `ConfigError`: none does."""
+    if share_together is None or share_together >= 0.5:
+        return []
+    found = (
+        "objectives.contrastive_alignment tells a cell apart from others of its technical batch, and of the cells of a "
+        f"batch {share_together:.1%} meet one"
+    )
+    remedy = (
+        "raise --data.window-blocks or --data.global-batch-size, or set "
+        "--objectives.contrastive-alignment.negatives all (the batch effect is then part of the answer)"
+    )
+    if share_together == 0:
+        raise ConfigError(f"{found}: nothing would be learned; {remedy}")
+    return [f"note: {found}: the others weigh nothing; {remedy}"]
+
+
+def _absent_modalities(config: ExperimentConfig, changes: Collection[str], present: Collection[str]) -> list[str]:
+    """Modalities that the experiment reads and the corpora lack; none where one was asked for by name, or none would
+    be left: then it is an error, which the reader of the corpora raises."""
+    asked = config.modalities.in_use()
+    absent = [name for name in asked if name not in present]
+    told = any(f"modalities.{name}.num_tokens" in changes for name in absent)
+    return [] if told or len(absent) == len(asked) else absent
