@@ -491,7 +491,7 @@ def with_fields(config: ExperimentConfig, changes: Mapping[str, Any]) -> Experim
     values = to_dict(config)
     for name, value in changes.items():
         *path, last = name.split(".")
-        holder = values
+        holder: Any = values
         for part in path:
             holder = holder.get(part) if isinstance(holder, dict) else None
         if not isinstance(holder, dict) or last not in holder or isinstance(holder[last], dict):
