@@ -5,6 +5,7 @@ ledger of what was measured.
 """
 
 import importlib.util
+import inspect
 import pkgutil
 from pathlib import Path
 
@@ -20,9 +21,12 @@ def experiment_names() -> list[str]:
 def load_experiment(name: str) -> ExperimentConfig:
     """The configuration of an experiment: a name of this folder, or the path of a Python file like those here.
 
-    Raises `ConfigError` when there is none of that name, or the file has no `config()`.
+    Behind a name may stand what its `config` is called with: `blood:large` is `config("large")` of blood.py.
+
+    Raises `ConfigError` when there is none of that name, the file has no `config()`, or it takes no such argument.
     """
-    path = Path(name) if name.endswith(".py") else Path(__file__).parent / f"{name}.py"
+    file, _, variant = (name, "", "") if name.endswith(".py") else name.partition(":")
+    path = Path(file) if file.endswith(".py") else Path(__file__).parent / f"{file}.py"
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ConfigError(
@@ -33,7 +37,9 @@ def load_experiment(name: str) -> ExperimentConfig:
     spec.loader.exec_module(module)
     if not hasattr(module, "config"):
         raise ConfigError(f"{path}: no function config() that gives an ExperimentConfig.")
-    config = module.config()
+    if variant and not inspect.signature(module.config).parameters:
+        raise ConfigError(f"experiment {name!r}: {file} has no variants; leave ':{variant}' out.")
+    config = module.config(*[variant] if variant else [])
     if not isinstance(config, ExperimentConfig):
         raise ConfigError(f"{path}: config() gave {type(config).__name__}, expected ExperimentConfig.")
     return config

@@ -26,7 +26,7 @@ from scmbert_jax.commands.bench import (
     BenchStorage,
 )
 from scmbert_jax.commands.data import CorpusBuild, CorpusCopy, CorpusInfo, CorpusOverlap, CorpusVerify, Doctor
-from scmbert_jax.commands.evaluate import EvaluateProbe, EvaluateTranslation
+from scmbert_jax.commands.evaluate import EvaluateLadder, EvaluateProbe, EvaluateTranslation
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
 from scmbert_jax.commands.number_limits import check_numbers
 from scmbert_jax.commands.plan import MakePlan
@@ -58,6 +58,7 @@ VERBS: dict[str, Any] = {
         "translation": EvaluateTranslation,
         "matching": EvaluateMatching,
         "integration": EvaluateIntegration,
+        "ladder": EvaluateLadder,
     },
     "bench": {
         "step": BenchStep,

@@ -21,6 +21,7 @@ VERBS = [
     *("doctor", "corpus build", "corpus info", "corpus overlap", "corpus verify", "corpus copy", "pretrain", "plan"),
     *("export", "embed", "translate", "match", "label-transfer", "pseudo-pairs"),
     *("evaluate probe", "evaluate translation", "evaluate matching", "evaluate integration"),
+    "evaluate ladder",
     *("bench step", "bench padding", "bench objectives", "bench build", "bench input", "bench storage", "bench favor"),
 ]
 

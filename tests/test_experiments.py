@@ -1,10 +1,16 @@
 """Experiments are of the size of their name, and lie well on the hardware they are for."""
 
+import itertools
+from pathlib import Path
+
 import jax
 import pytest
 
 from data_pipelines.synthetic import synthetic_layout
-from experiments import experiment_names, load_experiment
+from experiments import blood, experiment_names, load_experiment
+from scmbert_jax.config import differing_fields
+from scmbert_jax.errors import ConfigError
+from scmbert_jax.models.flops import encoder_parameters
 from scmbert_jax.models.scmbert import ModelDefinition
 
 MILLION = 1e6
@@ -39,7 +45,43 @@ def test_a_size_lies_well_on_matrix_units_and_meshes(name):
 @pytest.mark.parametrize("name", experiment_names())
 def test_every_experiment_builds_and_says_its_command(name):
     load_experiment(name)
-    from pathlib import Path
-
     text = (Path(__file__).resolve().parent.parent / "experiments" / f"{name}.py").read_text()
     assert f"scmbert pretrain {name}" in text
+
+
+def test_a_variant_of_an_experiment_stands_behind_its_name():
+    assert load_experiment("blood:large") == blood.config("large")
+    assert load_experiment("blood") == blood.config()
+    with pytest.raises(ConfigError, match=r"blood:huge does not exist\. There are: blood:small, blood:medium"):
+        load_experiment("blood:huge")
+    with pytest.raises(ConfigError, match="tiny has no variants; leave ':large' out"):
+        load_experiment("tiny:large")
+
+
+def test_rungs_of_the_ladder_differ_in_size_and_by_the_rule_of_the_learning_rate_alone():
+    rungs = [load_experiment(f"blood:{name}") for name in blood.RUNGS]
+    sizes = [encoder_parameters(rung.model) for rung in rungs]
+    assert all(3 * low < high for low, high in itertools.pairwise(sizes))
+    rates = {rung.optimizer.peak_learning_rate * rung.model.embed_dim**0.5 for rung in rungs}
+    assert max(rates) == pytest.approx(min(rates))
+    differing = {name for rung in rungs for name in differing_fields(rungs[0], rung)}
+    assert differing <= {
+        *(f"model.{name}" for name in ("embed_dim", "num_layers", "num_heads", "mlp_dim")),
+        "optimizer.peak_learning_rate",
+    }
+
+
+@pytest.mark.parametrize("zheng_trains", [False, True])
+def test_no_donor_of_the_blood_corpora_is_on_both_sides(zheng_trains, tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(blood, "_scmbert", lambda *words: commands.append(words) or 0)
+    assert blood.build(tmp_path / "blood", Path("data"), zheng_trains) == 0
+    built = {Path(words[2]).name: words for words in commands}
+    assert [*built] == (["donors", "training"] if zheng_trains else ["donors", "zheng", "training"])
+    training = built["training"]
+    assert "donor=1256,101,107" in built["donors"]
+    assert training[training.index("donor=1256,101,107") - 1] == "--exclude"
+    apart = training[training.index("--disjoint-from") + 1 :]
+    assert all(str(tmp_path / "blood" / name) in apart for name in built if name != "training")
+    assert [any(file in word for word in training) for file in ("zheng_pbmc_facs", "donor_a")] == [zheng_trains] * 2
+    assert not any("ifnb" in word or "hashed" in word for words in built.values() for word in words)

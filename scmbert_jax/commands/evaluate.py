@@ -1,19 +1,23 @@
-"""Verbs that score a model: evaluate probe, evaluate translation."""
+"""Verbs that score a model: evaluate probe, evaluate translation; and runs beside each other: evaluate ladder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import tyro
 
 from scmbert_jax.commands.terminal import (
     LowCoverage,
     ObsFields,
     Organism,
     Overwrite,
+    RunFolder,
     obs_fields_of,
     print_json,
     print_tables,
     say,
 )
+from scmbert_jax.commands.use import Output
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.outputs import check_output_file
 
@@ -177,6 +181,42 @@ class EvaluateTranslation:
             )
         scores = score_folder(Path(self.data), say)
         print_json(scores.to_dict()) if self.json else print_tables(scores.text())
+        return 0
+
+
+@dataclass(frozen=True)
+class EvaluateLadder:
+    """Draw what runs of several sizes reach on held-out cells against the compute they took, and print it as a table.
+
+    Seeds of one rung share a colour. Operations are counted as for scmbert plan, of cells with as many tokens as they
+    may have.
+
+    Example:  scmbert evaluate ladder runs/small runs/medium runs/large -o ladder.png
+              scmbert evaluate ladder runs/* -o ladder.svg --metric validation/loss/loss --beside
+    """
+
+    run_dirs: tyro.conf.Positional[tuple[RunFolder, ...]]
+    """Written by scmbert pretrain with held-out cells and --validation.every N."""
+    output: Output
+    """.png, .svg or .pdf."""
+    metric: str = "validation/loss/masked_modeling/rna_nll"
+    """A field of metrics.jsonl."""
+    beside: tuple[str, ...] = ()
+    """Other fields, of what does not learn, drawn as lines."""
+    overwrite: Overwrite = False
+
+    def run(self) -> int:
+        from scmbert_jax.evaluation.ladder import ladder_figure, ladder_table, read_curve
+
+        if self.output.suffix not in (".png", ".svg", ".pdf"):
+            raise ConfigError(f"{self.output}: expected a name that ends in .png, .svg or .pdf.")
+        if not self.run_dirs:
+            raise ConfigError("evaluate ladder: no run is given; give the folders of at least one.")
+        check_output_file(self.output, self.run_dirs, self.overwrite, ConfigError)
+        curves = [read_curve(folder, self.metric, self.beside) for folder in self.run_dirs]
+        print_tables(ladder_table(curves, self.metric))
+        ladder_figure(curves, self.metric).savefig(self.output, dpi=160)
+        say(f"figure: {self.output}")
         return 0
 
 

@@ -186,6 +186,21 @@ def summed(rows: Sequence[Mapping[str, Any]]) -> Goodput:
     return Goodput(seconds, sum(seconds.values()), starts, steps_again, idle)
 
 
+def seconds_of_steps(rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Step -> seconds of training steps until then, ascending; of steps that were done again, the last time alone."""
+    kept: list[tuple[int, float]] = []
+    for row in rows:
+        if "start" in row:
+            kept = [part for part in kept if part[0] <= row["start"]]
+        else:
+            kept.append((row["to_step"], row["seconds"].get("step", 0.0)))
+    total, until = 0.0, {}
+    for step, seconds in kept:
+        total += seconds
+        until[step] = total
+    return until
+
+
 def _clock(seconds: float) -> str:
     """3:07:09, or 9.3 s below a minute."""
     if seconds < 60:
