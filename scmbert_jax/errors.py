@@ -97,7 +97,8 @@ def as_user_error(error: BaseException) -> UserError | None:
         return MemoryExhausted(
             f"more memory is needed than there is ({first_line[:300] or 'no amount was said'}). Do less at once: lower "
             "--batch-size (embed, translate), --workers (corpus build) or --data.global-batch-size, or raise "
-            "--train.num-microbatches (pretrain, in a new run folder; bfloat16 and remat help, too: scmbert plan)."
+            "--train.num-microbatches (pretrain, also of a run that continues; bfloat16 and remat help, too: scmbert "
+            "plan)."
         )
     if isinstance(error, RecursionError):
         return InputError(

@@ -84,6 +84,7 @@ def pretrain(
     cache_dir: str | Path | None = None,
     cache_gigabytes: float | None = None,
     restore_step: int | None = None,
+    profile_steps: tuple[int, int] | None = None,
     processes: Processes = ALONE,
     progress: bool = True,
     started: float | None = None,
@@ -106,12 +107,14 @@ def pretrain(
       reader: how batches are read ahead; "threads" needs neither TensorFlow nor Grain. All give the same batches.
       cache_dir, cache_gigabytes: where blocks that were read once are kept, and the most they take (`open_corpus`).
       restore_step: continue from the checkpoint of this step; later ones are moved to `run_dir`/set_aside.
+      profile_steps: (A, B): steps A .. B - 1 are traced by jax.profiler into `run_dir`/profile.
       processes: of which this is one.
       progress: tell on standard error what is trained, and how far; with False nothing is printed.
       started: `time.monotonic()` when the process began, for the ledger of time; None: now.
 
     Raises:
-      ConfigError: an experiment, a field or an option that does not fit; or `run_dir` belongs to another configuration.
+      ConfigError: an experiment, a field or an option that does not fit; or `run_dir` is of another run
+        (training/continuation.py says what may change).
       CorpusError, InputError: a corpus that cannot be read, or that lacks what was asked for.
       CheckpointError: `run_dir` belongs to other data, or a checkpoint cannot be read.
       RunInProgress: another process trains in `run_dir`.
@@ -165,6 +168,7 @@ def pretrain(
             MixtureData(batches, reader, target_sums, started_run=run_dir, made_once=from_process_zero),
             run_dir,
             restore_step=restore_step,
+            profile_steps=profile_steps,
             started=started,
             show_progress=progress,
             report_stall_after=min(60.0, processes.host_timeout / 2),  # before JAX gives a host up for dead

@@ -53,7 +53,7 @@ class Progress:
     """What a run folder shows at one moment.
 
     Attributes:
-      rows: of metrics.jsonl, without lines that are cut off.
+      rows: of metrics.jsonl that have a loss, without lines that are cut off.
       checkpoints: steps of complete ones, oldest first.
       starts: how often the run was started: each start writes a TensorBoard file of its own.
     """
@@ -77,7 +77,9 @@ def progress_of(run_dir: Path) -> Progress:
     metrics, checkpoints, events = run_dir / "metrics.jsonl", run_dir / "checkpoints", run_dir / "tensorboard"
     for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if "loss" in row:  # others tell of changes and of evaluations, at steps that have a row already
+                rows.append(row)
     steps = [int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()] if checkpoints.exists() else []
     return Progress(rows, sorted(steps), len(list(events.iterdir())) if events.exists() else 0)
 

@@ -64,6 +64,9 @@ class Pretrain:
     restore_step: int | None = None
     """Continue from the checkpoint of this step; later ones are moved to RUN-DIR/set_aside. Done once: repeated, the
     command continues from the newest."""
+    profile_steps: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
+    """Trace steps A to B - 1 with jax.profiler into RUN-DIR/profile, for TensorBoard or ui.perfetto.dev. The first step
+    of a start compiles."""
     processes: tyro.conf.OmitArgPrefixes[Processes] = ALONE
     fields: bool = False
     """List the fields of the configuration with their values, and stop."""
@@ -104,10 +107,21 @@ class Pretrain:
             cache_dir=self.cache_dir,
             cache_gigabytes=self.cache_gigabytes,
             restore_step=self.restore_step,
+            profile_steps=_steps("--profile-steps", self.profile_steps),
             processes=self.processes,
             started=started,
         )
         return INTERRUPTED if run.interrupted else 0
+
+
+def _steps(option: str, text: str | None) -> tuple[int, int] | None:
+    """10:20 -> (10, 20)."""
+    if text is None:
+        return None
+    first, _, stop = text.partition(":")
+    if not (first.isdecimal() and stop.isdecimal()):
+        raise ConfigError(f"{option} {text}: expected A:B, two steps of the run, e.g. 10:20.")
+    return int(first), int(stop)
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:

@@ -27,12 +27,14 @@ from scmbert_jax.objectives.mixture import objective_at, objectives_of
 from scmbert_jax.parallel.mesh import batch_to_devices, check_process_order, make_mesh, replicated
 from scmbert_jax.parallel.multihost import StopAgreement, check_agreement
 from scmbert_jax.training.checkpoint import RunCheckpoints
+from scmbert_jax.training.continuation import check_not_beyond
 from scmbert_jax.training.goodput import GoodputLedger
 from scmbert_jax.training.metrics import MetricSums, MetricsWriter
 from scmbert_jax.training.nonfinite import keep_nonfinite_step
 from scmbert_jax.training.optimizer import make_optimizer
 from scmbert_jax.training.run_folder import DataIdentity, RunFolder, software_versions
 from scmbert_jax.training.stall_watch import StallWatch
+from scmbert_jax.training.step_profile import ProfileSteps, StepProfile, check_profile_steps
 from scmbert_jax.training.train_state import TrainState, abstract_state, initial_state
 from scmbert_jax.training.train_step import make_train_step
 
@@ -64,6 +66,7 @@ def pretrain(
     *,
     devices: Sequence[jax.Device] | None = None,
     restore_step: int | None = None,
+    profile_steps: ProfileSteps | None = None,
     started: float | None = None,
     show_progress: bool = True,
     report_stall_after: float = 60.0,
@@ -74,6 +77,7 @@ def pretrain(
     Args:
       devices: those of the mesh; None: all there are.
       restore_step: continue from the checkpoint of this step, and set later ones aside (`RunCheckpoints.go_back`).
+      profile_steps: (A, B): steps A .. B - 1 are traced into `run_dir`/profile (`StepProfile`).
       started: `time.monotonic()` when the process began, for the ledger of time (goodput.py); None: now.
       report_stall_after, give_up_after: seconds, see `StallWatch`.
 
@@ -99,6 +103,7 @@ def pretrain(
     optimizer = make_optimizer(config, model)
     # A configuration that cannot run is refused before there is a folder that holds on to it.
     attention_backend(config.model.attention, shape_of_run(config.model, mesh.devices.flat[0]))
+    check_profile_steps(profile_steps, config.train.num_steps)
     abstract = abstract_state(model, optimizer, mesh)
     folder = RunFolder(run_dir, config, data, is_coordinator)
     ledger = GoodputLedger(folder.goodput if is_coordinator else None, started)
@@ -111,8 +116,9 @@ def pretrain(
             saved = checkpoints.steps()
             first = saved[-1] if saved else 0
             check_agreement({"first step": first})
+            check_not_beyond(run_dir, config, first, saved)
             state = checkpoints.restore(first, abstract) if saved else initial_state(model, optimizer, mesh)
-            folder.drop_metrics_after(first)
+            folder.continue_from(first)
             if first >= config.train.num_steps:
                 return Outcome(first, interrupted=False)  # a command that is repeated leaves a finished run as it is
             about = _in_words(model, mesh, first)
@@ -125,9 +131,11 @@ def pretrain(
             log = _StepLog(config, folder, writer, checkpoints, ledger)
             agreed_to_stop = StopAgreement(mesh)
             stall_watch = StallWatch(first, report_stall_after, give_up_after)
-            with _StopOnSignal() as stop, stall_watch, jax.transfer_guard("disallow"):
+            profile = StepProfile(profile_steps, run_dir / "profile" if is_coordinator else None, first)
+            with _StopOnSignal() as stop, stall_watch, profile, jax.transfer_guard("disallow"):
                 ledger.begin(first)
                 done, compiled = first, set[str]()
+                profile.dispatched(first, state)
                 for step, batch in log.timed(data.batches(first, config.train.num_steps)):
                     name = objective_at(config, step)
                     # The first call traces and compiles before it returns; what it dispatches is not waited for.
@@ -136,6 +144,7 @@ def pretrain(
                     compiled.add(name)
                     done = step + 1
                     log.dispatched(done, name, metrics, batch)
+                    profile.dispatched(done, state)
                     stall_watch.finished(step)
                     stopping = agreed_to_stop(stop.requested, done)
                     if done % config.train.checkpoint_every == 0 or stopping:

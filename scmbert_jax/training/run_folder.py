@@ -1,16 +1,17 @@
 """The folder of a run: what it was started with, its metrics, a lock against a second run on it.
 
-config.json               the whole resolved configuration
+config.json               the whole resolved configuration, of the newest start
 provenance.json           versions, git commit, hardware, corpora and how cells are drawn from them, their fingerprint,
-                          feature-space hash, information, command
+                          feature-space hash, information, command; the fields that changed since (continuation.py)
 feature_space.parquet     the features of the model's table
 feature_statistics.npz    what each of them is like by itself: where the model starts
 trained_cells.npz         keys of the cells that are drawn: whether a cell is among them
-metrics.jsonl             rows of means over the steps since the row before (metrics.py)
+metrics.jsonl             rows of means over the steps since the row before (metrics.py), and of fields that changed
 tensorboard/              the same as TensorBoard events
 checkpoints/              Orbax
 goodput.jsonl             where the time went, over all starts (goodput.py)
 set_aside/                checkpoints that --restore-step moved out of the way
+profile/                  a trace of some steps (step_profile.py)
 nonfinite/                the batch and the numbers of a step whose loss was not finite
 """
 
@@ -27,22 +28,13 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from scmbert_jax.config import ExperimentConfig, differing_fields, load_config, to_dict
-from scmbert_jax.errors import CheckpointError, ConfigError, RunInProgress, TrainingError
+from scmbert_jax.config import ExperimentConfig, load_config, to_dict
+from scmbert_jax.errors import CheckpointError, RunInProgress, TrainingError
 from scmbert_jax.outputs import check_run_folder
 from scmbert_jax.plain_text import without_secrets
+from scmbert_jax.training.continuation import changes, changes_in_words, row_of_changes
 from scmbert_jax.training.run_information import run_information
 
-# Fields that may change when a run continues: they touch neither the data nor the parameters' path.
-MAY_CHANGE = (
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.keep_every",
-    "mesh.replica",
-    "mesh.fsdp",
-    "mesh.tensor",
-)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu", "tensorflow", "anndata")
 
 
@@ -103,6 +95,7 @@ class RunFolder:
     def __init__(self, path: Path, config: ExperimentConfig, data: DataIdentity, is_coordinator: bool = True):
         self.path = path
         self.is_coordinator = is_coordinator
+        self._config = self._there = config  # now, and of the newest start before
         self.checkpoints = path / "checkpoints"
         self.goodput = path / "goodput.jsonl"
         self._metrics_path = path / "metrics.jsonl"
@@ -141,21 +134,15 @@ class RunFolder:
             "versions": software_versions(),
             "git_commit": git_commit(),
             "hardware": {"machine": platform.machine(), "system": platform.system(), "cpu_count": os.cpu_count()},
-            "command": shlex.join([Path(sys.argv[0]).name, *map(without_secrets, sys.argv[1:])]),
+            "command": _command(),
         }
         _write_whole(path / "provenance.json", json.dumps(provenance, indent=2) + "\n")
         # Last, and whole: a folder without it was never started.
         _write_whole(path / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
 
     def _check_same_run(self, config: ExperimentConfig, data: DataIdentity) -> None:
-        changed = differing_fields(load_config(self.path / "config.json"), config)
-        changed = {name: values for name, values in changed.items() if name not in MAY_CHANGE}
-        if changed:
-            listed = "; ".join(f"{name}: {old!r} there, {new!r} now" for name, (old, new) in changed.items())
-            raise ConfigError(
-                f"{self.path}: this run folder was started with another configuration ({listed}). "
-                "Continue with the same fields, or use another run folder."
-            )
+        self._there = load_config(self.path / "config.json")
+        changes(self.path, self._there, config)
         provenance = read_provenance(self.path)
         recorded, order = provenance.get("data"), data.description["order_version"]
         if recorded is not None and recorded["order_version"] != order:
@@ -175,20 +162,61 @@ class RunFolder:
                     "was started with, or use another run folder."
                 )
 
-    def drop_metrics_after(self, step: int) -> None:
-        """Removes rows of steps that a restored checkpoint has not seen, so that no step stands twice."""
+    def continue_from(self, step: int) -> None:
+        """Removes rows of steps that a restored checkpoint has not seen, so that no step stands twice, and records the
+        fields that changed since the start before: here, in provenance.json and on standard error.
+
+        Raises `CheckpointError` when the folder cannot be written.
+        """
         if self._metrics is None:
             return
-        rows, damaged = _rows_and_damage(self._metrics_path)
+        try:
+            # What is removed still tells how the steps that are kept are continued.
+            kept = [row["changed"] for row in self._drop_metrics_after(step) if "changed" in row]
+            for changed in kept:
+                self.write_metrics({"step": step, "changed": changed})
+            self._record_changes(step)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: the run folder cannot be written ({error.strerror}).") from error
+
+    def _record_changes(self, step: int) -> None:
+        changed = changes(self.path, self._there, self._config)
+        if not changed:
+            return
+        for line in changes_in_words(changed, self._there, self._config, step):
+            print(f"scmbert: {line}", file=sys.stderr, flush=True)
+        row = row_of_changes(changed, step)
+        self.write_metrics(row)
+        provenance = read_provenance(self.path)
+        provenance.setdefault("continued", []).append({**row, "command": _command()})
+        _write_whole(self.path / "provenance.json", json.dumps(provenance, indent=2) + "\n")
+        # Last: until it is written, the next start finds the same changes.
+        _write_whole(self.path / "config.json", json.dumps(to_dict(self._config), indent=2) + "\n")
+
+    def _drop_metrics_after(self, step: int) -> list[dict[str, Any]]:
+        """Cuts the file behind its last row of `step` or before; gives the rows that were cut off.
+
+        Only those are parsed: a run of a million steps has a hundred thousand rows and goes on from its last ones.
+        """
+        content, dropped, damaged = self._metrics_path.read_bytes(), list[dict[str, Any]](), 0
+        end = len(content)
+        while end > 0:
+            start = content.rfind(b"\n", 0, end - 1) + 1
+            row = _row(content[start:end])
+            if row is None:
+                damaged += 1
+            elif row.get("step", 0) <= step and content.endswith(b"\n", start, end):
+                break
+            else:
+                dropped.append(row)
+            end = start
         if damaged:
             print(
                 f"scmbert: {self._metrics_path}: {damaged} damaged line(s), as a crash leaves them, are left out",
                 file=sys.stderr,
             )
-        rows = [row for row in rows if row.get("step", 0) <= step]
-        self._metrics.close()
-        _write_whole(self._metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._metrics = self._metrics_path.open("a", encoding="utf-8")
+        os.truncate(self._metrics_path, end)
+        return dropped[::-1]
 
     def write_metrics(self, row: dict[str, Any]) -> None:
         """Appends one row; it is on disk when this returns."""
@@ -220,22 +248,21 @@ def read_provenance(run_dir: Path) -> dict[str, Any]:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of a metrics.jsonl or a goodput.jsonl; lines that a kill or a crash cut off are left out."""
-    return _rows_and_damage(path)[0]
+    lines = path.read_bytes().splitlines()
+    return [row for row in map(_row, lines) if row is not None]
 
 
-def _rows_and_damage(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The rows of a file, and how many of its lines are no rows."""
-    rows, damaged = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict) and isinstance(row.get("step", 0), int):
-            rows.append(row)
-        else:
-            damaged += 1
-    return rows, damaged
+def _row(line: bytes) -> dict[str, Any] | None:
+    """None: no row, but what is left of one."""
+    try:
+        row = json.loads(line.decode("utf-8", errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step", 0), int) else None
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *map(without_secrets, sys.argv[1:])])
 
 
 def _in_words(description: dict[str, Any] | None) -> str:

@@ -306,11 +306,6 @@ def test_another_configuration_is_refused_with_the_fields(undisturbed, tiny_conf
         run(other, tiny_layout, undisturbed)
 
 
-def test_how_often_to_log_may_change_when_a_run_continues(undisturbed, tiny_config, tiny_layout):
-    other = dataclasses.replace(tiny_config, train=dataclasses.replace(tiny_config.train, log_every=7))
-    assert run(other, tiny_layout, undisturbed).step == 20
-
-
 @pytest.mark.parametrize("field", ["fingerprint", "feature_space_hash"])
 def test_another_corpus_or_feature_space_is_refused(undisturbed, tiny_config, tiny_layout, field):
     data = SyntheticData(tiny_config, tiny_layout)
