@@ -29,6 +29,7 @@ from scmbert_jax.batch import (
     CellBatch,
     FeatureLayout,
     FeatureStatistics,
+    LinearStatistics,
 )
 from scmbert_jax.errors import InputError
 from scmbert_jax.value_scales import linear_values
@@ -52,6 +53,8 @@ def feature_statistics(
     target_sums: Mapping[str, float],
     cells: WholeCells,
     max_tokens: int = MAX_TOKENS,
+    *,
+    linear_path: bool = True,
 ) -> FeatureStatistics:
     """Statistics over the tokens of `batches`, and over `cells`; a pure function of them.
 
@@ -63,32 +66,39 @@ def feature_statistics(
       layout: of the features.
       target_sums: modality -> the library size that values are scaled to (`ModalityConfig.target_sum`).
       cells: of which all else is made.
+      linear_path: whether a linear path will start from them; without one, its part is not made.
     """
     rows = layout.num_features
-    columns = {name: np.zeros(rows, np.float32) for name in FeatureStatistics._fields[:_FIELDS_OF_FEATURES]}
+    columns = {name: np.zeros(rows, np.float32) for name in _FIELDS_OF_FEATURES}
     tokens = _read(batches, max_tokens)
     of_tokens = _of_tokens(tokens, rows)
     columns.update(
         zip(("share", "log_dispersion", "detection"), (x.astype(np.float32) for x in of_tokens), strict=True)
     )
-    loadings = np.zeros((rows, NUM_COMPONENTS), np.float32)
-    offset = np.zeros((len(MODALITIES), NUM_COMPONENTS), np.float32)
     libraries = np.ones((len(MODALITIES), len(LIBRARY_QUANTILES)), np.float32)
-    scores: dict[str, Scores] = {}
+    values: dict[str, sp.csr_matrix] = {}
     for name, own in cells.modalities.items():
         mine, place = slice(*layout.slices[name]), MODALITIES.index(name)
         libraries[place] = np.maximum(np.quantile(own.library_size, LIBRARY_QUANTILES), 1.0)
-        found, values = _of_cells(name, own, target_sums.get(name, 1.0), float(libraries[place, _MEDIAN]))
+        found, values[name] = _of_cells(name, own, target_sums.get(name, 1.0), float(libraries[place, _MEDIAN]))
         for column, array in found.items():
             columns[column][mine] = array
-        loadings[mine], own_scores = principal_components(values, own.panels, own.panel_of)
-        offset[place] = np.round((found["linear_mean"] - found["linear_centre"]) @ loadings[mine], 4)
+    statistics = FeatureStatistics(**columns, library_quantiles=libraries)
+    if not linear_path:
+        return statistics
+    loadings = np.zeros((rows, NUM_COMPONENTS), np.float32)
+    offset = np.zeros((len(MODALITIES), NUM_COMPONENTS), np.float32)
+    scores: dict[str, Scores] = {}
+    for name, own in cells.modalities.items():
+        mine = slice(*layout.slices[name])
+        loadings[mine], own_scores = principal_components(values[name], own.panels, own.panel_of)
+        from_centre = statistics.linear_mean[mine].astype(np.float64) - statistics.linear_centre[mine]
+        offset[MODALITIES.index(name)] = np.round(from_centre @ loadings[mine], 4)
         batches_of_cells = cells.technical_batches[own.cells]
         scores[name] = Scores(own.cells, own_scores, cells.folds[own.cells], batches_of_cells)
     maps = translation_maps(scores)
     memory = memory_of_pairs(scores, maps)
-    return FeatureStatistics(
-        **columns,
+    linear = LinearStatistics(
         loadings=loadings,
         component_offset=offset,
         translation_maps=maps,
@@ -97,27 +107,45 @@ def feature_statistics(
         memory_measured=memory.measured,
         memory_folds=memory.folds,
         neighbour_shares=memory.shares,
-        library_quantiles=libraries,
     )
+    return statistics._replace(linear=linear)
 
 
-_FIELDS_OF_FEATURES = FeatureStatistics._fields.index("loadings")
+_FIELDS_OF_FEATURES = FeatureStatistics._fields[: FeatureStatistics._fields.index("library_quantiles")]
 _MEDIAN = len(LIBRARY_QUANTILES) // 2
+
+
+def as_arrays(statistics: FeatureStatistics) -> dict[str, np.ndarray]:
+    """All of them by their names."""
+    arrays = statistics._asdict()
+    linear = arrays.pop("linear")
+    return arrays | ({} if linear is None else linear._asdict())
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray], linear_path: bool) -> FeatureStatistics:
+    """Of `as_arrays`. Raises `KeyError` naming what is missing; what only a linear path needs is read for one alone."""
+    found = FeatureStatistics(**{name: arrays[name] for name in FeatureStatistics._fields if name != "linear"})
+    if not linear_path:
+        return found
+    return found._replace(linear=LinearStatistics(**{name: arrays[name] for name in LinearStatistics._fields}))
 
 
 def save_statistics(statistics: FeatureStatistics, path: Path) -> None:
     """Writes an .npz."""
-    np.savez_compressed(path, **statistics._asdict())
+    np.savez_compressed(path, **as_arrays(statistics))
 
 
-def load_statistics(path: Path, num_features: int) -> FeatureStatistics:
-    """Raises `InputError` when the file is missing, damaged or of another number of features."""
+def load_statistics(path: Path, num_features: int, *, linear_path: bool) -> FeatureStatistics:
+    """Raises `InputError` when the file is missing, damaged, of another number of features, or, for a model with a
+    linear path, without its part."""
     try:
         with open_arrays(path) as arrays:
-            statistics = FeatureStatistics(**{name: arrays[name] for name in FeatureStatistics._fields})
+            statistics = from_arrays(arrays, linear_path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{path}: cannot be read as feature statistics ({error}); make its folder again.") from error
-    of_features = statistics[: FeatureStatistics._fields.index("loadings") + 1]
+    of_features = [getattr(statistics, name) for name in _FIELDS_OF_FEATURES]
+    if statistics.linear is not None:
+        of_features.append(statistics.linear.loadings)
     if any(len(array) != num_features for array in of_features):
         raise InputError(f"{path}: is of {len(statistics.share)} features, expected {num_features}; files were mixed.")
     return statistics

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.batch_reader import BatchReader
-from data_pipelines.feature_statistics import feature_statistics, load_statistics, save_statistics
+from data_pipelines.feature_statistics import (
+    as_arrays,
+    feature_statistics,
+    from_arrays,
+    load_statistics,
+    save_statistics,
+)
 from data_pipelines.input_pipeline import grain_batches, tf_batches, thread_batches
 from data_pipelines.mixture_information import information_of_mixture
 from data_pipelines.trained_cells import TRAINED_CELLS, save_trained_cells, trained_cells
@@ -47,18 +53,22 @@ class MixtureData:
         target_sums: Mapping[str, float],
         started_run: Path | None = None,
         made_once: Callable[[Callable[[], Mapping[str, np.ndarray]]], Mapping[str, np.ndarray]] = lambda make: make(),
+        *,
+        linear_path: bool = True,
     ):
         """`target_sums`: modality -> the library size that its values are scaled to.
 
         `started_run`: a run folder; where it is that of a run on the same data, its statistics are read, not made
         again: they take longer than all else before the first batch. `made_once`: of several processes, gives all of
-        them the arrays that one of them makes. Statistics are made when `layout` is first asked for, which raises
-        `InputError` when those of a run cannot be read.
+        them the arrays that one of them makes. `linear_path`: whether the model has one; components are made for no
+        other. Statistics are made when `layout` is first asked for, which raises `InputError` when those of a run
+        cannot be read.
         """
         joined = reader.mixture.joined
         self._reader, self._batches = reader, FRONT_ENDS[front_end]
         self.covariates = {name: joined.vocabularies[name] for name in reader.covariates}
-        self._target_sums, self._started_run, self._made_once = target_sums, started_run, made_once
+        self._target_sums, self._linear_path = target_sums, linear_path
+        self._started_run, self._made_once = started_run, made_once
         self.fingerprint = reader.mixture.fingerprint
         self.feature_space_hash = joined.feature_space.content_hash
         self.description = reader.mixture.describe()
@@ -67,14 +77,18 @@ class MixtureData:
     def layout(self) -> FeatureLayout:
         space = self._reader.mixture.joined.feature_space
         layout = space.layout({name: len(values) for name, values in self.covariates.items()})
-        statistics = FeatureStatistics(**self._made_once(lambda: self._make_statistics(layout)._asdict()))
-        return replace(layout, statistics=statistics)
+        arrays = self._made_once(lambda: as_arrays(self._make_statistics(layout)))
+        return replace(layout, statistics=from_arrays(arrays, self._linear_path))
 
     def _make_statistics(self, layout: FeatureLayout) -> FeatureStatistics:
         if self._started_run is not None and _is_of_the_same_data(self._started_run, self.fingerprint):
-            return load_statistics(self._started_run / _STATISTICS_FILE, layout.num_features)
+            path = self._started_run / _STATISTICS_FILE
+            return load_statistics(path, layout.num_features, linear_path=self._linear_path)
         whole = self._reader.of_all_processes()
-        return feature_statistics(_first_batches(whole), layout, self._target_sums, first_cells(whole, MAX_COUNTS))
+        cells = first_cells(whole, MAX_COUNTS)
+        return feature_statistics(
+            _first_batches(whole), layout, self._target_sums, cells, linear_path=self._linear_path
+        )
 
     @cached_property
     def information(self) -> dict[str, Any]:

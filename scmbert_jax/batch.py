@@ -80,6 +80,33 @@ def fold_of(cell_index: Array) -> Array:
     return (mixed % np.uint32(NUM_FOLDS)).astype("int32") + 1
 
 
+class LinearStatistics(NamedTuple):
+    """What the linear path starts from (models/linear_path.py): components of each modality, and maps between them.
+
+    Attributes:
+      loadings: float32 [F, K], principal components of each modality's linear values, over whole cells.
+      component_offset: float32 [modalities, K], scores of a cell of nothing but means, values counted from the
+        centres, by `MODALITIES`.
+      translation_maps: float32 [1 + folds, modalities, modalities, K, K], scores of a source to scores of a target; of
+        all pairs, then of all but those of each fold (`fold_of`).
+      alignment_maps: float32 [modalities, K, K], scores to axes on which modalities correlate; of pairs.
+      memory_scores: float32 [n, modalities, K], scores of some paired cells; 0 where one lacks the modality.
+      memory_measured: bool [n, modalities].
+      memory_folds: int32 [n] (`fold_of`).
+      neighbour_shares: float32 [modalities, modalities], how much of a translation the nearest of those cells say, and
+        not the maps.
+    """
+
+    loadings: np.ndarray
+    component_offset: np.ndarray
+    translation_maps: np.ndarray
+    alignment_maps: np.ndarray
+    memory_scores: np.ndarray
+    memory_measured: np.ndarray
+    memory_folds: np.ndarray
+    neighbour_shares: np.ndarray
+
+
 class FeatureStatistics(NamedTuple):
     """What each feature is like by itself; row i is row i of the feature table. float32 [F] unless said.
 
@@ -94,18 +121,8 @@ class FeatureStatistics(NamedTuple):
       clr_mean, clr_std: over cells, of log1p(count / g), g = exp(mean over the measured features of log1p(count)).
       linear_mean, linear_std: over cells, of `linear_values`.
       linear_centre: what a token's value is compared with: `linear_mean`, or 0 in modalities of mostly zeros.
-      loadings: float32 [F, K], principal components of each modality's linear values, over whole cells.
-      component_offset: float32 [modalities, K], scores of a cell of nothing but means, values counted from the
-        centres, by `MODALITIES`.
-      translation_maps: float32 [1 + folds, modalities, modalities, K, K], scores of a source to scores of a target; of
-        all pairs, then of all but those of each fold (`fold_of`).
-      alignment_maps: float32 [modalities, K, K], scores to axes on which modalities correlate; of pairs.
-      memory_scores: float32 [n, modalities, K], scores of some paired cells; 0 where one lacks the modality.
-      memory_measured: bool [n, modalities].
-      memory_folds: int32 [n] (`fold_of`).
-      neighbour_shares: float32 [modalities, modalities], how much of a translation the nearest of those cells say, and
-        not the maps.
       library_quantiles: float32 [modalities, quantiles], library sizes at `LIBRARY_QUANTILES`, by `MODALITIES`.
+      linear: of several features and cells together; None where the model has no linear path.
     """
 
     share: np.ndarray
@@ -123,26 +140,8 @@ class FeatureStatistics(NamedTuple):
     linear_mean: np.ndarray
     linear_std: np.ndarray
     linear_centre: np.ndarray
-    loadings: np.ndarray
-    component_offset: np.ndarray
-    translation_maps: np.ndarray
-    alignment_maps: np.ndarray
-    memory_scores: np.ndarray
-    memory_measured: np.ndarray
-    memory_folds: np.ndarray
-    neighbour_shares: np.ndarray
     library_quantiles: np.ndarray
-
-
-# Those that the linear path starts from; with zeros it has seen no cell.
-LINEAR_STATISTICS = (
-    "loadings",
-    "component_offset",
-    "translation_maps",
-    "alignment_maps",
-    "memory_scores",
-    "neighbour_shares",
-)
+    linear: LinearStatistics | None = None
 
 
 @dataclass(frozen=True)

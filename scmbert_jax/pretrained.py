@@ -25,7 +25,7 @@ from jax.sharding import SingleDeviceSharding
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.feature_statistics import load_statistics
 from data_pipelines.trained_cells import TRAINED_CELLS, TrainedCells, load_trained_cells
-from scmbert_jax.batch import LINEAR_STATISTICS, NUM_COMPONENTS, FeatureLayout
+from scmbert_jax.batch import NUM_COMPONENTS
 from scmbert_jax.config import ExperimentConfig, load_config, to_dict
 from scmbert_jax.errors import CheckpointError
 from scmbert_jax.folder_digests import check_document, write_document
@@ -50,6 +50,7 @@ class PretrainedModel:
       feature_space: the features it knows.
       definition: builds the model around parameters.
       params: nested dict of float32 arrays.
+      constants: nested dict of arrays that no training changes (`ModelDefinition.constants`).
       info: contents of model.json (step, covariates, provenance).
       allow_low_coverage: read files that measure few of its features, too.
       folder: where it was loaded from.
@@ -59,6 +60,7 @@ class PretrainedModel:
     feature_space: FeatureSpace
     definition: ModelDefinition
     params: dict[str, Any]
+    constants: dict[str, Any]
     info: dict[str, Any]
     allow_low_coverage: bool = False
     folder: Path | None = None
@@ -81,8 +83,11 @@ class PretrainedModel:
         """
         key = jax.random.key(seed, impl="threefry2x32")
         params = _initialiser_without_components(self.definition)(key)
+        # Links of features are no result of cells.
+        of_corpus = {name: self.constants[name] for name in ("linear", "alignment_head") if name in self.constants}
+        constants = self.constants | jax.tree.map(np.zeros_like, of_corpus)
         # The same definition as the trained model's, so that what is compiled for one serves the other.
-        return replace(self, params=params, info={**self.info, "step": 0})
+        return replace(self, params=params, constants=constants, info={**self.info, "step": 0})
 
     def linear_path_alone(self) -> "PretrainedModel | None":
         """The same model without its transformer (`ModelDefinition.linear_path_alone`): the control that says what
@@ -94,16 +99,10 @@ class PretrainedModel:
 
 @lru_cache(maxsize=4)  # compiled once for all seeds
 def _initialiser_without_components(definition: ModelDefinition) -> Callable[[jax.Array], dict[str, Any]]:
-    return jax.jit(ModelDefinition(definition.config, _without_components(definition.layout)).init)
-
-
-def _without_components(layout: FeatureLayout) -> FeatureLayout:
-    """`layout` with a linear path that says nothing of any cell."""
-    statistics = layout.statistics
-    if statistics is None:
-        return layout
-    nothing = {name: np.zeros_like(getattr(statistics, name)) for name in LINEAR_STATISTICS}
-    return replace(layout, statistics=statistics._replace(**nothing))
+    layout = definition.layout
+    if layout.statistics is not None:
+        layout = replace(layout, statistics=layout.statistics._replace(linear=None))
+    return jax.jit(ModelDefinition(definition.config, layout).init)
 
 
 def _read_features(
@@ -116,7 +115,8 @@ def _read_features(
             f"{folder / 'feature_space.parquet'}: hash {space.content_hash[:12]}..., but the weights were trained with "
             f"feature space {expected_hash[:12]}...: the rows of the feature table would mean other features."
         )
-    statistics = load_statistics(folder / "feature_statistics.npz", space.num_features)
+    path, linear_path = folder / "feature_statistics.npz", config.model.linear_path
+    statistics = load_statistics(path, space.num_features, linear_path=linear_path)
     layout = replace(space.layout({name: len(values) for name, values in covariates.items()}), statistics=statistics)
     return space, ModelDefinition(config, layout)
 
@@ -169,7 +169,7 @@ def export_model(
         "covariates": provenance.pop("covariates"),
         "provenance": provenance,
     }
-    model = PretrainedModel(config, space, definition, params, info)
+    model = PretrainedModel(config, space, definition, params, definition.constants, info)
     partial = None
     try:
         model_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -236,7 +236,8 @@ def load_model(model_dir: Path, *, allow_low_coverage: bool = False, attention: 
     config = _with_attention(config, attention)
     space, definition = _read_features(model_dir, config, info["covariates"], info["provenance"]["feature_space_hash"])
     params = load_weights(model_dir / "weights", _on_one_device(definition.abstract_params))
-    return PretrainedModel(config, space, definition, params, info, allow_low_coverage, folder=model_dir)
+    constants = jax.device_put(definition.constants, jax.local_devices()[0])
+    return PretrainedModel(config, space, definition, params, constants, info, allow_low_coverage, folder=model_dir)
 
 
 def _with_attention(config: ExperimentConfig, attention: str | None) -> ExperimentConfig:
@@ -274,7 +275,7 @@ def model_card(model: PretrainedModel) -> str:
     if "contrastive_alignment" in weights:
         uses.append("`scmbert embed --joint`, `scmbert match`, `scmbert label-transfer`: modalities in one space.")
     statistics = model.definition.layout.statistics
-    remembered = 0 if statistics is None else len(statistics.memory_folds)
+    remembered = 0 if statistics is None or statistics.linear is None else len(statistics.linear.memory_folds)
     if remembered:
         kept = f"{NUM_COMPONENTS} component scores per modality of {remembered:,} training cells, without their ids"
         told += f"\n- feature_statistics.npz keeps {kept}."

@@ -163,9 +163,17 @@ def pretrain(
         for line in [*(mixed.in_words() or [f"{mixed.num_cells:,} cells of {' '.join(paths)}"]), *lonely]:
             tell(line)
         target_sums = {name: modality.target_sum for name, modality in in_use.items()}
+        data = MixtureData(
+            batches,
+            reader,
+            target_sums,
+            started_run=run_dir,
+            made_once=from_process_zero,
+            linear_path=config.model.linear_path,
+        )
         outcome = loop.pretrain(
             config,
-            MixtureData(batches, reader, target_sums, started_run=run_dir, made_once=from_process_zero),
+            data,
             run_dir,
             restore_step=restore_step,
             profile_steps=profile_steps,

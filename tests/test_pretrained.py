@@ -20,7 +20,7 @@ def model(mixed_config, known_layout) -> PretrainedModel:
     definition = ModelDefinition(replace(mixed_config, model=replace(mixed_config.model, num_layers=1)), known_layout)
     params = jax.jit(definition.init)(jax.random.key(5, impl="threefry2x32"))
     info = {"step": 7, "covariates": {}, "provenance": {}}
-    return PretrainedModel(definition.config, None, definition, params, info)
+    return PretrainedModel(definition.config, None, definition, params, definition.constants, info)
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +28,19 @@ def twin(model) -> PretrainedModel:
     return model.untrained(seed=5)
 
 
-def linear_numbers(params) -> dict[str, np.ndarray]:
+def linear_numbers(constants) -> dict[str, np.ndarray]:
     """What a linear path starts from that is a result of cells."""
-    path = params["linear"]
+    path = constants["linear"]
     between = {f"from {name}": own["linear"]["starts"] for name, own in path["between"].items()}
     between |= {f"memory {name}": own["neighbours"]["values"] for name, own in path["between"].items()}
-    aligned = {f"aligned {name}": own["starts"] for name, own in params["alignment_head"]["linear"].items()}
+    aligned = {f"aligned {name}": own["starts"] for name, own in constants["alignment_head"]["linear"].items()}
     return {"loadings": path["loadings"], "offset": path["offset"], **between, **aligned}
 
 
 def test_an_untrained_twin_knows_no_cell_of_the_corpus(model, twin):
     """Or the control would be a PCA, a ridge regression and a CCA."""
-    assert all(np.abs(own).max() > 0 for own in linear_numbers(model.params).values())
-    assert all(np.abs(own).max() == 0 for own in linear_numbers(twin.params).values())
+    assert all(np.abs(own).max() > 0 for own in linear_numbers(model.constants).values())
+    assert all(np.abs(own).max() == 0 for own in linear_numbers(twin.constants).values())
     assert twin.info["step"] == 0
     assert model.info["step"] == 7
 

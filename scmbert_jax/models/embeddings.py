@@ -13,21 +13,13 @@ from flax import nnx
 from scmbert_jax.batch import MODALITIES, FeatureLayout
 from scmbert_jax.config import ExperimentConfig, ModalityConfig
 from scmbert_jax.models.linear import linear
-from scmbert_jax.models.parameters import constant, parameter, weight
+from scmbert_jax.models.parameters import Constant, constant, parameter, weight
 from scmbert_jax.models.token_sequence import TokenSequence
 from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.parallel.table_rows import pick_rows, sum_of_linked_rows, whole
 
 # Rows of the feature table are padded to a multiple of this, so that any FSDP size up to 256 divides them.
 FEATURE_ROWS_MULTIPLE = 256
-
-
-class Links(nnx.Variable):
-    """Pairs of linked rows, int32 [2, E]: (linked row, gene row). Data of the feature space, not a parameter."""
-
-
-class LinkedGenes(nnx.Variable):
-    """The same by row, int32 [rows, K]: the gene rows linked to each row, -1 where it has fewer than K."""
 
 
 def padded_rows(layout: FeatureLayout) -> int:
@@ -45,7 +37,7 @@ def link_arrays(layout: FeatureLayout) -> dict[str, np.ndarray]:
 
 
 def linked_genes(layout: FeatureLayout) -> dict[str, np.ndarray]:
-    """Modality -> `LinkedGenes` of `link_arrays`."""
+    """`link_arrays` by row, modality -> int32 [rows, K]: the gene rows linked to each row, -1 where it has fewer."""
     found = {}
     for name, (rows, genes) in link_arrays(layout).items():
         order = np.argsort(rows, kind="stable")
@@ -84,8 +76,8 @@ class FeatureTable(nnx.Module):
         self.linked: Any = nnx.Dict({})
         by_row = linked_genes(layout)
         for name, pairs in link_arrays(layout).items():
-            self.links[name] = Links(jnp.asarray(pairs))
-            self.linked[name] = LinkedGenes(jnp.asarray(by_row[name]))
+            self.links[name] = Constant(pairs)
+            self.linked[name] = Constant(by_row[name])
             self.link_projections[name] = weight(rngs, (embed_dim, embed_dim), embed_dim, ("embed", None))
 
     def __call__(self) -> jax.Array:

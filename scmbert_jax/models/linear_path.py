@@ -31,9 +31,8 @@ from scmbert_jax.batch import (
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.models.embeddings import padded_rows
 from scmbert_jax.models.likelihoods import make_likelihood
-from scmbert_jax.models.parameters import constant, parameter, weight
+from scmbert_jax.models.parameters import Constant, constant, parameter, weight
 from scmbert_jax.models.token_sequence import TokenSequence
-from scmbert_jax.parallel.table_rows import whole
 from scmbert_jax.value_scales import linear_values
 
 # Adam moves a number by about the learning rate a step, whatever its size: what is added to a map is stored at ten
@@ -42,15 +41,15 @@ CHANGE_SCALE = 0.1
 
 
 class LinearMap(nnx.Module):
-    """x [B, K] -> x @ (start + change) [B, P]; `starts` [N, K, P] are given, `change` is trained, from zero."""
+    """x [B, K] -> x @ (start + change) [B, P]; `starts` [N, K, P] stay, `change` is trained, from zero."""
 
     def __init__(self, starts: np.ndarray):
-        self.starts = parameter(starts, (None, None, None), "given")
+        self.starts = Constant(starts)
         self.change = constant(0.0, starts.shape[1:], (None, None), "matrix")
 
     def __call__(self, x: jax.Array, which: jax.Array | None = None) -> jax.Array:
         """`which` int32 [B], the start of each row; None: the first."""
-        starts = jax.lax.stop_gradient(self.starts[...])
+        starts = self.starts[...]
         if which is None:
             own = x @ starts[0]
         else:
@@ -66,19 +65,18 @@ class NeighbourMean(nnx.Module):
     """
 
     def __init__(self, keys: np.ndarray, values: np.ndarray, folds: np.ndarray):
-        self.keys = parameter(keys[:, :NEIGHBOUR_COMPONENTS], (None, None), "given")
-        self.values = parameter(values, (None, None), "given")
-        self.folds = parameter(folds, (None,), "given")
+        self.keys = Constant(keys[:, :NEIGHBOUR_COMPONENTS])
+        self.values, self.folds = Constant(values), Constant(folds)
 
     def __call__(self, x: jax.Array, hidden_folds: jax.Array | None = None) -> jax.Array:
         """`hidden_folds` int32 [B]: cells of this fold are passed over; None: none are."""
-        keys, values, folds = (jax.lax.stop_gradient(own[...]) for own in (self.keys, self.values, self.folds))
+        keys, values, folds = self.keys[...], self.values[...], self.folds[...]
         x = jax.lax.stop_gradient(x[:, : keys.shape[1]])
         distance = (keys**2).sum(axis=1) - 2.0 * (x @ keys.T)  # [B, n], but for |x|^2, which all share
         if hidden_folds is not None:
             distance = jnp.where(folds == hidden_folds[:, None], jnp.inf, distance)
         _, nearest = jax.lax.top_k(-distance, min(NUM_NEIGHBOURS, len(keys)))
-        return values[nearest].mean(axis=1)
+        return jnp.take(values, nearest, axis=0).mean(axis=1)
 
 
 class TranslationMap(nnx.Module):
@@ -115,10 +113,12 @@ class LinearPath(nnx.Module):
         offset = np.zeros((number_of_modalities, size), np.float32)
         maps = np.zeros((1 + NUM_FOLDS, number_of_modalities, number_of_modalities, size, size), np.float32)
         columns = np.zeros((rows, 3), np.float32)
+        linear = None if statistics is None else statistics.linear
+        if linear is not None:
+            loadings[: layout.num_features] = linear.loadings
+            offset, maps = linear.component_offset, linear.translation_maps
         if statistics is not None:
-            number, offset, maps = layout.num_features, statistics.component_offset, statistics.translation_maps
-            loadings[:number] = statistics.loadings
-            columns[:number, 0] = statistics.linear_centre
+            columns[: layout.num_features, 0] = statistics.linear_centre
             for name, likelihood in config.modalities.target_likelihoods().items():
                 mine = slice(*layout.slices[name])
                 quantiles = statistics.library_quantiles[MODALITIES.index(name)]
@@ -126,11 +126,10 @@ class LinearPath(nnx.Module):
                 columns[mine, 1] = quantiles[len(LIBRARY_QUANTILES) // 2] if name == "rna" else detection
                 in_use = make_likelihood(likelihood, name, config.modalities.in_use()[name], statistics, (0, 1))
                 columns[mine, 2] = in_use.per_value(statistics.log1p_mean[mine], statistics.linear_std[mine], detection)
-        # Of the corpus, not trained. Moving each loading by the learning rate would drown the components in noise.
-        self.loadings = parameter(loadings, ("features", None), "given")
-        self.offset = parameter(offset, (None, None), "given")
+        # Not trained: moving each loading by the learning rate would drown the components in noise.
+        self.loadings, self.offset = Constant(loadings), Constant(offset)
         # Centre of the values, what they are relative to (`linear_values`), what they are to an output (`per_value`).
-        self.scale = parameter(columns, ("features", None), "given")
+        self.scale = Constant(columns)
         # Each modality has dimensions of its own, as in principal components laid side by side: on top of each other,
         # the noise of a weak modality would hide what a strong one says. The rotation leaves no dimension to one alone.
         own_size = min(size, dim // len(self.modalities))
@@ -154,11 +153,11 @@ class LinearPath(nnx.Module):
             # A run that uses no pairs (cycles alone) must not start from them either.
             if config.objectives.cross_modal_translation.pair_weight == 0:
                 starts = np.zeros_like(starts)
-            elif statistics is not None:
-                both = statistics.memory_measured[:, here] & statistics.memory_measured[:, there]
-                share = float(statistics.neighbour_shares[here, there])
+            elif linear is not None:
+                both = linear.memory_measured[:, here] & linear.memory_measured[:, there]
+                share = float(linear.neighbour_shares[here, there])
                 if both.any():
-                    cells, folds = statistics.memory_scores[both], statistics.memory_folds[both]
+                    cells, folds = linear.memory_scores[both], linear.memory_folds[both]
                     neighbours = NeighbourMean(cells[:, here], cells[:, there] * to_values, folds)
             self.between[f"{source}>{target}"] = TranslationMap(starts, neighbours, share, config.model.mlp_dim, rngs)
 
@@ -172,9 +171,8 @@ class LinearPath(nnx.Module):
             return tokens.scores
         visible = tokens.valid if hidden is None else tokens.valid & ~hidden
         counts = jnp.where(visible, tokens.counts, 0.0)
-        scale = whole(jax.lax.stop_gradient(self.scale[...]))[tokens.feature_ids]  # [B, S, 3]
-        loadings = whole(jax.lax.stop_gradient(self.loadings[...]))[tokens.feature_ids]  # [B, S, K]
-        offset = jax.lax.stop_gradient(self.offset[...])
+        scale = jnp.take(self.scale[...], tokens.feature_ids, axis=0)  # [B, S, 3]
+        loadings = jnp.take(self.loadings[...], tokens.feature_ids, axis=0)  # [B, S, K]
         found = {}
         for name in (name for name, _ in tokens.widths):
             mine = tokens.modality == MODALITIES.index(name)
@@ -184,7 +182,7 @@ class LinearPath(nnx.Module):
             share = (real / jnp.maximum(shown, 1))[:, None]
             weights = jnp.where(visible & mine, tokens.weight * share, 0.0)
             total = jnp.einsum("bs,bsk->bk", weights * (values - scale[..., 0]), loadings)
-            found[name] = jnp.where((shown > 0)[:, None], total - offset[MODALITIES.index(name)], 0.0)
+            found[name] = jnp.where((shown > 0)[:, None], total - self.offset[...][MODALITIES.index(name)], 0.0)
         return found
 
     def __call__(self, tokens: TokenSequence, hidden: jax.Array | None = None) -> jax.Array:
@@ -202,9 +200,8 @@ class LinearPath(nnx.Module):
         """
         ((source, _),) = tokens.widths
         scores = self.between[f"{source}>{target}"](self.scores(tokens)[source], folds)  # [B, K]
-        per_value = whole(jax.lax.stop_gradient(self.scale[...]))[feature_ids, 2]
-        loadings = whole(jax.lax.stop_gradient(self.loadings[...]))[feature_ids]
-        return jnp.einsum("bk,bmk->bm", scores, loadings) * per_value
+        loadings = jnp.take(self.loadings[...], feature_ids, axis=0)
+        return jnp.einsum("bk,bmk->bm", scores, loadings) * jnp.take(self.scale[...][:, 2], feature_ids)
 
 
 def scores_of_counts(
@@ -239,7 +236,7 @@ def alignment_start(layout: FeatureLayout, modality: str, projection_dim: int) -
     Zero without pairs.
     """
     start = np.zeros((NUM_COMPONENTS, projection_dim), np.float32)
-    if layout.statistics is not None:
-        axes = layout.statistics.alignment_maps[MODALITIES.index(modality)][:, :projection_dim]
+    if layout.statistics is not None and layout.statistics.linear is not None:
+        axes = layout.statistics.linear.alignment_maps[MODALITIES.index(modality)][:, :projection_dim]
         start[:, : axes.shape[1]] = axes
     return start

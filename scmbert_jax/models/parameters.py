@@ -4,7 +4,6 @@ layer_matrix   of a layer of the encoder or the decoder: between the residual st
 matrix         any other that is multiplied with activations
 embedding      rows looked up by a feature, a modality, a bin or a covariate: decay would pull rare ones to zero
 norm, bias, dispersion, scalar
-given          numbers of the corpus, which are not trained
 """
 
 from typing import Literal, get_args
@@ -14,8 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-Role = Literal["layer_matrix", "matrix", "embedding", "norm", "bias", "dispersion", "scalar", "given"]
+Role = Literal["layer_matrix", "matrix", "embedding", "norm", "bias", "dispersion", "scalar"]
 LogicalAxes = tuple[str | None, ...]
+
+
+class Constant(nnx.Variable):
+    """A numpy array of the feature space or the corpus that is not trained: no moments, no part of a checkpoint.
+
+    What the module is made with is what `ModelDefinition.constants` holds; `ModelDefinition.merge` puts in those of
+    its caller.
+    """
 
 
 def parameter(value: jax.Array | np.ndarray, logical_axes: LogicalAxes, role: Role) -> nnx.Param:

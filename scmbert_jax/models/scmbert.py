@@ -14,7 +14,7 @@ from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.alignment import AlignmentHead
 from scmbert_jax.models.attention_favor import redraw
-from scmbert_jax.models.embeddings import FeatureTable, TokenEmbedding, link_arrays, linked_genes
+from scmbert_jax.models.embeddings import FeatureTable, TokenEmbedding
 from scmbert_jax.models.encoder import make_encoder
 from scmbert_jax.models.heads import ValueHead
 from scmbert_jax.models.likelihoods import Likelihood, Prediction, Truth, make_likelihood
@@ -201,16 +201,25 @@ class ModelDefinition:
       abstract_params: nested dict of `jax.ShapeDtypeStruct`.
       logical_axes: nested dict of tuples, one name (or None) per dimension of each parameter.
       roles: nested dict of what each parameter is (`parameters.Role`).
-      constants: nested dict of numpy arrays, data and not parameters: the feature links (int32), and the random
-        directions (float32) of `favor` attention, those of the run's last step. They are an argument of every jitted
-        function, because baking the links of a million regions into a program is slow.
+      constants: nested dict of numpy arrays, data and not parameters: the feature links, what the linear path has of
+        the corpus, and the random directions of `favor` attention, those of the run's last step. They are an argument
+        of every jitted function, because baking the links of a million regions into a program is slow. They are made
+        from the layout, so neither a checkpoint nor a model's weights hold them.
     """
 
     def __init__(self, config: ExperimentConfig, layout: FeatureLayout):
         check_layout(config, layout)
         self.config, self.layout, self._transformer = config, layout, True
+        numbers: dict[str, Any] = {}
+
+        def create() -> ScMbert:
+            model = self._create(jax.random.key(0))
+            # numpy, which a trace leaves alone; of random directions, which are drawn below, a shape.
+            numbers.update(nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2]))
+            return model
+
         with nnx.use_eager_sharding(False):
-            abstract = nnx.eval_shape(lambda: self._create(jax.random.key(0)))
+            abstract = nnx.eval_shape(create)
         parts: Any = nnx.split(abstract, nnx.Param, ...)
         self._graph, params, constants = parts
         self._params_tree, self._constants_tree = jax.tree.structure(params), jax.tree.structure(constants)
@@ -223,8 +232,8 @@ class ModelDefinition:
 
         self.abstract_params: dict[str, Any] = nnx.to_pure_dict(params)
         self.logical_axes, self.roles = metadata("logical_axes"), metadata("role")
-        given = nnx.to_pure_dict(constants) | {"table": {"links": link_arrays(layout), "linked": linked_genes(layout)}}
-        self.constants: dict[str, Any] = jax.tree.map(np.asarray, self.constants_at(given, config.train.num_steps - 1))
+        last = self.constants_at(numbers, config.train.num_steps - 1)
+        self.constants: dict[str, Any] = jax.tree.map(np.asarray, last)
 
     def _create(self, key: jax.Array) -> ScMbert:
         return ScMbert(self.config, self.layout, nnx.Rngs(params=key))

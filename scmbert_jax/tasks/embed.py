@@ -188,10 +188,8 @@ def _cell_embedding(
 
 def _embedding_function(model: PretrainedModel, space: str) -> Callable[[CutBatch], np.ndarray]:
     definition = model.definition
-    table = feature_table(definition, model.params, definition.constants)
-    return lambda batch: np.asarray(
-        _cell_embedding(definition, space, model.params, definition.constants, table, batch)
-    )
+    table = feature_table(definition, model.params, model.constants)
+    return lambda batch: np.asarray(_cell_embedding(definition, space, model.params, model.constants, table, batch))
 
 
 def provenance(model: PretrainedModel, result: CellEmbeddings) -> dict[str, Any]:

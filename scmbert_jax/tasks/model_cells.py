@@ -128,7 +128,7 @@ class ModelCells:
         scores = {}
         for name, counts in chunk.counts.items():
             mine = slice(*layout.slices[name])
-            loadings = np.asarray(self.model.params["linear"]["loadings"][mine])
+            loadings = np.asarray(self.model.constants["linear"]["loadings"][mine])
             own = scores_of_counts(loadings, layout.statistics, name, mine, counts, self.overlaps[name].measured)
             scores[name] = own
         return batch._replace(scores=scores)

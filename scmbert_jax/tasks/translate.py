@@ -108,8 +108,8 @@ def translate_dataset(
     opened = open_model_cells(model, dataset, (source,), organism, assembly)
     known = model.feature_space.modalities[target]
     definition, first_row = model.definition, model.feature_space.slices[target][0]
-    table = feature_table(definition, model.params, definition.constants)
-    predict = partial(_predict, definition, source, target, model.params, definition.constants, table)
+    table = feature_table(definition, model.params, model.constants)
+    predict = partial(_predict, definition, source, target, model.params, model.constants, table)
     num_cells, num_features = len(dataset.cell_ids), len(places)
     # The last part is filled up; what is predicted for the filling is dropped.
     width = min(num_features, FEATURES_AT_A_TIME)

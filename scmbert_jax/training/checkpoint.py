@@ -142,6 +142,12 @@ class RunCheckpoints:
         stored = ocp.metadata(folder).metadata
         if stored is None:
             raise _Damaged("the list of its arrays is damaged or missing")
+        other = sorted(_names(stored["params"]) ^ _names(abstract["params"]))
+        if other:
+            raise _Damaged(
+                f"its parameters are not those of this program's model: {other[0]} and {len(other) - 1} more. Continue "
+                "or export this run with the program that started it: git_commit of its provenance.json"
+            )
         if "digests" in stored:
             numbers = {name: np.zeros(stored["digests"][name].shape, np.uint32) for name in abstract}
         elif jax.process_index() == 0:
@@ -178,8 +184,14 @@ class RunCheckpoints:
         )
 
 
+def _names(tree: Any) -> set[str]:
+    # Orbax stores a key that is a number as text.
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves}
+
+
 class _Damaged(Exception):
-    """Arrays of a checkpoint are not those that were saved."""
+    """Arrays of a checkpoint are not those that were saved, or not those of this model."""
 
 
 def _set_aside(folder: Path, steps: list[int], step: int, done: Path) -> str:
@@ -220,8 +232,16 @@ def save_weights(folder: Path, params: Any) -> None:
 
 def load_weights(folder: Path, abstract_params: Any) -> Any:
     """Parameters as `abstract_params` places them. Raises `CheckpointError`: missing, damaged, other shapes."""
+    context = ocp.Context()
+    # Earlier versions stored what the linear path has of the corpus among the parameters; it is made from
+    # feature_statistics.npz, so theirs is left where it lies.
+    context.pytree.loading.partial_load = True
     try:
-        params = ocp.load(folder.absolute(), abstract_params)
+        with context:
+            params = ocp.load(folder.absolute(), abstract_params)
+        absent = sorted(_names(abstract_params) - _names(ocp.metadata(folder.absolute()).metadata))
+        if absent:  # which a partial load leaves out without a word
+            raise _Damaged(f"without {', '.join(absent[:3])}")
     except _IO_ERRORS as error:
         raise CheckpointError(
             f"{folder}: these weights cannot be read ({_first_line(error)}). Export the model again."

@@ -1,4 +1,5 @@
 import anndata
+import chex
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -9,7 +10,7 @@ from data_pipelines.batch_reader import BatchReader
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus import open_corpus
-from data_pipelines.feature_statistics import feature_statistics, load_statistics, save_statistics
+from data_pipelines.feature_statistics import as_arrays, feature_statistics, load_statistics, save_statistics
 from data_pipelines.synthetic import synthetic_cells
 from data_pipelines.training_data import MixtureData
 from data_pipelines.whole_cells import CellCounts, WholeCells, first_cells
@@ -78,7 +79,7 @@ def test_values_are_those_the_model_sees():
 
 def test_a_feature_that_nobody_measured_is_like_the_others_and_finite():
     found = statistics(5.0)
-    assert all(np.isfinite(array).all() for array in found)
+    assert all(np.isfinite(array).all() for array in as_arrays(found).values())
     assert 0 < found.share[2] < found.share[0]
     assert found.value_std[2] == pytest.approx(np.median(found.value_std[:2]))
 
@@ -187,9 +188,9 @@ def test_components_are_those_of_a_pca_of_the_same_counts(tmp_path):
         window_blocks=2,
     )
     data = MixtureData(reader, "threads", {"rna": 1e4})
-    statistics, names = data.layout.statistics, reader.mixture.joined.feature_space.modalities["rna"].ids.tolist()
+    linear, names = data.layout.statistics.linear, reader.mixture.joined.feature_space.modalities["rna"].ids.tolist()
     order = [names.index(gene) for gene in adata.var_names]
-    loadings = statistics.loadings[order].astype(np.float64)
+    loadings = linear.loadings[order].astype(np.float64)
 
     library = counts.sum(1, keepdims=True)
     values = np.log1p(counts / library * np.median(library))
@@ -207,10 +208,16 @@ def test_components_are_those_of_a_pca_of_the_same_counts(tmp_path):
 def test_statistics_are_saved_and_refused_where_they_do_not_fit(tmp_path):
     found = statistics(5.0)
     save_statistics(found, tmp_path / "s.npz")
-    for ours, read in zip(found, load_statistics(tmp_path / "s.npz", 3), strict=True):
-        np.testing.assert_array_equal(ours, read)
+    read = load_statistics(tmp_path / "s.npz", 3, linear_path=True)
+    chex.assert_trees_all_equal(found, read)
+    without = load_statistics(tmp_path / "s.npz", 3, linear_path=False)
+    chex.assert_trees_all_equal(without, found._replace(linear=None))
+    save_statistics(without, tmp_path / "s.npz")
+    with pytest.raises(InputError, match=r"s\.npz: cannot be read .*loadings"):
+        load_statistics(tmp_path / "s.npz", 3, linear_path=True)
+    save_statistics(found, tmp_path / "s.npz")
     with pytest.raises(InputError, match="is of 3 features, expected 4"):
-        load_statistics(tmp_path / "s.npz", 4)
+        load_statistics(tmp_path / "s.npz", 4, linear_path=True)
     (tmp_path / "s.npz").write_bytes(b"PK nothing")
     with pytest.raises(InputError, match=r"s\.npz: cannot be read"):
-        load_statistics(tmp_path / "s.npz", 3)
+        load_statistics(tmp_path / "s.npz", 3, linear_path=True)

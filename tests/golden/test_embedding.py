@@ -20,8 +20,16 @@ import pandas as pd
 import scipy.sparse as sp
 
 from data_pipelines.feature_space import FeatureSpace, ModalityFeatures
+from data_pipelines.feature_statistics import from_arrays
 from data_pipelines.gene_tables import load_gene_table
-from scmbert_jax.batch import LIBRARY_QUANTILES, MODALITIES, NUM_COMPONENTS, NUM_FOLDS, FeatureStatistics
+from scmbert_jax.batch import (
+    LIBRARY_QUANTILES,
+    MODALITIES,
+    NUM_COMPONENTS,
+    NUM_FOLDS,
+    FeatureStatistics,
+    LinearStatistics,
+)
 from scmbert_jax.config import (
     ContrastiveAlignmentConfig,
     CrossModalTranslationConfig,
@@ -75,7 +83,8 @@ CONFIG = ExperimentConfig(
 
 
 def fixed_model() -> PretrainedModel:
-    """Numbers by the name of each parameter: neither an initialiser nor a training step has a part in them."""
+    """Numbers by the name of each parameter, and of each array that the linear path has of a corpus: neither an
+    initialiser nor a training step has a part in them."""
     table = load_gene_table("human")
     ids = {table.ids[table.rows_of_symbol[symbol][0]]: symbol for symbol in GENES}
     space = FeatureSpace({"rna": features("rna", ids), "protein": features("protein", dict.fromkeys(PROTEINS))})
@@ -92,19 +101,22 @@ def fixed_model() -> PretrainedModel:
         "neighbour_shares": (many, many),
         "library_quantiles": (many, len(LIBRARY_QUANTILES)),
     }
-    numbers = {name: rng.random(shapes.get(name, (rows,)), np.float32) for name in FeatureStatistics._fields}
+    names = [*FeatureStatistics._fields[:-2], *LinearStatistics._fields, "library_quantiles"]
+    numbers = {name: rng.random(shapes.get(name, (rows,)), np.float32) for name in names}
     numbers["memory_measured"] = np.ones(shapes["memory_measured"], bool)
     numbers["memory_folds"] = np.arange(10, dtype=np.int32) % NUM_FOLDS + 1
     numbers["library_quantiles"] = 50 + 100 * np.sort(numbers["library_quantiles"], axis=1)
-    definition = ModelDefinition(CONFIG, replace(space.layout(), statistics=FeatureStatistics(**numbers)))
+    definition = ModelDefinition(CONFIG, replace(space.layout(), statistics=from_arrays(numbers, linear_path=True)))
 
     def numbers_of(path, leaf):
         own = np.random.default_rng(zlib.crc32(jax.tree_util.keystr(path).encode()))
         return (0.3 * own.standard_normal(leaf.shape)).astype(np.float32)
 
     params = jax.tree_util.tree_map_with_path(numbers_of, definition.abstract_params)
+    linear = {name: definition.constants[name] for name in ("linear", "alignment_head")}
+    constants = definition.constants | jax.tree_util.tree_map_with_path(numbers_of, linear)
     info = {"step": 1, "covariates": {}, "provenance": {}}
-    return PretrainedModel(CONFIG, space, definition, params, info)
+    return PretrainedModel(CONFIG, space, definition, params, constants, info)
 
 
 def features(modality: str, names: dict) -> ModalityFeatures:

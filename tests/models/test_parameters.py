@@ -4,6 +4,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import jax
+import numpy as np
 import pytest
 
 from scmbert_jax.models.scmbert import ModelDefinition
@@ -38,10 +39,11 @@ PARAMETERS = {
         *_head/dense_bias *_head/norm/bias *_head/feature_bias alignment_head/biases/* linear/between/*/hidden_bias""",
     "dispersion": "embedding/continuous/log_spread *_head/spread",
     "scalar": "alignment_head/log_temperature linear/between/*/share",
-    "given": """
-        linear/loadings linear/offset linear/scale linear/between/*/linear/starts alignment_head/linear/*/starts
-        linear/between/*/neighbours/keys linear/between/*/neighbours/values linear/between/*/neighbours/folds""",
 }
+CONSTANTS = """
+    table/links/* table/linked/* linear/loadings linear/offset linear/scale linear/between/*/linear/starts
+    linear/between/*/neighbours/keys linear/between/*/neighbours/values linear/between/*/neighbours/folds
+    alignment_head/linear/*/starts"""
 
 
 def by_path(tree) -> dict[str, object]:
@@ -62,3 +64,12 @@ def test_every_parameter_has_a_role_and_only_matrices_decay(mixed_config, known_
         assert all(decayed[path] == (role in ("matrix", "layer_matrix")) for path in found)
     assert set(roles.values()) == set(PARAMETERS)
     assert sum("covariates" in path for path in roles) == tables
+
+
+def test_what_the_corpus_gives_is_no_parameter(mixed_config, known_layout):
+    constants = by_path(ModelDefinition(mixed_config, known_layout).constants)
+    matched = {pattern: [path for path in constants if fnmatchcase(path, pattern)] for pattern in CONSTANTS.split()}
+    assert set().union(*matched.values()) == set(constants)
+    assert all(matched.values())
+    known = known_layout.statistics.linear
+    np.testing.assert_array_equal(constants["linear/loadings"][: known_layout.num_features], known.loadings)

@@ -41,27 +41,31 @@ class Built:
         self.params = shaken(jax.jit(self.definition.init)(jax.random.key(0)))
         objective = CrossModalTranslation(config)
 
-        def total(params, batch):
-            model = self.definition.merge(params, self.definition.constants)
+        def total(params, constants, batch):
+            model = self.definition.merge(params, constants)
             found = objective.loss(model, model.feature_table(), batch, KEY)
             return found.total, found
 
         self._loss = jax.jit(jax.value_and_grad(total, has_aux=True))
-        self._translate = jax.jit(self._translated, static_argnums=(1, 2))
+        self._translate = jax.jit(self._translated, static_argnums=(3, 4))
 
-    def loss(self, batch, params=None):
-        return self._loss(self.params if params is None else params, batch)[0][1]
+    def loss(self, batch, params=None, constants=None):
+        return self._of(self._loss, params, constants, batch)[0][1]
 
     def gradients(self, batch):
-        return self._loss(self.params, batch)[1]
+        return self._of(self._loss, None, None, batch)[1]
 
-    def _translated(self, batch, source, target, ids, params):
-        model = self.definition.merge(params, self.definition.constants)
+    def _of(self, function, params, constants, *others):
+        own = self.params, self.definition.constants
+        return function(own[0] if params is None else params, own[1] if constants is None else constants, *others)
+
+    def _translated(self, params, constants, batch, source, target, ids):
+        model = self.definition.merge(params, constants)
         return model.translate(model.feature_table(), batch, source, target, ids)
 
-    def translate(self, batch, source, target, ids, params=None) -> np.ndarray:
+    def translate(self, batch, source, target, ids, params=None, constants=None) -> np.ndarray:
         asked = jnp.asarray(ids, jnp.int32)[None]
-        found = self._translate(batch, source, target, asked, self.params if params is None else params)
+        found = self._of(self._translate, params, constants, batch, source, target, asked)
         assert np.isfinite(found.std).all()
         assert (np.asarray(found.std) > 0).all()
         return np.asarray(found.value)
@@ -172,22 +176,21 @@ def test_a_protein_that_no_cell_ever_showed_is_predicted_through_its_gene(built,
 
 def test_training_sees_the_maps_of_other_folds_and_prediction_the_map_of_all_pairs(built, batch):
     """In training, what predicts a cell linearly has not seen it."""
-    statistics = built.layout.statistics
+    linear = built.layout.statistics.linear
 
     def start_with(keep) -> tuple[float, np.ndarray]:
-        maps = np.where(keep[:, None, None, None, None], statistics.translation_maps, 0.0).astype(np.float32)
-        changed = statistics._replace(
-            translation_maps=maps, neighbour_shares=np.zeros_like(statistics.neighbour_shares)
-        )
-        definition = ModelDefinition(built.config, replace(built.layout, statistics=changed))
+        maps = np.where(keep[:, None, None, None, None], linear.translation_maps, 0.0).astype(np.float32)
+        changed = linear._replace(translation_maps=maps, neighbour_shares=np.zeros_like(linear.neighbour_shares))
+        layout = replace(built.layout, statistics=built.layout.statistics._replace(linear=changed))
+        definition = ModelDefinition(built.config, layout)
         params = jax.jit(definition.init)(jax.random.key(0))
         first, stop = built.layout.slices["protein"]
         ids = np.arange(first, stop)
-        return values(built.loss(batch, params), "rna_to_protein_nll")[0], built.translate(
-            batch, "rna", "protein", ids, params
-        )
+        own = params, definition.constants
+        loss = values(built.loss(batch, *own), "rna_to_protein_nll")[0]
+        return loss, built.translate(batch, "rna", "protein", ids, *own)
 
-    of_all = np.arange(len(statistics.translation_maps)) == 0
+    of_all = np.arange(len(linear.translation_maps)) == 0
     loss, predicted = start_with(np.ones_like(of_all))
     loss_without, predicted_without = start_with(~of_all)
     assert loss_without == loss
@@ -201,11 +204,11 @@ def test_the_first_step_has_the_loss_of_predicting_each_feature_by_itself(built,
     """The marginal model of cells, by scipy: without pairs to start from, a new model knows each feature's mean and
     spread, and nothing of a cell. (With pairs, the linear path starts from a regression on them.)"""
     statistics = built.layout.statistics
-    nothing = {name: np.zeros_like(getattr(statistics, name)) for name in ("translation_maps", "neighbour_shares")}
-    unpaired = statistics._replace(**nothing)
+    names = ("translation_maps", "neighbour_shares")
+    nothing = {name: np.zeros_like(getattr(statistics.linear, name)) for name in names}
+    unpaired = statistics._replace(linear=statistics.linear._replace(**nothing))
     start = ModelDefinition(built.config, replace(built.layout, statistics=unpaired))
-    start = jax.jit(start.init)(jax.random.key(0))
-    found = built.loss(batch, start)
+    found = built.loss(batch, jax.jit(start.init)(jax.random.key(0)), start.constants)
 
     def weighted(name, nll):
         tokens = batch.modalities[name]

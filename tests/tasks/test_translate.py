@@ -340,7 +340,8 @@ def region_model() -> Model:
         "versions": {"scmbert_jax": ""},
     }
     params = definition.init(jax.random.key(0))
-    return Model(PretrainedModel(config, space, definition, params, {"step": 0, "provenance": provenance}))
+    info = {"step": 0, "provenance": provenance}
+    return Model(PretrainedModel(config, space, definition, params, definition.constants, info))
 
 
 def cells_of(names: np.ndarray, **uns: str) -> anndata.AnnData:

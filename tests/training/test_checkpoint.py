@@ -1,9 +1,44 @@
-"""What is printed when Orbax cannot write. Saving and restoring themselves: test_loop, test_killed_processes."""
+"""What is printed when Orbax cannot write; what earlier versions saved. Saving and restoring: test_loop,
+test_killed_processes."""
 
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from scmbert_jax.errors import CheckpointError
+from scmbert_jax.training.checkpoint import RunCheckpoints, load_weights, save_weights
+from scmbert_jax.training.train_state import TrainState
+
+KEPT = {"linear": {"into_cell": jnp.arange(4.0)}}
+EARLIER = {"linear": {"into_cell": jnp.arange(4.0), "loadings": jnp.ones((5, 2))}}
+
+
+def abstract(tree):
+    where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree)
+
+
+def test_weights_of_an_earlier_version_are_read_without_what_the_corpus_gave(tmp_path):
+    save_weights(tmp_path / "weights", EARLIER)
+    found = load_weights(tmp_path / "weights", abstract(KEPT))
+    assert list(found["linear"]) == ["into_cell"]
+    np.testing.assert_array_equal(found["linear"]["into_cell"], KEPT["linear"]["into_cell"])
+    with pytest.raises(CheckpointError, match="these weights cannot be read"):
+        load_weights(tmp_path / "weights", abstract(EARLIER | {"more": jnp.ones(3)}))
+
+
+def test_a_checkpoint_of_an_earlier_version_says_who_can_go_on_with_it(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints.save(5, TrainState(EARLIER, KEPT, jnp.zeros((), jnp.int32)))
+    checkpoints.wait()
+    with pytest.raises(CheckpointError, match=r"linear/loadings and 0 more. .* git_commit of its provenance.json"):
+        checkpoints.restore_params(5, abstract(KEPT))
+    assert set(checkpoints.restore_params(5, abstract(EARLIER))["linear"]) == {"into_cell", "loadings"}
+    checkpoints.close()
 
 
 @pytest.mark.parametrize(("words", "is_told"), [("Event loop is closed", False), ("something else", True)])
