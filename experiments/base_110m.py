@@ -8,7 +8,7 @@ slice.
 Planned, not measured (half of the roofline; flags in brackets): one H200, 64 GiB, 4.0 s a step, 4.5 days for 100
 million cells [--train.num-microbatches 32]; 8 of them, 60 GiB, 0.5 s [4]; v5e-16, 9.8 GiB a chip, 1.2 s, 1.4 days [16].
 
-Parameters: 15 layers of 12 x 768^2 (106.2 million) and 5.6 million in value encoding, links, decoder and heads; the
+Parameters: 15 layers of 12 x 768^2 (106.2 million) and 5.4 million in value encoding, links, decoder and heads; the
 rows of the features are not counted (768 each). Not measured: any score.
 """
 
@@ -43,6 +43,7 @@ def config() -> ExperimentConfig:
             mlp_dim=3_072,
             # Runs anywhere in linear memory. cudnn and splash compute the same, faster, each on its own hardware.
             attention="xla_chunked",
+            linear_path=False,
             remat="none",  # keeps all activations: nothing is computed twice
             compute_dtype="bfloat16",
         ),

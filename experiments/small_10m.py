@@ -43,6 +43,7 @@ def config() -> ExperimentConfig:
             mlp_dim=1_024,
             # Runs anywhere in linear memory. cudnn and splash compute the same, faster, each on its own hardware.
             attention="xla_chunked",
+            linear_path=False,
             remat="none",  # keeps all activations: nothing is computed twice
             compute_dtype="bfloat16",
         ),

@@ -8,7 +8,7 @@ Planned, not measured (half of the roofline; flags in brackets): v6e-256, 5.9 Gi
 for 100 million cells [--mesh.replica 16]; 64 H200, 13 GiB each, 0.7 s, 1.6 days [--mesh.replica 8]; 8 H200, 19 GiB
 each, 13 days [--train.num-microbatches 8].
 
-Parameters: 20 layers of 12 x 2048^2 (1,007 million) and 38.6 million in value encoding, links, decoder and heads;
+Parameters: 20 layers of 12 x 2048^2 (1,007 million) and 37.8 million in value encoding, links, decoder and heads;
 the rows of the features are not counted (2,048 each). Not measured: any score.
 """
 
@@ -43,6 +43,7 @@ def config() -> ExperimentConfig:
             mlp_dim=8_192,
             # Runs anywhere in linear memory. cudnn and splash compute the same, faster, each on its own hardware.
             attention="xla_chunked",
+            linear_path=False,
             remat="full",  # of each layer, only what enters it is kept
             compute_dtype="bfloat16",
         ),

@@ -19,13 +19,14 @@ SIZES = {"small_10m": 10 * MILLION, "base_110m": 110 * MILLION, "large_350m": 35
 
 @pytest.mark.parametrize(("name", "parameters"), SIZES.items())
 def test_a_size_is_that_of_its_name(name, parameters):
-    """Parameters but for those with a row per feature, within five in a hundred."""
+    """Parameters but for those with a row per feature, within five in a hundred; a transformer alone."""
     config = load_experiment(name)
     model = ModelDefinition(config, synthetic_layout(300, 20, 100))
     sizes = [leaf.size for leaf in jax.tree.leaves(model.abstract_params)]
     axes = jax.tree.leaves(model.logical_axes, is_leaf=lambda x: isinstance(x, tuple))
     number = sum(size for size, own in zip(sizes, axes, strict=True) if "features" not in own)
     assert number == pytest.approx(parameters, rel=0.05)
+    assert not config.model.linear_path
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -84,6 +84,13 @@ def test_a_feature_that_nobody_measured_is_like_the_others_and_finite():
     assert found.value_std[2] == pytest.approx(np.median(found.value_std[:2]))
 
 
+def test_without_a_linear_path_all_else_is_the_same_and_no_component_is_made(monkeypatch):
+    whole = statistics(5.0)
+    monkeypatch.delattr(module, "principal_components")
+    found = feature_statistics(batches(5.0), LAYOUT, {"rna": 1e4}, cells(5.0), linear_path=False)
+    chex.assert_trees_all_equal(found, whole._replace(linear=None))
+
+
 def test_no_more_batches_are_read_than_are_wanted():
     def endless():
         while True:
