@@ -13,8 +13,11 @@ from data_pipelines.collate import (
     check_sampling,
     clear_tokens,
     fill_tokens,
+    profile_key,
     token_key,
+    unwritten_profile,
     unwritten_tokens,
+    with_profile,
 )
 from data_pipelines.corpus import Corpus
 from data_pipelines.drawn_together import share_with_another
@@ -23,7 +26,7 @@ from data_pipelines.mixture import Mixture
 from data_pipelines.sampling_order import Piece, SamplingOrder, SourcePlan, check_batch
 from data_pipelines.source_blocks import SourceBlocks, plan_alone, plan_in_mixture
 from data_pipelines.window_reader import Window, WindowReader
-from scmbert_jax.batch import MODALITIES, CellBatch, ModalityTokens
+from scmbert_jax.batch import MODALITIES, CellBatch, CellProfile, ModalityTokens, panel_bits
 from scmbert_jax.errors import ConfigError
 
 
@@ -44,6 +47,7 @@ class BatchReader:
       steps_per_epoch: steps until as many cells were drawn as there are (of one source: until each was offered once,
         but for the tail that `LaneOrder.unused_per_epoch` states).
       order: the `SamplingOrder`.
+      collation: what makes its batches of the cells that the order names.
       rows: rows of a batch of this process.
 
     Raises:
@@ -91,7 +95,7 @@ class BatchReader:
         self.order.cells_at(0, process_index, process_count)  # the number of processes is checked here, not at step 0
         self.steps_per_epoch = self.order.steps_per_epoch
         self.rows = global_batch_size // process_count
-        self._collation = Collation(joined, self.sampling, self.covariates, self.seed)
+        self.collation = Collation(joined, self.sampling, self.covariates, self.seed)
         self._windows = [self._window_reader(source, plan) for source, plan in enumerate(plans)]
         self._remote = any(corpus.files.remote for corpus in joined.corpora)
         windows = [self.order.lanes[source].smallest_window for source in range(len(plans))]
@@ -156,7 +160,7 @@ class BatchReader:
         Raises:
           CorpusError: a block cannot be read; the shard and the block are named.
         """
-        return self._collation.batch(self.pieces_at(step), self.process_index * self.rows, self.rows)
+        return self.collation.batch(self.pieces_at(step), self.process_index * self.rows, self.rows)
 
 
 class Collation:
@@ -175,6 +179,15 @@ class Collation:
         self.joined, self.sampling, self.covariates, self.seed = joined, sampling, covariates, seed
         self._translations = joined.translations
         self._measured = [_measured_features(corpus, tuple(sampling)) for corpus in joined.corpora]
+        slices = joined.feature_space.slices
+        self._panels = [
+            {
+                name: _panels(corpus, name, translation.features[name] - slices[name][0], *slices[name])
+                for name, choice in sampling.items()
+                if choice.profile_tokens and name in corpus.modalities
+            }
+            for corpus, translation in zip(joined.corpora, self._translations, strict=True)
+        ]
 
     def batch(self, pieces: Iterable[tuple[Piece, int, Window]], first_row: int, num_rows: int) -> CellBatch:
         """Rows [first_row, first_row + num_rows) of a global batch (numpy arrays).
@@ -189,6 +202,7 @@ class Collation:
         tokens = {name: unwritten_tokens(num_rows, choice.num_tokens) for name, choice in self.sampling.items()}
         covariates = {name: np.full(num_rows, -1, np.int32) for name in self.covariates}
         cell_index = np.zeros(num_rows, np.int32)
+        profiles = self.unwritten_profiles(num_rows)
         filled = 0
         for piece, corpus, window in pieces:
             translation = self._translations[corpus]
@@ -199,19 +213,38 @@ class Collation:
                 if name in translation.codes:
                     covariates[name][rows] = translation.codes[name][window.obs_codes[name][piece.cells]]
             for name in self.sampling:
+                choice, where = self.sampling[name], (rows, piece.cells, window, name, corpus)
                 if name in window.modalities:
                     key = token_key(self.seed, piece.epoch, name)
-                    self._fill(tokens[name], rows, piece.cells, window, name, corpus, key)
+                    self._fill(tokens[name], *where, choice.zero_fraction, key, choice.whole_panel)
                 else:
                     clear_tokens(tokens[name], rows)
-        for own in tokens.values():
+                if name in profiles and name in window.modalities:
+                    key = profile_key(self.seed, piece.epoch, name)
+                    self._fill(with_profile(tokens[name], profiles[name]), *where, 0.0, key)
+                    measured = tokens[name].measured[rows, None]
+                    panels = self._panels[corpus][name][window.obs_codes["dataset"][piece.cells]]
+                    profiles[name].panel[rows] = np.where(measured, panels, 0)
+                elif name in profiles:
+                    clear_tokens(profiles[name], rows)
+        for own in (*tokens.values(), *profiles.values()):
             clear_tokens(own, slice(filled, num_rows))
         return CellBatch(
             modalities=tokens,
             covariates=covariates,
             cell_index=cell_index,
             row=np.arange(first_row, first_row + num_rows, dtype=np.int32),
+            profiles=profiles or None,
         )
+
+    def unwritten_profiles(self, num_rows: int) -> dict[str, CellProfile]:
+        """The profiles of a batch with anything in them; of the modalities that are to have any."""
+        slices = self.joined.feature_space.slices
+        return {
+            name: unwritten_profile(num_rows, choice.profile_tokens, slices[name][1] - slices[name][0])
+            for name, choice in self.sampling.items()
+            if choice.profile_tokens
+        }
 
     def _fill(
         self,
@@ -221,7 +254,9 @@ class Collation:
         window: Window,
         modality: str,
         corpus: int,
+        zero_fraction: float,
         key: int,
+        whole_panel: bool = True,
     ) -> None:
         columns, translation = window.modalities[modality], self._translations[corpus]
         features = translation.features[modality]
@@ -240,9 +275,9 @@ class Collation:
             columns.measured,
             self._measured[corpus][modality],
             int(features[0]) if side_by_side and len(features) else 0,
-            self.sampling[modality].zero_fraction,
+            zero_fraction,
             key,
-            self.sampling[modality].whole_panel,
+            whole_panel,
         )
         if not side_by_side:
             ids = tokens.feature_ids[rows]
@@ -256,6 +291,17 @@ def _measured_features(corpus: Corpus, modalities: tuple[str, ...]) -> dict[str,
         for name in modalities
         if name in corpus.modalities
     }
+
+
+def _panels(corpus: Corpus, modality: str, places: np.ndarray, first: int, stop: int) -> np.ndarray:
+    """`CellProfile.panel` of each data set, uint8 [data sets, W], of the features of all corpora.
+
+    `places` int32: where among the modality's features, rows `first` to `stop`, those of the corpus stand.
+    """
+    panels = np.zeros((len(corpus.datasets), stop - first), bool)
+    for dataset in range(len(corpus.datasets)):
+        panels[dataset, places[corpus.measured(dataset, modality)]] = True
+    return panel_bits(panels)
 
 
 def _plans(mixture: Mixture, global_batch_size: int, num_streams: int, window_blocks: int) -> list[SourcePlan]:

@@ -26,10 +26,10 @@ from data_pipelines.counter_hash import fold, hash_of
 from data_pipelines.draw_tokens import draw_tokens
 from data_pipelines.packed_counts import CellIndex, PackedCounts, index_of, pack
 from data_pipelines.whole_counts import MAX_COUNT, is_whole, whole, widened
-from scmbert_jax.batch import MODALITIES, CellBatch, ModalityTokens
+from scmbert_jax.batch import MODALITIES, CellBatch, CellProfile, ModalityTokens, panel_bits
 from scmbert_jax.errors import ConfigError, InputError
 
-_TOKENS = 3  # what a hash is for; sampling_order has 1 and 2
+_TOKENS, _PROFILE = 3, 6  # what a hash is for; lane_order has 1 and 2, sampling_order 4, source_pattern 5
 
 
 class TokenSampling(NamedTuple):
@@ -39,11 +39,13 @@ class TokenSampling(NamedTuple):
       num_tokens: L; 0 leaves the modality out.
       zero_fraction: share of a cell's tokens that are measured zeros, in [0, 1). 0: expressed features only.
       whole_panel: read cells whole, all zeros included, where `num_tokens` holds the panel.
+      profile_tokens: most expressed features of a cell's `CellProfile`; 0: the batch has no profiles.
     """
 
     num_tokens: int
     zero_fraction: float = 0.0
     whole_panel: bool = True
+    profile_tokens: int = 0
 
 
 class MeasuredFeatures(NamedTuple):
@@ -74,6 +76,8 @@ def check_sampling(sampling: dict[str, TokenSampling], modalities: list[str], wh
             raise ConfigError(f"num_tokens of {modality} is {choice.num_tokens}; expected 0 (leave out) or more")
         if not 0 <= choice.zero_fraction < 1:
             raise ConfigError(f"zero_fraction of {modality} is {choice.zero_fraction}; expected 0 <= value < 1")
+        if choice.profile_tokens < 0:
+            raise ConfigError(f"profile_tokens of {modality} is {choice.profile_tokens}; expected 0 (none) or more")
         if choice.num_tokens and modality not in modalities:
             raise ConfigError(
                 f"{choice.num_tokens} tokens of {modality!r} are asked for, but {where} has only {modalities}: "
@@ -109,7 +113,23 @@ def _tokens(make: Callable[..., np.ndarray], num_rows: int, num_tokens: int) -> 
     )
 
 
-def clear_tokens(tokens: ModalityTokens, rows: slice) -> None:
+def unwritten_profile(num_rows: int, profile_tokens: int, num_features: int) -> CellProfile:
+    """A profile of a modality of `num_features` with anything in it: every row must be written."""
+    width = min(profile_tokens, num_features)
+    return CellProfile(
+        feature_ids=np.empty((num_rows, width), np.int32),
+        counts=np.empty((num_rows, width), np.int32),
+        lengths=np.empty(num_rows, np.int32),
+        panel=np.empty((num_rows, -(-num_features // 8)), np.uint8),
+    )
+
+
+def with_profile(tokens: ModalityTokens, profile: CellProfile) -> ModalityTokens:
+    """`profile` as `fill_tokens` takes it: what else it fills it says of the cells, which are those of `tokens`."""
+    return tokens._replace(feature_ids=profile.feature_ids, counts=profile.counts, lengths=profile.lengths)
+
+
+def clear_tokens(tokens: ModalityTokens | CellProfile, rows: slice) -> None:
     """Makes these rows those of cells that were not measured."""
     for array in tokens:
         array[rows] = 0
@@ -118,6 +138,12 @@ def clear_tokens(tokens: ModalityTokens, rows: slice) -> None:
 def token_key(seed: int, epoch: int, modality: str) -> int:
     """The hash that all token sampling of one modality in one epoch starts from."""
     return hash_of(seed, _TOKENS, epoch, MODALITIES.index(modality))
+
+
+def profile_key(seed: int, epoch: int, modality: str) -> int:
+    """The same of profiles: of a cell with more expressed features than its profile holds, those that are predicted
+    must be no likelier than others to be those that are shown."""
+    return hash_of(seed, _PROFILE, epoch, MODALITIES.index(modality))
 
 
 def fill_tokens(
@@ -211,14 +237,15 @@ def collate_counts(
     """
     check_sampling(sampling, list(slices), "the model's feature space")
     num_cells = next(iter(counts.values())).shape[0] if counts else len(cell_index if cell_index is not None else ())
-    modalities = {}
+    modalities, profiles = {}, {}
     for modality in MODALITIES:
         choice = sampling.get(modality)
         if choice is None or choice.num_tokens == 0:
             continue
+        first, stop = slices[modality]
         tokens = empty_tokens(num_cells, choice.num_tokens)
+        profile = unwritten_profile(num_cells, choice.profile_tokens, stop - first) if choice.profile_tokens else None
         if modality in counts:
-            first, stop = slices[modality]
             matrix = _canonical(counts[modality], (num_cells, stop - first), modality)
             is_measured = np.ones(num_cells, bool)
             if measured_cells is not None and modality in measured_cells:
@@ -233,8 +260,7 @@ def collate_counts(
             if np.diff(matrix.indptr)[~is_measured].any():
                 raise InputError(f"counts of {modality}: a cell that is marked as not measured has counts")
             packed = pack(np.diff(matrix.indptr), matrix.indices, matrix.data)
-            fill_tokens(
-                tokens,
+            cells = (
                 slice(0, num_cells),
                 np.arange(num_cells),
                 packed,
@@ -244,22 +270,29 @@ def collate_counts(
                 is_measured,
                 MeasuredFeatures.from_masks([panel]),
                 first,
-                choice.zero_fraction,
-                fold(token_key(seed, 0, modality), 0),
-                choice.whole_panel,
             )
+            key = fold(token_key(seed, 0, modality), 0)
+            fill_tokens(tokens, *cells, choice.zero_fraction, key, choice.whole_panel)
+            if profile is not None:
+                fill_tokens(with_profile(tokens, profile), *cells, 0.0, fold(profile_key(seed, 0, modality), 0))
+                profile.panel[:] = panel_bits(panel & is_measured[:, None])
             totals = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
             if library_size is not None and modality in library_size:
                 totals = np.asarray(library_size[modality])
             tokens = tokens._replace(
                 library_size=np.where(is_measured, totals, 0).astype(np.float32), measured=is_measured
             )
+        elif profile is not None:
+            clear_tokens(profile, slice(0, num_cells))
         modalities[modality] = tokens
+        if profile is not None:
+            profiles[modality] = profile
     return CellBatch(
         modalities=modalities,
         covariates={name: np.asarray(codes, np.int32) for name, codes in (covariates or {}).items()},
         cell_index=np.arange(num_cells, dtype=np.int32) if cell_index is None else np.asarray(cell_index, np.int32),
         row=np.arange(num_cells, dtype=np.int32),
+        profiles=profiles or None,
     )
 
 

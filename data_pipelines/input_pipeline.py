@@ -9,12 +9,13 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
 from data_pipelines.batch_reader import BatchReader
 from data_pipelines.collate import empty_tokens
-from scmbert_jax.batch import CellBatch, ModalityTokens
+from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import ConfigError
 
 DEFAULT_THREADS = 2  # the kernels release the GIL; two keep a GPU busy, more help on large hosts
@@ -79,7 +80,8 @@ def tf_batches(
             failures[int(step)] = error
             raise
 
-    example = _flatten(_empty_batch(reader))
+    like = _empty_batch(reader)
+    example = _flatten(like)
 
     def load(step):
         arrays = tf.numpy_function(make, [step], [array.dtype for array in example], stateful=False)
@@ -106,7 +108,7 @@ def tf_batches(
             if failures:
                 raise failures[min(failures)] from None
             raise
-        yield int(step), _unflatten(reader, list(arrays))
+        yield int(step), _unflatten(like, iter(arrays))
 
 
 def grain_batches(
@@ -158,18 +160,25 @@ def _empty_batch(reader: BatchReader) -> CellBatch:
         {name: np.zeros(reader.rows, np.int32) for name in reader.covariates},
         np.zeros(reader.rows, np.int32),
         np.zeros(reader.rows, np.int32),
+        profiles=reader.collation.unwritten_profiles(reader.rows) or None,
     )
 
 
-def _flatten(batch: CellBatch) -> list[np.ndarray]:
-    arrays = [array for tokens in batch.modalities.values() for array in tokens]
-    return [*arrays, *batch.covariates.values(), batch.cell_index, batch.row]
+def _flatten(node: Any) -> list[np.ndarray]:
+    """The arrays of a batch or of a part of it, in a fixed order."""
+    if node is None:
+        return []
+    if isinstance(node, np.ndarray):
+        return [node]
+    return [array for part in (node.values() if isinstance(node, dict) else node) for array in _flatten(part)]
 
 
-def _unflatten(reader: BatchReader, arrays: list[np.ndarray]) -> CellBatch:
-    size = len(ModalityTokens._fields)
-    modalities = {
-        name: ModalityTokens(*arrays[place * size : (place + 1) * size]) for place, name in enumerate(reader.sampling)
-    }
-    rest = arrays[len(modalities) * size :]
-    return CellBatch(modalities, dict(zip(reader.covariates, rest, strict=False)), rest[-2], rest[-1])
+def _unflatten(like: Any, arrays: Iterator[np.ndarray]) -> Any:
+    """What `_flatten` gave `arrays` of; `like` has its structure."""
+    if like is None:
+        return None
+    if isinstance(like, np.ndarray):
+        return next(arrays)
+    if isinstance(like, dict):
+        return {name: _unflatten(part, arrays) for name, part in like.items()}
+    return type(like)(*(_unflatten(part, arrays) for part in like))

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from scmbert_jax.batch import MODALITIES, CellBatch, FeatureLayout, ModalityTokens
+from scmbert_jax.batch import MODALITIES, CellBatch, CellProfile, FeatureLayout, ModalityTokens, panel_bits
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -82,6 +82,7 @@ def synthetic_batch(
     step: int = 0,
     *,
     mosaic: bool = False,
+    profile_tokens: int = 0,
 ) -> CellBatch:
     """A `CellBatch` of random cells of a few types: a pure function of its arguments.
 
@@ -93,6 +94,8 @@ def synthetic_batch(
       seed: fixes the profiles of the cell types, together with `layout`; with `step`, everything else.
       step: another step gives other cells of the same types.
       mosaic: if True, each cell lacks each modality with probability 1/4 (never all of them).
+      profile_tokens: most expressed features of a `CellProfile`: those among the tokens, all others being zeros; 0: no
+        profiles.
 
     Raises:
       ValueError: tokens for a modality that the layout has not.
@@ -108,7 +111,7 @@ def synthetic_batch(
         measured = rng.random((batch_size, len(read))) < 0.75
         measured[np.arange(batch_size), rng.integers(len(read), size=batch_size)] = True
 
-    modalities = {}
+    modalities, profiles = {}, {}
     for column, modality in enumerate(read):
         first, stop = layout.slices[modality]
         length = tokens[modality]
@@ -129,6 +132,8 @@ def synthetic_batch(
             num_measured=np.where(measured[:, column], stop - first, 0).astype(np.int32),
             mean_log_count=(np.log1p(counts).sum(axis=1) / np.maximum(lengths, 1)).astype(np.float32),
         )
+        if profile_tokens:
+            profiles[modality] = profile_of_tokens(modalities[modality], profile_tokens, stop - first)
     return CellBatch(
         modalities=modalities,
         covariates={
@@ -136,7 +141,22 @@ def synthetic_batch(
         },
         cell_index=(step * batch_size + np.arange(batch_size)).astype(np.int32),
         row=np.arange(batch_size, dtype=np.int32),
+        profiles=profiles or None,
     )
+
+
+def profile_of_tokens(tokens: ModalityTokens, profile_tokens: int, num_features: int) -> CellProfile:
+    """The expressed features among the tokens as the profile of cells that measured all `num_features`."""
+    width = min(profile_tokens, num_features)
+    order = np.argsort(tokens.counts == 0, axis=1, kind="stable")[:, :width]
+    lengths = np.minimum((tokens.counts > 0).sum(axis=1), width)
+
+    def taken(x: np.ndarray) -> np.ndarray:
+        real = np.arange(order.shape[1]) < lengths[:, None]
+        return np.pad(np.where(real, np.take_along_axis(x, order, axis=1), 0), ((0, 0), (0, width - order.shape[1])))
+
+    panel = np.broadcast_to(tokens.measured[:, None], (len(lengths), num_features))
+    return CellProfile(taken(tokens.feature_ids), taken(tokens.counts), lengths.astype(np.int32), panel_bits(panel))
 
 
 def _random_tokens(

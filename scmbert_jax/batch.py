@@ -38,6 +38,28 @@ class ModalityTokens(NamedTuple):
     mean_log_count: Array
 
 
+class CellProfile(NamedTuple):
+    """All that was measured of one modality in each cell: its expressed features, and which of the others are zeros.
+
+    Attributes:
+      feature_ids: int32 [B, P], rows of the feature table with a count above 0; drawn of all, where there are more.
+      counts: int32 [B, P], raw counts. Padding, at the end, has feature id 0 and count 0.
+      lengths: int32 [B], how many are real; each stands for num_expressed / lengths of the cell's expressed features.
+      panel: uint8 [B, ceil(F / 8)], a bit for each feature of the modality, lowest first: whether the cell's data set
+        measures it. Bits, for a million regions; with the cell, so that no other data set can be taken for its own.
+    """
+
+    feature_ids: Array
+    counts: Array
+    lengths: Array
+    panel: Array
+
+
+def panel_bits(panels: np.ndarray) -> np.ndarray:
+    """bool [..., F] -> `CellProfile.panel`, uint8 [..., ceil(F / 8)]."""
+    return np.packbits(panels, axis=-1, bitorder="little")
+
+
 class CellBatch(NamedTuple):
     """A minibatch of cells.
 
@@ -48,6 +70,7 @@ class CellBatch(NamedTuple):
       row: int32 [B], position of the cell in the *global* batch: masks are keyed by it.
       scores: modality -> component scores float32 [B, K] of all counts of the cell, whatever its tokens show; 0 where
         it was not measured. None in training: a hidden count must not be seen, so scores are of the tokens there.
+      profiles: modality -> what is predicted of the whole cell, whatever its tokens show; None where no objective asks.
     """
 
     modalities: dict[str, ModalityTokens]
@@ -55,6 +78,7 @@ class CellBatch(NamedTuple):
     cell_index: Array
     row: Array
     scores: dict[str, Array] | None = None
+    profiles: dict[str, CellProfile] | None = None
 
 
 # The library sizes of a modality over the cells of a run, as nine quantiles: expected values of a cell whose own depth

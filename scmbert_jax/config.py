@@ -20,6 +20,7 @@ from scmbert_jax.errors import ConfigError
 _MOST = {
     **dict.fromkeys(("global_batch_size", "num_streams", "num_microbatches", "window_blocks"), 1 << 20),
     **dict.fromkeys(("num_tokens", "embed_tokens", "row_widths", "cycle_features"), 1 << 20),
+    **dict.fromkeys(("profile_tokens", "features_per_step", "hidden_dim"), 1 << 20),
     **dict.fromkeys(("embed_dim", "mlp_dim", "head_dim", "num_heads", "projection_dim", "num_bins"), 1 << 20),
     **dict.fromkeys(("num_layers", "keep_checkpoints"), 10_000),
     **dict.fromkeys(("replica", "fsdp", "tensor"), 1 << 20),
@@ -58,7 +59,8 @@ class ModalityConfig:
     likelihood: Literal["negative_binomial", "bins", "bernoulli"] = "negative_binomial"
     """What is predicted at a masked position: the count, its bin, or whether it is above zero."""
     target_likelihood: TargetLikelihood | None = None
-    """How this modality is predicted from another (cross_modal_translation): `negative_binomial` (counts, given the
+    """How this modality is predicted from another (cross_modal_translation), and from the cell embedding
+    (whole_profile): `negative_binomial` (counts, given the
     library size), `negative_binomial_background` (counts of antibodies: an ambient and a bound level), `gaussian_log1p`
     (log1p of counts scaled to the median library), `gaussian_clr` (centred log ratio), `bernoulli` (open or not). None:
     `negative_binomial` for RNA, `gaussian_clr` for protein, `bernoulli` for ATAC."""
@@ -246,12 +248,44 @@ class ContrastiveAlignmentConfig:
 
 
 @dataclass(frozen=True)
+class WholeProfileConfig:
+    """Predicting all that was measured of a cell from its embedding (objectives/whole_profile.py)."""
+
+    weight: float = 0.0
+    """Share of steps that train this objective; 0: off."""
+    hidden_dim: int = 256
+    """Width of the one layer between the cell embedding and the features."""
+    profile_tokens: int = 2048
+    """Expressed features per cell and modality that are compared with their counts; of a cell with more, so many are
+    drawn anew in every epoch, and each counts for several. Zeros need no place: they are what is not expressed."""
+    features_per_step: int = 16_384
+    """Features of a modality that are predicted in a step; of more, so many are drawn anew in each step, the same for
+    all its cells. 0: all. Counts by negative binomial are always of all: they share the cell's library."""
+    source_fraction: float = 1.0
+    """Share of a cell's tokens that the encoder is shown. Below 1, also cells of fewer expressed features than
+    `num_tokens` are predicted from a part of them."""
+    covariate_dropout: float = 0.1
+    """Share of cells whose covariates are hidden, so that an unknown covariate is a trained case."""
+
+    def validate(self, where: str) -> None:
+        _require(self.weight >= 0, f"{where}.weight", self.weight, "0 or more")
+        _require(self.hidden_dim >= 1, f"{where}.hidden_dim", self.hidden_dim, "1 or more")
+        _require(self.profile_tokens >= 1, f"{where}.profile_tokens", self.profile_tokens, "1 or more")
+        _require(self.features_per_step >= 0, f"{where}.features_per_step", self.features_per_step, "0 (all) or more")
+        _require(0 < self.source_fraction <= 1, f"{where}.source_fraction", self.source_fraction, "0 < value <= 1")
+        _require(
+            0 <= self.covariate_dropout < 1, f"{where}.covariate_dropout", self.covariate_dropout, "0 <= value < 1"
+        )
+
+
+@dataclass(frozen=True)
 class ObjectivesConfig:
     """The mixture: one field per objective, each with its `weight` (share of steps)."""
 
     masked_modeling: MaskedModelingConfig = MaskedModelingConfig()
     cross_modal_translation: CrossModalTranslationConfig = CrossModalTranslationConfig()
     contrastive_alignment: ContrastiveAlignmentConfig = ContrastiveAlignmentConfig()
+    whole_profile: WholeProfileConfig = WholeProfileConfig()
 
     def weights(self) -> dict[str, float]:
         """Objective name -> weight, only those above 0, in the order of the fields."""
@@ -419,6 +453,11 @@ class ExperimentConfig:
             self.train.num_microbatches,
             f"a divisor of data.global_batch_size ({data.global_batch_size})",
         )
+
+    @property
+    def profile_tokens(self) -> int:
+        """Expressed features per cell and modality that a batch must carry beside its tokens; 0: none are asked for."""
+        return self.objectives.whole_profile.profile_tokens if self.objectives.whole_profile.weight > 0 else 0
 
     @property
     def most_tokens(self) -> int:

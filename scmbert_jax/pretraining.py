@@ -150,7 +150,10 @@ def pretrain(
         mixed = Mixture(corpora, replace(mixture, together=together), list(in_use))
         batches = BatchReader(
             mixed,
-            {name: TokenSampling(modality.num_tokens, modality.zero_fraction) for name, modality in in_use.items()},
+            {
+                name: TokenSampling(own.num_tokens, own.zero_fraction, profile_tokens=config.profile_tokens)
+                for name, own in in_use.items()
+            },
             seed=config.seed,
             global_batch_size=config.data.global_batch_size,
             num_streams=config.data.num_streams,

@@ -23,6 +23,7 @@ from scmbert_jax.config import (
     ModalityConfig,
     ModelConfig,
     ObjectivesConfig,
+    WholeProfileConfig,
 )
 from scmbert_jax.evaluation.probe_table import markdown_table
 from scmbert_jax.models.scmbert import ModelDefinition
@@ -43,6 +44,7 @@ MIXTURES = {
     "contrastive_alignment": ObjectivesConfig(
         _OFF, contrastive_alignment=ContrastiveAlignmentConfig(weight=1.0, negatives="all")
     ),
+    "whole_profile": ObjectivesConfig(_OFF, whole_profile=WholeProfileConfig(weight=1.0)),
 }
 
 
@@ -112,7 +114,8 @@ def measure_objectives(
     """
     tokens = {"rna": num_tokens[0], "protein": num_tokens[1]}
     layout = synthetic_layout(2000, 200)
-    batch = jax.tree.map(jax.numpy.asarray, synthetic_batch(layout, batch_size, tokens, 0, 0))
+    batch = synthetic_batch(layout, batch_size, tokens, 0, 0, profile_tokens=WholeProfileConfig().profile_tokens)
+    batch = jax.tree.map(jax.numpy.asarray, batch)
     heads = embed_dim // 32
     config = ExperimentConfig(
         modalities=ModalitiesConfig(**{name: ModalityConfig(num_tokens=number) for name, number in tokens.items()}),

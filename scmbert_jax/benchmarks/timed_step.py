@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines.synthetic import synthetic_batch
+from data_pipelines.synthetic import profile_of_tokens, synthetic_batch
 from scmbert_jax.batch import CellBatch, FeatureLayout
 from scmbert_jax.benchmarks.device_peaks import peak_flops
 from scmbert_jax.config import ExperimentConfig
@@ -174,7 +174,7 @@ def synthetic_cells_of(config: ExperimentConfig, layout: FeatureLayout, padding:
     """A batch of the run's shapes, `padding` of whose token positions hold no token."""
     tokens = {name: own.num_tokens for name, own in config.modalities.in_use().items()}
     batch = synthetic_batch(layout, config.data.global_batch_size, tokens, config.seed, step)
-    modalities = {}
+    modalities, profiles = {}, {}
     for number, (name, own) in enumerate(batch.modalities.items()):
         first, stop = layout.slices[name]
         width = own.feature_ids.shape[1]
@@ -190,7 +190,9 @@ def synthetic_cells_of(config: ExperimentConfig, layout: FeatureLayout, padding:
             lengths=lengths.astype(np.int32),
             library_size=np.maximum(counts.sum(axis=1), 1).astype(np.float32),
         )
-    return batch._replace(modalities=modalities)
+        if config.profile_tokens:
+            profiles[name] = profile_of_tokens(modalities[name], config.profile_tokens, stop - first)
+    return batch._replace(modalities=modalities, profiles=profiles or None)
 
 
 def _lengths(rng: np.random.Generator, number: int, width: int, padding: float) -> np.ndarray:

@@ -18,6 +18,7 @@ optimizer. XLA's own count is of no use here: it sees the body of a scan once, a
 import math
 from collections.abc import Iterable, Mapping
 from itertools import combinations, permutations
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -36,10 +37,12 @@ class TokenCounts(NamedTuple):
     Attributes:
       lengths: modality -> float [B]; 0 where it was not measured.
       expressed: modality -> float [B], those with a count above 0.
+      measured: modality -> float [B], features that were measured in the cell, tokens or not.
     """
 
     lengths: dict[str, np.ndarray]
     expressed: dict[str, np.ndarray]
+    measured: Mapping[str, np.ndarray] = MappingProxyType({})
 
     @property
     def num_cells(self) -> int:
@@ -53,19 +56,21 @@ class TokenCounts(NamedTuple):
 
 def counts_of_batch(batch: CellBatch) -> TokenCounts:
     """Of a batch of numpy arrays."""
-    lengths, expressed = {}, {}
+    lengths, expressed, measured = {}, {}, {}
     for name, tokens in batch.modalities.items():
         lengths[name] = np.asarray(tokens.lengths, np.float64)
         expressed[name] = (np.asarray(tokens.counts) > 0).sum(axis=1).astype(np.float64)
-    return TokenCounts(lengths, expressed)
+        measured[name] = np.asarray(tokens.num_measured, np.float64)
+    return TokenCounts(lengths, expressed, measured)
 
 
-def counts_of_full_cells(config: ExperimentConfig, num_cells: int) -> TokenCounts:
-    """Of cells measured in every modality of the run, each with as many tokens as it may have."""
+def counts_of_full_cells(config: ExperimentConfig, num_cells: int, layout: FeatureLayout) -> TokenCounts:
+    """Of cells measured in every feature of every modality of the run, each with as many tokens as it may have."""
     in_use = config.modalities.in_use()
     lengths = {name: np.full(num_cells, float(own.num_tokens)) for name, own in in_use.items()}
     expressed = {name: lengths[name] * (1 - own.zero_fraction) for name, own in in_use.items()}
-    return TokenCounts(lengths, expressed)
+    measured = {name: np.full(num_cells, float(np.ptp(layout.slices[name]))) for name in in_use}
+    return TokenCounts(lengths, expressed, measured)
 
 
 def step_flops(config: ExperimentConfig, objective: str, tokens: TokenCounts) -> dict[str, float]:
@@ -81,6 +86,7 @@ def step_flops(config: ExperimentConfig, objective: str, tokens: TokenCounts) ->
         "masked_modeling": _masked_modeling,
         "cross_modal_translation": _cross_modal_translation,
         "contrastive_alignment": _contrastive_alignment,
+        "whole_profile": _whole_profile,
     }[objective](config, tokens)
     return {name: _FORWARD_AND_BACKWARD * flops for name, flops in parts.items()}
 
@@ -200,4 +206,20 @@ def _contrastive_alignment(config: ExperimentConfig, tokens: TokenCounts) -> dic
         parts.append({"heads": 2.0 * dim * own.projection_dim * float((lengths > 0).sum())})
     for _ in combinations(tokens.lengths, 2):
         parts.append({"heads": 2.0 * own.projection_dim * tokens.num_cells**2})
+    return _added(parts)
+
+
+def _whole_profile(config: ExperimentConfig, tokens: TokenCounts) -> dict[str, float]:
+    own, dim = config.objectives.whole_profile, config.model.embed_dim
+    parts: list[Mapping[str, float]] = [
+        _encoded(config, {name: lengths * own.source_fraction for name, lengths in tokens.lengths.items()})
+    ]
+    for name, likelihood in config.modalities.target_likelihoods().items():
+        num_outputs = 3 if likelihood == "negative_binomial_background" else 1
+        measured = tokens.measured[name]
+        if own.features_per_step and likelihood != "negative_binomial":
+            measured = np.minimum(measured, own.features_per_step)
+        further = (num_outputs - 1) * own.hidden_dim**2 * (measured > 0)
+        parts.append({"heads": 2.0 * float((further + num_outputs * own.hidden_dim * measured).sum())})
+    parts.append({"heads": 2.0 * dim * own.hidden_dim * tokens.num_cells})
     return _added(parts)

@@ -13,7 +13,7 @@ from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.models.bounds import within
 from scmbert_jax.models.embeddings import covariate_embedding, padded_rows
 from scmbert_jax.models.encoder import LayerNorm
-from scmbert_jax.models.likelihoods import SPREAD_BOUNDS, Truth, make_likelihood
+from scmbert_jax.models.likelihoods import SPREAD_BOUNDS, Likelihood, Truth, make_likelihood
 from scmbert_jax.models.linear import linear
 from scmbert_jax.models.parameters import constant, parameter, weight
 from scmbert_jax.parallel.mesh import constrain
@@ -22,6 +22,36 @@ from scmbert_jax.parallel.table_rows import pick_rows
 # Adam moves a parameter by about the learning rate a step, and a feature's own bias spans several units while it is
 # seen in few tokens: stored at a tenth, it moves ten times as fast.
 ROW_SCALE = 10.0
+
+
+def marginal_model(
+    likelihoods: Mapping[str, Likelihood], layout: FeatureLayout, of_cells: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Output biases float32 [rows, K] and spreads float32 [rows] that predict each feature by itself.
+
+    `of_cells`: as it is among cells; False: among tokens.
+    """
+    num_rows, statistics = padded_rows(layout), layout.statistics
+    num_outputs = max(own.num_outputs for own in likelihoods.values())
+    bias, spread = np.zeros((num_rows, num_outputs), np.float32), np.zeros(num_rows, np.float32)
+    for name, own in likelihoods.items():
+        first, stop = layout.slices[name]
+        mine = slice(first, stop)
+        share = np.full(stop - first, 1.0 / max(stop - first, 2))
+        log_dispersion, detection = np.zeros(stop - first), np.full(stop - first, 0.5)
+        scale = {"log1p": (np.zeros(stop - first), np.ones(stop - first))}
+        scale["clr"] = scale["log1p"]
+        if statistics is not None:
+            kind = "cell_" if of_cells else ""
+            share = getattr(statistics, f"{kind}share")[mine]
+            log_dispersion = getattr(statistics, f"{kind}log_dispersion")[mine]
+            detection = getattr(statistics, f"{kind}detection")[mine]
+            scale = {
+                "log1p": (statistics.log1p_mean[mine], statistics.log1p_std[mine]),
+                "clr": (statistics.clr_mean[mine], statistics.clr_std[mine]),
+            }
+        bias[mine, : own.num_outputs], spread[mine] = own.start(share, log_dispersion, detection, scale)
+    return bias, spread
 
 
 class ValueHead(nnx.Module):
@@ -60,7 +90,7 @@ class ValueHead(nnx.Module):
                 for name, own in self.likelihoods.items()
             }
         )
-        bias, spread = self._marginal_model(layout, of_cells)
+        bias, spread = marginal_model(self.likelihoods, layout, of_cells)
         # The means of cells are known better than a step can tell; and those of the technical batches that have pairs
         # are not those of all.
         self.bias_scale = 1.0 if of_cells else ROW_SCALE
@@ -69,30 +99,6 @@ class ValueHead(nnx.Module):
         self.output_scale = 0.1 if of_cells else 1.0
         self.feature_bias = parameter(bias / self.bias_scale, ("features", None), "bias")
         self.spread = parameter(spread / ROW_SCALE, ("features",), "dispersion")
-
-    def _marginal_model(self, layout: FeatureLayout, of_cells: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Output biases float32 [rows, K] and spreads float32 [rows] that predict each feature by itself."""
-        num_rows, statistics = padded_rows(layout), layout.statistics
-        num_outputs = max(own.num_outputs for own in self.likelihoods.values())
-        bias, spread = np.zeros((num_rows, num_outputs), np.float32), np.zeros(num_rows, np.float32)
-        for name, own in self.likelihoods.items():
-            first, stop = layout.slices[name]
-            mine = slice(first, stop)
-            share = np.full(stop - first, 1.0 / max(stop - first, 2))
-            log_dispersion, detection = np.zeros(stop - first), np.full(stop - first, 0.5)
-            scale = {"log1p": (np.zeros(stop - first), np.ones(stop - first))}
-            scale["clr"] = scale["log1p"]
-            if statistics is not None:
-                kind = "cell_" if of_cells else ""
-                share = getattr(statistics, f"{kind}share")[mine]
-                log_dispersion = getattr(statistics, f"{kind}log_dispersion")[mine]
-                detection = getattr(statistics, f"{kind}detection")[mine]
-                scale = {
-                    "log1p": (statistics.log1p_mean[mine], statistics.log1p_std[mine]),
-                    "clr": (statistics.clr_mean[mine], statistics.clr_std[mine]),
-                }
-            bias[mine, : own.num_outputs], spread[mine] = own.start(share, log_dispersion, detection, scale)
-        return bias, spread
 
     def transform(self, x: jax.Array, covariates: dict[str, jax.Array]) -> jax.Array:  # [B, M, D] -> float32 [B, M, D]
         x = constrain(x, "batch", "length", "embed")

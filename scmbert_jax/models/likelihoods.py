@@ -19,7 +19,7 @@ import numpy as np
 from scmbert_jax.batch import LIBRARY_QUANTILES, MODALITIES, FeatureStatistics
 from scmbert_jax.config import ModalityConfig
 from scmbert_jax.models.embeddings import expression_bins, relative_expression
-from scmbert_jax.models.negative_binomial import negative_binomial_nll
+from scmbert_jax.models.negative_binomial import negative_binomial_nll, nll_of_zero
 
 # Support for expectations over counts: every count up to 31, then ever coarser cells up to 100,000.
 _GRID = np.unique(np.concatenate([np.arange(32.0), np.round(np.geomspace(32, 1e5, 64))])).astype(np.float32)
@@ -54,12 +54,14 @@ class Likelihood:
       config: the modality's.
       libraries: its library sizes at `LIBRARY_QUANTILES`, over the cells of the run.
       geometric_mean: the g of a cell of the median library size (see `clr`).
+      shares_library: features compete for the cell's counts, so that none can be predicted without all (`of_cell`).
     """
 
     config: ModalityConfig
     libraries: tuple[float, ...]
     geometric_mean: float
     scale = "log1p"
+    shares_library = False
 
     @property
     def num_outputs(self) -> int:
@@ -88,6 +90,14 @@ class Likelihood:
         """outputs [..., K], spread [...] -> float32 [...]."""
         raise NotImplementedError
 
+    def nll_of_zero(self, outputs: jax.Array, spread: jax.Array, truth: Truth) -> jax.Array:
+        """`nll` of counts of 0, whatever those of `truth` are; cheap, as nearly all features of a cell are zeros."""
+        return self.nll(outputs, spread, truth._replace(counts=jnp.zeros_like(truth.counts)))
+
+    def of_cell(self, outputs: jax.Array, measured: jax.Array) -> jax.Array:
+        """Outputs [B, F, K] of all features of cells, as `nll` takes them; measured bool [B, F]."""
+        return outputs
+
     def predict(self, outputs: jax.Array, spread: jax.Array) -> Prediction:
         """Of a cell whose library size is not known."""
         raise NotImplementedError
@@ -106,12 +116,18 @@ class NegativeBinomial(Likelihood):
     def mean(self, outputs: jax.Array, library_size: jax.Array | float) -> jax.Array:
         return jnp.maximum(library_size, 1.0) * jax.nn.sigmoid(outputs[..., 0])
 
+    def log_mean(self, outputs: jax.Array, library_size: jax.Array | float) -> jax.Array:
+        return _log_mean(outputs, library_size)
+
     def nll(self, outputs, spread, truth):
-        return negative_binomial_nll(truth.counts, _log_mean(outputs, truth.library_size), spread)
+        return negative_binomial_nll(truth.counts, self.log_mean(outputs, truth.library_size), spread)
+
+    def nll_of_zero(self, outputs, spread, truth):
+        return nll_of_zero(self.log_mean(outputs, truth.library_size), spread)
 
     def predict(self, outputs, spread):
         def of_library(library: jax.Array) -> tuple[jax.Array, jax.Array]:
-            log_mean = _log_mean(outputs, library)
+            log_mean = self.log_mean(outputs, library)
             values = jnp.log1p(_GRID / library * self.median_library)
             return _expectation(-negative_binomial_nll(_GRID, log_mean[..., None], spread[..., None]), values)
 
@@ -119,6 +135,25 @@ class NegativeBinomial(Likelihood):
 
     def expected_counts(self, outputs, spread):
         return self.mean(outputs, self.median_library)
+
+
+class NegativeBinomialShares(NegativeBinomial):
+    """The same, but the features that were measured share the library: mean = library * softmax(output) over them."""
+
+    shares_library = True
+
+    def start(self, share, log_dispersion, detection, scale):
+        return np.log(share)[:, None], log_dispersion
+
+    def of_cell(self, outputs, measured):
+        # Of what was not measured, a share of 0 without an infinity: its log times 0 is to be 0.
+        return jax.nn.log_softmax(jnp.where(measured[..., None], outputs, -1e9), axis=-2)
+
+    def log_mean(self, outputs, library_size):
+        return jnp.log(jnp.maximum(library_size, 1.0)) + outputs[..., 0]
+
+    def mean(self, outputs, library_size):
+        return jnp.exp(self.log_mean(outputs, library_size))
 
 
 class NegativeBinomialBackground(Likelihood):
@@ -264,6 +299,7 @@ class Bins(Likelihood):
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {
     "negative_binomial": NegativeBinomial,
+    "negative_binomial_shares": NegativeBinomialShares,
     "negative_binomial_background": NegativeBinomialBackground,
     "gaussian_log1p": GaussianLog1p,
     "gaussian_clr": GaussianClr,

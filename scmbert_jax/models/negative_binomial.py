@@ -24,6 +24,11 @@ def negative_binomial_nll(counts: jax.Array | np.ndarray, log_mean: jax.Array, l
     return _nll(*jnp.broadcast_arrays(*(jnp.asarray(x, jnp.float32) for x in (counts, log_mean, log_dispersion))))
 
 
+def nll_of_zero(log_mean: jax.Array, log_dispersion: jax.Array) -> jax.Array:
+    """`negative_binomial_nll` of counts of 0, without what only other counts need: theta log(1 + mean / theta)."""
+    return jnp.exp(log_dispersion) * jax.nn.softplus(log_mean - log_dispersion)
+
+
 @jax.custom_jvp
 def _nll(counts: jax.Array, log_mean: jax.Array, log_dispersion: jax.Array) -> jax.Array:
     mean, theta = jnp.exp(log_mean), jnp.exp(log_dispersion)

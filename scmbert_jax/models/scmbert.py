@@ -19,6 +19,7 @@ from scmbert_jax.models.encoder import make_encoder
 from scmbert_jax.models.heads import ValueHead
 from scmbert_jax.models.likelihoods import Likelihood, Prediction, Truth, make_likelihood
 from scmbert_jax.models.linear_path import LinearPath
+from scmbert_jax.models.profile_head import ProfileHead
 from scmbert_jax.models.token_sequence import CutBatch, TokenSequence, pack_tokens
 from scmbert_jax.models.translation_decoder import CellDecoder, TranslationDecoder
 from scmbert_jax.parallel.mesh import constrain
@@ -34,20 +35,27 @@ class ScMbert(nnx.Module):
         self.embedding = TokenEmbedding(config, layout, rngs)
         self.encoder = make_encoder(config.model, tuple(modalities), rngs)
         self.linear: Any = nnx.data(LinearPath(config, layout, rngs) if config.model.linear_path else None)
-        masked = {name: modality.likelihood for name, modality in modalities.items()}
-        self.token_head = ValueHead(config, layout, masked, False, rngs)
-        self.cell_decoder = CellDecoder(config.model, rngs)
-        self.cell_head = ValueHead(config, layout, masked, False, rngs)
         self.transformer = True  # False: nothing but the linear path speaks (`ModelDefinition.linear_path_alone`)
         # What only one objective needs exists only in the models that were trained for it.
+        self.token_head: Any = nnx.data(None)
+        self.cell_decoder: Any = nnx.data(None)
+        self.cell_head: Any = nnx.data(None)
         self.translation_decoder: Any = nnx.data(None)
         self.translation_head: Any = nnx.data(None)
         self.alignment_head: Any = nnx.data(None)
+        self.profile_head: Any = nnx.data(None)
+        if objectives.masked_modeling.weight > 0:
+            masked = {name: modality.likelihood for name, modality in modalities.items()}
+            self.token_head = ValueHead(config, layout, masked, False, rngs)
+            self.cell_decoder = CellDecoder(config.model, rngs)
+            self.cell_head = ValueHead(config, layout, masked, False, rngs)
         if objectives.cross_modal_translation.weight > 0:
             self.translation_decoder = TranslationDecoder(config.model, rngs)
             self.translation_head = ValueHead(config, layout, config.modalities.target_likelihoods(), True, rngs)
         if objectives.contrastive_alignment.weight > 0:
             self.alignment_head = AlignmentHead(config, layout, rngs)
+        if objectives.whole_profile.weight > 0:
+            self.profile_head = ProfileHead(config, layout, rngs)
 
     def feature_table(self) -> jax.Array:
         """Rows of all features, float32 [F, D]; compute it once per step and hand it to the other methods."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
-from scmbert_jax.batch import MODALITIES, CellBatch, ModalityTokens
+from scmbert_jax.batch import MODALITIES, CellBatch, CellProfile, ModalityTokens
 
 
 @jax.tree_util.register_dataclass
@@ -56,6 +56,7 @@ class CutBatch:
     row: jax.Array
     most_tokens: int = field(metadata={"static": True})
     scores: dict[str, jax.Array] | None = None
+    profiles: dict[str, CellProfile] | None = None
 
 
 def pack_tokens(batch: CellBatch | CutBatch, only: Iterable[str] | None = None) -> TokenSequence:
@@ -146,15 +147,22 @@ def token_bits(tokens: TokenSequence, keys: jax.Array) -> jax.Array:
 
 
 def subsample_tokens(tokens: TokenSequence, fraction: float, keys: jax.Array) -> TokenSequence:
-    """A random share of each cell's tokens, of one modality: rows become ceil(S * fraction) wide. keys [B]."""
-    ((name, width),) = tokens.widths
+    """A random share of each cell's tokens, whatever their modality: rows become ceil(S * fraction) wide. keys [B]."""
     if fraction >= 1.0:
         return tokens
-    kept = max(1, int(-(-width * fraction // 1)))
+    width = max(1, int(-(-tokens.valid.shape[1] * fraction // 1)))
     bits = jnp.where(tokens.valid, token_bits(tokens, keys) >> 1, jnp.uint32(2**32 - 1))
-    places = jnp.argsort(bits, axis=1, stable=True)[:, :kept]
+    rank = jnp.argsort(jnp.argsort(bits, axis=1, stable=True), axis=1)
     lengths = jnp.ceil(tokens.lengths * fraction).astype(jnp.int32)
-    valid = jnp.arange(kept) < lengths[:, None]
+    kept = rank < lengths[:, None]
+    places = jnp.argsort(~kept, axis=1, stable=True)[:, :width]  # modality after modality, as they were
+    valid = jnp.arange(width) < lengths[:, None]
+    modality_lengths, stands_for = [], jnp.zeros(())
+    for number, (name, _) in enumerate(tokens.widths):
+        mine = tokens.modality == MODALITIES.index(name)
+        modality_lengths.append((kept & mine).sum(axis=1))
+        share = tokens.modality_lengths[:, number] / jnp.maximum(modality_lengths[-1], 1)
+        stands_for = jnp.where(mine, share[:, None], stands_for)
 
     def taken(values: jax.Array) -> jax.Array:
         return jnp.take_along_axis(values, places, axis=1)
@@ -164,9 +172,9 @@ def subsample_tokens(tokens: TokenSequence, fraction: float, keys: jax.Array) ->
         counts=jnp.where(valid, taken(tokens.counts), 0.0),
         library_size=taken(tokens.library_size),
         mean_log_count=taken(tokens.mean_log_count),
-        weight=jnp.where(valid, taken(tokens.weight) * (tokens.lengths / jnp.maximum(lengths, 1))[:, None], 0.0),
+        weight=jnp.where(valid, taken(tokens.weight * stands_for), 0.0),
         modality=taken(tokens.modality),
         valid=valid,
-        modality_lengths=lengths[:, None],
-        widths=((name, kept),),
+        modality_lengths=jnp.stack(modality_lengths, axis=1),
+        widths=tuple((name, min(most, width)) for name, most in tokens.widths),
     )

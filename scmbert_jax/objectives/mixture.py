@@ -9,11 +9,13 @@ from scmbert_jax.objectives.base import Objective
 from scmbert_jax.objectives.contrastive_alignment import ContrastiveAlignment
 from scmbert_jax.objectives.cross_modal_translation import CrossModalTranslation
 from scmbert_jax.objectives.masked_modeling import MaskedModeling
+from scmbert_jax.objectives.whole_profile import WholeProfile
 
 OBJECTIVES: dict[str, Callable[[ExperimentConfig], Objective]] = {
     "masked_modeling": MaskedModeling,
     "cross_modal_translation": CrossModalTranslation,
     "contrastive_alignment": ContrastiveAlignment,
+    "whole_profile": WholeProfile,
 }
 
 

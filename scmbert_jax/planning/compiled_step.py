@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from scmbert_jax.batch import CellBatch, FeatureLayout, ModalityTokens
+from scmbert_jax.batch import CellBatch, CellProfile, FeatureLayout, ModalityTokens
 from scmbert_jax.config import ExperimentConfig, batch_covariates
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.attention import attention_backend
@@ -140,7 +140,17 @@ def abstract_batch(config: ExperimentConfig, layout: FeatureLayout, mesh: Mesh) 
         for name, own in config.modalities.in_use().items()
     }
     covariates = {name: array(jnp.int32) for name in batch_covariates(config, layout.covariate_sizes)}
-    return CellBatch(modalities, covariates, array(jnp.int32), array(jnp.int32))
+    profiles = {}
+    for name in config.modalities.in_use() if config.profile_tokens else ():
+        number = layout.slices[name][1] - layout.slices[name][0]
+        width = min(config.profile_tokens, number)
+        profiles[name] = CellProfile(
+            feature_ids=array(jnp.int32, width),
+            counts=array(jnp.int32, width),
+            lengths=array(jnp.int32),
+            panel=array(jnp.uint8, -(-number // 8)),
+        )
+    return CellBatch(modalities, covariates, array(jnp.int32), array(jnp.int32), profiles=profiles or None)
 
 
 def _compile(step: Any, arguments: tuple[TrainState, Any, CellBatch], name: str, topology: Topology) -> CompiledStep:

@@ -78,7 +78,7 @@ def estimate(
 
 def flops_of(config: ExperimentConfig, layout: FeatureLayout, objective: str) -> dict[str, float]:
     """Operations of a step on full cells, by part; see models/flops.py for the formula."""
-    parts = step_flops(config, objective, counts_of_full_cells(config, config.data.global_batch_size))
+    parts = step_flops(config, objective, counts_of_full_cells(config, config.data.global_batch_size, layout))
     return {**parts, "feature_table": feature_table_flops(config, layout)}
 
 

@@ -62,7 +62,7 @@ def cut(batch: CellBatch, width: int) -> CutBatch:
         name: tokens._replace(feature_ids=tokens.feature_ids[:, :width], counts=tokens.counts[:, :width])
         for name, tokens in batch.modalities.items()
     }
-    return CutBatch(modalities, batch.covariates, batch.cell_index, batch.row, width, batch.scores)
+    return CutBatch(modalities, batch.covariates, batch.cell_index, batch.row, width, batch.scores, batch.profiles)
 
 
 def at_needed_width(

@@ -65,5 +65,10 @@ def batch_arrays(batch: CellBatch) -> dict[str, np.ndarray]:
         for modality, tokens in batch.modalities.items()
         for field, array in zip(tokens._fields, tokens, strict=True)
     }
+    arrays |= {
+        f"{modality}.profile.{field}": np.asarray(array)
+        for modality, profile in (batch.profiles or {}).items()
+        for field, array in zip(profile._fields, profile, strict=True)
+    }
     arrays |= {f"covariates.{name}": np.asarray(codes) for name, codes in batch.covariates.items()}
     return {**arrays, "cell_index": np.asarray(batch.cell_index), "row": np.asarray(batch.row)}

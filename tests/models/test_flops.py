@@ -76,7 +76,7 @@ def test_padding_costs_nothing(mixed_config, tiny_batch):
         assert narrow == wide
 
 
-def test_a_token_costs_six_times_its_parameters_and_twelve_times_layers_width_and_row(tiny_config):
+def test_a_token_costs_six_times_its_parameters_and_twelve_times_layers_width_and_row(tiny_config, tiny_layout):
     """The formula of facts and papers, on rows of S tokens; bins have no matrices in their embedding."""
     config = replace(
         tiny_config,
@@ -84,7 +84,7 @@ def test_a_token_costs_six_times_its_parameters_and_twelve_times_layers_width_an
         model=replace(WIDE, scan_layers=True),
         objectives=ObjectivesConfig(MaskedModelingConfig(mask_fraction=1e-9)),
     )
-    tokens = counts_of_full_cells(config, 10)
+    tokens = counts_of_full_cells(config, 10, tiny_layout)
     parts = step_flops(config, "masked_modeling", tokens)
     per_layer = 4 * 128 * 128 + 2 * 128 * 512
     assert encoder_parameters(config.model) == 3 * per_layer
@@ -105,12 +105,14 @@ def test_favor_grows_with_the_tokens_and_not_with_their_square(tiny_config):
     assert attention(999) == 24 * 3 * 64 * 128 * 1000 * 4
 
 
-def test_a_cell_without_the_modality_costs_nothing_and_a_mixture_is_the_mean_of_its_objectives(mixed_config):
+def test_a_cell_without_the_modality_costs_nothing_and_a_mixture_is_the_mean_of_its_objectives(
+    mixed_config, tiny_layout
+):
     both = TokenCounts({"rna": np.array([16.0, 16.0]), "protein": np.array([8.0, 0.0])}, {})
     one = TokenCounts({"rna": np.array([16.0]), "protein": np.array([8.0])}, {})
     one_way = replace(mixed_config.objectives.cross_modal_translation, directions=("protein>rna",))
     config = replace(mixed_config, objectives=replace(mixed_config.objectives, cross_modal_translation=one_way))
     assert step_flops(config, "cross_modal_translation", both) == step_flops(config, "cross_modal_translation", one)
-    tokens = counts_of_full_cells(mixed_config, 4)
+    tokens = counts_of_full_cells(mixed_config, 4, tiny_layout)
     each = [sum(step_flops(mixed_config, name, tokens).values()) for name in mixed_config.objectives.weights()]
     assert mixture_flops(mixed_config, tokens) == pytest.approx(sum(each) / len(each))

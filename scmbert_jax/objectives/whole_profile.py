@@ -1,0 +1,58 @@
+"""Predicting all that was measured of a cell, zeros included, from the embedding of a part of it.
+
+The encoder is shown the cell's tokens, a sample of its features that changes from epoch to epoch. From `[CLS]` alone,
+every feature that the cell's data set measures is predicted: what was shown, what was not, and what is not there. So
+`[CLS]` must hold the whole cell; masked modelling asks it for a few values, which their own tokens know better.
+
+Counts by negative binomial share the cell's library (softmax over the measured features), accessibility is open or not,
+protein as in translation (`target_likelihood`). A modality that was not measured asks for nothing.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from scmbert_jax.batch import MODALITIES, CellBatch
+from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.errors import ConfigError
+from scmbert_jax.models.profile_head import draw_features
+from scmbert_jax.models.scmbert import ScMbert
+from scmbert_jax.models.token_sequence import pack_tokens, subsample_tokens
+from scmbert_jax.objectives.base import LossSum, drop_covariates, row_keys
+
+
+class WholeProfile:
+    """The objective; see `Objective` for the contract. Reads any of the modalities, alone, paired or mosaic.
+
+    The loss is per expressed feature: of the size of masked modelling's, which is per masked token.
+    """
+
+    needs_whole_batch = False
+
+    def __init__(self, config: ExperimentConfig):
+        self.config = config.objectives.whole_profile
+        self.modalities = config.modalities.in_use()
+
+    def loss(self, model: ScMbert, feature_table: jax.Array, batch: CellBatch, key: jax.Array) -> LossSum:
+        if batch.profiles is None:
+            raise ConfigError(
+                "objectives.whole_profile.weight is above 0, but the batch has no profiles: read it with "
+                "TokenSampling(..., profile_tokens=config.profile_tokens)."
+            )
+        keys = row_keys(key, batch.row)
+        covariates = drop_covariates(batch.covariates, self.config.covariate_dropout, keys)
+        tokens = subsample_tokens(pack_tokens(batch), self.config.source_fraction, keys)
+        cell = model.encode(feature_table, tokens, covariates=covariates)[:, 0]
+        total, weight = jnp.zeros(()), jnp.zeros(())
+        metrics: dict[str, tuple[jax.Array, jax.Array]] = {}
+        for name, modality in self.modalities.items():
+            own, head = batch.modalities[name], model.profile_head
+            # The same features for all cells, so that their rows are fetched once.
+            most = 0 if head.likelihoods[name].shares_library else self.config.features_per_step
+            first, stop = head.slices[name]
+            drawn = draw_features(jax.random.fold_in(key, MODALITIES.index(name)), stop - first, most)
+            nll = head.nll(name, cell, own, batch.profiles[name], covariates, drawn).sum()
+            number = own.num_expressed.sum().astype(jnp.float32)
+            total += modality.loss_weight * nll
+            weight += modality.loss_weight * number
+            metrics[f"{name}_profile_nll"] = (nll, number)
+        return LossSum(total, weight, metrics)
