@@ -227,6 +227,18 @@ class TestCollateCounts:
         assert found.library_size[0] == 8
         assert messy.nnz == 4, "the caller's matrix stays as it is"
 
+    def test_what_is_predicted_is_drawn_without_a_look_at_what_is_shown(self):
+        counts = {"rna": self.counts(1)["rna"]}
+        sampling, common = {"rna": TokenSampling(30, profile_tokens=30)}, []
+        for seed in range(100):
+            batch = collate_counts(counts, sampling, self.slices, self.masks, seed=seed)
+            shown, asked = batch.modalities["rna"].feature_ids[0], batch.profiles["rna"].feature_ids[0]
+            assert len(set(asked.tolist())) == batch.profiles["rna"].lengths[0] == 30
+            common.append(len(set(shown.tolist()) & set(asked.tolist())))
+        expressed = int(batch.modalities["rna"].num_expressed[0])
+        # Hypergeometric, of standard deviation below 2.7; five standard errors.
+        assert abs(np.mean(common) - 30 * 30 / expressed) < 1.4
+
     def test_a_missing_modality_is_padding_and_says_not_measured(self):
         counts = {"rna": self.counts()["rna"]}
         protein = collate_counts(counts, self.sampling, self.slices, self.masks).modalities["protein"]
@@ -249,6 +261,7 @@ class TestCollateCounts:
             ({"rna": TokenSampling(5, 1.0)}, "zero_fraction of rna is 1.0"),
             ({"rna": TokenSampling(-1)}, "num_tokens of rna is -1"),
             ({"rna": TokenSampling(0)}, "no modality has num_tokens"),
+            ({"rna": TokenSampling(5, profile_tokens=-1)}, "profile_tokens of rna is -1"),
         ],
     )
     def test_impossible_sampling_is_refused_by_name(self, sampling, message):

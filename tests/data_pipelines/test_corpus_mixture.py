@@ -18,7 +18,10 @@ from data_pipelines.mixture_information import information_of_mixture
 from data_pipelines.synthetic import synthetic_cells
 from scmbert_jax.errors import ConfigError, InputError
 
-SAMPLING = {"rna": TokenSampling(40, 0.25), "protein": TokenSampling(12, 0.5)}
+SAMPLING = {
+    "rna": TokenSampling(40, 0.25, profile_tokens=100),
+    "protein": TokenSampling(12, 0.5, profile_tokens=100),
+}
 SETTINGS = {"seed": 3, "global_batch_size": 24, "num_streams": 4, "window_blocks": 2}
 
 
@@ -68,6 +71,13 @@ def test_every_token_of_a_mixture_is_a_count_of_the_cell_it_names(both, corpora)
                 ):
                     assert place[ids[feature]] in columns
                     assert counts[place[ids[feature]]] == count
+                profile = batch.profiles[name]
+                there = slice(0, profile.lengths[row])
+                asked = [place[ids[feature]] for feature in profile.feature_ids[row, there] - first]
+                assert set(asked) == set(columns[counts[columns] > 0].tolist())
+                np.testing.assert_array_equal(profile.counts[row, there], counts[asked])
+                panel = np.unpackbits(profile.panel[row], count=len(ids), bitorder="little").astype(bool)
+                assert {place.get(feature) for feature in ids[panel]} == set(columns if tokens.measured[row] else ())
             known = {name: joined.vocabularies[name][codes[row]] for name, codes in batch.covariates.items()}
             dataset = ("mudata", "mudata_2")[which]
             assert known == {

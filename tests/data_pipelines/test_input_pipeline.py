@@ -21,7 +21,11 @@ from data_pipelines.training_data import FRONT_ENDS
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import ConfigError, CorpusError
 
-SAMPLING = {"rna": TokenSampling(40, 0.25), "protein": TokenSampling(12, 0.5), "atac": TokenSampling(0)}
+SAMPLING = {
+    "rna": TokenSampling(40, 0.25, profile_tokens=100),
+    "protein": TokenSampling(12, 0.5, profile_tokens=5),
+    "atac": TokenSampling(0),
+}
 SETTINGS = {"seed": 3, "global_batch_size": 24, "num_streams": 4, "window_blocks": 2}
 
 
@@ -54,6 +58,11 @@ def arrays_of(batch: CellBatch) -> dict[str, np.ndarray]:
         for name, tokens in batch.modalities.items()
         for field, values in tokens._asdict().items()
     }
+    found |= {
+        f"{name}.profile.{field}": values
+        for name, profile in (batch.profiles or {}).items()
+        for field, values in profile._asdict().items()
+    }
     return {**found, **batch.covariates, "cell_index": batch.cell_index, "row": batch.row}
 
 
@@ -84,6 +93,15 @@ def test_every_token_is_a_count_of_the_cell_it_names(cells, corpus, reader):
                 np.testing.assert_array_equal(
                     tokens.counts[row, :real], true[tokens.feature_ids[row, :real] - first], err_msg=name
                 )
+                # Of the whole cell: all that it expresses, or as many as there is room for; and what was measured.
+                profile, most = batch.profiles[name], SAMPLING[name].profile_tokens
+                assert profile.lengths[row] == min(most, (true > 0).sum())
+                ids = profile.feature_ids[row, : profile.lengths[row]] - first
+                assert len(set(ids.tolist())) == len(ids)
+                np.testing.assert_array_equal(profile.counts[row, : profile.lengths[row]], true[ids], err_msg=name)
+                assert (true[ids] > 0).all()
+                panel = np.unpackbits(profile.panel[row], count=len(true), bitorder="little")
+                assert (panel == cells.measured[name][cell]).all()
             code = batch.covariates["technical_batch"][row]
             assert corpus.vocabularies["technical_batch"][code] == "mudata/" + cells.technical_batch[cell]
 

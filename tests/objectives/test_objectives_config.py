@@ -12,6 +12,7 @@ from scmbert_jax.config import (
     ModalitiesConfig,
     ModalityConfig,
     ObjectivesConfig,
+    WholeProfileConfig,
     compared_within,
     from_dict,
     to_dict,
@@ -21,11 +22,14 @@ from scmbert_jax.errors import ConfigError
 RNA_AND_PROTEIN = ModalitiesConfig(rna=ModalityConfig(num_tokens=8), protein=ModalityConfig(num_tokens=8))
 
 
-def config(modalities=RNA_AND_PROTEIN, translation=None, contrastive=None, masked=1.0) -> ExperimentConfig:
+def config(
+    modalities=RNA_AND_PROTEIN, translation=None, contrastive=None, masked=1.0, profile=None
+) -> ExperimentConfig:
     objectives = ObjectivesConfig(
         MaskedModelingConfig(weight=masked),
         CrossModalTranslationConfig(**(translation or {})),
         ContrastiveAlignmentConfig(**(contrastive or {})),
+        WholeProfileConfig(**(profile or {})),
     )
     return ExperimentConfig(modalities=modalities, objectives=objectives)
 
@@ -70,6 +74,23 @@ def test_an_impossible_contrast_is_refused(fields, message):
         config(contrastive={"weight": 1.0, **fields})
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weight": -1.0}, r"whole_profile\.weight is -1\.0; expected 0 or more"),
+        ({"hidden_dim": 0}, r"whole_profile\.hidden_dim is 0; expected 1 or more"),
+        ({"profile_tokens": 0}, r"whole_profile\.profile_tokens is 0; expected 1 or more"),
+        ({"features_per_step": -1}, r"whole_profile\.features_per_step is -1; expected 0 \(all\) or more"),
+        ({"source_fraction": 0.0}, r"whole_profile\.source_fraction is 0\.0; expected 0 < value <= 1"),
+        ({"covariate_dropout": 1.0}, r"whole_profile\.covariate_dropout is 1\.0"),
+        ({"profile_tokens": 1 << 21}, r"whole_profile\.profile_tokens is 2097152; expected at most 1,048,576"),
+    ],
+)
+def test_an_impossible_profile_is_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        config(profile={"weight": 1.0, **fields})
+
+
 @pytest.mark.parametrize("which", ["translation", "contrastive"])
 def test_what_compares_modalities_needs_two_of_them(which):
     alone = ModalitiesConfig(rna=ModalityConfig(num_tokens=8))
@@ -109,6 +130,7 @@ def test_every_setting_of_the_mixture_survives_its_file():
     mixed = config(
         translation={"weight": 2.0, "directions": ("rna>protein",), "cycle_weight": 0.5, "source_fraction": 0.5},
         contrastive={"weight": 1.0, "negatives": "technical_batch", "initial_temperature": 0.2},
+        profile={"weight": 1.0, "features_per_step": 8, "source_fraction": 0.5},
     )
     mixed = replace(mixed, model=replace(mixed.model, encoder_sharing="multiway", linear_path=False))
     assert from_dict(to_dict(mixed)) == mixed
