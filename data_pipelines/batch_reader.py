@@ -227,8 +227,10 @@ class Collation:
                     profiles[name].panel[rows] = np.where(measured, panels, 0)
                 elif name in profiles:
                     clear_tokens(profiles[name], rows)
-        for own in (*tokens.values(), *profiles.values()):
+        for own in tokens.values():
             clear_tokens(own, slice(filled, num_rows))
+        for profile in profiles.values():
+            clear_tokens(profile, slice(filled, num_rows))
         return CellBatch(
             modalities=tokens,
             covariates=covariates,

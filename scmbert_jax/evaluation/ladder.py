@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from data_pipelines.feature_space import FeatureSpace
 from scmbert_jax.config import ExperimentConfig, load_config
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.evaluation.figures import COLOURS, INK, MARKERS, RC
@@ -68,15 +69,17 @@ def read_curve(run_dir: Path, metric: str, beside: Sequence[str] = ()) -> Curve:
     found = {
         name: {row["step"]: float(row[name]) for row in rows if row.get(name) is not None} for name in (metric, *beside)
     }
-    for name, values in found.items():
-        if not values:
+    for name, by_step in found.items():
+        if not by_step:
             known = sorted({key for row in rows for key in row if key.startswith("validation/")})
             raise ConfigError(
                 f"{run_dir}/metrics.jsonl: no row has {name!r}; there are {', '.join(known) or 'no evaluations'}. Name "
                 "another, or train with held-out cells and --validation.every N."
             )
     steps = np.array(sorted(found[metric]))
-    per_step = mixture_flops(config, counts_of_full_cells(config, config.data.global_batch_size))
+    # Only `whole_profile` asks how many features there are.
+    layout = FeatureSpace.load(run_dir / "feature_space.parquet").layout() if config.profile_tokens else None
+    per_step = mixture_flops(config, counts_of_full_cells(config, config.data.global_batch_size, layout))
     spent = seconds_of_steps(read_metrics(run_dir / "goodput.jsonl"))
     ends = np.array([0, *spent])
     seconds = np.array([0.0, *spent.values()])[np.searchsorted(ends, steps, side="right") - 1]

@@ -64,12 +64,16 @@ def counts_of_batch(batch: CellBatch) -> TokenCounts:
     return TokenCounts(lengths, expressed, measured)
 
 
-def counts_of_full_cells(config: ExperimentConfig, num_cells: int, layout: FeatureLayout) -> TokenCounts:
-    """Of cells measured in every feature of every modality of the run, each with as many tokens as it may have."""
+def counts_of_full_cells(config: ExperimentConfig, num_cells: int, layout: FeatureLayout | None = None) -> TokenCounts:
+    """Of cells measured in every feature of every modality of the run, each with as many tokens as it may have.
+
+    `layout`: only `whole_profile` asks how many features there are.
+    """
     in_use = config.modalities.in_use()
     lengths = {name: np.full(num_cells, float(own.num_tokens)) for name, own in in_use.items()}
     expressed = {name: lengths[name] * (1 - own.zero_fraction) for name, own in in_use.items()}
-    measured = {name: np.full(num_cells, float(np.ptp(layout.slices[name]))) for name in in_use}
+    slices = {} if layout is None else layout.slices
+    measured = {name: np.full(num_cells, float(np.ptp(slices[name]))) for name in in_use if name in slices}
     return TokenCounts(lengths, expressed, measured)
 
 

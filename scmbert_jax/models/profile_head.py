@@ -144,7 +144,8 @@ class ProfileHead(nnx.Module):
         first, stop = self.slices[name]
         outputs, spread = self.outputs(name, cell, covariates, drawn)
         places = jnp.arange(stop - first) if drawn is None else drawn.places
-        measured = (profile.panel[:, places >> 3] >> (places & 7).astype(jnp.uint8)) & 1 > 0  # [B, F]
+        bits = jnp.take(profile.panel, places >> 3, axis=1) >> (places & 7).astype(jnp.uint8)
+        measured = bits & 1 > 0  # [B, F]
         outputs = likelihood.of_cell(outputs, measured)
         library_size, mean_log_count = tokens.library_size[:, None], tokens.mean_log_count[:, None]
         of_zeros = likelihood.nll_of_zero(outputs, spread, Truth(jnp.zeros(()), library_size, mean_log_count))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import padded
 
+from data_pipelines.synthetic import profile_of_tokens
 from scmbert_jax.config import MaskedModelingConfig, ModalitiesConfig, ModalityConfig, ModelConfig, ObjectivesConfig
 from scmbert_jax.models.flops import (
     TokenCounts,
@@ -41,19 +42,24 @@ def counted_by_xla(function, *arguments) -> float:
     return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("objective", ["masked_modeling", "cross_modal_translation", "contrastive_alignment"])
+@pytest.mark.parametrize(
+    "objective", ["masked_modeling", "cross_modal_translation", "contrastive_alignment", "whole_profile"]
+)
 def test_the_formula_is_what_xla_counts_of_the_forward_and_backward_pass(
     mixed_config, tiny_layout, tiny_batch, objective
 ):
     # Objectives of the mixed run on full rows; XLA counts what is computed, padding and all.
     objectives = mixed_config.objectives
-    weights = {name: float(name == objective) for name in objectives.weights()}
+    weights = {name: float(name == objective) for name in (*objectives.weights(), "whole_profile")}
     chosen = {name: replace(getattr(objectives, name), weight=weight) for name, weight in weights.items()}
     modalities = ModalitiesConfig(rna=ModalityConfig(num_tokens=16), protein=ModalityConfig(num_tokens=8))
     config = replace(mixed_config, model=WIDE, objectives=ObjectivesConfig(**chosen), modalities=modalities)
     layout = replace(tiny_layout, links={})  # the feature table is counted apart
     batch = tiny_batch()
     batch = full(batch._replace(modalities={name: batch.modalities[name] for name in ("rna", "protein")}))
+    sizes = {name: stop - first for name, (first, stop) in layout.slices.items()}
+    profiles = {name: profile_of_tokens(own, 64, sizes[name]) for name, own in batch.modalities.items()}
+    batch = batch._replace(profiles=profiles)
     model = ModelDefinition(config, layout)
     params = model.init(jax.random.key(0))
 
@@ -76,7 +82,7 @@ def test_padding_costs_nothing(mixed_config, tiny_batch):
         assert narrow == wide
 
 
-def test_a_token_costs_six_times_its_parameters_and_twelve_times_layers_width_and_row(tiny_config, tiny_layout):
+def test_a_token_costs_six_times_its_parameters_and_twelve_times_layers_width_and_row(tiny_config):
     """The formula of facts and papers, on rows of S tokens; bins have no matrices in their embedding."""
     config = replace(
         tiny_config,
@@ -84,7 +90,7 @@ def test_a_token_costs_six_times_its_parameters_and_twelve_times_layers_width_an
         model=replace(WIDE, scan_layers=True),
         objectives=ObjectivesConfig(MaskedModelingConfig(mask_fraction=1e-9)),
     )
-    tokens = counts_of_full_cells(config, 10, tiny_layout)
+    tokens = counts_of_full_cells(config, 10)
     parts = step_flops(config, "masked_modeling", tokens)
     per_layer = 4 * 128 * 128 + 2 * 128 * 512
     assert encoder_parameters(config.model) == 3 * per_layer
@@ -105,14 +111,12 @@ def test_favor_grows_with_the_tokens_and_not_with_their_square(tiny_config):
     assert attention(999) == 24 * 3 * 64 * 128 * 1000 * 4
 
 
-def test_a_cell_without_the_modality_costs_nothing_and_a_mixture_is_the_mean_of_its_objectives(
-    mixed_config, tiny_layout
-):
+def test_a_cell_without_the_modality_costs_nothing_and_a_mixture_is_the_mean_of_its_objectives(mixed_config):
     both = TokenCounts({"rna": np.array([16.0, 16.0]), "protein": np.array([8.0, 0.0])}, {})
     one = TokenCounts({"rna": np.array([16.0]), "protein": np.array([8.0])}, {})
     one_way = replace(mixed_config.objectives.cross_modal_translation, directions=("protein>rna",))
     config = replace(mixed_config, objectives=replace(mixed_config.objectives, cross_modal_translation=one_way))
     assert step_flops(config, "cross_modal_translation", both) == step_flops(config, "cross_modal_translation", one)
-    tokens = counts_of_full_cells(mixed_config, 4, tiny_layout)
+    tokens = counts_of_full_cells(mixed_config, 4)
     each = [sum(step_flops(mixed_config, name, tokens).values()) for name in mixed_config.objectives.weights()]
     assert mixture_flops(mixed_config, tokens) == pytest.approx(sum(each) / len(each))

@@ -125,7 +125,7 @@ def test_a_feature_that_was_not_measured_has_no_loss_and_no_share_of_the_library
 
 def test_features_that_are_drawn_stand_for_all(config, tiny_layout, batch):
     head, cell = head_of(config, tiny_layout)
-    own = jax.tree.map(jnp.asarray, (batch.modalities["atac"], batch.profiles["atac"], batch.covariates))
+    own = batch.modalities["atac"], batch.profiles["atac"], batch.covariates
 
     def estimate(key):
         return head.nll("atac", cell, *own, draw_features(key, 20, 6))

@@ -68,7 +68,7 @@ def test_a_plan_is_one_json_document_with_memory_by_kind_and_traffic(compiled_al
 def test_the_operations_are_those_of_the_formula(compiled_already):
     tiny_plan = json.loads(scmbert_ok(*TINY_PLAN, "--json"))
     config = load_experiment("tiny")
-    expected = step_flops(config, "masked_modeling", counts_of_full_cells(config, 16, LAYOUT))
+    expected = step_flops(config, "masked_modeling", counts_of_full_cells(config, 16))
     expected["feature_table"] = feature_table_flops(config, LAYOUT)
     assert tiny_plan["steps"][0]["flops"] == pytest.approx(expected)
 
