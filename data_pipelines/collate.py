@@ -212,10 +212,12 @@ def collate_counts(
     covariates: dict[str, np.ndarray] | None = None,
     cell_index: np.ndarray | None = None,
     seed: int = 0,
+    cell_keys: np.ndarray | None = None,
 ) -> CellBatch:
     """Cells of a file as a batch, for embedding: the tokens of a cell depend on its own counts and on nothing else.
 
-    All cells share one hash key, so a cell gets the same tokens in any row, beside any neighbours, in any file.
+    All cells share one hash key, so a cell gets the same tokens in any row, beside any neighbours, in any file. Of two
+    cells that express the same features, the same are drawn; where that must not be, cells have keys of their own.
 
     Args:
       counts: modality -> integer CSR [B, features of that modality in the model's feature space]. Modalities that
@@ -229,6 +231,7 @@ def collate_counts(
       covariates: name -> int32 [B] codes.
       cell_index: int32 [B]; absent: 0 .. B - 1.
       seed: which tokens are drawn where a cell has more features than tokens; the same seed, the same tokens.
+      cell_keys: uint64 [B], whose draws are independent of each other; absent: one for all cells.
 
     Raises:
       ConfigError: sampling of a modality the model has not.
@@ -265,7 +268,7 @@ def collate_counts(
                 np.arange(num_cells),
                 packed,
                 index_of(packed),
-                np.zeros(num_cells, np.uint64),
+                np.zeros(num_cells, np.uint64) if cell_keys is None else np.asarray(cell_keys, np.uint64),
                 np.zeros(num_cells, np.int32),
                 is_measured,
                 MeasuredFeatures.from_masks([panel]),

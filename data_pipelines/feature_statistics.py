@@ -39,8 +39,8 @@ MAX_TOKENS = 1_000_000
 _LOG_DISPERSIONS = np.linspace(-3.0, 5.0, 17)
 
 
-class _Tokens(NamedTuple):
-    """All real tokens of some batches, [n] each; counts and libraries float64."""
+class DrawnTokens(NamedTuple):
+    """Real tokens of some batches, [n] each; counts and libraries float64."""
 
     ids: np.ndarray
     counts: np.ndarray
@@ -71,7 +71,7 @@ def feature_statistics(
     rows = layout.num_features
     columns = {name: np.zeros(rows, np.float32) for name in _FIELDS_OF_FEATURES}
     tokens = _read(batches, max_tokens)
-    of_tokens = _of_tokens(tokens, rows)
+    of_tokens = token_statistics(tokens, rows)
     columns.update(
         zip(("share", "log_dispersion", "detection"), (x.astype(np.float32) for x in of_tokens), strict=True)
     )
@@ -151,7 +151,7 @@ def load_statistics(path: Path, num_features: int, *, linear_path: bool) -> Feat
     return statistics
 
 
-def _read(batches: Iterable[CellBatch], max_tokens: int) -> _Tokens:
+def _read(batches: Iterable[CellBatch], max_tokens: int) -> DrawnTokens:
     parts: list[tuple[np.ndarray, ...]] = []
     number = 0
     for batch in batches:
@@ -162,11 +162,11 @@ def _read(batches: Iterable[CellBatch], max_tokens: int) -> _Tokens:
             number += len(libraries)
         if number >= max_tokens:
             break
-    return _Tokens(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return DrawnTokens(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _of_tokens(tokens: _Tokens, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Share, log dispersion and detection of each feature among its tokens, [rows] each."""
+def token_statistics(tokens: DrawnTokens, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Share, log dispersion and detection of each of `rows` features among its tokens, float64 [rows] each."""
 
     def sums(values: np.ndarray) -> np.ndarray:
         return np.bincount(tokens.ids, values, minlength=rows)

@@ -26,7 +26,7 @@ from scmbert_jax.commands.bench import (
     BenchStorage,
 )
 from scmbert_jax.commands.data import CorpusBuild, CorpusCopy, CorpusInfo, CorpusOverlap, CorpusVerify, Doctor
-from scmbert_jax.commands.evaluate import EvaluateLadder, EvaluateProbe, EvaluateTranslation
+from scmbert_jax.commands.evaluate import EvaluateLadder, EvaluatePretraining, EvaluateProbe, EvaluateTranslation
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
 from scmbert_jax.commands.number_limits import check_numbers
 from scmbert_jax.commands.plan import MakePlan
@@ -54,6 +54,7 @@ VERBS: dict[str, Any] = {
     "label-transfer": LabelTransfer,
     "pseudo-pairs": MakePseudoPairs,
     "evaluate": {
+        "pretraining": EvaluatePretraining,
         "probe": EvaluateProbe,
         "translation": EvaluateTranslation,
         "matching": EvaluateMatching,

@@ -1,8 +1,9 @@
-"""Verbs that score a model: evaluate probe, evaluate translation; and runs beside each other: evaluate ladder."""
+"""Verbs that score a model: evaluate probe, evaluate pretraining, evaluate translation; runs: evaluate ladder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -20,6 +21,9 @@ from scmbert_jax.commands.terminal import (
 from scmbert_jax.commands.use import Output
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.outputs import check_output_file
+
+if TYPE_CHECKING:
+    from scmbert_jax.training.goodput import Goodput
 
 
 @dataclass(frozen=True)
@@ -61,18 +65,12 @@ class EvaluateProbe:
     def run(self) -> int:
         from scmbert_jax.evaluation.probe_suite import probe_model, write_probe_report
         from scmbert_jax.pretrained import load_model
-        from scmbert_jax.training.goodput import read_goodput
-        from scmbert_jax.training.run_folder import read_metrics
 
         if self.num_seeds < 1:
             raise ConfigError(f"--num-seeds {self.num_seeds}: expected 1 or more.")
         # Whatever can be refused is refused before the work, which takes minutes.
         check_report(self.report, [self.data], self.overwrite)
-        rows, goodput = [], None
-        if self.run_dir is not None:
-            if not (self.run_dir / "metrics.jsonl").is_file():
-                raise CheckpointError(f"{self.run_dir}: not a run folder (no metrics.jsonl in it).")
-            rows, goodput = read_metrics(self.run_dir / "metrics.jsonl"), read_goodput(self.run_dir)
+        rows, goodput = _of_run(self.run_dir)
         model = load_model(self.model, allow_low_coverage=self.allow_low_coverage)
         result = probe_model(
             model,
@@ -88,6 +86,71 @@ class EvaluateProbe:
         if self.report is not None:
             info = {"model": str(self.model), "step": model.info["step"], **model.info["provenance"]}
             write_probe_report(self.report, result, info, rows, goodput)
+            say(f"report: {self.report}")
+        return 0
+
+
+@dataclass(frozen=True)
+class EvaluatePretraining:
+    """Score the values that pre-training predicts, in bits per masked token, on cells it has not seen.
+
+    By modality and expression level, beside each feature alone, the cell's rate, the model's linear path alone, and PCA
+    with a ridge fitted to the same task on --training. Cells that the model or the baselines know are left out.
+
+    Example:  scmbert evaluate pretraining --model my_model --data other_donors.h5ad --training my_corpus
+              scmbert evaluate pretraining --model my_model --data cells.h5ad --training my_corpus
+                  --run-dir runs/1 --report report.html
+    """
+
+    model: Path
+    """Model folder (scmbert export), trained with masked_modeling."""
+    data: str
+    """Cells with raw counts; those that training has not seen are scored."""
+    training: str
+    """What the baselines are fitted on: the corpus of the model, or a file of cells like those it was trained on."""
+    num_cells: int = 1000
+    """Cells that are scored, drawn by chance."""
+    obs_field: ObsFields = ()
+    """Which column of obs holds the donor, e.g. donor=patient: of 5 donors or more, intervals are over donors."""
+    seed: int = 0
+    """Which tokens a cell shows and which of them are masked."""
+    organism: Organism = None
+    """Taken from the gene names when left out."""
+    assembly: str | None = None
+    """Genome build of regions; the model's when left out."""
+    run_dir: Path | None = None
+    """Run folder, for the curves of the report: validation beside the baselines, losses, where the time went."""
+    report: Path | None = None
+    """Write report.html here."""
+    allow_low_coverage: LowCoverage = False
+    overwrite: Overwrite = False
+    json: bool = False
+    """One JSON document on stdout."""
+
+    def run(self) -> int:
+        from scmbert_jax.evaluation.pretraining_suite import evaluate_pretraining, write_pretraining_report
+        from scmbert_jax.pretrained import load_model
+
+        if self.num_cells < 10:
+            raise ConfigError(f"--num-cells {self.num_cells}: expected 10 or more.")
+        check_report(self.report, [self.data, self.training], self.overwrite)
+        rows, goodput = _of_run(self.run_dir)
+        model = load_model(self.model, allow_low_coverage=self.allow_low_coverage)
+        result = evaluate_pretraining(
+            model,
+            self.data,
+            self.training,
+            num_cells=self.num_cells,
+            obs_fields=obs_fields_of(self.obs_field),
+            organism=self.organism,
+            assembly=self.assembly,
+            seed=self.seed,
+            say=say,
+        )
+        print_json(result.to_dict()) if self.json else print_tables(result.text())
+        if self.report is not None:
+            info = {"model": str(self.model), "step": model.info["step"], **model.info["provenance"]}
+            write_pretraining_report(self.report, result, info, rows, goodput)
             say(f"report: {self.report}")
         return 0
 
@@ -224,6 +287,18 @@ def check_report(report: Path | None, inputs: Sequence[object], overwrite: bool)
     """Raises ConfigError where no report may be written (`check_output_file`)."""
     if report is not None:
         check_output_file(report, inputs, overwrite, ConfigError)
+
+
+def _of_run(run_dir: Path | None) -> "tuple[list[dict[str, Any]], Goodput | None]":
+    """Rows of metrics.jsonl and where the time went; nothing without a run. Raises `CheckpointError` for no run."""
+    from scmbert_jax.training.goodput import read_goodput
+    from scmbert_jax.training.run_folder import read_metrics
+
+    if run_dir is None:
+        return [], None
+    if not (run_dir / "metrics.jsonl").is_file():
+        raise CheckpointError(f"{run_dir}: not a run folder (no metrics.jsonl in it).")
+    return read_metrics(run_dir / "metrics.jsonl"), read_goodput(run_dir)
 
 
 def _listed(words: tuple[str, ...]) -> tuple[str, ...]:

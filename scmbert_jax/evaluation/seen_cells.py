@@ -62,8 +62,8 @@ def scored_cells_seen(
         number = int(np.count_nonzero(np.isin(of_cells[of_cells != NOT_MEASURED], of_trained[~trained.by_program])))
         if number:
             return SeenCells("pairs", f"it trained on {number:,} pairs of the {len(rows):,} cells that are scored")
-    known = {name: np.isin(keys, trained.keys[name]) & (keys != NOT_MEASURED) for name, keys in mine.items()}
-    is_known = np.any([*known.values(), np.zeros(len(rows), bool)], axis=0)
+    known = _known(trained, mine)
+    is_known = cells_trained_on(trained, cells)[rows]
     others = _with_a_known_barcode(trained, cells, rows[~is_known])
     if trained.by_program.any():  # such a cell is two cells under a new name
         made = f"it trained on {int(trained.by_program.sum()):,} pseudo-pairs, whose cells cannot be known again"
@@ -79,6 +79,19 @@ def scored_cells_seen(
     if others:
         return SeenCells("unknown", others)
     return SeenCells("not seen", f"it trained on none of the {len(rows):,} cells that are scored")
+
+
+def cells_trained_on(trained: TrainedCells | None, cells: CellSet) -> Array:
+    """bool [cells]: known as cells of training by counts of some modality; False where the model's folder is silent."""
+    none = np.zeros(len(cells.cell_ids), bool)
+    if trained is None:
+        return none
+    mine = {name: keys for name, keys in cells.keys.items() if name in trained.keys}
+    return np.any([*_known(trained, mine).values(), none], axis=0)
+
+
+def _known(trained: TrainedCells, keys: dict[str, Array]) -> dict[str, Array]:
+    return {name: np.isin(own, trained.keys[name]) & (own != NOT_MEASURED) for name, own in keys.items()}
 
 
 def _pair_keys(keys: dict[str, Array], pair: tuple[str, str]) -> Array:

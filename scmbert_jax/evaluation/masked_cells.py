@@ -1,0 +1,194 @@
+"""Whole cells of a file or a corpus as batches of tokens, drawn and hidden as in training."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.sparse as sp
+
+from data_pipelines.batch_reader import BatchReader
+from data_pipelines.collate import TokenSampling, collate_counts, empty_tokens
+from data_pipelines.corpus import open_corpus
+from data_pipelines.corpus_files import is_url
+from data_pipelines.corpus_manifest import MANIFEST
+from data_pipelines.mixture import Mixture
+from data_pipelines.model_counts import model_counts
+from data_pipelines.whole_cells import CellCounts, WholeCells, first_cells
+from scmbert_jax.batch import CellBatch, FeatureLayout, ModalityTokens
+from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.errors import InputError
+from scmbert_jax.evaluation.masked_baselines import MaskedBaselines
+from scmbert_jax.evaluation.masked_values import CellTokens, by_modality, joined_tokens, masked_tokens, score_tokens
+from scmbert_jax.pretrained import PretrainedModel
+from scmbert_jax.tasks.model_cells import ModelCells, open_model_cells
+
+Array = np.ndarray
+
+ROWS = 64  # cells of a device call
+_COLLATED = 1024  # cells whose tokens are held at a time
+# Masked tokens of a modality that baselines are fitted on: the cells are drawn again, with other tokens, until there
+# are so many, at most _MOST_DRAWS times.
+_FITTED_TOKENS, _MOST_DRAWS = 400_000, 4
+# Of a file, and of a corpus as counts above zero: some thousand cells of a whole transcriptome.
+_TRAINING_CELLS, _TRAINING_COUNTS = 5000, 4_000_000
+
+
+def cells_of_file(opened: ModelCells, rows: Array) -> WholeCells:
+    """The cells `rows` int64 [n] ascending of an open file, in the features of the model."""
+    parts: dict[str, list[sp.csr_matrix]] = {name: [] for name in opened.overlaps}
+    measured: dict[str, list[Array]] = {name: [] for name in opened.overlaps}
+    for chunk in model_counts(opened.dataset, opened.report, opened.overlaps):
+        number = len(next(iter(chunk.measured.values())))
+        mine = rows[(rows >= chunk.first) & (rows < chunk.first + number)] - chunk.first
+        for name, counts in chunk.counts.items():
+            parts[name].append(counts[mine])
+            measured[name].append(chunk.measured[name][mine])
+    modalities = {}
+    for name, overlap in opened.overlaps.items():
+        has = np.flatnonzero(np.concatenate(measured[name]))
+        counts = sp.vstack(parts[name], format="csr")[has].astype(np.float64)
+        logs = counts.copy()
+        logs.data = np.log1p(logs.data)
+        modalities[name] = CellCounts(
+            cells=has,
+            counts=counts,
+            library_size=np.asarray(counts.sum(axis=1)).ravel(),
+            mean_log_count=np.asarray(logs.sum(axis=1)).ravel() / max(int(overlap.measured.sum()), 1),
+            panel_of=np.zeros(len(has), np.int64),
+            panels=overlap.measured[None],
+        )
+    nothing = np.full(len(rows), -1, np.int32)
+    return WholeCells({name: own for name, own in modalities.items() if len(own.cells)}, nothing, nothing)
+
+
+def training_cells(model: PretrainedModel, spec: Any, organism: str | None, assembly: str | None) -> WholeCells:
+    """Cells of a corpus (those that a run of the model's configuration draws first) or of a file (drawn by chance).
+
+    Raises `InputError` for a corpus of other features than the model's, or what `open_model_cells` raises.
+    """
+    config = model.config
+    if not is_corpus(spec):
+        opened = open_model_cells(model, spec, organism=organism, assembly=assembly)
+        number = len(opened.dataset.cell_ids)
+        return cells_of_file(opened, np.sort(np.random.default_rng(0).permutation(number)[:_TRAINING_CELLS]))
+    with open_corpus(spec) as corpus:
+        if corpus.feature_space.content_hash != model.feature_space.content_hash:
+            raise InputError(
+                f"{spec}: its features are not those of the model. Give the corpus that the model was trained on, or a "
+                "file of its cells."
+            )
+        reader = BatchReader(
+            Mixture([corpus], modalities=list(config.modalities.in_use())),
+            sampling_of(config),
+            seed=config.seed,
+            global_batch_size=config.data.global_batch_size,
+            num_streams=config.data.num_streams,
+            window_blocks=config.data.window_blocks,
+        )
+        return first_cells(reader, _TRAINING_COUNTS)
+
+
+def is_corpus(spec: Any) -> bool:
+    return isinstance(spec, (str, Path)) and (is_url(spec) or (Path(spec) / MANIFEST).is_file())
+
+
+def sampling_of(config: ExperimentConfig) -> dict[str, TokenSampling]:
+    """How cells become tokens in training."""
+    return {
+        name: TokenSampling(modality.num_tokens, modality.zero_fraction)
+        for name, modality in config.modalities.in_use().items()
+    }
+
+
+def token_batches(
+    config: ExperimentConfig, layout: FeatureLayout, cells: WholeCells, seed: int
+) -> Iterator[tuple[CellBatch, int]]:
+    """The cells in their order, `ROWS` at a time, with as many tokens as in training; and how many rows are cells.
+
+    The last rows of the last batch are repeated to fill it. Covariates are unknown: cells of another file, or of a
+    donor that is held out, have none that the model was told of.
+    """
+    num_cells, sampling = len(cells.folds), sampling_of(config)
+    for start in range(0, num_cells, _COLLATED):
+        stop = min(start + _COLLATED, num_cells)
+        whole = {
+            name: _collated(own, name, sampling[name], layout, start, stop, seed)
+            for name, own in cells.modalities.items()
+        }
+        for first in range(0, stop - start, ROWS):
+            rows = np.arange(first, min(first + ROWS, stop - start))
+            filled = np.resize(rows, ROWS)
+            batch = CellBatch(
+                modalities={name: jax.tree.map(lambda x, r=filled: x[r], tokens) for name, tokens in whole.items()},
+                covariates={name: np.full(ROWS, -1, np.int32) for name in config.model.covariates},
+                cell_index=(start + filled).astype(np.int32),
+                row=(start + filled).astype(np.int32),  # so that a cell's mask does not depend on its place
+            )
+            yield batch, len(rows)
+
+
+def _collated(
+    own: CellCounts, name: str, sampling: TokenSampling, layout: FeatureLayout, start: int, stop: int, seed: int
+) -> ModalityTokens:
+    """Tokens of the cells start .. stop - 1; those of each panel are made by themselves."""
+    here = slice(*np.searchsorted(own.cells, [start, stop]))
+    counts, panel_of, library_size = own.counts[here], own.panel_of[here], own.library_size[here]
+    cells, whole = own.cells[here], empty_tokens(stop - start, sampling.num_tokens)
+    for panel in np.unique(panel_of).tolist():
+        mine = np.flatnonzero(panel_of == panel)
+        batch = collate_counts(
+            {name: counts[mine].astype(np.int64)},
+            {name: sampling},
+            layout.slices,
+            {name: own.panels[panel]},
+            library_size={name: library_size[mine]},
+            seed=seed,
+            cell_keys=cells[mine].astype(np.uint64),
+        )
+        for to, values in zip(whole, batch.modalities[name], strict=True):
+            to[cells[mine] - start] = values
+    return whole
+
+
+def fit_baselines(config: ExperimentConfig, layout: FeatureLayout, cells: WholeCells, seed: int) -> MaskedBaselines:
+    """`MaskedBaselines` on draws of the tokens of training cells; a pure function of its arguments."""
+    num_cells = len(cells.folds)
+    parts: dict[str, list[CellTokens]] = {}
+    for draw in range(_MOST_DRAWS):
+        key, first = mask_key(seed + draw), draw * num_cells
+        for batch, number in token_batches(config, layout, cells, seed + draw):
+            scored = jax.tree.map(lambda x, n=number: np.asarray(x)[:n], masked_tokens(config, batch, key))
+            for name, (own, _) in by_modality(scored, layout.slices, first).items():
+                parts.setdefault(name, []).append(own)
+            first += number
+        fewest = min((sum(int(own.masked.sum()) for own in of) for of in parts.values()), default=_FITTED_TOKENS)
+        if fewest >= _FITTED_TOKENS:
+            break
+    return MaskedBaselines(config, layout, cells, {name: joined_tokens(of) for name, of in parts.items()})
+
+
+def scored_cells(
+    model: PretrainedModel, cells: WholeCells, seed: int
+) -> dict[str, tuple[CellTokens, dict[str, Array]]]:
+    """Modality -> (the tokens of the cells, method -> nats of the masked ones) of a model (`score_tokens`)."""
+    definition, found, first = model.definition, [], 0
+    for batch, number in token_batches(model.config, definition.layout, cells, seed):
+        scored = _score_tokens(definition, model.params, model.constants, batch, mask_key(seed))
+        scored = jax.tree.map(lambda x, n=number: np.asarray(x)[:n], scored)
+        found.append(by_modality(scored, definition.layout.slices, first))
+        first += number
+    joined = {}
+    for name in dict.fromkeys(name for part in found for name in part):
+        mine = [part[name] for part in found if name in part]
+        nll = {method: np.concatenate([of[method] for _, of in mine]) for method in mine[0][1]}
+        joined[name] = joined_tokens([tokens for tokens, _ in mine]), nll
+    return joined
+
+
+_score_tokens = jax.jit(score_tokens, static_argnums=0)
+
+
+def mask_key(seed: int) -> jax.Array:
+    return jax.random.key(seed, impl="threefry2x32")

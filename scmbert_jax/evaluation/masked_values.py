@@ -1,0 +1,245 @@
+"""Masked values of held-out cells: which tokens are hidden, how many bits each costs a method, and where it costs them.
+
+All methods are scored on the same hidden tokens of the same cells. Bits are -log2 of the probability that a method gave
+to what was measured, so a difference of one bit per token halves that probability. They are summed by cell and by
+expression level; means are made last, so that levels add up to the whole.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scmbert_jax.batch import MODALITIES, CellBatch
+from scmbert_jax.config import ExperimentConfig, ModalityConfig
+from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
+from scmbert_jax.evaluation.intervals import CellInterval, bootstrap_weights, percentile_interval
+from scmbert_jax.models.embeddings import expression_bins, relative_expression
+from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens
+from scmbert_jax.objectives.base import row_keys
+from scmbert_jax.objectives.masked_modeling import MaskedModeling, MaskedValues, choose_masked
+
+Array = np.ndarray
+
+MODEL, MODEL_FROM_CLS = "model", "model, from [CLS] alone"
+_DOUBLINGS = 8  # counts of 128 and more are one level
+_RESAMPLES = 1000
+
+
+class CellTokens(NamedTuple):
+    """The tokens of one modality of some cells; [n] each.
+
+    Attributes:
+      cells: int64, which of the cells, from 0.
+      features: int64, from 0 within the modality.
+      counts, library_size, mean_log_count: float32; see `ModalityTokens`.
+      masked: bool, hidden and to be predicted; the others are what a method may look at.
+    """
+
+    cells: Array
+    features: Array
+    counts: Array
+    library_size: Array
+    mean_log_count: Array
+    masked: Array
+
+    def at(self, where: Array) -> "CellTokens":
+        return CellTokens(*(column[where] for column in self))
+
+
+def masked_objective(config: ExperimentConfig) -> MaskedModeling:
+    """Masks as in training, but every masked value is hidden, and covariates are given where they are known."""
+    objectives = config.objectives
+    masked = replace(objectives.masked_modeling, keep_fraction=0.0, covariate_dropout=0.0)
+    return MaskedModeling(replace(config, objectives=replace(objectives, masked_modeling=masked)))
+
+
+def model_methods(config: ExperimentConfig) -> tuple[str, ...]:
+    """What a model of this configuration was trained to say of masked values; nothing without `masked_modeling`."""
+    masked = config.objectives.masked_modeling
+    found = (MODEL,) if masked.weight > 0 else ()
+    if found and masked.cell_weight > 0:
+        found += (MODEL_FROM_CLS, *((LINEAR_PATH_ALONE,) if config.model.linear_path else ()))
+    return found
+
+
+class ScoredTokens(NamedTuple):
+    """The tokens of B cells, [B, S] each, and what a model says of those that are masked; of numpy or jax arrays.
+
+    Attributes:
+      feature_ids, counts, library_size, mean_log_count, modality, valid: see `TokenSequence`.
+      masked: bool, hidden and to be predicted.
+      nll: method -> float32, negative log-likelihood in nats; 0 where not masked.
+    """
+
+    feature_ids: Any
+    counts: Any
+    library_size: Any
+    mean_log_count: Any
+    modality: Any
+    valid: Any
+    masked: Any
+    nll: dict[str, Any]
+
+
+def _scored(tokens: TokenSequence, masked: jax.Array, nll: dict[str, jax.Array]) -> ScoredTokens:
+    columns = (tokens.feature_ids, tokens.counts, tokens.library_size, tokens.mean_log_count)
+    return ScoredTokens(*columns, tokens.modality, tokens.valid, masked, nll)
+
+
+@partial(jax.jit, static_argnums=0)
+def masked_tokens(config: ExperimentConfig, batch: CellBatch, key: jax.Array) -> ScoredTokens:
+    """Tokens and masks alone. A mask is a function of `key`, the row's number (`batch.row`) and the features."""
+    tokens = pack_tokens(batch)
+    hidden = choose_masked(tokens, masked_objective(config).config, row_keys(key, batch.row)).hidden
+    return _scored(tokens, hidden, {})
+
+
+def score_tokens(
+    definition: ModelDefinition, params: Any, constants: Any, batch: CellBatch, key: jax.Array
+) -> ScoredTokens:
+    """What a model says, from each token's state and from `[CLS]`, and what its linear path alone says where it has one
+    (from `[CLS]`: nothing else of a masked value depends on that path). To be jitted."""
+    objective = masked_objective(definition.config)
+
+    def values(definition: ModelDefinition) -> MaskedValues:
+        model = definition.merge(params, constants)
+        return objective.values(model, model.feature_table(), batch, key)
+
+    found, nll = values(definition), {}
+    methods = model_methods(definition.config)
+    if MODEL in methods:
+        nll[MODEL] = found.nll
+    if MODEL_FROM_CLS in methods:
+        nll[MODEL_FROM_CLS] = found.cell_nll
+    if LINEAR_PATH_ALONE in methods:
+        nll[LINEAR_PATH_ALONE] = values(definition.linear_path_alone).cell_nll
+    rows = jnp.arange(batch.row.shape[0])[:, None]
+    nothing = jnp.zeros(found.tokens.valid.shape, jnp.float32)
+
+    def in_place(values: jax.Array) -> jax.Array:  # [B, M] -> [B, S]
+        return nothing.at[rows, found.masked.positions].set(jnp.where(found.masked.chosen, values, 0.0))
+
+    return _scored(found.tokens, found.masked.hidden, {method: in_place(values) for method, values in nll.items()})
+
+
+def by_modality(
+    scored: ScoredTokens, slices: dict[str, tuple[int, int]], first_cell: int = 0
+) -> dict[str, tuple[CellTokens, dict[str, Array]]]:
+    """Modality -> (all its tokens, method -> nats [masked tokens] in their order); of numpy arrays.
+
+    `first_cell` is the number of the first row's cell; `slices` as those of `FeatureLayout`.
+    """
+    number = first_cell + np.broadcast_to(np.arange(len(scored.valid))[:, None], scored.valid.shape)
+    found = {}
+    for name, (first, _) in slices.items():
+        mine = scored.valid & (scored.modality == MODALITIES.index(name))
+        features = scored.feature_ids[mine].astype(np.int64) - first
+        numbers = (scored.counts[mine], scored.library_size[mine], scored.mean_log_count[mine])
+        masked = scored.masked[mine]
+        tokens = CellTokens(number[mine], features, *numbers, masked)
+        found[name] = tokens, {method: values[mine][masked] for method, values in scored.nll.items()}
+    return {name: own for name, own in found.items() if own[0].masked.any()}
+
+
+def joined_tokens(parts: Sequence[CellTokens]) -> CellTokens:
+    return CellTokens(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+# ------------------------------------------------------------------------------------------------- expression levels
+
+
+def level_names(config: ModalityConfig) -> tuple[str, ...]:
+    """The classes of what was measured: of counts 0, 1, 2-3, 4-7, ...; of bins each; closed and open."""
+    if config.likelihood == "bernoulli":
+        return ("closed", "open")
+    if config.likelihood == "bins":
+        return tuple(f"bin {number}" for number in range(config.num_bins))
+    between = [f"{1 << power}-{(2 << power) - 1}" for power in range(1, _DOUBLINGS - 1)]
+    return ("0", "1", *between, f"{1 << (_DOUBLINGS - 1)}+")
+
+
+def levels_of(config: ModalityConfig, tokens: CellTokens) -> Array:
+    """int64 [n], places in `level_names`."""
+    if config.likelihood == "bernoulli":
+        return (tokens.counts > 0).astype(np.int64)
+    if config.likelihood == "bins":
+        counts, library_size = jnp.asarray(tokens.counts), jnp.asarray(tokens.library_size)
+        relative = relative_expression(counts, library_size, config.target_sum)
+        return np.asarray(expression_bins(relative, config.num_bins), np.int64)
+    return np.minimum(np.frexp(tokens.counts)[1], _DOUBLINGS).astype(np.int64)
+
+
+# ------------------------------------------------------------------------------------------------------------- sums
+
+
+@dataclass(frozen=True)
+class MaskedBits:
+    """What each method paid for the masked tokens of one modality.
+
+    Attributes:
+      modality: which.
+      levels: their names.
+      bits: method -> float64 [cells, levels], summed over the masked tokens.
+      tokens: float64 [cells, levels], how many there are.
+      groups: int64 [cells], what is drawn together in the bootstrap (donors); each cell its own where it is arange.
+    """
+
+    modality: str
+    levels: tuple[str, ...]
+    bits: dict[str, Array]
+    tokens: Array
+    groups: Array
+
+    @property
+    def used_levels(self) -> list[int]:
+        """Those that any token is of."""
+        return np.flatnonzero(self.tokens.sum(axis=0)).tolist()
+
+    def mean(self, method: str, level: int | None = None) -> float:
+        """Bits per masked token, of all levels or of one (which has a token)."""
+        chosen = slice(None) if level is None else level
+        return float(self.bits[method][:, chosen].sum() / self.tokens[:, chosen].sum())
+
+    def interval(self, method: str, minus: str | None = None) -> CellInterval:
+        """Bits per masked token (less those of another method, on the same resampled cells) with its 95% interval."""
+        bits = self.bits[method] if minus is None else self.bits[method] - self.bits[minus]
+        sums, numbers = self._of_groups(bits), self._of_groups(self.tokens)
+        point = sums.sum() / numbers.sum()
+        if len(sums) < 2:
+            return CellInterval(float(point), float("nan"), float("nan"))
+        return percentile_interval(point, (self._weights @ sums) / (self._weights @ numbers))
+
+    def _of_groups(self, values: Array) -> Array:
+        sums = np.bincount(self.groups, values.sum(axis=1))
+        return sums[np.bincount(self.groups, self.tokens.sum(axis=1)) > 0]
+
+    @cached_property
+    def _weights(self) -> Array:
+        number = len(self._of_groups(self.tokens))
+        return bootstrap_weights(number, _RESAMPLES, np.random.default_rng(0))
+
+
+def masked_bits(
+    modality: str, config: ModalityConfig, tokens: CellTokens, nll: dict[str, Array], groups: Array
+) -> MaskedBits:
+    """Sums of what methods paid.
+
+    Args:
+      tokens: all of them masked, n.
+      nll: method -> [n], nats.
+      groups: int64 [cells]; see `MaskedBits`.
+    """
+    names, num_cells = level_names(config), len(groups)
+    place = tokens.cells * len(names) + levels_of(config, tokens)
+
+    def sums(values: Array | None) -> Array:
+        return np.bincount(place, values, minlength=num_cells * len(names)).reshape(num_cells, len(names)) * 1.0
+
+    bits = {method: sums(np.asarray(values, np.float64) / np.log(2.0)) for method, values in nll.items()}
+    return MaskedBits(modality, names, bits, sums(None), groups)

@@ -1,0 +1,211 @@
+"""The `pretraining` suite: what the masked values of cells that a model has not seen cost it, in bits per token.
+
+Cells are cut to tokens and masked as in training, once. Model, linear path alone and baselines predict the same masked
+tokens of the same cells.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.corpus_overlap import cells_known, open_known_cells
+from data_pipelines.readers import open_dataset
+from scmbert_jax.errors import ConfigError, InputError
+from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
+from scmbert_jax.evaluation.masked_baselines import CELL_RATE, MARGINAL, PCA, MaskedBaselines
+from scmbert_jax.evaluation.masked_cells import cells_of_file, fit_baselines, scored_cells, training_cells
+from scmbert_jax.evaluation.masked_values import (
+    MODEL,
+    MODEL_FROM_CLS,
+    CellTokens,
+    MaskedBits,
+    masked_bits,
+    model_methods,
+)
+from scmbert_jax.evaluation.pretraining_result import PretrainingReport, run_drawings
+from scmbert_jax.evaluation.probe_table import modality_name
+from scmbert_jax.evaluation.report import write_report
+from scmbert_jax.evaluation.seen_cells import cells_trained_on, identified_cells, what_models_saw
+from scmbert_jax.pretrained import PretrainedModel
+from scmbert_jax.tasks.modality_cells import obs_labels
+from scmbert_jax.tasks.model_cells import ModelCells, open_model_cells
+from scmbert_jax.training.goodput import Goodput
+
+Array = np.ndarray
+Say = Callable[[str], None]
+
+FEWEST_CELLS = 10
+FEWEST_DONORS = 5  # of fewer, a bootstrap over donors says nothing
+
+
+def evaluate_pretraining(
+    model: PretrainedModel,
+    data: Any,
+    training: Any,
+    *,
+    num_cells: int = 1000,
+    obs_fields: Mapping[str, str | None] | None = None,
+    organism: str | None = None,
+    assembly: str | None = None,
+    seed: int = 0,
+    say: Say = lambda message: None,
+) -> PretrainingReport:
+    """Scores `model` on cells of `data` that neither it nor the baselines were fitted on.
+
+    Args:
+      data: whatever `open_dataset` takes.
+      training: what baselines are fitted on: the model's corpus, or whatever `open_dataset` takes.
+      num_cells: cells that are scored at most, drawn by chance.
+      obs_fields: standard field -> column of obs; of `donor`, which intervals resample where there are enough.
+      seed: of the tokens and masks.
+
+    Raises:
+      ConfigError: the model was not trained with `masked_modeling`.
+      InputError: the data cannot be used, or no cells are left that training has not seen.
+    """
+    if not model_methods(model.config):
+        raise ConfigError(
+            "the model was not trained with masked_modeling (objectives.masked_modeling.weight is 0): it says nothing "
+            "of masked values. Score it with evaluate probe."
+        )
+    dataset = open_dataset(data)
+    donors = obs_labels(dataset, "donor", obs_fields)
+    opened = open_model_cells(model, dataset, organism=organism, assembly=assembly)
+    rows, notes = _unseen(model, opened, training, num_cells, organism, assembly)
+    cells = cells_of_file(opened, rows)
+    say(f"scoring the masked tokens of {len(rows):,} cells")
+    scored = scored_cells(model, cells, seed)
+    say("fitting baselines on training cells")
+    fitted = training_cells(model, training, organism, assembly)
+    baselines = fit_baselines(model.config, model.definition.layout, fitted, seed)
+    groups, resampled = _groups(None if donors is None else donors[rows], len(rows))
+    bits = all_bits(model, scored, baselines, groups)
+    notes = [*notes, *_coverage(opened), *method_notes(model, baselines, len(fitted.folds), resampled)]
+    return PretrainingReport(dataset.path, str(training), bits, resampled, tuple(notes))
+
+
+def all_bits(
+    model: Any,
+    scored: Mapping[str, tuple[CellTokens, Mapping[str, Array]]],
+    baselines: MaskedBaselines,
+    groups: Array,
+) -> tuple[MaskedBits, ...]:
+    """Of a model (with `config`) and baselines beside it, of each modality."""
+    beside = baselines.nll({name: tokens for name, (tokens, _) in scored.items()}, len(groups))
+    found = []
+    for name, (tokens, nll) in scored.items():
+        modality = model.config.modalities.in_use()[name]
+        found.append(masked_bits(name, modality, tokens.at(tokens.masked), {**nll, **beside[name]}, groups))
+    return tuple(found)
+
+
+def _unseen(
+    model: PretrainedModel,
+    opened: ModelCells,
+    training: Any,
+    num_cells: int,
+    organism: str | None,
+    assembly: str | None,
+) -> tuple[Array, list[str]]:
+    """int64 ascending, the cells to score, and what to say of their choice."""
+    dataset = opened.dataset
+    identified = identified_cells(dataset, organism=organism, assembly=assembly)
+    known = open_known_cells(training, organism=organism, assembly=assembly)
+    seen = cells_trained_on(model.trained_cells, identified)
+    fitted = cells_known([identified], known)[0] & ~seen
+    measured = np.zeros(len(seen), bool)
+    for matrix in dataset.matrices:
+        if matrix.modality in opened.overlaps:
+            measured[dataset.rows_of(matrix)[opened.report.modalities[matrix.modality].keep]] = True
+    left = np.flatnonzero(measured & ~seen & ~fitted)
+    parts = [
+        f"{int(seen.sum()):,} of its {len(seen):,} cells are left out because the model was trained on them",
+        f"{int(fitted.sum()):,} because they are among the training cells of the baselines",
+    ]
+    if len(left) < FEWEST_CELLS:
+        raise InputError(
+            f"{dataset.path}: {'; '.join(parts)}; {len(left)} are left, at least {FEWEST_CELLS} are needed. Give cells "
+            "that training has not seen: another file, or a corpus built without some of these (scmbert corpus build "
+            "--exclude donor=..., or --disjoint-from FILE)"
+        )
+    rows = np.sort(np.random.default_rng(0).permutation(left)[:num_cells])
+    notes = [f"{dataset.path}: {'; '.join(parts)}."] if seen.any() or fitted.any() else []
+    return rows, [*notes, *what_models_saw([("model", model.trained_cells)], identified, rows)]
+
+
+def _groups(donors: Array | None, num_cells: int) -> tuple[Array, str]:
+    """What a bootstrap resamples: int64 [cells], and its name."""
+    if donors is not None and len(np.unique(donors)) >= FEWEST_DONORS:
+        return np.unique(donors, return_inverse=True)[1].astype(np.int64), "donors"
+    return np.arange(num_cells), "cells"
+
+
+def _coverage(opened: ModelCells) -> list[str]:
+    return [
+        f"{modality_name(name)}: {opened.overlaps[name].summary()}, {share:.0%} of those a training cell expresses."
+        for name, share in opened.coverage.items()
+    ]
+
+
+def method_notes(model: Any, baselines: MaskedBaselines, num_training: int, resampled: str) -> list[str]:
+    """How the figures were made and how to read them."""
+    masked, methods = model.config.objectives.masked_modeling, model_methods(model.config)
+    tokens = ", ".join(
+        f"{modality.num_tokens} of {modality_name(name)} ({modality.zero_fraction:.0%} zeros)"
+        for name, modality in model.config.modalities.in_use().items()
+    )
+    notes = [
+        "Bits are -log2 of the probability that a method gave to what was measured, the mean over masked tokens: one "
+        "bit less per token is twice the probability. They depend on what a token is, so bits of different modalities, "
+        "likelihoods or token budgets do not compare.",
+        "A level is known only after the fact: a method that bets on low values saves there and pays at high ones. "
+        "Levels add up to the whole by their numbers of tokens.",
+        f"Cells show at most {tokens} tokens, as in training; of them {masked.mask_fraction:.0%} are hidden and "
+        "predicted, the same for all methods. All are told the cell's library size.",
+        f"{MODEL}: each value from its token's state, which sees the rest of the cell.",
+    ]
+    if MODEL_FROM_CLS in methods:
+        notes.append(f"{MODEL_FROM_CLS}: the same values from the cell embedding and the feature.")
+    if LINEAR_PATH_ALONE in methods:
+        notes.append(
+            f"{LINEAR_PATH_ALONE}: as before, without the transformer. What reads the embedding was trained with it: "
+            f"this says what the transformer adds, not the best that components can do, which is '{PCA}'."
+        )
+    notes += [
+        f"{MARGINAL}: by its share of the library or how often it is open, among training tokens; knows nothing of the "
+        "cell but its library size.",
+        f"{CELL_RATE}: that, times how much the cell's visible tokens exceed their features' means. Of bins: how often "
+        "each occurs among the cell's visible tokens.",
+        f"{PCA}: components of training cells, scores from the visible tokens of all modalities, then one generalised "
+        f"linear model per feature with a ridge penalty; fitted on the same task on {num_training:,} training cells.",
+    ]
+    for name, choice in baselines.choices.items():
+        notes.append(
+            f"{modality_name(name)}, {PCA}: {choice.components} components, reconstruction scaled by {choice.scale:g}, "
+            f"strength {choice.strength:g}: the best on a fifth of the training cells."
+        )
+    notes.append(f"Intervals: 95%, over {resampled} drawn anew; of one model, trained once.")
+    return notes
+
+
+def write_pretraining_report(
+    path: Path,
+    report: PretrainingReport,
+    run_info: dict[str, Any],
+    loss_rows: list[dict[str, Any]],
+    goodput: Goodput | None = None,
+) -> Path:
+    """`report.html` of the suite: tables, figures by level, the run's own validation and loss, provenance."""
+    return write_report(
+        path,
+        title="Masked values of held-out cells",
+        run_info={"data": report.data, "training": report.training, **run_info},
+        loss_rows=loss_rows,
+        goodput=goodput,
+        tables=report.tables(),
+        figures=[*report.drawings(), *run_drawings(loss_rows)],
+        notes=report.notes,
+        summary=report.sentences(),
+    )
