@@ -20,7 +20,7 @@ from scmbert_jax.evaluation.probe_table import markdown_table
 VERBS = [
     *("doctor", "corpus build", "corpus info", "corpus overlap", "corpus verify", "corpus copy", "pretrain", "plan"),
     *("export", "embed", "translate", "match", "label-transfer", "pseudo-pairs"),
-    *("evaluate probe", "evaluate translation", "evaluate matching", "evaluate integration"),
+    *("evaluate pretraining", "evaluate probe", "evaluate translation", "evaluate matching", "evaluate integration"),
     "evaluate ladder",
     *("bench step", "bench padding", "bench objectives", "bench build", "bench input", "bench storage", "bench favor"),
 ]
