@@ -9,14 +9,14 @@ import numpy as np
 import scipy.sparse as sp
 
 from data_pipelines.batch_reader import BatchReader
-from data_pipelines.collate import TokenSampling, collate_counts, empty_tokens
+from data_pipelines.collate import TokenSampling, collate_counts, empty_tokens, unwritten_profile
 from data_pipelines.corpus import open_corpus
 from data_pipelines.corpus_files import is_url
 from data_pipelines.corpus_manifest import MANIFEST
 from data_pipelines.mixture import Mixture
 from data_pipelines.model_counts import model_counts
 from data_pipelines.whole_cells import CellCounts, WholeCells, first_cells
-from scmbert_jax.batch import CellBatch, FeatureLayout, ModalityTokens
+from scmbert_jax.batch import CellBatch, CellProfile, FeatureLayout, ModalityTokens
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.masked_baselines import MaskedBaselines
@@ -97,7 +97,7 @@ def is_corpus(spec: Any) -> bool:
 def sampling_of(config: ExperimentConfig) -> dict[str, TokenSampling]:
     """How cells become tokens in training."""
     return {
-        name: TokenSampling(modality.num_tokens, modality.zero_fraction)
+        name: TokenSampling(modality.num_tokens, modality.zero_fraction, profile_tokens=config.profile_tokens)
         for name, modality in config.modalities.in_use().items()
     }
 
@@ -120,22 +120,32 @@ def token_batches(
         for first in range(0, stop - start, ROWS):
             rows = np.arange(first, min(first + ROWS, stop - start))
             filled = np.resize(rows, ROWS)
+            mine = jax.tree.map(lambda x, r=filled: x[r], whole)
             batch = CellBatch(
-                modalities={name: jax.tree.map(lambda x, r=filled: x[r], tokens) for name, tokens in whole.items()},
+                modalities={name: tokens for name, (tokens, _) in mine.items()},
                 covariates={name: np.full(ROWS, -1, np.int32) for name in config.model.covariates},
                 cell_index=(start + filled).astype(np.int32),
                 row=(start + filled).astype(np.int32),  # so that a cell's mask does not depend on its place
+                profiles={name: profile for name, (_, profile) in mine.items()} if config.profile_tokens else None,
             )
             yield batch, len(rows)
 
 
 def _collated(
     own: CellCounts, name: str, sampling: TokenSampling, layout: FeatureLayout, start: int, stop: int, seed: int
-) -> ModalityTokens:
-    """Tokens of the cells start .. stop - 1; those of each panel are made by themselves."""
+) -> tuple[ModalityTokens, CellProfile | None]:
+    """Tokens and profiles of the cells start .. stop - 1; those of each panel are made by themselves."""
     here = slice(*np.searchsorted(own.cells, [start, stop]))
-    counts, panel_of, library_size = own.counts[here], own.panel_of[here], own.library_size[here]
-    cells, whole = own.cells[here], empty_tokens(stop - start, sampling.num_tokens)
+    counts, panel_of, library_size, cells = (
+        own.counts[here],
+        own.panel_of[here],
+        own.library_size[here],
+        own.cells[here],
+    )
+    whole: Any = empty_tokens(stop - start, sampling.num_tokens), None
+    if sampling.profile_tokens:
+        profile = unwritten_profile(stop - start, sampling.profile_tokens, counts.shape[1])
+        whole = whole[0], jax.tree.map(np.zeros_like, profile)
     for panel in np.unique(panel_of).tolist():
         mine = np.flatnonzero(panel_of == panel)
         batch = collate_counts(
@@ -147,7 +157,8 @@ def _collated(
             seed=seed,
             cell_keys=cells[mine].astype(np.uint64),
         )
-        for to, values in zip(whole, batch.modalities[name], strict=True):
+        found = batch.modalities[name], (batch.profiles or {}).get(name)
+        for to, values in zip(jax.tree.leaves(whole), jax.tree.leaves(found), strict=True):
             to[cells[mine] - start] = values
     return whole
 
@@ -160,7 +171,7 @@ def fit_baselines(config: ExperimentConfig, layout: FeatureLayout, cells: WholeC
         key, first = mask_key(seed + draw), draw * num_cells
         for batch, number in token_batches(config, layout, cells, seed + draw):
             scored = jax.tree.map(lambda x, n=number: np.asarray(x)[:n], masked_tokens(config, batch, key))
-            for name, (own, _) in by_modality(scored, layout.slices, first).items():
+            for name, (own, _) in by_modality(scored, config, layout, first).items():
                 parts.setdefault(name, []).append(own)
             first += number
         fewest = min((sum(int(own.masked.sum()) for own in of) for of in parts.values()), default=_FITTED_TOKENS)
@@ -177,7 +188,7 @@ def scored_cells(
     for batch, number in token_batches(model.config, definition.layout, cells, seed):
         scored = _score_tokens(definition, model.params, model.constants, batch, mask_key(seed))
         scored = jax.tree.map(lambda x, n=number: np.asarray(x)[:n], scored)
-        found.append(by_modality(scored, definition.layout.slices, first))
+        found.append(by_modality(scored, model.config, definition.layout, first))
         first += number
     joined = {}
     for name in dict.fromkeys(name for part in found for name in part):

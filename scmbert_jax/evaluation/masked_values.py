@@ -14,19 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scmbert_jax.batch import MODALITIES, CellBatch
+from scmbert_jax.batch import MODALITIES, CellBatch, FeatureLayout
 from scmbert_jax.config import ExperimentConfig, ModalityConfig
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.intervals import CellInterval, bootstrap_weights, percentile_interval
+from scmbert_jax.evaluation.profile_tokens import profile_nll, profiled_modalities
 from scmbert_jax.models.embeddings import expression_bins, relative_expression
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens
 from scmbert_jax.objectives.base import row_keys
-from scmbert_jax.objectives.masked_modeling import MaskedModeling, MaskedValues, choose_masked
+from scmbert_jax.objectives.masked_modeling import MaskedModeling, choose_masked
 
 Array = np.ndarray
 
-MODEL, MODEL_FROM_CLS = "model", "model, from [CLS] alone"
+MODEL, MODEL_FROM_CLS, MODEL_PROFILE = "model", "model, from [CLS] alone", "model, its whole profile"
 _DOUBLINGS = 8  # counts of 128 and more are one level
 _RESAMPLES = 1000
 
@@ -59,13 +60,16 @@ def masked_objective(config: ExperimentConfig) -> MaskedModeling:
     return MaskedModeling(replace(config, objectives=replace(objectives, masked_modeling=masked)))
 
 
-def model_methods(config: ExperimentConfig) -> tuple[str, ...]:
-    """What a model of this configuration was trained to say of masked values; nothing without `masked_modeling`."""
-    masked = config.objectives.masked_modeling
-    found = (MODEL,) if masked.weight > 0 else ()
-    if found and masked.cell_weight > 0:
-        found += (MODEL_FROM_CLS, *((LINEAR_PATH_ALONE,) if config.model.linear_path else ()))
-    return found
+def model_methods(config: ExperimentConfig) -> dict[str, tuple[str, ...]]:
+    """Method -> modalities: what a model of this configuration was trained to say of values it does not see."""
+    masked, every = config.objectives.masked_modeling, tuple(config.modalities.in_use())
+    found = {MODEL: every} if masked.weight > 0 else {}
+    if masked.weight > 0 and masked.cell_weight > 0:
+        found[MODEL_FROM_CLS] = every
+        if config.model.linear_path:
+            found[LINEAR_PATH_ALONE] = every
+    profiled = profiled_modalities(config)
+    return found | ({MODEL_PROFILE: profiled} if profiled else {})
 
 
 class ScoredTokens(NamedTuple):
@@ -103,47 +107,51 @@ def masked_tokens(config: ExperimentConfig, batch: CellBatch, key: jax.Array) ->
 def score_tokens(
     definition: ModelDefinition, params: Any, constants: Any, batch: CellBatch, key: jax.Array
 ) -> ScoredTokens:
-    """What a model says, from each token's state and from `[CLS]`, and what its linear path alone says where it has one
-    (from `[CLS]`: nothing else of a masked value depends on that path). To be jitted."""
-    objective = masked_objective(definition.config)
-
-    def values(definition: ModelDefinition) -> MaskedValues:
-        model = definition.merge(params, constants)
-        return objective.values(model, model.feature_table(), batch, key)
-
-    found, nll = values(definition), {}
-    methods = model_methods(definition.config)
-    if MODEL in methods:
-        nll[MODEL] = found.nll
-    if MODEL_FROM_CLS in methods:
-        nll[MODEL_FROM_CLS] = found.cell_nll
-    if LINEAR_PATH_ALONE in methods:
-        nll[LINEAR_PATH_ALONE] = values(definition.linear_path_alone).cell_nll
+    """What a model says by each of `model_methods`; its linear path alone, too: from `[CLS]`, as nothing else of a
+    masked value depends on that path. To be jitted."""
+    config = definition.config
+    methods, scored = model_methods(config), masked_tokens(config, batch, key)
     rows = jnp.arange(batch.row.shape[0])[:, None]
-    nothing = jnp.zeros(found.tokens.valid.shape, jnp.float32)
+    nothing = jnp.zeros(scored.valid.shape, jnp.float32)
 
-    def in_place(values: jax.Array) -> jax.Array:  # [B, M] -> [B, S]
-        return nothing.at[rows, found.masked.positions].set(jnp.where(found.masked.chosen, values, 0.0))
+    def values(definition: ModelDefinition) -> tuple[jax.Array, jax.Array]:
+        model = definition.merge(params, constants)
+        found = masked_objective(config).values(model, model.feature_table(), batch, key)
 
-    return _scored(found.tokens, found.masked.hidden, {method: in_place(values) for method, values in nll.items()})
+        def in_place(nll: jax.Array) -> jax.Array:  # [B, M] -> [B, S]
+            return nothing.at[rows, found.masked.positions].set(jnp.where(found.masked.chosen, nll, 0.0))
+
+        return in_place(found.nll), in_place(found.cell_nll)
+
+    nll: dict[str, jax.Array] = {}
+    if MODEL in methods:
+        nll[MODEL], nll[MODEL_FROM_CLS] = values(definition)
+    if LINEAR_PATH_ALONE in methods:
+        nll[LINEAR_PATH_ALONE] = values(definition.linear_path_alone)[1]
+    if MODEL_PROFILE in methods:
+        model = definition.merge(params, constants)
+        tokens = pack_tokens(batch)
+        nll[MODEL_PROFILE] = profile_nll(config, model, model.feature_table(), batch, tokens, scored.masked)
+    return scored._replace(nll={method: nll[method] for method in methods})
 
 
 def by_modality(
-    scored: ScoredTokens, slices: dict[str, tuple[int, int]], first_cell: int = 0
+    scored: ScoredTokens, config: ExperimentConfig, layout: FeatureLayout, first_cell: int = 0
 ) -> dict[str, tuple[CellTokens, dict[str, Array]]]:
     """Modality -> (all its tokens, method -> nats [masked tokens] in their order); of numpy arrays.
 
-    `first_cell` is the number of the first row's cell; `slices` as those of `FeatureLayout`.
+    `first_cell` is the number of the first row's cell. Only modalities of which a token is masked.
     """
     number = first_cell + np.broadcast_to(np.arange(len(scored.valid))[:, None], scored.valid.shape)
-    found = {}
-    for name, (first, _) in slices.items():
+    methods, found = model_methods(config), {}
+    for name in config.modalities.in_use():
         mine = scored.valid & (scored.modality == MODALITIES.index(name))
-        features = scored.feature_ids[mine].astype(np.int64) - first
+        features = scored.feature_ids[mine].astype(np.int64) - layout.slices[name][0]
         numbers = (scored.counts[mine], scored.library_size[mine], scored.mean_log_count[mine])
         masked = scored.masked[mine]
         tokens = CellTokens(number[mine], features, *numbers, masked)
-        found[name] = tokens, {method: values[mine][masked] for method, values in scored.nll.items()}
+        nll = {method: of[mine][masked] for method, of in scored.nll.items() if name in methods[method]}
+        found[name] = tokens, nll
     return {name: own for name, own in found.items() if own[0].masked.any()}
 
 

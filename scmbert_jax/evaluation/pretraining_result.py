@@ -13,7 +13,7 @@ from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.figures import COLOURS, INK, MARKERS, RC, svg_element
 from scmbert_jax.evaluation.intervals import CellInterval
 from scmbert_jax.evaluation.masked_baselines import CELL_RATE, MARGINAL, PCA
-from scmbert_jax.evaluation.masked_values import MODEL, MODEL_FROM_CLS, MaskedBits
+from scmbert_jax.evaluation.masked_values import MODEL, MODEL_FROM_CLS, MODEL_PROFILE, MaskedBits
 from scmbert_jax.evaluation.probe_table import markdown_table, modality_name
 
 BASELINES = (PCA, LINEAR_PATH_ALONE, CELL_RATE, MARGINAL)
@@ -21,6 +21,7 @@ BASELINES = (PCA, LINEAR_PATH_ALONE, CELL_RATE, MARGINAL)
 METRIC_NAMES = {
     MODEL: "bits",
     MODEL_FROM_CLS: "bits_cls",
+    MODEL_PROFILE: "bits_profile",
     LINEAR_PATH_ALONE: "bits_linear_path_alone",
     PCA: "bits_pca",
     CELL_RATE: "bits_rate",
@@ -123,7 +124,7 @@ class PretrainingReport:
 
 
 def _models(own: MaskedBits) -> list[str]:
-    return [name for name in (MODEL, MODEL_FROM_CLS) if name in own.bits]
+    return [name for name in (MODEL, MODEL_FROM_CLS, MODEL_PROFILE) if name in own.bits]
 
 
 def _verdict(difference: CellInterval) -> str:

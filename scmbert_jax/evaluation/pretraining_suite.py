@@ -12,6 +12,7 @@ import numpy as np
 
 from data_pipelines.corpus_overlap import cells_known, open_known_cells
 from data_pipelines.readers import open_dataset
+from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.masked_baselines import CELL_RATE, MARGINAL, PCA, MaskedBaselines
@@ -19,6 +20,7 @@ from scmbert_jax.evaluation.masked_cells import cells_of_file, fit_baselines, sc
 from scmbert_jax.evaluation.masked_values import (
     MODEL,
     MODEL_FROM_CLS,
+    MODEL_PROFILE,
     CellTokens,
     MaskedBits,
     masked_bits,
@@ -62,13 +64,13 @@ def evaluate_pretraining(
       seed: of the tokens and masks.
 
     Raises:
-      ConfigError: the model was not trained with `masked_modeling`.
+      ConfigError: the model was trained for nothing that says how likely a masked value is.
       InputError: the data cannot be used, or no cells are left that training has not seen.
     """
     if not model_methods(model.config):
         raise ConfigError(
-            "the model was not trained with masked_modeling (objectives.masked_modeling.weight is 0): it says nothing "
-            "of masked values. Score it with evaluate probe."
+            "the model was trained neither with masked_modeling nor with whole_profile of counts or of open regions "
+            "(their weights are 0): it says nothing of values it does not see. Score it with evaluate probe."
         )
     dataset = open_dataset(data)
     donors = obs_labels(dataset, "donor", obs_fields)
@@ -81,22 +83,24 @@ def evaluate_pretraining(
     fitted = training_cells(model, training, organism, assembly)
     baselines = fit_baselines(model.config, model.definition.layout, fitted, seed)
     groups, resampled = _groups(None if donors is None else donors[rows], len(rows))
-    bits = all_bits(model, scored, baselines, groups)
+    bits = all_bits(model.config, scored, baselines, groups)
     notes = [*notes, *_coverage(opened), *method_notes(model, baselines, len(fitted.folds), resampled)]
     return PretrainingReport(dataset.path, str(training), bits, resampled, tuple(notes))
 
 
 def all_bits(
-    model: Any,
+    config: ExperimentConfig,
     scored: Mapping[str, tuple[CellTokens, Mapping[str, Array]]],
     baselines: MaskedBaselines,
     groups: Array,
 ) -> tuple[MaskedBits, ...]:
-    """Of a model (with `config`) and baselines beside it, of each modality."""
+    """Of a model and baselines beside it, of each modality of which the model says how likely values are."""
     beside = baselines.nll({name: tokens for name, (tokens, _) in scored.items()}, len(groups))
     found = []
     for name, (tokens, nll) in scored.items():
-        modality = model.config.modalities.in_use()[name]
+        if not nll:  # one of a density, which is no number of bits
+            continue
+        modality = config.modalities.in_use()[name]
         found.append(masked_bits(name, modality, tokens.at(tokens.masked), {**nll, **beside[name]}, groups))
     return tuple(found)
 
@@ -164,8 +168,9 @@ def method_notes(model: Any, baselines: MaskedBaselines, num_training: int, resa
         "Levels add up to the whole by their numbers of tokens.",
         f"Cells show at most {tokens} tokens, as in training; of them {masked.mask_fraction:.0%} are hidden and "
         "predicted, the same for all methods. All are told the cell's library size.",
-        f"{MODEL}: each value from its token's state, which sees the rest of the cell.",
     ]
+    if MODEL in methods:
+        notes.append(f"{MODEL}: each value from its token's state, which sees the rest of the cell.")
     if MODEL_FROM_CLS in methods:
         notes.append(f"{MODEL_FROM_CLS}: the same values from the cell embedding and the feature.")
     if LINEAR_PATH_ALONE in methods:
@@ -173,6 +178,17 @@ def method_notes(model: Any, baselines: MaskedBaselines, num_training: int, resa
             f"{LINEAR_PATH_ALONE}: as before, without the transformer. What reads the embedding was trained with it: "
             f"this says what the transformer adds, not the best that components can do, which is '{PCA}'."
         )
+    if MODEL_PROFILE in methods:
+        notes.append(
+            f"{MODEL_PROFILE}: the decoder of whole_profile, from the cell embedding of the visible tokens. It speaks "
+            "of cells, where zeros are more frequent than among tokens; that is allowed for by the shares of the "
+            "cell's zeros and expressed features that became tokens, which no other method is told."
+        )
+    silent = set(model.config.modalities.in_use()) - {name for names in methods.values() for name in names}
+    notes += [
+        f"{modality_name(name)} is not scored: the model predicts it by a density, of which a value has no bits."
+        for name in sorted(silent)
+    ]
     notes += [
         f"{MARGINAL}: by its share of the library or how often it is open, among training tokens; knows nothing of the "
         "cell but its library size.",

@@ -154,9 +154,13 @@ def subsample_tokens(tokens: TokenSequence, fraction: float, keys: jax.Array) ->
     bits = jnp.where(tokens.valid, token_bits(tokens, keys) >> 1, jnp.uint32(2**32 - 1))
     rank = jnp.argsort(jnp.argsort(bits, axis=1, stable=True), axis=1)
     lengths = jnp.ceil(tokens.lengths * fraction).astype(jnp.int32)
-    kept = rank < lengths[:, None]
+    return kept_tokens(tokens, rank < lengths[:, None], width)
+
+
+def kept_tokens(tokens: TokenSequence, kept: jax.Array, width: int) -> TokenSequence:
+    """Those tokens for which `kept` bool [B, S] holds, at most `width` of a row, in their order; none of padding."""
     places = jnp.argsort(~kept, axis=1, stable=True)[:, :width]  # modality after modality, as they were
-    valid = jnp.arange(width) < lengths[:, None]
+    valid = jnp.arange(width) < kept.sum(axis=1)[:, None]
     modality_lengths, stands_for = [], jnp.zeros(())
     for number, (name, _) in enumerate(tokens.widths):
         mine = tokens.modality == MODALITIES.index(name)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -19,19 +20,24 @@ from scmbert_jax.config import (
     ModalityConfig,
     ModelConfig,
     ObjectivesConfig,
+    WholeProfileConfig,
 )
-from scmbert_jax.evaluation import masked_baselines, masked_cells
+from scmbert_jax.evaluation import masked_baselines, masked_cells, profile_tokens
 from scmbert_jax.evaluation.masked_baselines import CELL_RATE, MARGINAL, PCA
-from scmbert_jax.evaluation.masked_cells import fit_baselines, scored_cells, token_batches
+from scmbert_jax.evaluation.masked_cells import fit_baselines, mask_key, scored_cells, token_batches
 from scmbert_jax.evaluation.masked_values import (
     MODEL,
     MODEL_FROM_CLS,
+    MODEL_PROFILE,
     CellTokens,
     level_names,
     levels_of,
     masked_bits,
+    masked_tokens,
 )
+from scmbert_jax.evaluation.profile_tokens import _log_rarer
 from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.pretrained import PretrainedModel
 
 RNA = ModalityConfig(num_tokens=64)
@@ -193,3 +199,42 @@ def test_bins_and_open_regions_have_baselines_too(monkeypatch):
         assert all(np.isfinite(values).all() for values in nll.values()), name
         assert nll[PCA].mean() < nll[MARGINAL].mean(), name
         assert nll[PCA].mean() < nll[CELL_RATE].mean(), name
+
+
+def test_a_decoder_of_whole_profiles_speaks_of_tokens_as_they_were_drawn(cells, model, scored, monkeypatch):
+    """Probabilities of all counts of a token add up to one; before training it is nearly each feature alone."""
+    objectives = dataclasses.replace(
+        model.config.objectives,
+        masked_modeling=dataclasses.replace(model.config.objectives.masked_modeling, weight=0.0),
+        whole_profile=WholeProfileConfig(weight=1.0, hidden_dim=8),
+    )
+    config = dataclasses.replace(model.config, objectives=objectives)
+    profiled = untrained(config, model.definition.layout)
+    _, nll = scored_cells(profiled, cells[1], 5)["rna"]
+    assert list(nll) == [MODEL_PROFILE]
+    assert nll[MODEL_PROFILE].mean() < 1.1 * scored[1][MARGINAL].mean()
+
+    batch, _ = next(iter(token_batches(config, model.definition.layout, cells[1], 5)))
+    packed = pack_tokens(batch)
+    masked = masked_tokens(config, batch, mask_key(0)).masked
+    rarer = np.exp(_log_rarer(packed, packed.valid, True))
+    np.testing.assert_allclose(rarer, _rarer(batch.modalities["rna"]), rtol=1e-5)
+    assert (np.exp(_log_rarer(packed, packed.valid, False)) < 1e-20).all()
+    network = profiled.definition.merge(profiled.params, profiled.constants)
+    row, place = np.argwhere(np.asarray(masked))[3]
+    monkeypatch.setattr(profile_tokens, "_log_rarer", lambda tokens, *_: jnp.full(64, np.log(0.3)))
+
+    def of_count(count: jax.Array) -> jax.Array:
+        asked = dataclasses.replace(packed, counts=jnp.asarray(packed.counts).at[row, place].set(count))
+        found = profile_tokens.profile_nll(config, network, network.feature_table(), batch, asked, masked)
+        return jnp.exp(-found[row, place])
+
+    total = jax.jit(lambda: jax.lax.map(of_count, jnp.arange(400.0)).sum())()
+    assert float(total) == pytest.approx(1.0, abs=1e-3)
+
+
+def _rarer(tokens) -> np.ndarray:
+    """Share of a cell's zeros that became tokens over that of its expressed features."""
+    real = np.arange(tokens.counts.shape[1]) < tokens.lengths[:, None]
+    zeros, expressed = (real & (tokens.counts == 0)).sum(1), (real & (tokens.counts > 0)).sum(1)
+    return zeros / (tokens.num_measured - tokens.num_expressed) / (expressed / tokens.num_expressed)
