@@ -85,8 +85,11 @@ def open_known_cells(
     return KnownCells(dataset.name, identity, [cells], obs, {entry["sha256"]: entry["file"] for entry in entries})
 
 
-def cells_of_corpus(corpus: Corpus) -> KnownCells:
-    """Counts are read from the corpus only where they are compared over other features: let it stay where it is."""
+def cells_of_corpus(corpus: Corpus, rows: np.ndarray | None = None) -> KnownCells:
+    """Counts are read from the corpus only where they are compared over other features: let it stay where it is.
+
+    `rows`: int [n], only these cells; None: all. Raises CorpusError: it was built before keys of cells were stored.
+    """
     obs = corpus.obs()
     missing = [KEY_COLUMNS[name] for name in corpus.modalities if KEY_COLUMNS[name] not in obs]
     if missing or corpus.manifest.get("cell_keys") != KEY_VERSION:
@@ -97,9 +100,10 @@ def cells_of_corpus(corpus: Corpus) -> KnownCells:
         )
     features = {name: (known.space, known.ids) for name, known in corpus.feature_space.modalities.items()}
     reader, sets = _CorpusReader(corpus.location, features), []
+    wanted = np.ones(len(obs), bool) if rows is None else np.isin(np.arange(len(obs)), rows)
     for index, entry in enumerate(corpus.datasets):
-        rows = np.flatnonzero((obs["dataset"] == entry["name"]).to_numpy())
-        table = obs.iloc[rows]
+        places = np.flatnonzero((obs["dataset"] == entry["name"]).to_numpy() & wanted)
+        table = obs.iloc[places]
         measured = {name: corpus.measured(index, name) for name in corpus.modalities}
         own = {name: (features[name][0], features[name][1][flags]) for name, flags in measured.items() if flags.any()}
         sets.append(
@@ -110,7 +114,7 @@ def cells_of_corpus(corpus: Corpus) -> KnownCells:
                 keys={name: table[KEY_COLUMNS[name]].to_numpy(np.uint64) for name in own},
                 features=own,
                 reader=reader,
-                places=rows,
+                places=places,
             )
         )
     files = {file["sha256"]: file["file"] for entry in corpus.datasets for file in entry["files"]}

@@ -36,6 +36,8 @@ class JoinedCorpora:
 
     Args:
       corpora: open ones.
+      onto: None, or corpora in whose numbers these are read (a model that was trained on those is shown these): their
+        feature space and vocabularies are taken. A category that they have not is not known (-1).
 
     Attributes:
       corpora: as given.
@@ -47,13 +49,16 @@ class JoinedCorpora:
       datasets: the manifests' entries of all data sets, under their names here.
 
     Raises:
-      ConfigError: the same corpus twice, other organisms or assemblies, features of the same id that are not the same.
+      ConfigError: the same corpus twice, other organisms or assemblies, features of the same id that are not the same,
+        or that `onto` has not.
     """
 
-    def __init__(self, corpora: Sequence[Corpus]):
+    def __init__(self, corpora: Sequence[Corpus], onto: "JoinedCorpora | None" = None):
         self.corpora = tuple(corpora)
         _refuse_the_same_twice(self.corpora)
-        self.feature_space = _joint_space(self.corpora)
+        if onto is not None:
+            _check_features_known(self.corpora, onto)
+        self.feature_space = _joint_space(self.corpora) if onto is None else onto.feature_space
         self.num_cells = sum(corpus.num_cells for corpus in self.corpora)
         if self.num_cells > np.iinfo(np.int32).max:
             raise ConfigError(f"{self.num_cells:,} cells in all; a run can number {np.iinfo(np.int32).max:,} of them")
@@ -64,7 +69,7 @@ class JoinedCorpora:
             for entry in corpus.datasets
         ]
         own = [_vocabularies(corpus, names) for corpus, names in zip(self.corpora, self.dataset_names, strict=True)]
-        self.vocabularies = _joint_vocabularies(own)
+        self.vocabularies = _joint_vocabularies(own) if onto is None else onto.vocabularies
         first_cells = np.cumsum([0, *(corpus.num_cells for corpus in self.corpora)]).tolist()
         self.translations = [
             self._translation(corpus, mine, first)
@@ -80,8 +85,8 @@ class JoinedCorpora:
         }
         codes = {}
         for field, values in vocabularies.items():
-            code_of = {value: code for code, value in enumerate(self.vocabularies[field])}
-            codes[field] = np.array([*(code_of[value] for value in values), -1], np.int32)
+            code_of = {value: code for code, value in enumerate(self.vocabularies.get(field, ()))}
+            codes[field] = np.array([*(code_of.get(value, -1) for value in values), -1], np.int32)
         return Translation(features, codes, first_cell)
 
     @property
@@ -115,6 +120,22 @@ class JoinedCorpora:
             for digest, name in {f["sha256"]: f["file"] for entry in corpus.datasets for f in entry["files"]}.items():
                 found.setdefault(digest, (name, []))[1].append(str(corpus.path))
         return {name: paths for name, paths in found.values() if len(paths) > 1}
+
+
+def _check_features_known(corpora: Sequence[Corpus], onto: JoinedCorpora) -> None:
+    """Raises ConfigError: features that the corpora of a run have not, or that are something else there."""
+    joint = _joint_space([*onto.corpora, *corpora])
+    for name, features in joint.modalities.items():
+        known = onto.feature_space.modalities.get(name)
+        unknown = features.ids if known is None else features.ids[known.index_of(features.ids) < 0]
+        if len(unknown):
+            where = ", ".join(str(corpus.path) for corpus in corpora)
+            raise ConfigError(
+                f"{where}: {len(unknown):,} features of {name}, such as {unknown[0]}, are not among the "
+                f"{0 if known is None else len(known):,} of the run ({onto.where}): its cells cannot be shown to the "
+                "run's model. Build one corpus of both, and hold these cells out: scmbert corpus build OUT FILE... "
+                "--held-out dataset=NAME"
+            )
 
 
 def _refuse_the_same_twice(corpora: Sequence[Corpus]) -> None:

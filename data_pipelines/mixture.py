@@ -4,7 +4,7 @@
     group             what a share is given to: a corpus; or a class of all corpora (of each corpus, where the corpora
                       have weights of their own). The sources of a group are drawn in proportion to their cells.
 
-A corpus of which all cells are drawn is the mixture of one source.
+A corpus of which all cells are drawn is the mixture of one source. Cells that are held out (`held_out`) are in none.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ import pandas as pd
 from data_pipelines.cell_metadata import LOCAL_FIELDS, as_text
 from data_pipelines.cell_selection import CellSelection, selected_rows
 from data_pipelines.corpus import Corpus
+from data_pipelines.held_out import columns_of, held_out_cells
 from data_pipelines.joined_corpora import JoinedCorpora
 from data_pipelines.sampling_order import ORDER_VERSION
 from data_pipelines.source_pattern import draws_per_period
@@ -46,6 +47,8 @@ class MixtureOptions:
         there are; None: no limit.
       together: field of the cells; those of one value are drawn together where chance would bring too few of them into
         a batch. How often a cell is drawn does not change. None: as chance has it.
+      held_out: rules (`held_out.HeldOutRule`) for all corpora in place of their own; None: those of each corpus.
+      side: `training`, the cells that no rule holds out; `held_out`, the others, of which a corpus may have none.
     """
 
     selection: CellSelection = field(default_factory=CellSelection)
@@ -56,6 +59,8 @@ class MixtureOptions:
     max_share: float | None = None
     max_repeats: float | None = None
     together: str | None = None
+    held_out: tuple[str, ...] | None = None
+    side: Literal["training", "held_out"] = "training"
 
     def __post_init__(self) -> None:
         if self.corpus_weights is not None and self.corpus_temperature != 1.0:
@@ -100,9 +105,11 @@ class Mixture:
       corpora: open ones.
       options: which cells, how often.
       modalities: those that are read: corpora that have one of them must share features of it. None: all.
+      onto: in whose numbers the corpora are read (`JoinedCorpora`); None: their own.
 
     Attributes:
       joined: the corpora as one.
+      held_out: per corpus, bool [cells], those that a rule holds out; None: there is no rule.
       sources: at least one.
       draws: int64 [sources], draws of each in a period of `draws.sum()`.
       fingerprint: 64 hex digits; equal fingerprints give equal batches. That of the corpus where all of one is drawn.
@@ -117,11 +124,13 @@ class Mixture:
         corpora: Sequence[Corpus],
         options: MixtureOptions | None = None,
         modalities: Sequence[str] | None = None,
+        onto: JoinedCorpora | None = None,
     ):
         self.options = options or MixtureOptions()
-        self.joined = JoinedCorpora(corpora)
+        self.joined = JoinedCorpora(corpora, onto)
         self.joined.check_shared_features(self.joined.modalities if modalities is None else modalities)
-        self.sources, shares = _sources(self.joined, self.options)
+        self.held_out = _held_out(self.joined, self.options.held_out)
+        self.sources, shares = _sources(self.joined, self.options, self.held_out)
         self.draws = draws_per_period(shares.tolist())
         self.fingerprint = self._fingerprint()
 
@@ -135,7 +144,8 @@ class Mixture:
         of_corpus = [source for source in self.sources if source.corpus == corpus]
         if sum(source.num_cells for source in of_corpus) == self.joined.corpora[corpus].num_cells:
             return None
-        return np.sort(np.concatenate([source.rows for source in of_corpus if source.rows is not None]))
+        rows = [source.rows for source in of_corpus if source.rows is not None]
+        return np.sort(np.concatenate([np.zeros(0, np.int32), *rows]))
 
     @cached_property
     def groups(self) -> list[np.ndarray] | None:
@@ -161,6 +171,10 @@ class Mixture:
             ],
             "options": self.options.to_dict(),
             "order_version": ORDER_VERSION,
+            "held_out": [
+                {"rules": list(rules), "cells": 0 if held is None else int(held.sum())}
+                for rules, held in zip(_rules(self.joined, self.options.held_out), self.held_out, strict=True)
+            ],
             "sources": [
                 {"corpus": source.corpus, "group": source.group, "cells": source.num_cells, "draws": int(draws)}
                 for source, draws in zip(self.sources, self.draws, strict=True)
@@ -204,14 +218,39 @@ class Mixture:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _sources(joined: JoinedCorpora, options: MixtureOptions) -> tuple[list[Source], np.ndarray]:
+def _rules(joined: JoinedCorpora, given: tuple[str, ...] | None) -> list[tuple[str, ...]]:
+    """Per corpus, what holds cells of it out."""
+    return [tuple(corpus.manifest.get("held_out", ())) if given is None else given for corpus in joined.corpora]
+
+
+def _held_out(joined: JoinedCorpora, given: tuple[str, ...] | None) -> list[np.ndarray | None]:
+    """Per corpus, bool [cells]: those that are held out; None: no rule is for it. Raises InputError."""
+    rules = _rules(joined, given)
+    tables = [
+        corpus.obs(columns=["dataset", *columns_of(own)]) if own else None
+        for corpus, own in zip(joined.corpora, rules, strict=True)
+    ]
+    if given:  # a corpus may have none of the cells, or not the field
+        held = held_out_cells(pd.concat(tables, ignore_index=True), given, joined.where)
+        return list(np.split(held, [translation.first_cell for translation in joined.translations[1:]]))
+    return [
+        None if table is None else held_out_cells(table, own, str(corpus.path))
+        for corpus, own, table in zip(joined.corpora, rules, tables, strict=True)
+    ]
+
+
+def _sources(
+    joined: JoinedCorpora, options: MixtureOptions, held_out: list[np.ndarray | None]
+) -> tuple[list[Source], np.ndarray]:
     """The sources, group by group; and float64 [sources], their shares."""
     groups_of_one_corpus = (
         options.balance_by is None or options.corpus_weights is not None or options.corpus_temperature != 1.0
     )
     groups: dict[tuple[int, str], list[Source]] = {}  # (corpus, or 0 where groups are of all, class) -> sources
-    for source in _all_sources(joined, options):
+    for source in _all_sources(joined, options, held_out):
         groups.setdefault((source.corpus if groups_of_one_corpus else 0, source.group), []).append(source)
+    if not groups:
+        raise ConfigError(f"{joined.where}: none of the cells that are held out is kept by {options.selection}")
     groups = dict(sorted(groups.items()))
     sizes = {key: sum(source.num_cells for source in sources) for key, sources in groups.items()}
     shares = _group_shares(sizes, options, len(joined.corpora))
@@ -219,10 +258,11 @@ def _sources(joined: JoinedCorpora, options: MixtureOptions) -> tuple[list[Sourc
     return [source for source, _ in listed], np.array([share for _, share in listed])
 
 
-def _all_sources(joined: JoinedCorpora, options: MixtureOptions) -> Iterator[Source]:
-    """Every class of every corpus, of the cells that the selection keeps."""
+def _all_sources(joined: JoinedCorpora, options: MixtureOptions, held_out: list[np.ndarray | None]) -> Iterator[Source]:
+    """Every class of every corpus, of the cells that the selection keeps and that are of the side that is meant."""
     selection, balance_by = options.selection, options.balance_by
-    if not selection and balance_by is None:
+    of_training, rules = options.side == "training", _rules(joined, options.held_out)
+    if not selection and balance_by is None and of_training and all(held is None for held in held_out):
         for index, corpus in enumerate(joined.corpora):
             yield Source(index, None, corpus.num_cells, "")
         return
@@ -234,7 +274,15 @@ def _all_sources(joined: JoinedCorpora, options: MixtureOptions) -> Iterator[Sou
     for index, corpus in enumerate(joined.corpora):
         first = joined.translations[index].first_cell
         cells = slice(first, first + corpus.num_cells)
-        rows = np.flatnonzero(keep[cells]).astype(np.int32)
+        held = np.zeros(corpus.num_cells, bool) if (own := held_out[index]) is None else own
+        rows = np.flatnonzero(keep[cells] & (held != of_training)).astype(np.int32)
+        if not len(rows) and not of_training:
+            continue
+        if not len(rows) and held[keep[cells]].any():
+            raise ConfigError(
+                f"{corpus.path}: all of its cells that would be drawn are held out ({' '.join(rules[index])}): hold "
+                "out fewer, or give it as --validation and not as --corpus"
+            )
         if not len(rows):
             raise ConfigError(
                 f"{corpus.path}: none of its {corpus.num_cells:,} cells is left by {selection}; leave the corpus out, "

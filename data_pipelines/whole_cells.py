@@ -3,14 +3,17 @@
 A token is a sample of a cell; a mean, a spread or a component of samples would say how they were drawn as well.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
 from data_pipelines.batch_reader import BatchReader
+from data_pipelines.joined_corpora import JoinedCorpora
 from data_pipelines.packed_counts import unpack_some
-from data_pipelines.window_reader import WindowColumns
+from data_pipelines.sampling_order import Piece
+from data_pipelines.window_reader import Window, WindowColumns
 from scmbert_jax.batch import fold_of
 
 
@@ -56,35 +59,80 @@ def first_cells(reader: BatchReader, max_counts: int) -> WholeCells:
       max_counts: counts above zero after which no further step is read.
     """
     joined = reader.mixture.joined
-    slices = joined.feature_space.slices
-    parts = {name: _Parts(slices[name][1] - slices[name][0]) for name in reader.sampling}
-    seen: set[int] = set()
-    folds, technical_batches = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+    found = _WholeCells(joined, tuple(reader.sampling), reader.covariates)
     # Four epochs: of a corpus of few blocks, an epoch leaves some out.
     for step in range(4 * reader.steps_per_epoch):
         for piece, corpus, window in reader.pieces_at(step):
-            translation = joined.translations[corpus]
-            indices = window.cell_index[piece.cells] + translation.first_cell
-            new = np.array([index not in seen for index in indices.tolist()], np.bool_)
-            new &= np.isin(np.arange(len(indices)), np.unique(indices, return_index=True)[1])  # nor twice in a piece
-            seen.update(indices.tolist())
-            cells, first = piece.cells[new], sum(map(len, folds))
-            folds.append(fold_of(indices[new].astype(np.int32)))
-            codes = np.full(len(cells), -1, np.int32)
-            if "technical_batch" in reader.covariates and "technical_batch" in translation.codes:
-                codes = translation.codes["technical_batch"][window.obs_codes["technical_batch"][cells]]
-            technical_batches.append(codes)
-            for name, columns in window.modalities.items():
-                mine = np.flatnonzero(columns.measured[cells])
-                features = translation.features[name] - slices[name][0]
-                datasets = window.obs_codes["dataset"][cells[mine]]
-                panels = {int(d): joined.corpora[corpus].measured(int(d), name) for d in np.unique(datasets)}
-                parts[name].add(first + mine, columns, cells[mine], features, datasets, panels, corpus)
-        if sum(part.num_counts for part in parts.values()) >= max_counts or len(seen) == joined.num_cells:
+            found.add(piece.cells, corpus, window)
+        if found.num_counts >= max_counts or found.num_cells == joined.num_cells:
             break
-    found = {name: part.joined() for name, part in parts.items()}
-    found = {name: counts for name, counts in found.items() if len(counts.cells)}
-    return WholeCells(found, np.concatenate(folds), np.concatenate(technical_batches))
+    return found.joined()
+
+
+def whole_cells(
+    pieces: Iterable[tuple[Piece, int, Window]],
+    joined: JoinedCorpora,
+    modalities: tuple[str, ...],
+    covariates: tuple[str, ...],
+) -> WholeCells:
+    """The cells of some pieces, all their counts, in their order.
+
+    Args:
+      pieces: (piece, its corpus, the window that holds it).
+      joined: the corpora.
+      modalities: those that windows were read with.
+      covariates: obs fields whose codes windows were read with.
+    """
+    found = _WholeCells(joined, modalities, covariates)
+    for piece, corpus, window in pieces:
+        found.add(piece.cells, corpus, window)
+    return found.joined()
+
+
+class _WholeCells:
+    """Cells, collected window by window; one that was there before is passed over."""
+
+    def __init__(self, joined: JoinedCorpora, modalities: tuple[str, ...], covariates: tuple[str, ...]):
+        self._joined, self._covariates = joined, covariates
+        self._slices = joined.feature_space.slices
+        sizes = {name: self._slices[name][1] - self._slices[name][0] for name in modalities}
+        self._parts = {name: _Parts(size) for name, size in sizes.items()}
+        self._seen: set[int] = set()
+        self._folds, self._technical_batches = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+
+    @property
+    def num_cells(self) -> int:
+        return len(self._seen)
+
+    @property
+    def num_counts(self) -> int:
+        return sum(part.num_counts for part in self._parts.values())
+
+    def add(self, cells: np.ndarray, corpus: int, window: Window) -> None:
+        translation = self._joined.translations[corpus]
+        indices = window.cell_index[cells] + translation.first_cell
+        new = np.array([index not in self._seen for index in indices.tolist()], np.bool_)
+        new &= np.isin(np.arange(len(indices)), np.unique(indices, return_index=True)[1])  # nor twice among these
+        first = self.num_cells
+        self._seen.update(indices.tolist())
+        cells = cells[new]
+        self._folds.append(fold_of(indices[new].astype(np.int32)))
+        codes = np.full(len(cells), -1, np.int32)
+        if "technical_batch" in self._covariates and "technical_batch" in translation.codes:
+            codes = translation.codes["technical_batch"][window.obs_codes["technical_batch"][cells]]
+        self._technical_batches.append(codes)
+        for name, columns in window.modalities.items():
+            mine = np.flatnonzero(columns.measured[cells])
+            features = translation.features[name] - self._slices[name][0]
+            datasets = window.obs_codes["dataset"][cells[mine]]
+            known = self._joined.corpora[corpus]
+            panels = {int(dataset): known.measured(int(dataset), name) for dataset in np.unique(datasets)}
+            self._parts[name].add(first + mine, columns, cells[mine], features, datasets, panels, corpus)
+
+    def joined(self) -> WholeCells:
+        found = {name: part.joined() for name, part in self._parts.items()}
+        found = {name: counts for name, counts in found.items() if len(counts.cells)}
+        return WholeCells(found, np.concatenate(self._folds), np.concatenate(self._technical_batches))
 
 
 class _Parts:

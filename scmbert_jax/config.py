@@ -385,6 +385,50 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    """How a run is judged on cells that it does not train on (evaluators/); all of it may change when a run continues.
+    Without held-out cells (--validation CORPUS, --held-out FIELD=FRACTION, or a rule of the corpus) nothing is."""
+
+    every: int = 0
+    """Steps between evaluations, before each of which a checkpoint is saved; 0: only at the end."""
+    evaluators: tuple[str, ...] = ("loss", "lift")
+    """NAME, or NAME:STEPS for one with a schedule of its own (evaluators/table.py)."""
+    cells: int = 1024
+    """Held-out cells that are looked at, at most; always the same."""
+    best: str = ""
+    """NAME/METRIC of an evaluator, such as loss/loss: the checkpoint of its lowest value is kept whatever comes after.
+    NAME/METRIC:highest where more is better, such as probe/macro_f1:highest."""
+    patience: int = 0
+    """The run ends after this many evaluations without a better `best`; 0: it does not."""
+
+    def schedules(self) -> dict[str, int]:
+        """Evaluator -> steps between its evaluations; 0: only at the end."""
+        parts = [entry.partition(":") for entry in self.evaluators]
+        return {name: int(steps) if colon else self.every for name, colon, steps in parts}
+
+    def validate(self, where: str) -> None:
+        for name, least in (("every", 0), ("cells", 1), ("patience", 0)):
+            _require(getattr(self, name) >= least, f"{where}.{name}", getattr(self, name), f"{least} or more")
+        for entry in self.evaluators:
+            name, colon, steps = entry.partition(":")
+            fits = bool(name) and (not colon or (steps.isascii() and steps.isdigit() and 0 < int(steps) <= _LARGEST))
+            _require(fits, f"{where}.evaluators", entry, "NAME or NAME:STEPS, with 1 step or more")
+        names = [entry.partition(":")[0] for entry in self.evaluators]
+        _require(len({*names}) == len(names), f"{where}.evaluators", self.evaluators, "each evaluator once")
+        if self.best:
+            metric, colon, side = self.best.partition(":")
+            name, slash, of_name = metric.partition("/")
+            fits = bool(slash and of_name) and name in names and (not colon or side in ("lowest", "highest"))
+            expected = (
+                f"NAME/METRIC, NAME/METRIC:lowest or NAME/METRIC:highest, NAME one of {', '.join(names) or 'none'}"
+            )
+            _require(fits, f"{where}.best", self.best, expected)
+        _require(
+            bool(self.best) or not self.patience, f"{where}.patience", self.patience, f"0, or {where}.best as well"
+        )
+
+
+@dataclass(frozen=True)
 class ExperimentConfig:
     """Everything a run needs besides its corpus and its folder."""
 
@@ -397,6 +441,7 @@ class ExperimentConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**31, "seed", self.seed, "0 <= value < 2**31")
@@ -426,6 +471,7 @@ class ExperimentConfig:
         self.optimizer.validate("optimizer")
         self.mesh.validate("mesh")
         self.train.validate("train")
+        self.validation.validate("validation")
         _require(
             max(self.train.row_widths, default=0) <= self.most_tokens,
             "train.row_widths",

@@ -77,6 +77,12 @@ class MemoryExhausted(UserError):
     exit_code = 10
 
 
+class EvaluationError(UserError):
+    """A run came to its end, but one of its evaluators failed on the way; its metrics.jsonl says which, and when."""
+
+    exit_code = 11
+
+
 class RunInProgress(CheckpointError):
     """Another run holds the run folder; after a crash, the lock of a shared file system may outlive it for minutes."""
 

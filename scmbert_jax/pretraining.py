@@ -22,6 +22,7 @@ from data_pipelines.training_data import FRONT_ENDS, MixtureData
 from experiments import load_experiment
 from scmbert_jax.config import ExperimentConfig, batch_covariates, compared_within, with_fields, without_modalities
 from scmbert_jax.errors import ConfigError
+from scmbert_jax.evaluators.table import validation_of
 from scmbert_jax.outputs import check_run_folder
 from scmbert_jax.parallel.multihost import check_joined, failing_at_once, from_process_zero
 from scmbert_jax.parallel.processes import ALONE, Processes
@@ -49,12 +50,14 @@ class Run:
       step: how many steps were trained, in all starts together.
       num_steps: how many were asked for.
       interrupted: whether a signal stopped it early; the same call continues.
+      failed_evaluations: how many evaluations on held-out cells failed, in all starts together; metrics say which.
     """
 
     folder: Path
     step: int
     num_steps: int
     interrupted: bool
+    failed_evaluations: int = 0
 
     def metrics(self) -> "pd.DataFrame":
         """metrics.jsonl as a table: a row per row, a column per metric (training/metrics.py says what they are)."""
@@ -80,6 +83,7 @@ def pretrain(
     *,
     changes: Mapping[str, Any] | None = None,
     mixture: MixtureOptions = ALL_CELLS,
+    validation: str | Path | None = None,
     reader: Reader = "tfdata",
     cache_dir: str | Path | None = None,
     cache_gigabytes: float | None = None,
@@ -104,6 +108,8 @@ def pretrain(
       changes: dotted fields of the configuration -> values, as --train.num-steps 200 on the command line. A modality
         whose `num_tokens` stands here must be in the corpus; others that it lacks are left out, which is told.
       mixture: which cells, how often; its `together` is set by the objectives.
+      validation: a corpus of cells by which the run is judged, and on which it does not train; None: those that are held
+        out by `mixture` or by the corpora, if any are (`config.validation` says how often, and by what).
       reader: how batches are read ahead; "threads" needs neither TensorFlow nor Grain. All give the same batches.
       cache_dir, cache_gigabytes: where blocks that were read once are kept, and the most they take (`open_corpus`).
       restore_step: continue from the checkpoint of this step; later ones are moved to `run_dir`/set_aside.
@@ -165,6 +171,13 @@ def pretrain(
         lonely = _lonely(batches.share_together())
         for line in [*(mixed.in_words() or [f"{mixed.num_cells:,} cells of {' '.join(paths)}"]), *lonely]:
             tell(line)
+        judged_by = None
+        if validation is not None:
+            there = open_corpus(str(validation), cache_dir=cache_dir, cache_gigabytes=cache_gigabytes)
+            judged_by = opened.enter_context(closing(there))
+        held_out = validation_of(config, batches, judged_by)
+        if held_out is not None:
+            tell(f"judged by held-out cells: {held_out.identity}")
         target_sums = {name: modality.target_sum for name, modality in in_use.items()}
         data = MixtureData(
             batches,
@@ -178,6 +191,7 @@ def pretrain(
             config,
             data,
             run_dir,
+            validation=held_out,
             restore_step=restore_step,
             profile_steps=profile_steps,
             started=started,
@@ -189,8 +203,10 @@ def pretrain(
     if goodput is not None:
         tell(goodput.text())
     how = "stopped by a signal; the same command continues" if outcome.interrupted else "done"
+    if outcome.stopped_early:
+        how = f"done: {config.validation.patience} evaluations without a better {config.validation.best}"
     tell(f"{run_dir}: step {outcome.step} of {config.train.num_steps}, {how}")
-    return Run(run_dir, outcome.step, config.train.num_steps, outcome.interrupted)
+    return Run(run_dir, outcome.step, config.train.num_steps, outcome.interrupted, outcome.failed_evaluations)
 
 
 def _say_nothing(message: str) -> None:

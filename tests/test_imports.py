@@ -23,6 +23,7 @@ LAYERS = (
     ("pretrained",),
     ("tasks",),
     ("evaluation",),
+    ("evaluators",),
     ("pretraining",),
     ("benchmarks",),
     ("commands",),

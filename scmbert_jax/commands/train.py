@@ -9,7 +9,7 @@ import tyro
 
 from scmbert_jax.commands.data import field_values
 from scmbert_jax.commands.terminal import ModelFolder, RunFolder, show
-from scmbert_jax.errors import INTERRUPTED, ConfigError
+from scmbert_jax.errors import INTERRUPTED, ConfigError, EvaluationError
 from scmbert_jax.parallel.processes import ALONE, Processes
 
 CellChoice = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE,...")]
@@ -59,6 +59,11 @@ class Pretrain:
     """No corpus (with --balance-by: no value) has more than this share of the draws."""
     max_repeats: float | None = None
     """No corpus (with --balance-by: no value) is drawn more often than this while all cells would be drawn once."""
+    held_out: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=FRACTION")] = ()
+    """Cells that are not trained on, in place of those that the rules of the corpora say: cell=0.05, donor=0.2 (by a
+    hash: the same for ever) or dataset=NAME,NAME. The run is judged by them (--validation.every). `none`: none."""
+    validation: str | None = None
+    """A corpus whose cells the run is judged by; the run must not train on them, and must have all its features."""
     reader: Literal["tfdata", "threads", "grain"] = "tfdata"
     """How batches are read ahead; `threads` needs neither TensorFlow nor Grain. All give the same batches."""
     restore_step: int | None = None
@@ -102,7 +107,9 @@ class Pretrain:
                 balance_temperature=self.balance_temperature,
                 max_share=self.max_share,
                 max_repeats=self.max_repeats,
+                held_out=() if self.held_out == ("none",) else self.held_out or None,
             ),
+            validation=self.validation,
             reader=self.reader,
             cache_dir=self.cache_dir,
             cache_gigabytes=self.cache_gigabytes,
@@ -111,7 +118,14 @@ class Pretrain:
             processes=self.processes,
             started=started,
         )
-        return INTERRUPTED if run.interrupted else 0
+        if run.interrupted:
+            return INTERRUPTED
+        if run.failed_evaluations:
+            raise EvaluationError(
+                f"{self.run_dir}: {run.failed_evaluations} evaluations failed; metrics.jsonl says which and why "
+                '("validation/NAME/error"). The training is done.'
+            )
+        return 0
 
 
 def _steps(option: str, text: str | None) -> tuple[int, int] | None:

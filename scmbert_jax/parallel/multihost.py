@@ -142,6 +142,11 @@ def from_process_zero(make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str,
         return dict(received)
 
 
+def on_any_process(flag: bool) -> bool:
+    """Whether it is true in any of the processes. Called by all of them."""
+    return flag if jax.process_count() == 1 else bool(process_allgather(np.int32(flag)).max())
+
+
 @contextmanager
 def failing_at_once() -> Iterator[None]:
     """An error in one of several processes ends that process at once, with its message and exit code.

@@ -64,7 +64,12 @@ class RunCheckpoints:
     def __init__(self, folder: Path, keep: int, keep_every: int = 0):
         self.folder = folder.absolute()
         policies = ocp.training.preservation_policies
-        kept = [policies.LatestN(keep), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
+        self._pinned: set[int] = set()
+        kept = [
+            policies.LatestN(keep),
+            policies.CustomSteps(self._pinned),
+            *([policies.EveryNSteps(keep_every)] if keep_every else []),
+        ]
         try:
             self._checkpointer = ocp.training.Checkpointer(
                 self.folder,
@@ -78,6 +83,11 @@ class RunCheckpoints:
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+
+    def pin(self, step: int) -> None:
+        """The checkpoint of `step` is kept, however old it gets, until another is pinned."""
+        self._pinned.clear()
+        self._pinned.add(step)
 
     def go_back(self, step: int) -> None:
         """Makes the checkpoint of `step` the newest: later ones are moved to `set_aside/after-step-STEP` beside the

@@ -2,7 +2,8 @@
 
 Build the mesh; build the abstract state from shapes only; restore or initialise it sharded; for each step, fetch the
 batch of that step, dispatch the jitted step of that step's objective with the state donated, then read the *previous*
-step's metrics (the device works meanwhile), check them, and let the writer and the checkpoints look.
+step's metrics (the device works meanwhile), check them, and let the writer and the checkpoints look. Where an
+evaluation is due, a checkpoint is written first: a run that is killed while it evaluates does no step again.
 """
 
 import math
@@ -37,6 +38,7 @@ from scmbert_jax.training.stall_watch import StallWatch
 from scmbert_jax.training.step_profile import ProfileSteps, StepProfile, check_profile_steps
 from scmbert_jax.training.train_state import TrainState, abstract_state, initial_state
 from scmbert_jax.training.train_step import make_train_step
+from scmbert_jax.training.validation import Validation, ValidationRun
 
 
 class TrainingData(DataIdentity, Protocol):
@@ -53,10 +55,19 @@ class TrainingData(DataIdentity, Protocol):
 
 
 class Outcome(NamedTuple):
-    """How a call of `pretrain` ended: at which step, and whether a signal asked it to stop early."""
+    """How a call of `pretrain` ended.
+
+    Attributes:
+      step: that of the newest checkpoint.
+      interrupted: a signal asked it to stop; the same command continues.
+      stopped_early: `validation.patience` came to its end; the run is done.
+      failed_evaluations: over all starts of the run.
+    """
 
     step: int
-    interrupted: bool
+    interrupted: bool = False
+    stopped_early: bool = False
+    failed_evaluations: int = 0
 
 
 def pretrain(
@@ -64,6 +75,7 @@ def pretrain(
     data: TrainingData,
     run_dir: Path,
     *,
+    validation: Validation | None = None,
     devices: Sequence[jax.Device] | None = None,
     restore_step: int | None = None,
     profile_steps: ProfileSteps | None = None,
@@ -75,6 +87,7 @@ def pretrain(
     """Trains to `config.train.num_steps`, continuing from the newest checkpoint of `run_dir` if it has one.
 
     Args:
+      validation: how it is judged on cells it does not see; None: not at all.
       devices: those of the mesh; None: all there are.
       restore_step: continue from the checkpoint of this step, and set later ones aside (`RunCheckpoints.go_back`).
       profile_steps: (A, B): steps A .. B - 1 are traced into `run_dir`/profile (`StepProfile`).
@@ -92,6 +105,7 @@ def pretrain(
             "corpus": data.fingerprint,
             "feature space": data.feature_space_hash,
             "order of the cells, version": data.description["order_version"],
+            "held-out cells": None if validation is None else validation.identity,
             "--run-dir": str(run_dir.absolute()),
             "--restore-step": restore_step,
             **software_versions(),
@@ -105,6 +119,7 @@ def pretrain(
     attention_backend(config.model.attention, shape_of_run(config.model, mesh.devices.flat[0]))
     check_profile_steps(profile_steps, config.train.num_steps)
     abstract = abstract_state(model, optimizer, mesh)
+    evaluators = {} if validation is None else validation.make(model, mesh)
     folder = RunFolder(run_dir, config, data, is_coordinator)
     ledger = GoodputLedger(folder.goodput if is_coordinator else None, started)
     checkpoints = RunCheckpoints(folder.checkpoints, config.train.keep_checkpoints, config.train.keep_every)
@@ -119,8 +134,13 @@ def pretrain(
             check_not_beyond(run_dir, config, first, saved)
             state = checkpoints.restore(first, abstract) if saved else initial_state(model, optimizer, mesh)
             folder.continue_from(first)
-            if first >= config.train.num_steps:
-                return Outcome(first, interrupted=False)  # a command that is repeated leaves a finished run as it is
+            identity = "" if validation is None else validation.identity
+            judged = ValidationRun(config, evaluators, identity, folder, first, saved)
+            if judged.best is not None:
+                checkpoints.pin(judged.best.step)
+            if (first >= config.train.num_steps or judged.stopped) and not judged.due(first):
+                # A command that is repeated leaves a finished run as it is.
+                return Outcome(first, False, judged.stopped, judged.failures)
             about = _in_words(model, mesh, first)
             writer = MetricsWriter(folder, config.train.num_steps, first, show_progress, about)
             steps = {
@@ -128,7 +148,7 @@ def pretrain(
                 for name, objective in objectives_of(config).items()
             }
             constants = jax.device_put(model.constants, replicated(mesh))
-            log = _StepLog(config, folder, writer, checkpoints, ledger)
+            log = _StepLog(config, folder, writer, checkpoints, ledger, judged)
             agreed_to_stop = StopAgreement(mesh)
             stall_watch = StallWatch(first, report_stall_after, give_up_after)
             profile = StepProfile(profile_steps, run_dir / "profile" if is_coordinator else None, first)
@@ -136,7 +156,9 @@ def pretrain(
                 ledger.begin(first)
                 done, compiled = first, set[str]()
                 profile.dispatched(first, state)
-                for step, batch in log.timed(data.batches(first, config.train.num_steps)):
+                log.evaluate(first, state.params, constants)
+                stop_step = first if judged.stopped else config.train.num_steps
+                for step, batch in log.timed(data.batches(first, stop_step)):
                     name = objective_at(config, step)
                     # The first call traces and compiles before it returns; what it dispatches is not waited for.
                     with nullcontext() if name in compiled else ledger.spending("compile"):
@@ -147,16 +169,20 @@ def pretrain(
                     profile.dispatched(done, state)
                     stall_watch.finished(step)
                     stopping = agreed_to_stop(stop.requested, done)
-                    if done % config.train.checkpoint_every == 0 or stopping:
+                    if done % config.train.checkpoint_every == 0 or stopping or judged.due(done):
                         log.save(done, state)
-                    if stopping:
+                    if not stopping:  # else there may be little time: what is due here is done by the next start
+                        log.evaluate(done, state.params, constants)
+                        stall_watch.finished(step)
+                    if stopping or judged.stopped:
                         break
                 if done > first:
                     log.save(done, state)
                 with ledger.spending("save"):
                     checkpoints.wait()
                 ledger.note(done)
-        return Outcome(done, interrupted=done < config.train.num_steps)
+        interrupted = done < config.train.num_steps and not judged.stopped
+        return Outcome(done, interrupted, judged.stopped, judged.failures)
     finally:
         if writer is not None:
             writer.close()
@@ -190,9 +216,11 @@ class _StepLog:
         writer: MetricsWriter,
         checkpoints: RunCheckpoints,
         ledger: GoodputLedger,
+        judged: ValidationRun,
     ):
         self._config, self._folder, self._writer = config, folder, writer
-        self._checkpoints, self._ledger = checkpoints, ledger
+        self._checkpoints, self._ledger, self._judged = checkpoints, ledger, judged
+        self._pin_the_best()
         self._waiting: tuple[int, str, Any, CellBatch] | None = None
         self._sums, self._data_seconds, self._since = MetricSums(), 0.0, time.perf_counter()
 
@@ -220,6 +248,23 @@ class _StepLog:
         with self._ledger.spending("save"):
             self._checkpoints.save(step, state)
         self._ledger.note(step)
+
+    def evaluate(self, step: int, params: Any, constants: Any) -> None:
+        """What is due after `step`, of which there is a checkpoint, or one under way."""
+        if not self._judged.due(step):
+            return
+        before = time.perf_counter()
+        with self._ledger.spending("save"):
+            self._checkpoints.wait()
+        with self._ledger.spending("eval"):
+            self._judged.evaluate(step, params, constants, self._writer.write)
+        self._pin_the_best()
+        self._ledger.note(step)
+        self._since += time.perf_counter() - before  # a row's seconds are those of its steps
+
+    def _pin_the_best(self) -> None:
+        if self._judged.best is not None:
+            self._checkpoints.pin(self._judged.best.step)
 
     def read_all(self) -> None:
         if self._waiting is None:

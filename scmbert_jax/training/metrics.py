@@ -11,6 +11,8 @@ A row of metrics.jsonl, and the same numbers in TensorBoard:
     OBJECTIVE/steps          how many of the steps were of this objective
     OBJECTIVE/loss, OBJECTIVE/METRIC, ..._weight     sum over the steps / sum of their weights, and that sum
     cells_per_second, step_seconds (mean), data_wait_fraction (share of the time spent waiting for data)
+
+and rows of evaluations, validation/... (validation.py).
 """
 
 import contextlib
@@ -76,6 +78,7 @@ class MetricsWriter:
         self._folder = folder
         self._tensorboard = None
         self._progress = None
+        self._training, self._validation = "", ""
         if not folder.is_coordinator:
             return
         self._tensorboard = _TensorBoard(folder.path / "tensorboard", first_step)
@@ -90,9 +93,18 @@ class MetricsWriter:
             self._tensorboard.write(row)
         if self._progress is not None:
             try:
-                self._progress.show(row)
+                self._progress.show(self._shown_with(row), row["step"])
             except OSError:  # a terminal that was closed, a log on a full disk: no reason to stop training
                 self._progress = None
+
+    def _shown_with(self, row: dict[str, Any]) -> str:
+        """What progress shows: the newest row of training, and the newest loss on held-out cells."""
+        if "loss" in row:
+            self._training = _line(row)
+        else:
+            newest = row.get("validation/loss/loss")
+            self._validation = self._validation if newest is None else f"validation loss {newest:.4f}"
+        return "  ".join(part for part in (self._training, self._validation) if part)
 
     def close(self) -> None:
         if self._tensorboard is not None:
@@ -171,8 +183,8 @@ class _TerminalProgress:
         self._task = self._progress.add_task("compiling", total=num_steps, completed=first_step)
         self._progress.start()
 
-    def show(self, row: dict[str, Any]) -> None:
-        self._progress.update(self._task, completed=row["step"], description=_line(row))
+    def show(self, line: str, step: int) -> None:
+        self._progress.update(self._task, completed=step, description=line)
 
     def close(self) -> None:
         self._progress.stop()
@@ -182,12 +194,12 @@ class _LogProgress:
     """A line every ten seconds at most, for logs."""
 
     def __init__(self, num_steps: int, first_step: int):
-        self._num_steps, self._last = num_steps, 0.0
+        self._num_steps, self._last, self._shown = num_steps, 0.0, ""
 
-    def show(self, row: dict[str, Any]) -> None:
-        if time.monotonic() - self._last > 10 or row["step"] == self._num_steps:
-            print(f"step {row['step']}/{self._num_steps}  {_line(row)}", file=sys.stderr, flush=True)
-            self._last = time.monotonic()
+    def show(self, line: str, step: int) -> None:
+        if time.monotonic() - self._last > 10 or (step == self._num_steps and line != self._shown):
+            print(f"step {step}/{self._num_steps}  {line}", file=sys.stderr, flush=True)
+            self._last, self._shown = time.monotonic(), line
 
     def close(self) -> None:
         """Nothing is left open."""

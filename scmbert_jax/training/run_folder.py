@@ -6,7 +6,9 @@ provenance.json           versions, git commit, hardware, corpora and how cells 
 feature_space.parquet     the features of the model's table
 feature_statistics.npz    what each of them is like by itself: where the model starts
 trained_cells.npz         keys of the cells that are drawn: whether a cell is among them
-metrics.jsonl             rows of means over the steps since the row before (metrics.py), and of fields that changed
+metrics.jsonl             rows of means over the steps since the row before (metrics.py), of fields that changed, and of
+                          evaluations (validation.py)
+best.json                 the step and the value of the best evaluation of which there is a checkpoint
 tensorboard/              the same as TensorBoard events
 checkpoints/              Orbax
 goodput.jsonl             where the time went, over all starts (goodput.py)
@@ -98,7 +100,7 @@ class RunFolder:
         self._config = self._there = config  # now, and of the newest start before
         self.checkpoints = path / "checkpoints"
         self.goodput = path / "goodput.jsonl"
-        self._metrics_path = path / "metrics.jsonl"
+        self.metrics_path = path / "metrics.jsonl"
         self._lock: TextIO | None = None
         self._metrics: TextIO | None = None
         check_run_folder(path)
@@ -107,7 +109,7 @@ class RunFolder:
             if is_coordinator:
                 self._lock = _locked(path / "lock")
                 self._start_or_continue(config, data)
-                self._metrics = self._metrics_path.open("a", encoding="utf-8")
+                self._metrics = self.metrics_path.open("a", encoding="utf-8")
                 if self.checkpoints.exists() and not os.access(self.checkpoints, os.W_OK, effective_ids=True):
                     # Known now, not at the first checkpoint.
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.checkpoints))
@@ -136,9 +138,9 @@ class RunFolder:
             "hardware": {"machine": platform.machine(), "system": platform.system(), "cpu_count": os.cpu_count()},
             "command": _command(),
         }
-        _write_whole(path / "provenance.json", json.dumps(provenance, indent=2) + "\n")
+        write_whole(path / "provenance.json", json.dumps(provenance, indent=2) + "\n")
         # Last, and whole: a folder without it was never started.
-        _write_whole(path / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
+        write_whole(path / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
 
     def _check_same_run(self, config: ExperimentConfig, data: DataIdentity) -> None:
         self._there = load_config(self.path / "config.json")
@@ -189,16 +191,16 @@ class RunFolder:
         self.write_metrics(row)
         provenance = read_provenance(self.path)
         provenance.setdefault("continued", []).append({**row, "command": _command()})
-        _write_whole(self.path / "provenance.json", json.dumps(provenance, indent=2) + "\n")
+        write_whole(self.path / "provenance.json", json.dumps(provenance, indent=2) + "\n")
         # Last: until it is written, the next start finds the same changes.
-        _write_whole(self.path / "config.json", json.dumps(to_dict(self._config), indent=2) + "\n")
+        write_whole(self.path / "config.json", json.dumps(to_dict(self._config), indent=2) + "\n")
 
     def _drop_metrics_after(self, step: int) -> list[dict[str, Any]]:
         """Cuts the file behind its last row of `step` or before; gives the rows that were cut off.
 
         Only those are parsed: a run of a million steps has a hundred thousand rows and goes on from its last ones.
         """
-        content, dropped, damaged = self._metrics_path.read_bytes(), list[dict[str, Any]](), 0
+        content, dropped, damaged = self.metrics_path.read_bytes(), list[dict[str, Any]](), 0
         end = len(content)
         while end > 0:
             start = content.rfind(b"\n", 0, end - 1) + 1
@@ -212,10 +214,10 @@ class RunFolder:
             end = start
         if damaged:
             print(
-                f"scmbert: {self._metrics_path}: {damaged} damaged line(s), as a crash leaves them, are left out",
+                f"scmbert: {self.metrics_path}: {damaged} damaged line(s), as a crash leaves them, are left out",
                 file=sys.stderr,
             )
-        os.truncate(self._metrics_path, end)
+        os.truncate(self.metrics_path, end)
         return dropped[::-1]
 
     def write_metrics(self, row: dict[str, Any]) -> None:
@@ -225,7 +227,7 @@ class RunFolder:
                 self._metrics.write(json.dumps(row) + "\n")
                 self._metrics.flush()
             except OSError as error:
-                raise TrainingError(f"{self._metrics_path}: cannot be written ({error.strerror}).") from error
+                raise TrainingError(f"{self.metrics_path}: cannot be written ({error.strerror}).") from error
 
     def close(self) -> None:
         for file in (self._metrics, self._lock):
@@ -304,7 +306,7 @@ def _locked(path: Path) -> TextIO:
     return file
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Writes beside and renames, so that a killed process leaves the old file or the new one."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")

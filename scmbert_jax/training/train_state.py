@@ -68,8 +68,17 @@ def initial_state(model: ModelDefinition, optimizer: optax.GradientTransformatio
     """
 
     def create() -> TrainState:
-        params = model.init(jax.random.key(model.config.seed, impl="threefry2x32"))
+        params = _initial_params(model)
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
     return jax.jit(create, out_shardings=where)()
+
+
+def initial_params(model: ModelDefinition, mesh: Mesh) -> Any:
+    """Those of `initial_state`, without an optimizer."""
+    return jax.jit(lambda: _initial_params(model), out_shardings=param_shardings(model, mesh))()
+
+
+def _initial_params(model: ModelDefinition) -> Any:
+    return model.init(jax.random.key(model.config.seed, impl="threefry2x32"))

@@ -21,7 +21,7 @@ from scmbert_jax.training.train_state import TrainState
 StepFunction = Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def step_key(seed: int, step: jax.Array) -> jax.Array:
+def step_key(seed: int, step: jax.Array | int) -> jax.Array:
     """The key of a step, on every mesh the same: threefry, whose numbers do not depend on sharding."""
     return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
 
@@ -77,6 +77,27 @@ def sum_of_gradients(
     sums, (gradients, of_table) = over_all()
     (from_table,) = table_gradient_to_params(of_table)
     return sums, jax.tree.map(jnp.add, gradients, from_table)
+
+
+def sum_of_losses(
+    model: ModelDefinition,
+    objective: Objective,
+    num_microbatches: int,
+    params: Any,
+    constants: Any,
+    batch: Any,
+    key: Any,
+) -> LossSum:
+    """Sums over the batch without a gradient, in the microbatches of a training step: so it fits where that fits."""
+    table = whole(model.merge(params, constants).feature_table())
+
+    def one(microbatch: Any) -> LossSum:
+        return objective.loss(model.merge(params, constants), table, microbatch, key)
+
+    if objective.needs_whole_batch or num_microbatches == 1:
+        return one(batch)
+    parts = jax.lax.map(one, split_microbatches(batch, num_microbatches))
+    return jax.tree.map(lambda x: x.sum(0), parts)
 
 
 def make_train_step(

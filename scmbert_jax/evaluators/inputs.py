@@ -1,0 +1,67 @@
+"""What every evaluator is made of, and the key of its masks."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from data_pipelines.validation_data import ValidationData
+from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.evaluators.held_out_losses import HeldOutLosses
+from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.parallel.mesh import batch_to_devices, replicated
+
+
+class CannotEvaluate(Exception):
+    """Raised by an evaluator when it is made: this run has not what it takes, such as pairs or labels. The message ends
+    the sentence "NAME is not evaluated: ...", which is said once."""
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluatorInputs:
+    """What an evaluator is made of.
+
+    Attributes:
+      model: without its numbers; `model.config` is the run's configuration, `model.layout` its features.
+      mesh: of the run.
+      data: the held-out cells.
+    """
+
+    model: ModelDefinition
+    mesh: Mesh
+    data: ValidationData
+
+    @property
+    def config(self) -> ExperimentConfig:
+        return self.model.config
+
+    @cached_property
+    def losses(self) -> HeldOutLosses:
+        """Losses of all objectives; computed once a step, however many evaluators ask."""
+        return HeldOutLosses(self.model, self.mesh, self.data)
+
+    def over_cells(self, function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+        """Calls a function of (params, constants, batch) with every batch of the held-out cells.
+
+        Args:
+          function: gives arrays whose first dimension is the rows of the batch; it is jitted once.
+
+        Returns:
+          A function of (params, constants) that gives numpy arrays whose first dimension is the held-out cells, the
+          same on every process.
+        """
+        call = jax.jit(function, out_shardings=replicated(self.mesh))
+
+        def parts(params: Any, constants: Any) -> Iterator[Any]:
+            for batch in self.data.batches:
+                yield jax.device_get(call(params, constants, batch_to_devices(batch, self.mesh)))
+
+        def over_all(params: Any, constants: Any) -> Any:
+            number = self.data.num_cells
+            return jax.tree.map(lambda *of_batches: np.concatenate(of_batches)[:number], *parts(params, constants))
+
+        return over_all
