@@ -161,12 +161,12 @@ class SyntheticData:
 )
 def test_a_run_that_is_killed_continues_from_its_checkpoint(tmp_path):
     from scmbert_jax.training.goodput import read_goodput
-    from scmbert_jax.training.loop import pretrain
+    from scmbert_jax.training.loop import Outcome, pretrain
     from scmbert_jax.training.run_folder import read_metrics
 
     with pytest.raises(KeyboardInterrupt):
         pretrain(CONFIG, SyntheticData(dies_at=5), tmp_path / "run", show_progress=False)
-    assert pretrain(CONFIG, SyntheticData(), tmp_path / "run", show_progress=False) == (6, False)
+    assert pretrain(CONFIG, SyntheticData(), tmp_path / "run", show_progress=False) == Outcome(6)
     assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
     assert read_goodput(tmp_path / "run").starts == 2
 

@@ -21,7 +21,7 @@ from scmbert_jax.objectives.masked_modeling import choose_masked
 from scmbert_jax.parallel.mesh import batch_to_devices, make_mesh
 from scmbert_jax.training.checkpoint import RunCheckpoints
 from scmbert_jax.training.goodput import read_goodput
-from scmbert_jax.training.loop import _StopOnSignal, pretrain
+from scmbert_jax.training.loop import Outcome, _StopOnSignal, pretrain
 from scmbert_jax.training.optimizer import make_optimizer
 from scmbert_jax.training.run_folder import read_metrics
 from scmbert_jax.training.train_state import abstract_state
@@ -174,7 +174,7 @@ def test_sigterm_saves_the_step_it_reached_and_the_run_continues_bit_for_bit(
     assert outcome.interrupted
     assert outcome.step == 8
     assert (tmp_path / "run" / "checkpoints" / "8").is_dir()
-    assert run(tiny_config, tiny_layout, tmp_path / "run") == (20, False)
+    assert run(tiny_config, tiny_layout, tmp_path / "run") == Outcome(20)
     assert rows(tmp_path / "run") == rows(undisturbed)
     assert_bit_equal(
         final_state(tiny_config, tiny_layout, tmp_path / "run"), final_state(tiny_config, tiny_layout, undisturbed)
@@ -265,7 +265,7 @@ def test_the_ledger_of_time_adds_up_over_a_death(tiny_config, tiny_layout, tmp_p
 def test_a_finished_run_is_left_as_it_is(undisturbed, tiny_config, tiny_layout):
     files = [undisturbed / name for name in ("metrics.jsonl", "goodput.jsonl")]
     before = [path.read_bytes() for path in files]
-    assert run(tiny_config, tiny_layout, undisturbed) == (20, False)
+    assert run(tiny_config, tiny_layout, undisturbed) == Outcome(20)
     assert [path.read_bytes() for path in files] == before
 
 
