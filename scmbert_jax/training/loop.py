@@ -148,7 +148,7 @@ def pretrain(
                 for name, objective in objectives_of(config).items()
             }
             constants = jax.device_put(model.constants, replicated(mesh))
-            log = _StepLog(config, folder, writer, checkpoints, ledger, judged)
+            log = _StepLog(config, folder, writer, checkpoints, ledger)
             agreed_to_stop = StopAgreement(mesh)
             stall_watch = StallWatch(first, report_stall_after, give_up_after)
             profile = StepProfile(profile_steps, run_dir / "profile" if is_coordinator else None, first)
@@ -156,7 +156,7 @@ def pretrain(
                 ledger.begin(first)
                 done, compiled = first, set[str]()
                 profile.dispatched(first, state)
-                log.evaluate(first, state.params, constants)
+                log.evaluate(judged, first, state.params, constants)
                 stop_step = first if judged.stopped else config.train.num_steps
                 for step, batch in log.timed(data.batches(first, stop_step)):
                     name = objective_at(config, step)
@@ -172,7 +172,7 @@ def pretrain(
                     if done % config.train.checkpoint_every == 0 or stopping or judged.due(done):
                         log.save(done, state)
                     if not stopping:  # else there may be little time: what is due here is done by the next start
-                        log.evaluate(done, state.params, constants)
+                        log.evaluate(judged, done, state.params, constants)
                         stall_watch.finished(step)
                     if stopping or judged.stopped:
                         break
@@ -216,11 +216,9 @@ class _StepLog:
         writer: MetricsWriter,
         checkpoints: RunCheckpoints,
         ledger: GoodputLedger,
-        judged: ValidationRun,
     ):
         self._config, self._folder, self._writer = config, folder, writer
-        self._checkpoints, self._ledger, self._judged = checkpoints, ledger, judged
-        self._pin_the_best()
+        self._checkpoints, self._ledger = checkpoints, ledger
         self._waiting: tuple[int, str, Any, CellBatch] | None = None
         self._sums, self._data_seconds, self._since = MetricSums(), 0.0, time.perf_counter()
 
@@ -249,22 +247,19 @@ class _StepLog:
             self._checkpoints.save(step, state)
         self._ledger.note(step)
 
-    def evaluate(self, step: int, params: Any, constants: Any) -> None:
+    def evaluate(self, judged: ValidationRun, step: int, params: Any, constants: Any) -> None:
         """What is due after `step`, of which there is a checkpoint, or one under way."""
-        if not self._judged.due(step):
+        if not judged.due(step):
             return
         before = time.perf_counter()
         with self._ledger.spending("save"):
             self._checkpoints.wait()
         with self._ledger.spending("eval"):
-            self._judged.evaluate(step, params, constants, self._writer.write)
-        self._pin_the_best()
+            judged.evaluate(step, params, constants, self._writer.write)
+        if judged.best is not None:
+            self._checkpoints.pin(judged.best.step)
         self._ledger.note(step)
         self._since += time.perf_counter() - before  # a row's seconds are those of its steps
-
-    def _pin_the_best(self) -> None:
-        if self._judged.best is not None:
-            self._checkpoints.pin(self._judged.best.step)
 
     def read_all(self) -> None:
         if self._waiting is None:
