@@ -108,8 +108,8 @@ def pretrain(
       changes: dotted fields of the configuration -> values, as --train.num-steps 200 on the command line. A modality
         whose `num_tokens` stands here must be in the corpus; others that it lacks are left out, which is told.
       mixture: which cells, how often; its `together` is set by the objectives.
-      validation: a corpus of cells by which the run is judged, and on which it does not train; None: those that are held
-        out by `mixture` or by the corpora, if any are (`config.validation` says how often, and by what).
+      validation: a corpus of cells by which the run is judged, and on which it does not train; None: those that
+        `mixture` or the corpora hold out, if any (`config.validation` says how often it is judged, and by what).
       reader: how batches are read ahead; "threads" needs neither TensorFlow nor Grain. All give the same batches.
       cache_dir, cache_gigabytes: where blocks that were read once are kept, and the most they take (`open_corpus`).
       restore_step: continue from the checkpoint of this step; later ones are moved to `run_dir`/set_aside.
