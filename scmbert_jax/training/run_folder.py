@@ -174,7 +174,7 @@ class RunFolder:
             return
         try:
             # What is removed still tells how the steps that are kept are continued.
-            kept = [row["changed"] for row in self._drop_metrics_after(step) if "changed" in row]
+            kept = [row["changed"] for row in self._drop_rows_after(step) if "changed" in row]
             for changed in kept:
                 self.write_metrics({"step": step, "changed": changed})
             self._record_changes(step)
@@ -195,7 +195,7 @@ class RunFolder:
         # Last: until it is written, the next start finds the same changes.
         write_whole(self.path / "config.json", json.dumps(to_dict(self._config), indent=2) + "\n")
 
-    def _drop_metrics_after(self, step: int) -> list[dict[str, Any]]:
+    def _drop_rows_after(self, step: int) -> list[dict[str, Any]]:
         """Cuts the file behind its last row of `step` or before; gives the rows that were cut off.
 
         Only those are parsed: a run of a million steps has a hundred thousand rows and goes on from its last ones.

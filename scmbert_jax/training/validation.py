@@ -28,7 +28,7 @@ from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.parallel.multihost import from_process_zero, on_any_process
-from scmbert_jax.training.run_folder import RunFolder, read_metrics, write_whole
+from scmbert_jax.training.run_folder import RunFolder, write_whole
 
 BEST = "best.json"
 PREFIX = "validation/"
@@ -99,7 +99,7 @@ class ValidationRun:
         self._num_steps, self._identity, self._folder, self._first = config.train.num_steps, identity, folder, first
         self._metric, _, side = config.validation.best.partition(":")
         self._highest = side == "highest"
-        rows = read_metrics(folder.metrics_path) if folder.is_coordinator and folder.metrics_path.exists() else []
+        rows = _rows_of_evaluations(folder.metrics_path) if folder.is_coordinator else []
         history = self._history(rows)
         known = from_process_zero(
             lambda: {
@@ -211,6 +211,13 @@ def _best_of(values: Sequence[tuple[int, float]], highest: bool) -> tuple[int, f
     """(step, value) of the first of the best; None where there is no number."""
     numbers = [(step, value) for step, value in values if not math.isnan(value)]
     return min(numbers, key=lambda pair: -pair[1] if highest else pair[1], default=None)
+
+
+def _rows_of_evaluations(path: Path) -> list[dict[str, Any]]:
+    """Those of a metrics.jsonl; the others, which may be a hundred thousand, are not parsed."""
+    mark = f'"{PREFIX}'.encode()
+    with path.open("rb") as file:
+        return [json.loads(line) for line in file if mark in line]
 
 
 def _has_row(rows: Sequence[Mapping[str, Any]], step: int, name: str) -> bool:
