@@ -51,6 +51,7 @@ from data_pipelines.data_card import DATA_CARD, composition, data_card, software
 from data_pipelines.durable_files import GrowingFolder
 from data_pipelines.external_shuffle import cell_hashes, partition, shuffled_order
 from data_pipelines.feature_space import FeatureSpace
+from data_pipelines.held_out import HeldOutRule, held_out_cells
 from data_pipelines.pair_check import refuse_unpaired_files
 from data_pipelines.reading_options import DEFAULT_READING, ReadingOptions
 from data_pipelines.source_tasks import CheckTask, Handed, SegmentTask, hand_over, stretches
@@ -82,6 +83,7 @@ def build_corpus(
     unpaired: bool = False,
     only: Mapping[str, Sequence[str]] | None = None,
     exclude: Mapping[str, Sequence[str]] | None = None,
+    held_out: Sequence[str] = (),
     keep_duplicates: bool = False,
     disjoint_from: Sequence[Any] = (),
     licences: Mapping[str, str] | None = None,
@@ -104,6 +106,8 @@ def build_corpus(
       shard_bytes: aim for the size of a shard; what it becomes depends on how well the counts compress.
       unpaired: every modality of every file becomes cells of its own; no cell is joined to another by its id.
       only, exclude: obs field -> values; only cells that have one of them, none that has one (`CellSelection`).
+      held_out: rules such as "donor=0.2" (held_out.py): a run on this corpus does not train on these cells, and is
+        judged by them.
       keep_duplicates: keep cells that are copies of others, in the same file or in an earlier one (`duplicate_cells`).
       disjoint_from: corpora, or what `open_dataset` takes, of which no cell may be in this corpus: held-out data, say.
       licences: data set -> its licence, for the data card, over what its files say.
@@ -116,7 +120,9 @@ def build_corpus(
       notice: called with what a person should know, such as that an unfinished build goes on.
 
     Raises:
-      InputError: a data set that cannot be used, or data sets that cannot be together in one corpus.
+      ConfigError: a text in `held_out` that is no rule.
+      InputError: a data set that cannot be used, data sets that cannot be together in one corpus, or rules that hold
+        out no cell or all of them.
       CorpusError: `out` is there already, another process builds it, the disk refuses, or a worker was killed. What was
         finished stays in `OUT.building`, and the same call goes on with it.
     """
@@ -138,6 +144,8 @@ def build_corpus(
     tell = notice or (lambda message: None)
     check_options = {"organism": organism, "assembly": assembly, "min_genes": min_genes, "min_coverage": min_coverage}
     selection = CellSelection(only or {}, exclude or {})
+    for text in held_out:
+        HeldOutRule.parse(text)
     reading = dataclasses.replace(reading, assembly=assembly or reading.assembly)
     known = [
         open_known_cells(spec, organism=organism, assembly=reading.assembly, obs_fields=obs_fields)
@@ -175,6 +183,8 @@ def build_corpus(
             feature_space = joint_feature_space(sources)
             cells = _decide(sources, seed)
             vocabularies, codes, obs = _metadata(sources, cells)
+            if held_out:
+                held_out_cells(obs, held_out, str(out))  # raises where the rules do not fit these cells
             measured = _measured_cells(feature_space, sources, cells)
             entries = sum(part.num_mapped_values for source in sources for part in source.report.modalities.values())
             sizes = corpus.balanced_block_sizes(len(cells.order), block_size)
@@ -213,6 +223,7 @@ def build_corpus(
             "min_genes": min_genes,
             "unpaired": unpaired,
             "cell_selection": selection.to_dict(),
+            "held_out": [str(HeldOutRule.parse(text)) for text in held_out],
             "keep_duplicates": keep_duplicates,
             "cell_keys": KEY_VERSION,
             "disjoint_from": disjoint_entries(sources, known, obs),

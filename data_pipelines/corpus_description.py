@@ -40,6 +40,7 @@ def describe_corpus(path: Location) -> dict[str, Any]:
             "datasets": corpus.datasets,
             "cells_by_modalities": manifest.get("cells_by_modalities"),
             "cell_selection": manifest.get("cell_selection"),
+            "held_out": manifest.get("held_out", []),
             "unpaired": manifest.get("unpaired"),
             "data_card": manifest["data_card"]["file"] if "data_card" in manifest else None,
             "composition": manifest.get("composition"),
@@ -92,6 +93,7 @@ def _text(description: dict[str, Any]) -> str:
         )
         lines += _coverage_lines(entry)
     lines += [*_selection_lines(description["cell_selection"]), *_pair_lines(description)]
+    lines += [f"  held out of training: {rule}" for rule in description["held_out"]]
     known = ", ".join(f"{name} {size}" for name, size in description["vocabularies"].items())
     lines.append(f"  known of the cells: {known}")
     return "\n".join([*lines, *_card_lines(description)])

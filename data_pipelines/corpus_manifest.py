@@ -161,6 +161,7 @@ _FORM = {
     "unpaired?": bool,
     "keep_duplicates?": bool,
     "cell_selection?": {EACH: {EACH: [str]}},
+    "held_out?": [str],
     "cells_by_modalities?": {EACH: _COUNTS},
     "composition?": {EACH: _COMPOSITION},
     "disjoint_from?": [_KNOWN],

@@ -176,6 +176,9 @@ def _choices(manifest: Mapping[str, Any]) -> list[str]:
         for option, fields in manifest["cell_selection"].items()
         for field, values in fields.items()
     ]
+    lines += [
+        f"held out of training, and what runs are judged by: {markdown(rule)}" for rule in manifest.get("held_out", ())
+    ]
     fewest = {entry["min_genes"] for entry in manifest["datasets"]} - {None}
     limits = f"cells whose RNA has fewer than {' or '.join(f'{limit:,}' for limit in sorted(fewest))} genes, and "
     lines.append(f"{limits if fewest else ''}rows without counts are left out")

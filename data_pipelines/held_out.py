@@ -58,7 +58,7 @@ class HeldOutRule:
         return cls(field, 0.0, values)
 
     def __str__(self) -> str:
-        return f"{self.field}={self.fraction:g}" if self.fraction else f"{self.field}={','.join(self.values)}"
+        return f"{self.field}={self.fraction!r}" if self.fraction else f"{self.field}={','.join(self.values)}"
 
     def cells(self, obs: pd.DataFrame, where: str) -> np.ndarray:
         """bool [cells]: those of an obs table that are held out.

@@ -27,7 +27,7 @@ from data_pipelines.feature_statistics import load_statistics
 from data_pipelines.trained_cells import TRAINED_CELLS, TrainedCells, load_trained_cells
 from scmbert_jax.batch import NUM_COMPONENTS
 from scmbert_jax.config import ExperimentConfig, load_config, to_dict
-from scmbert_jax.errors import CheckpointError
+from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.folder_digests import check_document, write_document
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.outputs import MODEL, check_output_folder, partial_beside, put_folder
@@ -35,6 +35,7 @@ from scmbert_jax.plain_text import code, markdown
 from scmbert_jax.training.checkpoint import RunCheckpoints, load_weights, save_weights
 from scmbert_jax.training.run_folder import read_provenance
 from scmbert_jax.training.run_information import information_in_words
+from scmbert_jax.training.validation import BEST, read_best, stopped_early
 
 # Raised whenever the same folder would give other answers: a golden of tests/golden/test_embedding.py says when.
 # 2: components and statistics are of whole cells, and scores of all counts of a cell.
@@ -66,9 +67,10 @@ class PretrainedModel:
     folder: Path | None = None
 
     def steps_in_words(self) -> str:
-        """How far it was trained: "200 of 200", or "150 of 200 (unfinished)"."""
+        """How far it was trained: "200 of 200", "150 of 200 (unfinished)" or what else the run says of that step."""
         step, steps = self.info["step"], self.config.train.num_steps
-        return f"{step:,} of {steps:,}{' (unfinished)' if step < steps else ''}"
+        note = self.info.get("note") or ("unfinished" if step < steps else "")
+        return f"{step:,} of {steps:,}{f' ({note})' if note else ''}"
 
     @cached_property
     def trained_cells(self) -> TrainedCells | None:
@@ -131,13 +133,16 @@ def export_model(
     model_dir: Path,
     step: int | None = None,
     *,
+    best: bool = False,
     unfinished: bool = False,
     attention: str | None = None,
     overwrite: bool = False,
 ) -> PretrainedModel:
     """Writes the newest checkpoint of a run (or that of `step`) as a model folder, whole or not at all.
 
-    `attention`: another backend than that of training, for a model that is used on other hardware.
+    Args:
+      best: that which `validation.best` of the run found best.
+      attention: another backend than that of training, for a model that is used on other hardware.
 
     Raises `CheckpointError` when the run has no such checkpoint, when `model_dir` exists already (with `overwrite`: and
     is no model folder), or when the run is not done and neither `step` nor `unfinished` says that this is known.
@@ -148,6 +153,17 @@ def export_model(
     config = _with_attention(load_config(run_dir / "config.json"), attention)
     provenance = read_provenance(run_dir)
     space, definition = _read_features(run_dir, config, provenance["covariates"], provenance["feature_space_hash"])
+    note = ""
+    if best:
+        if step is not None:
+            raise ConfigError("the best checkpoint and that of a step are both asked for; give one of --best, --step.")
+        found = read_best(run_dir)
+        if found is None:
+            raise CheckpointError(
+                f"{run_dir}: no evaluation says which checkpoint is the best (no {BEST}). Train with held-out cells "
+                "and --validation.best loss/loss, or export the newest."
+            )
+        step, note = found.step, f"the best by {found.metric}, {found.value:.4g}"
     checkpoints = RunCheckpoints(run_dir / "checkpoints", config.train.keep_checkpoints)
     try:
         steps = checkpoints.steps()
@@ -155,7 +171,9 @@ def export_model(
             wanted = "complete checkpoint" if step is None else f"checkpoint of step {step}"
             raise CheckpointError(f"{run_dir}: no {wanted}; complete ones: {steps or 'none'}. Train it first.")
         chosen = steps[-1] if step is None else step
-        if chosen < config.train.num_steps and step is None and not unfinished:
+        if chosen < config.train.num_steps and chosen == stopped_early(run_dir, config):
+            note = note or "stopped early"
+        elif chosen < config.train.num_steps and step is None and not unfinished:
             raise CheckpointError(
                 f"{run_dir}: not done: its newest checkpoint is of step {chosen} of {config.train.num_steps}. Continue "
                 "it with the command that started it, or export it as it is: --unfinished."
@@ -166,6 +184,7 @@ def export_model(
     info = {
         "format_version": FORMAT_VERSION,
         "step": chosen,
+        "note": note,
         "covariates": provenance.pop("covariates"),
         "provenance": provenance,
     }

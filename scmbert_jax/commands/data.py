@@ -108,6 +108,7 @@ class CorpusBuild:
               scmbert corpus build train example:pbmc_mosaic --only technical_batch=p1_0,p3_0
               scmbert corpus build lung atlas.h5ad --only is_primary_data=True 'disease=COVID-19,normal' 'n_genes>=500'
               scmbert corpus build train study_1.h5ad study_2.h5ad --disjoint-from held_out.h5ad
+              scmbert corpus build blood study_1.h5ad study_2.h5ad --held-out donor=0.2
               scmbert corpus build no_pairs example:pbmc_mosaic --unpaired
               scmbert corpus build multiome rna.h5ad+fragments.tsv.gz --regions ccre.bed.gz --assembly hg38
               scmbert corpus build peaks atac.h5ad --regions ccre.bed.gz --region-links links.tsv --assembly hg38
@@ -138,6 +139,9 @@ class CorpusBuild:
     """Every modality of every file becomes cells of its own: none is joined to another by its id."""
     only: Only = ()
     exclude: Exclude = ()
+    held_out: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=FRACTION")] = ()
+    """Cells that no run on this corpus trains on, and by which it is judged: cell=0.05 or donor=0.2 (by a hash of the
+    barcode or the name: the same for ever, in any corpus), or donor=NAME,NAME; FIELD is cell or a field of obs."""
     keep_duplicates: bool = False
     """Keep cells that have the barcode and the counts of another, in the same file or in one given before it."""
     disjoint_from: Annotated[tuple[str, ...], tyro.conf.arg(metavar="OTHER...")] = ()
@@ -178,6 +182,7 @@ class CorpusBuild:
             unpaired=self.unpaired,
             only=field_values("--only", self.only),
             exclude=field_values("--exclude", self.exclude),
+            held_out=self.held_out,
             keep_duplicates=self.keep_duplicates,
             disjoint_from=self.disjoint_from,
             licences=_licences(self.licence),

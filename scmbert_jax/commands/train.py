@@ -159,6 +159,8 @@ class Export:
     """Folder to write."""
     step: int | None = None
     """Of another checkpoint than the newest."""
+    best: bool = False
+    """Of the checkpoint that was best on the held-out cells (--validation.best of pretrain)."""
     unfinished: bool = False
     """Also where the newest checkpoint is not of the run's last step."""
     attention: str | None = None
@@ -173,6 +175,7 @@ class Export:
             self.run_dir,
             self.model_dir,
             self.step,
+            best=self.best,
             unfinished=self.unfinished,
             attention=self.attention,
             overwrite=self.overwrite,

@@ -193,6 +193,7 @@ def export(
     model_dir: str | Path,
     *,
     step: int | None = None,
+    best: bool = False,
     unfinished: bool = False,
     attention: str | None = None,
     overwrite: bool = False,
@@ -205,11 +206,13 @@ def export(
       run_dir: written by `pretrain`.
       model_dir: folder to write, whole or not at all.
       step: of another checkpoint than the newest.
+      best: of that which `validation.best` of the run found best.
       unfinished: also where the newest checkpoint is not of the run's last step.
       attention: another backend than that of training, for other hardware; "xla_chunked" runs anywhere.
       overwrite: replace `model_dir` if it is a model folder.
 
     Raises `CheckpointError` when the run has no such checkpoint or is not done, or `model_dir` cannot be written.
     """
-    export_model(Path(run_dir), Path(model_dir), step, unfinished=unfinished, attention=attention, overwrite=overwrite)
+    how = {"best": best, "unfinished": unfinished, "attention": attention, "overwrite": overwrite}
+    export_model(Path(run_dir), Path(model_dir), step, **how)
     return load(model_dir)

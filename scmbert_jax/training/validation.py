@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.config import ExperimentConfig, ValidationConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.parallel.multihost import from_process_zero, on_any_process
@@ -97,10 +97,9 @@ class ValidationRun:
     ):
         self._config, self._evaluators = config.validation, evaluators
         self._num_steps, self._identity, self._folder, self._first = config.train.num_steps, identity, folder, first
-        self._metric, _, side = config.validation.best.partition(":")
-        self._highest = side == "highest"
+        self._metric = config.validation.best.partition(":")[0]
         rows = _rows_of_evaluations(folder.metrics_path) if folder.is_coordinator else []
-        history = self._history(rows)
+        history = _history(rows, self._metric, identity)
         known = from_process_zero(
             lambda: {
                 "done": np.array([_has_row(rows, first, name) for name in evaluators], bool),
@@ -115,22 +114,10 @@ class ValidationRun:
         self.best: Best | None = None
         self._find_best([step for step in checkpoint_steps if step <= first])
 
-    def _history(self, rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
-        key = PREFIX + self._metric
-        return [
-            (row["step"], math.nan if row[key] is None else float(row[key]))
-            for row in rows
-            if self._metric and key in row and row.get(_CELLS) == self._identity
-        ]
-
     @property
     def stopped(self) -> bool:
         """Whether `patience` is at its end: the run is done at the step of the last evaluation."""
-        steps = [step for step, _ in self._values]
-        found = _best_of(self._values, self._highest)
-        if not self._config.patience or found is None:
-            return False
-        return len(steps) - 1 - steps.index(found[0]) >= self._config.patience
+        return _is_out_of_patience(self._values, self._config)
 
     def due(self, step: int) -> list[str]:
         """The evaluators to be called after `step`, but for those whose row of the step that the run began at is
@@ -201,16 +188,43 @@ class ValidationRun:
 
     def _find_best(self, with_checkpoint: Sequence[int]) -> None:
         """The best of the steps that have a checkpoint; best.json says it."""
-        found = _best_of([(step, value) for step, value in self._values if step in with_checkpoint], self._highest)
+        found = _best_of([(step, value) for step, value in self._values if step in with_checkpoint], self._config)
         self.best = None if found is None else Best(found[0], self._metric, found[1])
         if self._folder.is_coordinator and self.best is not None:
             write_whole(self._folder.path / BEST, json.dumps(self.best._asdict()) + "\n")
 
 
-def _best_of(values: Sequence[tuple[int, float]], highest: bool) -> tuple[int, float] | None:
+def _history(rows: Sequence[Mapping[str, Any]], metric: str, identity: str) -> list[tuple[int, float]]:
+    """(step, value) of NAME/METRIC on the held-out cells of `identity`; nan where it was not finite."""
+    key = PREFIX + metric
+    return [
+        (row["step"], math.nan if row[key] is None else float(row[key]))
+        for row in rows
+        if key in row and row.get(_CELLS) == identity
+    ]
+
+
+def _best_of(values: Sequence[tuple[int, float]], config: ValidationConfig) -> tuple[int, float] | None:
     """(step, value) of the first of the best; None where there is no number."""
+    sign = -1.0 if config.best.endswith(":highest") else 1.0
     numbers = [(step, value) for step, value in values if not math.isnan(value)]
-    return min(numbers, key=lambda pair: -pair[1] if highest else pair[1], default=None)
+    return min(numbers, key=lambda pair: sign * pair[1], default=None)
+
+
+def _is_out_of_patience(values: Sequence[tuple[int, float]], config: ValidationConfig) -> bool:
+    best = _best_of(values, config)
+    return bool(config.patience) and best is not None and len(values) - 1 - values.index(best) >= config.patience
+
+
+def stopped_early(run_dir: Path, config: ExperimentConfig) -> int | None:
+    """The step at which `validation.patience` ended a run; None: it goes on to its last step."""
+    path = run_dir / "metrics.jsonl"
+    if not config.validation.patience or not path.exists():
+        return None
+    rows = _rows_of_evaluations(path)
+    metric = config.validation.best.partition(":")[0]
+    values = _history(rows, metric, rows[-1].get(_CELLS, "")) if rows else []
+    return values[-1][0] if _is_out_of_patience(values, config.validation) else None
 
 
 def _rows_of_evaluations(path: Path) -> list[dict[str, Any]]:
