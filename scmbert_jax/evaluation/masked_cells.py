@@ -1,6 +1,6 @@
 """Whole cells of a file or a corpus as batches of tokens, drawn and hidden as in training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +9,47 @@ import numpy as np
 import scipy.sparse as sp
 
 from data_pipelines.batch_reader import BatchReader
+from data_pipelines.cell_selection import CellSelection
 from data_pipelines.collate import TokenSampling, collate_counts, empty_tokens, unwritten_profile
-from data_pipelines.corpus import open_corpus
+from data_pipelines.corpus import Corpus, open_corpus
 from data_pipelines.corpus_files import is_url
 from data_pipelines.corpus_manifest import MANIFEST
-from data_pipelines.mixture import Mixture
+from data_pipelines.corpus_overlap import KnownCells, cells_of_corpus, open_known_cells
+from data_pipelines.mixture import Mixture, MixtureOptions
 from data_pipelines.model_counts import model_counts
 from data_pipelines.whole_cells import CellCounts, WholeCells, first_cells
 from scmbert_jax.batch import CellBatch, CellProfile, FeatureLayout, ModalityTokens
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import InputError
-from scmbert_jax.evaluation.masked_baselines import MaskedBaselines
-from scmbert_jax.evaluation.masked_values import CellTokens, by_modality, joined_tokens, masked_tokens, score_tokens
+from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
+from scmbert_jax.evaluation.masked_baselines import CELL_RATE, MARGINAL, PCA, MaskedBaselines
+from scmbert_jax.evaluation.masked_values import (
+    MODEL,
+    MODEL_FROM_CLS,
+    MODEL_PROFILE,
+    CellTokens,
+    MaskedBits,
+    by_modality,
+    joined_tokens,
+    masked_bits,
+    masked_tokens,
+    score_tokens,
+)
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.model_cells import ModelCells, open_model_cells
 
 Array = np.ndarray
+
+# How the evaluator `masked` calls each method in metrics.jsonl: MODALITY/NAME, MODALITY/level/LEVEL/NAME.
+METRIC_NAMES = {
+    MODEL: "bits",
+    MODEL_FROM_CLS: "bits_cls",
+    MODEL_PROFILE: "bits_profile",
+    LINEAR_PATH_ALONE: "bits_linear_path_alone",
+    PCA: "bits_pca",
+    CELL_RATE: "bits_rate",
+    MARGINAL: "bits_marginal",
+}
 
 ROWS = 64  # cells of a device call
 _COLLATED = 1024  # cells whose tokens are held at a time
@@ -63,35 +88,48 @@ def cells_of_file(opened: ModelCells, rows: Array) -> WholeCells:
     return WholeCells({name: own for name, own in modalities.items() if len(own.cells)}, nothing, nothing)
 
 
-def training_cells(model: PretrainedModel, spec: Any, organism: str | None, assembly: str | None) -> WholeCells:
-    """Cells of a corpus (those that a run of the model's configuration draws first) or of a file (drawn by chance).
+def training_cells(
+    model: PretrainedModel, spec: Any, organism: str | None, assembly: str | None
+) -> tuple[WholeCells, KnownCells]:
+    """Some cells to fit on, and all that they are some of, by which other cells are compared with them.
 
-    Raises `InputError` for a corpus of other features than the model's, or what `open_model_cells` raises.
+    Of a corpus those that a run of the model's configuration draws first, none that the model's own run held out or
+    left out; of a file some drawn by chance.
+
+    Raises `InputError` for a corpus of other features than the model's; what `open_known_cells` raises.
     """
     config = model.config
-    if not is_corpus(spec):
+    if not (isinstance(spec, (str, Path)) and (is_url(spec) or (Path(spec) / MANIFEST).is_file())):
         opened = open_model_cells(model, spec, organism=organism, assembly=assembly)
-        number = len(opened.dataset.cell_ids)
-        return cells_of_file(opened, np.sort(np.random.default_rng(0).permutation(number)[:_TRAINING_CELLS]))
+        rows = np.sort(np.random.default_rng(0).permutation(len(opened.dataset.cell_ids))[:_TRAINING_CELLS])
+        return cells_of_file(opened, rows), open_known_cells(opened.dataset, organism=organism, assembly=assembly)
     with open_corpus(spec) as corpus:
         if corpus.feature_space.content_hash != model.feature_space.content_hash:
             raise InputError(
                 f"{spec}: its features are not those of the model. Give the corpus that the model was trained on, or a "
                 "file of its cells."
             )
+        mixture = Mixture([corpus], _as_in_training(model, corpus), list(config.modalities.in_use()))
         reader = BatchReader(
-            Mixture([corpus], modalities=list(config.modalities.in_use())),
+            mixture,
             sampling_of(config),
             seed=config.seed,
             global_batch_size=config.data.global_batch_size,
             num_streams=config.data.num_streams,
             window_blocks=config.data.window_blocks,
         )
-        return first_cells(reader, _TRAINING_COUNTS)
+        return first_cells(reader, _TRAINING_COUNTS), cells_of_corpus(corpus, mixture.drawn_rows(0))
 
 
-def is_corpus(spec: Any) -> bool:
-    return isinstance(spec, (str, Path)) and (is_url(spec) or (Path(spec) / MANIFEST).is_file())
+def _as_in_training(model: PretrainedModel, corpus: Corpus) -> MixtureOptions:
+    """Which cells of a corpus the model's run drew, if it was one of its own."""
+    run = model.info["provenance"].get("data") or {}
+    places = [n for n, known in enumerate(run.get("corpora", ())) if known["fingerprint"] == corpus.fingerprint]
+    if not places:
+        return MixtureOptions()
+    selection = CellSelection(run["options"].get("only", {}), run["options"].get("exclude", {}))
+    held_out = tuple(run["held_out"][places[0]]["rules"]) if "held_out" in run else None
+    return MixtureOptions(selection=selection, held_out=held_out)
 
 
 def sampling_of(config: ExperimentConfig) -> dict[str, TokenSampling]:
@@ -203,3 +241,20 @@ _score_tokens = jax.jit(score_tokens, static_argnums=0)
 
 def mask_key(seed: int) -> jax.Array:
     return jax.random.key(seed, impl="threefry2x32")
+
+
+def all_bits(
+    config: ExperimentConfig,
+    scored: Mapping[str, tuple[CellTokens, Mapping[str, Array]]],
+    beside: Mapping[str, Mapping[str, Array]],
+    groups: Array,
+) -> tuple[MaskedBits, ...]:
+    """Of a model and what stands beside it (`MaskedBaselines.nll` of the same tokens), of each modality of which the
+    model says how likely values are."""
+    found = []
+    for name, (tokens, nll) in scored.items():
+        if nll:  # a density is no number of bits
+            modality = config.modalities.in_use()[name]
+            masked = tokens.at(tokens.masked)
+            found.append(masked_bits(name, modality, masked, {**nll, **beside[name]}, groups))
+    return tuple(found)

@@ -13,20 +13,11 @@ from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.figures import COLOURS, INK, MARKERS, RC, svg_element
 from scmbert_jax.evaluation.intervals import CellInterval
 from scmbert_jax.evaluation.masked_baselines import CELL_RATE, MARGINAL, PCA
+from scmbert_jax.evaluation.masked_cells import METRIC_NAMES
 from scmbert_jax.evaluation.masked_values import MODEL, MODEL_FROM_CLS, MODEL_PROFILE, MaskedBits
 from scmbert_jax.evaluation.probe_table import markdown_table, modality_name
 
 BASELINES = (PCA, LINEAR_PATH_ALONE, CELL_RATE, MARGINAL)
-# How the evaluator `masked` calls each method in metrics.jsonl: MODALITY/NAME, MODALITY/level/LEVEL/NAME.
-METRIC_NAMES = {
-    MODEL: "bits",
-    MODEL_FROM_CLS: "bits_cls",
-    MODEL_PROFILE: "bits_profile",
-    LINEAR_PATH_ALONE: "bits_linear_path_alone",
-    PCA: "bits_pca",
-    CELL_RATE: "bits_rate",
-    MARGINAL: "bits_marginal",
-}
 
 
 @dataclass(frozen=True)

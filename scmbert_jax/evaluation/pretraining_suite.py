@@ -10,20 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.corpus_overlap import cells_known, open_known_cells
+from data_pipelines.corpus_overlap import KnownCells, cells_known
 from data_pipelines.readers import open_dataset
-from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.masked_baselines import CELL_RATE, MARGINAL, PCA, MaskedBaselines
-from scmbert_jax.evaluation.masked_cells import cells_of_file, fit_baselines, scored_cells, training_cells
+from scmbert_jax.evaluation.masked_cells import all_bits, cells_of_file, fit_baselines, scored_cells, training_cells
 from scmbert_jax.evaluation.masked_values import (
     MODEL,
     MODEL_FROM_CLS,
     MODEL_PROFILE,
-    CellTokens,
-    MaskedBits,
-    masked_bits,
     model_methods,
 )
 from scmbert_jax.evaluation.pretraining_result import PretrainingReport, run_drawings
@@ -75,40 +71,24 @@ def evaluate_pretraining(
     dataset = open_dataset(data)
     donors = obs_labels(dataset, "donor", obs_fields)
     opened = open_model_cells(model, dataset, organism=organism, assembly=assembly)
-    rows, notes = _unseen(model, opened, training, num_cells, organism, assembly)
+    fitted, known = training_cells(model, training, organism, assembly)
+    rows, notes = _unseen(model, opened, known, num_cells, organism, assembly)
     cells = cells_of_file(opened, rows)
     say(f"scoring the masked tokens of {len(rows):,} cells")
     scored = scored_cells(model, cells, seed)
     say("fitting baselines on training cells")
-    fitted = training_cells(model, training, organism, assembly)
     baselines = fit_baselines(model.config, model.definition.layout, fitted, seed)
+    beside = baselines.nll({name: tokens for name, (tokens, _) in scored.items()}, len(rows))
     groups, resampled = _groups(None if donors is None else donors[rows], len(rows))
-    bits = all_bits(model.config, scored, baselines, groups)
+    bits = all_bits(model.config, scored, beside, groups)
     notes = [*notes, *_coverage(opened), *method_notes(model, baselines, len(fitted.folds), resampled)]
     return PretrainingReport(dataset.path, str(training), bits, resampled, tuple(notes))
-
-
-def all_bits(
-    config: ExperimentConfig,
-    scored: Mapping[str, tuple[CellTokens, Mapping[str, Array]]],
-    baselines: MaskedBaselines,
-    groups: Array,
-) -> tuple[MaskedBits, ...]:
-    """Of a model and baselines beside it, of each modality of which the model says how likely values are."""
-    beside = baselines.nll({name: tokens for name, (tokens, _) in scored.items()}, len(groups))
-    found = []
-    for name, (tokens, nll) in scored.items():
-        if not nll:  # one of a density, which is no number of bits
-            continue
-        modality = config.modalities.in_use()[name]
-        found.append(masked_bits(name, modality, tokens.at(tokens.masked), {**nll, **beside[name]}, groups))
-    return tuple(found)
 
 
 def _unseen(
     model: PretrainedModel,
     opened: ModelCells,
-    training: Any,
+    known: KnownCells,
     num_cells: int,
     organism: str | None,
     assembly: str | None,
@@ -116,7 +96,6 @@ def _unseen(
     """int64 ascending, the cells to score, and what to say of their choice."""
     dataset = opened.dataset
     identified = identified_cells(dataset, organism=organism, assembly=assembly)
-    known = open_known_cells(training, organism=organism, assembly=assembly)
     seen = cells_trained_on(model.trained_cells, identified)
     fitted = cells_known([identified], known)[0] & ~seen
     measured = np.zeros(len(seen), bool)
