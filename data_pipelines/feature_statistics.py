@@ -12,7 +12,7 @@ takes no part.
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -69,7 +69,7 @@ def feature_statistics(
       linear_path: whether a linear path will start from them; without one, its part is not made.
     """
     rows = layout.num_features
-    columns = {name: np.zeros(rows, np.float32) for name in _FIELDS_OF_FEATURES}
+    columns: dict[str, Any] = {name: np.zeros(rows, np.float32) for name in _FIELDS_OF_FEATURES}
     tokens = _read(batches, max_tokens)
     of_tokens = token_statistics(tokens, rows)
     columns.update(
@@ -124,7 +124,8 @@ def as_arrays(statistics: FeatureStatistics) -> dict[str, np.ndarray]:
 
 def from_arrays(arrays: Mapping[str, np.ndarray], linear_path: bool) -> FeatureStatistics:
     """Of `as_arrays`. Raises `KeyError` naming what is missing; what only a linear path needs is read for one alone."""
-    found = FeatureStatistics(**{name: arrays[name] for name in FeatureStatistics._fields if name != "linear"})
+    own: dict[str, Any] = {name: arrays[name] for name in FeatureStatistics._fields if name != "linear"}
+    found = FeatureStatistics(**own)
     if not linear_path:
         return found
     return found._replace(linear=LinearStatistics(**{name: arrays[name] for name in LinearStatistics._fields}))
@@ -132,7 +133,8 @@ def from_arrays(arrays: Mapping[str, np.ndarray], linear_path: bool) -> FeatureS
 
 def save_statistics(statistics: FeatureStatistics, path: Path) -> None:
     """Writes an .npz."""
-    np.savez_compressed(path, **as_arrays(statistics))
+    arrays: dict[str, Any] = as_arrays(statistics)
+    np.savez_compressed(path, **arrays)
 
 
 def load_statistics(path: Path, num_features: int, *, linear_path: bool) -> FeatureStatistics:

@@ -58,7 +58,7 @@ class JoinedCorpora:
         _refuse_the_same_twice(self.corpora)
         if onto is not None:
             _check_features_known(self.corpora, onto)
-        self.feature_space = _joint_space(self.corpora) if onto is None else onto.feature_space
+        self.feature_space: FeatureSpace = _joint_space(self.corpora) if onto is None else onto.feature_space
         self.num_cells = sum(corpus.num_cells for corpus in self.corpora)
         if self.num_cells > np.iinfo(np.int32).max:
             raise ConfigError(f"{self.num_cells:,} cells in all; a run can number {np.iinfo(np.int32).max:,} of them")
@@ -69,7 +69,7 @@ class JoinedCorpora:
             for entry in corpus.datasets
         ]
         own = [_vocabularies(corpus, names) for corpus, names in zip(self.corpora, self.dataset_names, strict=True)]
-        self.vocabularies = _joint_vocabularies(own) if onto is None else onto.vocabularies
+        self.vocabularies: dict[str, list[str]] = _joint_vocabularies(own) if onto is None else onto.vocabularies
         first_cells = np.cumsum([0, *(corpus.num_cells for corpus in self.corpora)]).tolist()
         self.translations = [
             self._translation(corpus, mine, first)

@@ -223,7 +223,8 @@ class ModelDefinition:
         def create() -> ScMbert:
             model = self._create(jax.random.key(0))
             # numpy, which a trace leaves alone; of random directions, which are drawn below, a shape.
-            numbers.update(nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2]))
+            constants: Any = nnx.split(model, nnx.Param, ...)[-1]
+            numbers.update(nnx.to_pure_dict(constants))
             return model
 
         with nnx.use_eager_sharding(False):

@@ -213,6 +213,13 @@ def export(
 
     Raises `CheckpointError` when the run has no such checkpoint or is not done, or `model_dir` cannot be written.
     """
-    how = {"best": best, "unfinished": unfinished, "attention": attention, "overwrite": overwrite}
-    export_model(Path(run_dir), Path(model_dir), step, **how)
+    export_model(
+        Path(run_dir),
+        Path(model_dir),
+        step,
+        best=best,
+        unfinished=unfinished,
+        attention=attention,
+        overwrite=overwrite,
+    )
     return load(model_dir)

@@ -50,7 +50,7 @@ class StepProfile:
         jax.block_until_ready(state)  # the devices may still work on steps before `done`
         if self._is_tracing:
             self._end()
-        else:
+        elif self._folder is not None:
             jax.profiler.start_trace(self._folder)
             self._is_tracing = True
 

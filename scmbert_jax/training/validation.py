@@ -105,7 +105,7 @@ class ValidationRun:
                 "done": np.array([_has_row(rows, first, name) for name in evaluators], bool),
                 "steps": np.array([step for step, _ in history], np.int64),
                 "values": np.array([value for _, value in history], np.float64),
-                "failures": np.int64(sum(key.endswith("/error") for row in rows for key in row)),
+                "failures": np.array(sum(key.endswith("/error") for row in rows for key in row)),
             }
         )
         self._done_at_first = {name for name, done in zip(evaluators, known["done"].tolist(), strict=True) if done}
@@ -170,7 +170,7 @@ class ValidationRun:
                 )
         if on_any_process(bool(error)):
             return {}, error or "it failed in another process of the run, which has said why"
-        agreed = from_process_zero(lambda: {metric: np.float64(value) for metric, value in values.items()})
+        agreed = from_process_zero(lambda: {metric: np.array(value) for metric, value in values.items()})
         finite = {metric: float(value) if np.isfinite(value) else None for metric, value in agreed.items()}
         return finite, ""
 
