@@ -71,6 +71,9 @@ setup(
         "beam": BEAM,
         # another way to read ahead
         "grain": GRAIN,
+        # `scmbert pretrain --log-to`
+        "wandb": ["wandb>=0.31"],
+        "mlflow": ["mlflow>=3.17"],
         # scores of `scmbert evaluate integration`; brings igraph, which is under the GPL
         "integration": INTEGRATION,
         # the JAX of an accelerator (tpu_scripts/setup_host.sh); also its compiler, for `scmbert plan` without one

@@ -60,7 +60,7 @@ RUN = FolderKind(
     frozenset({"corpus_fingerprint", "feature_space_hash"}),
     re.compile(
         r"config\.json|provenance\.json|feature_space\.parquet|feature_statistics\.npz|metrics\.jsonl|goodput\.jsonl"
-        r"|trained_cells\.npz|lock|tensorboard|checkpoints|set_aside|nonfinite|profile|.*\.partial"
+        r"|trained_cells\.npz|lock|tensorboard|trackers|checkpoints|set_aside|nonfinite|profile|.*\.partial"
     ),
     CheckpointError,
 )

@@ -89,6 +89,7 @@ def pretrain(
     cache_gigabytes: float | None = None,
     restore_step: int | None = None,
     profile_steps: tuple[int, int] | None = None,
+    log_to: Sequence[str] = (),
     processes: Processes = ALONE,
     progress: bool = True,
     started: float | None = None,
@@ -114,6 +115,8 @@ def pretrain(
       cache_dir, cache_gigabytes: where blocks that were read once are kept, and the most they take (`open_corpus`).
       restore_step: continue from the checkpoint of this step; later ones are moved to `run_dir`/set_aside.
       profile_steps: (A, B): steps A .. B - 1 are traced by jax.profiler into `run_dir`/profile.
+      log_to: "wandb", "mlflow": services that get the rows of metrics.jsonl, too (training/trackers.py); their own
+        environment variables say where, as whom and under which name. One that is away never stops the training.
       processes: of which this is one.
       progress: tell on standard error what is trained, and how far; with False nothing is printed.
       started: `time.monotonic()` when the process began, for the ledger of time; None: now.
@@ -198,6 +201,7 @@ def pretrain(
             show_progress=progress,
             report_stall_after=min(60.0, processes.host_timeout / 2),  # before JAX gives a host up for dead
             give_up_after=processes.stall_timeout if jax.process_count() > 1 else math.inf,
+            log_to=log_to,
         )
     goodput = read_goodput(run_dir) if jax.process_index() == 0 else None
     if goodput is not None:

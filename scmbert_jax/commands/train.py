@@ -72,6 +72,9 @@ class Pretrain:
     profile_steps: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
     """Trace steps A to B - 1 with jax.profiler into RUN-DIR/profile, for TensorBoard or ui.perfetto.dev. The first step
     of a start compiles."""
+    log_to: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Services that get the rows of metrics.jsonl, too (extras [wandb], [mlflow]); their own environment variables
+    (WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, ...) say where."""
     processes: tyro.conf.OmitArgPrefixes[Processes] = ALONE
     fields: bool = False
     """List the fields of the configuration with their values, and stop."""
@@ -115,6 +118,7 @@ class Pretrain:
             cache_gigabytes=self.cache_gigabytes,
             restore_step=self.restore_step,
             profile_steps=_steps("--profile-steps", self.profile_steps),
+            log_to=self.log_to,
             processes=self.processes,
             started=started,
         )

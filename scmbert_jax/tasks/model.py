@@ -35,20 +35,23 @@ class Model:
     def __repr__(self) -> str:
         model = self.pretrained
         number = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(model.params))
-        shape = model.config.model
+        config, provenance = model.config, model.info["provenance"]
+        sources = (provenance.get("data") or {}).get("sources")
+        cells = f", of {sum(source['cells'] for source in sources):,} cells" if sources else ""
         lines = [
-            f"scmbert_jax model: step {model.steps_in_words()}, {number:,} parameters",
-            f"  encoder: {shape.num_layers} layers, embeddings of {shape.embed_dim} numbers",
+            f"scmbert_jax model {model.folder or '(in memory)'}: step {model.steps_in_words()}, {number:,} parameters",
+            f"  encoder: {config.model.num_layers} layers, embeddings of {config.model.embed_dim} numbers, "
+            f"{'with a' if config.model.linear_path else 'no'} linear path",
         ]
-        for name in model.config.modalities.in_use():
+        for name in config.modalities.in_use():
             known = model.feature_space.modalities[name]
             lines.append(
                 f"  {name}: {len(known):,} features of {known.space} ({', '.join(known.names[:3].tolist())}, ...)"
             )
-        lines.append(f"  trained for: {', '.join(model.config.objectives.weights())}")
-        told = information_in_words(model.info["provenance"].get("information"))
-        lines += [f"  trained on: {sentence}" for sentence in told]
-        return "\n".join(lines)
+        objectives = ", ".join(f"{name} (weight {weight:g})" for name, weight in config.objectives.weights().items())
+        lines.append(f"  trained for: {objectives}; {config.data.global_batch_size} cells a step{cells}")
+        told = information_in_words(provenance.get("information"))
+        return "\n".join([*lines, *(f"  trained on: {sentence}" for sentence in told)])
 
     def _allowing(self, allow_low_coverage: bool) -> PretrainedModel:
         return replace(self.pretrained, allow_low_coverage=allow_low_coverage or self.pretrained.allow_low_coverage)

@@ -36,6 +36,7 @@ from scmbert_jax.training.optimizer import make_optimizer
 from scmbert_jax.training.run_folder import DataIdentity, RunFolder, software_versions
 from scmbert_jax.training.stall_watch import StallWatch
 from scmbert_jax.training.step_profile import ProfileSteps, StepProfile, check_profile_steps
+from scmbert_jax.training.trackers import check_trackers
 from scmbert_jax.training.train_state import TrainState, abstract_state, initial_state
 from scmbert_jax.training.train_step import make_train_step
 from scmbert_jax.training.validation import Validation, ValidationRun
@@ -83,6 +84,7 @@ def pretrain(
     show_progress: bool = True,
     report_stall_after: float = 60.0,
     give_up_after: float = math.inf,
+    log_to: Sequence[str] = (),
 ) -> Outcome:
     """Trains to `config.train.num_steps`, continuing from the newest checkpoint of `run_dir` if it has one.
 
@@ -93,12 +95,15 @@ def pretrain(
       profile_steps: (A, B): steps A .. B - 1 are traced into `run_dir`/profile (`StepProfile`).
       started: `time.monotonic()` when the process began, for the ledger of time (goodput.py); None: now.
       report_stall_after, give_up_after: seconds, see `StallWatch`.
+      log_to: services that get the rows of metrics.jsonl, too, of `trackers.SERVICES`.
 
     Raises `ConfigError` or `CheckpointError` when the folder belongs to another run, a checkpoint cannot be read or
     written, or processes do not run the same; `TrainingError` at a loss that is not finite. The signals of
     `_StopOnSignal` save and return with `interrupted`.
     """
     is_coordinator = jax.process_index() == 0
+    if is_coordinator:
+        check_trackers(log_to)
     check_agreement(
         {
             **flat_fields(config),
@@ -142,7 +147,7 @@ def pretrain(
                 # A command that is repeated leaves a finished run as it is.
                 return Outcome(first, False, judged.stopped, judged.failures)
             about = _in_words(model, mesh, first)
-            writer = MetricsWriter(folder, config.train.num_steps, first, show_progress, about)
+            writer = MetricsWriter(folder, config, first, show_progress, about, log_to)
             steps = {
                 name: jax.jit(make_train_step(model, objective, optimizer), donate_argnums=0)
                 for name, objective in objectives_of(config).items()

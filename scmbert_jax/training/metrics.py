@@ -1,6 +1,6 @@
 """The numbers of a run: summed over the steps since the last row, and where they go.
 
-A row of metrics.jsonl, and the same numbers in TensorBoard:
+A row of metrics.jsonl, and the same numbers in TensorBoard and where --log-to says (trackers.py):
 
     step, steps              the step it was written at, and of how many steps, with that one, it tells
     loss                     what the run lowers: each step's objective by its own loss below, as often as it was drawn;
@@ -23,8 +23,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scmbert_jax.config import ExperimentConfig, flat_fields
 from scmbert_jax.errors import TrainingError
 from scmbert_jax.training.run_folder import RunFolder
+from scmbert_jax.training.trackers import Tracker
 
 
 class MetricSums:
@@ -72,13 +74,21 @@ class MetricsWriter:
     """Writes rows of the coordinator process; other processes write nothing."""
 
     def __init__(
-        self, folder: RunFolder, num_steps: int, first_step: int, show_progress: bool = True, about: Sequence[str] = ()
+        self,
+        folder: RunFolder,
+        config: ExperimentConfig,
+        first_step: int,
+        show_progress: bool = True,
+        about: Sequence[str] = (),
+        log_to: Sequence[str] = (),
     ):
-        """`about`: lines that say what the run is; shown before its progress."""
+        """`about`: lines that say what the run is; shown before its progress. `log_to`: names of `SERVICES`."""
+        num_steps = config.train.num_steps
         self._folder = folder
         self._tensorboard = None
         self._progress = None
         self._training, self._validation = "", ""
+        self._trackers: list[Tracker] = []
         if not folder.is_coordinator:
             return
         self._tensorboard = _TensorBoard(folder.path / "tensorboard", first_step)
@@ -86,11 +96,15 @@ class MetricsWriter:
             with contextlib.suppress(OSError):
                 print("\n".join(about), file=sys.stderr, flush=True)
             self._progress = _progress_display(num_steps, first_step)
+        fields, earlier = flat_fields(config), folder.metrics_rows()
+        self._trackers = [Tracker(name, folder.path, fields, num_steps, earlier, show_progress) for name in log_to]
 
     def write(self, row: dict[str, Any]) -> None:
         self._folder.write_metrics(row)
         if self._tensorboard is not None:
             self._tensorboard.write(row)
+        for tracker in self._trackers:
+            tracker.write(row)
         if self._progress is not None:
             try:
                 self._progress.show(self._shown_with(row), row["step"])
@@ -112,6 +126,8 @@ class MetricsWriter:
         if self._progress is not None:
             with contextlib.suppress(OSError):
                 self._progress.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class _TensorBoard:

@@ -10,6 +10,7 @@ metrics.jsonl             rows of means over the steps since the row before (met
                           evaluations (validation.py)
 best.json                 the step and the value of the best evaluation of which there is a checkpoint
 tensorboard/              the same as TensorBoard events
+trackers/                 what was sent to W&B and MLflow, and files of theirs (trackers.py)
 checkpoints/              Orbax
 goodput.jsonl             where the time went, over all starts (goodput.py)
 set_aside/                checkpoints that --restore-step moved out of the way
@@ -219,6 +220,10 @@ class RunFolder:
             )
         os.truncate(self.metrics_path, end)
         return dropped[::-1]
+
+    def metrics_rows(self) -> list[dict[str, Any]]:
+        """The rows so far; none where another process writes them."""
+        return [] if self._metrics is None else read_metrics(self._metrics_path)
 
     def write_metrics(self, row: dict[str, Any]) -> None:
         """Appends one row; it is on disk when this returns."""

@@ -297,11 +297,13 @@ def test_the_command_line_refuses_and_warns_alike(pbmc_model, rna, tmp_path):
     assert 0 < told["shown"]["rna"] < 1
 
 
-def test_a_model_says_what_it_is(model):
+def test_a_model_says_what_it_is(model, pbmc_model):
     said = repr(model)
     for words in (
-        "step 6 of 6",
-        "parameters",
+        f"scmbert_jax model {pbmc_model}: step 6 of 6, ",
+        " parameters",
+        "2 layers, embeddings of 32 numbers, with a linear path",
+        "trained for: masked_modeling (weight 1); 16 cells a step, of 1,600 cells",
         "rna: 497 features of gene:human (",
         "protein: 224 features",
         "trained on",
