@@ -96,8 +96,9 @@ class MetricsWriter:
             with contextlib.suppress(OSError):
                 print("\n".join(about), file=sys.stderr, flush=True)
             self._progress = _progress_display(num_steps, first_step)
-        fields, earlier = flat_fields(config), folder.metrics_rows()
-        self._trackers = [Tracker(name, folder.path, fields, num_steps, earlier, show_progress) for name in log_to]
+        if log_to:
+            fields, earlier = flat_fields(config), folder.metrics_rows()
+            self._trackers = [Tracker(name, folder.path, fields, num_steps, earlier, show_progress) for name in log_to]
 
     def write(self, row: dict[str, Any]) -> None:
         self._folder.write_metrics(row)
