@@ -223,7 +223,7 @@ class RunFolder:
 
     def metrics_rows(self) -> list[dict[str, Any]]:
         """The rows so far; none where another process writes them."""
-        return [] if self._metrics is None else read_metrics(self._metrics_path)
+        return [] if self._metrics is None else read_metrics(self.metrics_path)
 
     def write_metrics(self, row: dict[str, Any]) -> None:
         """Appends one row; it is on disk when this returns."""

@@ -103,7 +103,7 @@ class _MLflow:
         from mlflow.entities import Metric, Param
 
         self._metric, self._client = Metric, MlflowClient()
-        self.where = None
+        self.where: str | None = None
         known = run_id or os.environ.get("MLFLOW_RUN_ID")
         if known:
             self.run_id = known
