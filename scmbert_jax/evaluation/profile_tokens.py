@@ -51,7 +51,7 @@ def profile_nll(
     """
     assert batch.profiles is not None
     visible = kept_tokens(tokens, tokens.valid & ~masked, tokens.valid.shape[1])
-    cell = model.encode(table, visible, covariates=batch.covariates)[:, 0]
+    cell = model.encode(table, visible, covariates=batch.covariates, cell_only=True)[:, 0]
     found = jnp.zeros(tokens.valid.shape, jnp.float32)
     for name in profiled_modalities(config):
         head, (first, stop) = model.profile_head, model.profile_head.slices[name]

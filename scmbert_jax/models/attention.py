@@ -23,6 +23,7 @@ from scmbert_jax.config import ModelConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.models import attention_chunked, attention_favor, attention_kernels
 from scmbert_jax.models.attention_shape import AttentionShape, shape_of
+from scmbert_jax.models.linear import linear
 
 
 class AttentionBackend(NamedTuple):
@@ -102,3 +103,22 @@ class Attention(nnx.Module):
         """As `AttentionBackend.attend`. Raises `ConfigError` when the backend cannot serve these arrays here."""
         attend = attention_backend(self.name, shape_of(q))
         return attend(q, k, v, lengths, *(() if self.directions is None else (self.directions[...],)))
+
+    def of_one(self, q: jax.Array, x: jax.Array, keys: jax.Array, values: jax.Array, lengths: jax.Array) -> jax.Array:
+        """What one query of each row gets of keys x @ keys and values x @ values.
+
+        Exact attention makes neither: q . (x K) is (K q) . x, and the mean of x V is that of x, times V. So it is
+        linear in the tokens, with a factor of the heads, not of their width, and needs no kernel. An estimate stays
+        the backend's own.
+
+        Args: q [B, 1, H, Dh]; x [B, S, D]; keys, values [D, H, Dh]; lengths int32 [B]. Returns [B, 1, H, Dh]. Raises
+        as `__call__`.
+        """
+        if self.directions is not None:
+            return self(q, linear(x, keys), linear(x, values), lengths)
+        attention_backend(self.name, shape_of(q))  # refuses what it refuses for all queries
+        asked = jnp.einsum("bqhk,dhk->bqhd", q, keys)[:, 0]  # [B, H, D]
+        logits = jnp.einsum("bhd,bsd->bhs", asked, x, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        logits = jnp.where(jnp.arange(x.shape[1]) < lengths[:, None, None], logits, attention_chunked.HIDDEN)
+        mean = jnp.einsum("bhs,bsd->bhd", jax.nn.softmax(logits).astype(x.dtype), x)
+        return jnp.einsum("bhd,dhk->bhk", mean, values)[:, None]

@@ -82,16 +82,25 @@ class EncoderBlock(nnx.Module):
         self.mlp_out_bias = constant(0.0, (num_experts, dim), (None, None), "bias")
         self.attention, self.num_experts = Attention(config), num_experts
 
-    def __call__(self, x: jax.Array, tokens: TokenSequence, experts: tuple[int, ...]) -> jax.Array:  # [B, 1 + S, D]
+    def __call__(
+        self, x: jax.Array, tokens: TokenSequence, experts: tuple[int, ...], cell_only: bool = False
+    ) -> jax.Array:
+        """x [B, 1 + S, D] -> [B, 1 + S, D], or [B, 1, D] if `cell_only`: position 0, of all tokens."""
         dtype = x.dtype
         y = self.attention_norm(x)
-        # In the order in which a product of matrices leaves it: another would transpose as much as attention reads.
-        qkv = linear(y, self.qkv[...].astype(dtype))  # [B, S, 3, H, Dh]
-        y = self.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], tokens.lengths + 1)  # [B, S, H, Dh]
+        if cell_only:
+            # Split, not indexed: its gradient is then put together, not added up.
+            query, keys, values = (own[:, 0] for own in jax.lax.split(self.qkv[...].astype(dtype), (1, 1, 1), axis=1))
+            x, q = x[:, :1], linear(y[:, :1], query)
+            y = self.attention.of_one(q, y, keys, values, tokens.lengths + 1)
+        else:
+            # In the order in which a product of matrices leaves it: another would transpose as much as attention reads.
+            qkv = linear(y, self.qkv[...].astype(dtype))  # [B, S, 3, H, Dh]
+            y = self.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], tokens.lengths + 1)  # [B, S, H, Dh]
         y = linear(y, self.attention_out[...].astype(dtype), 2)
         x = constrain(x + y + self.attention_bias[...].astype(dtype), "batch", "length", "embed")
         y = self.mlp_norm(x)
-        if self.num_experts == 1:
+        if self.num_experts == 1 or cell_only:
             y = self._mlp(y, 0)
         else:
             parts = [
@@ -131,27 +140,33 @@ class Encoder(nnx.Module):
         self.num_layers, self.scan_layers, self.remat = config.num_layers, config.scan_layers, config.remat
         self.modalities = modalities
 
-    def __call__(self, x: jax.Array, tokens: TokenSequence) -> jax.Array:
-        """x [B, 1 + S, D], `[CLS]` and then the vectors of `tokens` -> [B, 1 + S, D] in x's dtype."""
+    def __call__(self, x: jax.Array, tokens: TokenSequence, cell_only: bool = False) -> jax.Array:
+        """x [B, 1 + S, D], `[CLS]` and then the vectors of `tokens` -> [B, 1 + S, D] in x's dtype.
+
+        `cell_only`: [B, 1, D], the same `[CLS]`; the last layer computes nothing else.
+        """
         graph, stacked = nnx.split(self.blocks)
         x = constrain(x, "batch", "length", "embed")
         experts = tuple(1 + self.modalities.index(name) for name, _ in tokens.widths) if self.modalities else ()
 
-        def layer(x: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graph, params)(x, tokens, experts), None
+        def layer(cell_only: bool, scanned: bool) -> Callable[..., tuple[jax.Array, None]]:
+            def apply(x: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
+                return nnx.merge(graph, params)(x, tokens, experts, cell_only), None
 
-        policy = REMAT_POLICIES[self.remat]
-        if policy is not None:
+            policy = REMAT_POLICIES[self.remat]
             # prevent_cse is needed only outside scan; inside it costs fusions.
-            layer = jax.checkpoint(layer, policy=policy, prevent_cse=not self.scan_layers)
-        if self.scan_layers:
-            x, _ = jax.lax.scan(layer, x, stacked)
-        else:
-            # Split, not indexed: the gradient of each index would be one of all layers, zero but for its own.
-            leaves, structure = jax.tree.flatten(stacked)
-            for own in zip(*(jax.lax.split(leaf, (1,) * self.num_layers) for leaf in leaves), strict=True):
-                params = jax.tree.unflatten(structure, [leaf.squeeze(0) for leaf in own])
-                x, _ = layer(computed_once(x, tokens.lengths[0] >= 0), params)
+            return apply if policy is None else jax.checkpoint(apply, policy=policy, prevent_cse=not scanned)
+
+        # Split, not indexed: the gradient of each index would be one of all layers, zero but for its own.
+        leaves, structure = jax.tree.flatten(stacked)
+        number_scanned = self.num_layers - cell_only if self.scan_layers else 0
+        sizes = (number_scanned, *(1,) * (self.num_layers - number_scanned))
+        scanned, *each = zip(*(jax.lax.split(leaf, sizes) for leaf in leaves), strict=True)
+        if number_scanned:
+            x, _ = jax.lax.scan(layer(False, True), x, jax.tree.unflatten(structure, scanned))
+        for number, own in enumerate(each, 1):
+            params = jax.tree.unflatten(structure, [leaf.squeeze(0) for leaf in own])
+            x, _ = layer(cell_only and number == len(each), False)(computed_once(x, tokens.lengths[0] >= 0), params)
         return self.final_norm(x)
 
 
@@ -161,20 +176,20 @@ class PerModalityEncoder(nnx.Module):
     def __init__(self, config: ModelConfig, modalities: tuple[str, ...], rngs: nnx.Rngs):
         self.encoders: Any = nnx.Dict({name: Encoder(config, (), rngs) for name in modalities})
 
-    def __call__(self, x: jax.Array, tokens: TokenSequence) -> jax.Array:
+    def __call__(self, x: jax.Array, tokens: TokenSequence, cell_only: bool = False) -> jax.Array:
         """As `Encoder`; tokens see those of their own modality only."""
         parts, cells = [], []
         for number, part in enumerate(split_modalities(x[:, 1:], tokens)):
             name, width = tokens.widths[number]
             lengths = tokens.modality_lengths[:, number : number + 1]
             own = replace(tokens, modality_lengths=lengths, widths=((name, width),))
-            states = self.encoders[name](jnp.concatenate([x[:, :1], part], axis=1), own)
+            states = self.encoders[name](jnp.concatenate([x[:, :1], part], axis=1), own, cell_only)
             has = (lengths > 0).astype(x.dtype)  # [B, 1]
             cells.append(states[:, 0] * has)
             parts.append(states[:, 1:])
         number_of = jnp.maximum((tokens.modality_lengths > 0).sum(axis=1), 1).astype(x.dtype)
-        cell = sum(cells) / number_of[:, None]
-        return jnp.concatenate([cell[:, None], join_modalities(parts, tokens)], axis=1)
+        cell = (sum(cells) / number_of[:, None])[:, None]
+        return cell if cell_only else jnp.concatenate([cell, join_modalities(parts, tokens)], axis=1)
 
 
 def make_encoder(config: ModelConfig, modalities: tuple[str, ...], rngs: nnx.Rngs) -> Encoder | PerModalityEncoder:

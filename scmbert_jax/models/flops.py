@@ -10,9 +10,10 @@ W = num_heads * head_dim and rows of S tokens, `[CLS]` included,
 24 L M W instead of 12 L S W, M its random features. To this come, once for each prediction, the heads and decoders.
 
 What counts is what the task needs: real tokens only, never padding; nothing that remat computes again; heads at masked
-positions alone. Left out, each far below 1%: norms, softmax and other element-wise work, rows gathered from tables,
-matrices of a handful of rows or columns (output layers, modality vectors), the linear path's component scores, and the
-optimizer. XLA's own count is of no use here: it sees the body of a scan once, and nothing inside a kernel.
+positions alone; in the last layer `[CLS]` alone, where nothing else of it is read. Left out, each far below 1%: norms,
+softmax and other element-wise work, rows gathered from tables, matrices of a handful of rows or columns (output layers,
+modality vectors), the linear path's component scores, and the optimizer. XLA's own count is of no use here: it sees the
+body of a scan once, and nothing inside a kernel.
 """
 
 import math
@@ -104,7 +105,7 @@ def mixture_flops(config: ExperimentConfig, tokens: TokenCounts) -> float:
 
 def forward_flops(config: ExperimentConfig, tokens: TokenCounts) -> dict[str, float]:
     """What embedding these cells needs, nothing hidden: `embedding`, `encoder` and `attention` of a forward pass."""
-    return _encoded(config, tokens.lengths)
+    return _encoded(config, tokens.lengths, cell_only=True)
 
 
 def feature_table_flops(config: ExperimentConfig, layout: FeatureLayout) -> float:
@@ -131,10 +132,10 @@ def _attention(model: ModelConfig, num_layers: int, queries: np.ndarray, keys: n
     return float(num_layers * 4.0 * width * (queries * keys).sum())
 
 
-def _encoded(config: ExperimentConfig, lengths: Mapping[str, np.ndarray]) -> dict[str, float]:
+def _encoded(config: ExperimentConfig, lengths: Mapping[str, np.ndarray], cell_only: bool = False) -> dict[str, float]:
     """One pass of the encoder over these tokens, `[CLS]` before each row (or before each modality's own)."""
     model = config.model
-    dim = model.embed_dim
+    dim, width = model.embed_dim, model.num_heads * model.head_dim
     if model.encoder_sharing == "per_modality":
         rows = [np.where(own > 0, own + 1, 0) for own in lengths.values()]
     else:
@@ -143,11 +144,22 @@ def _encoded(config: ExperimentConfig, lengths: Mapping[str, np.ndarray]) -> dic
     continuous = [
         own.sum() for name, own in lengths.items() if config.modalities.in_use()[name].value_encoding == "continuous"
     ]
+    num_tokens, num_rows = float(sum(row.sum() for row in rows)), float(sum((row > 0).sum() for row in rows))
+    whole_layers, of_layer = model.num_layers - cell_only, encoder_parameters(model) / model.num_layers
+    encoder = 2.0 * whole_layers * of_layer * num_tokens
+    attention = sum(_attention(model, whole_layers, row, row) for row in rows)
+    if cell_only:
+        encoder += 2.0 * of_layer * num_rows
+        if model.attention == "favor":  # all keys and values, one query
+            encoder += 2.0 * 2 * dim * width * (num_tokens - num_rows)
+            attention += sum(_attention(model, 1, (row > 0).astype(float), row) for row in rows)
+        else:  # one query of width D for each head (`Attention.of_one`)
+            attention += 4.0 * model.num_heads * dim * num_tokens
     return {
         # Two matrices [D, D] make a value's vector (`ContinuousValues`); bins are looked up.
         "embedding": 2.0 * 2.0 * dim**2 * float(sum(continuous)),
-        "encoder": 2.0 * encoder_parameters(model) * float(sum(row.sum() for row in rows)),
-        "attention": sum(_attention(model, model.num_layers, row, row) for row in rows),
+        "encoder": encoder,
+        "attention": attention,
         "heads": 0.0,
     }
 
@@ -206,7 +218,7 @@ def _contrastive_alignment(config: ExperimentConfig, tokens: TokenCounts) -> dic
     own, dim = config.objectives.contrastive_alignment, config.model.embed_dim
     parts: list[Mapping[str, float]] = []
     for name, lengths in tokens.lengths.items():
-        parts.append(_encoded(config, {name: np.ceil(lengths * own.source_fraction)}))
+        parts.append(_encoded(config, {name: np.ceil(lengths * own.source_fraction)}, cell_only=True))
         parts.append({"heads": 2.0 * dim * own.projection_dim * float((lengths > 0).sum())})
     for _ in combinations(tokens.lengths, 2):
         parts.append({"heads": 2.0 * own.projection_dim * tokens.num_cells**2})
@@ -215,9 +227,8 @@ def _contrastive_alignment(config: ExperimentConfig, tokens: TokenCounts) -> dic
 
 def _whole_profile(config: ExperimentConfig, tokens: TokenCounts) -> dict[str, float]:
     own, dim = config.objectives.whole_profile, config.model.embed_dim
-    parts: list[Mapping[str, float]] = [
-        _encoded(config, {name: lengths * own.source_fraction for name, lengths in tokens.lengths.items()})
-    ]
+    shown = {name: lengths * own.source_fraction for name, lengths in tokens.lengths.items()}
+    parts: list[Mapping[str, float]] = [_encoded(config, shown, cell_only=True)]
     for name, likelihood in config.modalities.target_likelihoods().items():
         num_outputs = 3 if likelihood == "negative_binomial_background" else 1
         measured = tokens.measured[name]

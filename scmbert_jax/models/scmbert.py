@@ -72,6 +72,7 @@ class ScMbert(nnx.Module):
         hidden: jax.Array | None = None,
         covariates: dict[str, jax.Array] | None = None,
         rows: jax.Array | None = None,
+        cell_only: bool = False,
     ) -> jax.Array:
         """Token states [B, 1 + S, D]; position 0 is `[CLS]`, the cell embedding.
 
@@ -82,11 +83,15 @@ class ScMbert(nnx.Module):
           covariates: name -> int32 [B]; needed when covariates enter with the tokens.
           rows: `self.rows(feature_table, tokens)`, from a caller that needs them, too: each time that rows are picked,
             a gradient of the whole table has to be added up over all devices.
+          cell_only: the same `[CLS]` alone, [B, 1, D], with most of the last layer saved.
         """
         rows = self.rows(feature_table, tokens) if rows is None else rows
         unseen = jnp.zeros(tokens.valid.shape, bool) if hidden is None else hidden
         x = self.embedding(rows, tokens, unseen, covariates or {})
-        states = self.encoder(x, tokens) if self.transformer else jnp.zeros_like(x)
+        if self.transformer:
+            states = self.encoder(x, tokens, cell_only)
+        else:
+            states = jnp.zeros_like(x[:, :1] if cell_only else x)
         if self.linear is None:
             return states
         cell = states[:, 0] + self.linear(tokens, hidden).astype(states.dtype)
@@ -94,7 +99,7 @@ class ScMbert(nnx.Module):
 
     def cell_embedding(self, feature_table: jax.Array, batch: CellBatch | CutBatch) -> jax.Array:
         """float32 [B, D], nothing hidden."""
-        states = self.encode(feature_table, pack_tokens(batch), covariates=batch.covariates)
+        states = self.encode(feature_table, pack_tokens(batch), covariates=batch.covariates, cell_only=True)
         return states[:, 0].astype(jnp.float32)
 
     def aligned(self, feature_table: jax.Array, tokens: TokenSequence, covariates: dict[str, jax.Array]) -> jax.Array:
@@ -103,7 +108,7 @@ class ScMbert(nnx.Module):
         Only models that were trained with `contrastive_alignment` have it.
         """
         ((name, _),) = tokens.widths
-        states = self.encode(feature_table, tokens, covariates=covariates)
+        states = self.encode(feature_table, tokens, covariates=covariates, cell_only=True)
         scores = None if self.linear is None else self.linear.scores(tokens)[name]
         return self.alignment_head.project(name, states[:, 0], scores)
 

@@ -41,7 +41,7 @@ class WholeProfile:
         keys = row_keys(key, batch.row)
         covariates = drop_covariates(batch.covariates, self.config.covariate_dropout, keys)
         tokens = subsample_tokens(pack_tokens(batch), self.config.source_fraction, keys)
-        cell = model.encode(feature_table, tokens, covariates=covariates)[:, 0]
+        cell = model.encode(feature_table, tokens, covariates=covariates, cell_only=True)[:, 0]
         total, weight = jnp.zeros(()), jnp.zeros(())
         metrics: dict[str, tuple[jax.Array, jax.Array]] = {}
         for name, modality in self.modalities.items():

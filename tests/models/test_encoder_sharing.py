@@ -135,3 +135,33 @@ def test_equal_experts_are_one_shared_layer(tiny_config, known_layout, tiny_batc
     assert bias_only == 0  # biases start at zero, so that scaling moves nothing but the product
     assert (moved[4:10] == 0).all()
     assert (np.delete(moved, slice(4, 10)) > 1e-4).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scan_layers": False, "remat": "full"},
+        {"encoder_sharing": "multiway"},
+        {"encoder_sharing": "per_modality", "attention": "favor"},
+        {"num_layers": 1, "linear_path": True},
+    ],
+    ids=str,
+)
+def test_the_cell_alone_is_the_cell_of_all_states_with_its_gradients(tiny_config, known_layout, tiny_batch, change):
+    config = dataclasses.replace(tiny_config, model=dataclasses.replace(tiny_config.model, **change))
+    definition = ModelDefinition(config, known_layout)
+    batch = tiny_batch()
+
+    @partial(jax.jit, static_argnums=1)
+    def cell_and_gradients(params, cell_only):
+        def loss(params):
+            model, tokens = definition.merge(params, definition.constants), pack_tokens(batch)
+            cell = model.encode(model.feature_table(), tokens, covariates=batch.covariates, cell_only=cell_only)[:, 0]
+            return (cell**3).sum(), cell
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    params = start_of(definition)
+    whole, alone = cell_and_gradients(params, False), cell_and_gradients(params, True)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * max(1.0, np.abs(a).max()))

@@ -97,7 +97,10 @@ def test_a_token_costs_six_times_its_parameters_and_twelve_times_layers_width_an
     assert parts["encoder"] == 6 * 3 * per_layer * 512 * 10
     assert parts["attention"] == 12 * 3 * 512 * 128 * 512 * 10
     assert parts["embedding"] == 0
-    assert forward_flops(config, tokens)["encoder"] == pytest.approx(parts["encoder"] / 3)
+    # Embedding needs no more of the last layer than [CLS].
+    embedding = forward_flops(config, tokens)
+    assert embedding["encoder"] == 2 * per_layer * (2 * 512 + 1) * 10
+    assert embedding["attention"] == 4 * (2 * 512 * 128 * 512 + 4 * 128 * 512) * 10
 
 
 def test_favor_grows_with_the_tokens_and_not_with_their_square(tiny_config):
