@@ -17,6 +17,7 @@ import pandas as pd
 
 from data_pipelines.batch_reader import BatchReader, Collation
 from data_pipelines.cell_metadata import as_text
+from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus import Corpus
 from data_pipelines.corpus_overlap import cells_known, cells_of_corpus
 from data_pipelines.joined_corpora import JoinedCorpora
@@ -118,11 +119,20 @@ class ValidationData:
             for start in starts
         ]
 
+    def shown(self, sampling: dict[str, TokenSampling]) -> CellBatch:
+        """All the cells as one batch with other tokens than those of training, on every process; no covariate of them
+        is known."""
+        sampling = {name: sampling[name]._replace(profile_tokens=0) for name in self._training.sampling}
+        collation = Collation(self._joined, sampling, (), self._training.seed)
+        batch = collation.batch(self._pieces(0, self.num_cells), 0, self.num_cells)
+        unknown = np.full(self.num_cells, -1, np.int32)
+        return batch._replace(covariates=dict.fromkeys(self._training.covariates, unknown))
+
     @cached_property
     def whole_cells(self) -> WholeCells:
         """Every count of all the cells, in their order, on every process."""
         return whole_cells(
-            ((piece, corpus, window) for piece, corpus, window in self._pieces(0, self.num_cells)),
+            self._pieces(0, self.num_cells),
             self._joined,
             tuple(self._training.sampling),
             self._training.covariates,

@@ -39,6 +39,7 @@ from scmbert_jax.config import (
     ObjectivesConfig,
     OptimizerConfig,
     TrainConfig,
+    without_modalities,
 )
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -238,6 +239,45 @@ def tiny_batch(tiny_layout: FeatureLayout, tiny_config: ExperimentConfig):
         return synthetic_tokens(tiny_layout, tiny_config, step, batch_size)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def held_out_inputs(pbmc_corpus, tiny_config):
+    """(number of devices, configuration) -> what evaluators are made of, for a run on RNA and protein of the example of
+    which a tenth of the cells is held out; 90 of them are looked at."""
+    import jax
+
+    from data_pipelines.batch_reader import BatchReader
+    from data_pipelines.corpus import open_corpus
+    from data_pipelines.mixture import Mixture, MixtureOptions
+    from data_pipelines.training_data import MixtureData
+    from data_pipelines.validation_data import ValidationData, held_out_mixture
+    from scmbert_jax.evaluation.masked_cells import sampling_of
+    from scmbert_jax.evaluators.inputs import EvaluatorInputs
+    from scmbert_jax.models.scmbert import ModelDefinition
+    from scmbert_jax.parallel.mesh import make_mesh
+
+    protein = ModalityConfig(num_tokens=8, zero_fraction=0.0)
+    modalities = replace(tiny_config.modalities, protein=protein)
+    usual = without_modalities(replace(tiny_config, modalities=modalities), ["atac"])
+    with open_corpus(pbmc_corpus) as corpus:
+        mixture = Mixture([corpus], MixtureOptions(held_out=("cell=0.1",)), list(usual.modalities.in_use()))
+        reader = BatchReader(
+            mixture,
+            sampling_of(usual),
+            seed=0,
+            global_batch_size=usual.data.global_batch_size,
+            num_streams=usual.data.num_streams,
+            window_blocks=usual.data.window_blocks,
+        )
+        layout = MixtureData(reader, "threads", {"rna": 1e4, "protein": 1e4}).layout
+        data = ValidationData(held_out_mixture(mixture), reader, 90)
+
+        def make(number_of_devices: int = 1, config: ExperimentConfig = usual) -> EvaluatorInputs:
+            mesh = make_mesh(config.mesh, jax.devices()[:number_of_devices])
+            return EvaluatorInputs(ModelDefinition(config, layout), mesh, data)
+
+        yield make
 
 
 def synthetic_tokens(layout: FeatureLayout, config: ExperimentConfig, step: int, batch_size: int) -> CellBatch:

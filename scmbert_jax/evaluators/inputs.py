@@ -12,7 +12,9 @@ from jax.sharding import Mesh
 from data_pipelines.validation_data import ValidationData
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.evaluators.held_out_losses import HeldOutLosses
-from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.evaluators.whole_cells import WholeCellBatches
+from scmbert_jax.models.scmbert import ModelDefinition, ScMbert
+from scmbert_jax.models.token_sequence import CutBatch
 from scmbert_jax.parallel.mesh import batch_to_devices, replicated
 
 
@@ -65,3 +67,19 @@ class EvaluatorInputs:
             return jax.tree.map(lambda *of_batches: np.concatenate(of_batches)[:number], *parts(params, constants))
 
         return over_all
+
+    def over_whole_cells(self, function: Callable[[ScMbert, jax.Array, CutBatch], Any]) -> Callable[[Any, Any], Any]:
+        """Calls a function of (model, its feature table, batch) with every held-out cell as `scmbert embed` shows it to
+        a model: all that it expresses, scores of all its counts, no covariate known.
+
+        Args:
+          function: gives arrays whose first dimension is the rows of the batch; it is jitted, once per width of rows.
+
+        Returns:
+          As that of `over_cells`.
+        """
+        return self._whole_cells.over_cells(function)
+
+    @cached_property
+    def _whole_cells(self) -> WholeCellBatches:
+        return WholeCellBatches(self.model, self.mesh, self.data)

@@ -10,7 +10,7 @@ from data_pipelines.corpus import Corpus
 from data_pipelines.validation_data import ValidationData, held_out_mixture
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.evaluators import lift, loss, masked
+from scmbert_jax.evaluators import lift, loss, masked, matching, probe, translation
 from scmbert_jax.evaluators.inputs import CannotEvaluate, EvaluatorInputs
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.training.validation import Evaluator, Validation
@@ -19,6 +19,9 @@ EVALUATORS: dict[str, Callable[[EvaluatorInputs], Evaluator]] = {
     "loss": loss.make,
     "lift": lift.make,
     "masked": masked.make,
+    "probe": probe.make,
+    "translation": translation.make,
+    "matching": matching.make,
 }
 
 

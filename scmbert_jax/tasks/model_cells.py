@@ -20,6 +20,7 @@ from data_pipelines.readers import Dataset, open_dataset
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import ConfigError, InputError, ScmbertWarning
 from scmbert_jax.models.linear_path import scores_of_counts
+from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import CutBatch
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.training.length_groups import cut
@@ -73,7 +74,7 @@ class ModelCells:
         """
         if not 1 <= batch_size <= MOST_CELLS:
             raise ConfigError(f"batch_size {batch_size:,}: expected 1 to {MOST_CELLS:,} cells per device call.")
-        sampling = token_sampling(self.model, num_tokens)
+        sampling = token_sampling(self.model.definition, num_tokens)
         sampling = {name: choice for name, choice in sampling.items() if name in self.overlaps}
         for chunk in model_counts(self.dataset, self.report, self.overlaps):
             batch = self._batch(chunk, sampling, seed)
@@ -85,7 +86,7 @@ class ModelCells:
             rows = rows[np.argsort(-lengths[rows], kind="stable")]
             start = 0
             while start < len(rows):
-                width = _row_width(int(lengths[rows[start]]))
+                width = row_width(int(lengths[rows[start]]))
                 at_a_time = self._rows_at(width, batch_size)
                 mine = rows[start : start + at_a_time]
                 start += len(mine)
@@ -146,7 +147,7 @@ class ModelCells:
         return max(1, min(batch_size, _NUMBERS_AT_A_TIME // (width * max(config.mlp_dim, scores))))
 
 
-def _row_width(length: int) -> int:
+def row_width(length: int) -> int:
     """The narrowest of 128, 256, 384, 512, 768, 1024, 1536, ... that holds `length`: few programs, little padding."""
     width = 128
     while width < length:
@@ -155,7 +156,7 @@ def _row_width(length: int) -> int:
 
 
 def token_sampling(
-    model: PretrainedModel, num_tokens: int | Mapping[str, int] | None = None
+    model: ModelDefinition, num_tokens: int | Mapping[str, int] | None = None
 ) -> dict[str, TokenSampling]:
     """How cells become tokens: all expressed features and the share of zeros of training, up to `num_tokens`."""
     asked = (
@@ -166,7 +167,7 @@ def token_sampling(
         most = asked.get(name)
         if most is not None and most < 1:
             raise ConfigError(f"num_tokens {most} of {name}: expected 1 or more tokens per cell.")
-        first, stop = model.definition.layout.slices[name]
+        first, stop = model.layout.slices[name]
         # Where a row of training held the whole panel, the model has learned from all zeros of a cell.
         found[name] = TokenSampling(
             most or max(NUM_TOKENS, modality.num_tokens), modality.zero_fraction, modality.num_tokens >= stop - first

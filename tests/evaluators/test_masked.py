@@ -7,54 +7,11 @@ import numpy as np
 import pytest
 from conftest import shaken
 
-from data_pipelines.batch_reader import BatchReader
-from data_pipelines.corpus import open_corpus
-from data_pipelines.mixture import Mixture, MixtureOptions
-from data_pipelines.training_data import MixtureData
-from data_pipelines.validation_data import ValidationData, held_out_mixture
-from scmbert_jax.config import (
-    ExperimentConfig,
-    MaskedModelingConfig,
-    MeshConfig,
-    ModalityConfig,
-    WholeProfileConfig,
-    without_modalities,
-)
+from scmbert_jax.config import MaskedModelingConfig, WholeProfileConfig
 from scmbert_jax.evaluation import masked_baselines, masked_cells
-from scmbert_jax.evaluation.masked_cells import sampling_of
 from scmbert_jax.evaluators import masked
 from scmbert_jax.evaluators.inputs import CannotEvaluate, EvaluatorInputs
-from scmbert_jax.models.scmbert import ModelDefinition
-from scmbert_jax.parallel.mesh import make_mesh, replicated
-
-
-@pytest.fixture(scope="module")
-def inputs(pbmc_corpus, tiny_config):
-    """A run on the example of which a tenth of the cells is held out; on the given devices."""
-    protein = ModalityConfig(num_tokens=8, zero_fraction=0.0)
-    modalities = dataclasses.replace(tiny_config.modalities, protein=protein)
-    config = without_modalities(dataclasses.replace(tiny_config, modalities=modalities), ["atac"])
-    data = config.data
-    with open_corpus(pbmc_corpus) as corpus:
-        mixture = Mixture([corpus], MixtureOptions(held_out=("cell=0.1",)), list(config.modalities.in_use()))
-        reader = BatchReader(
-            mixture,
-            sampling_of(config),
-            seed=0,
-            global_batch_size=data.global_batch_size,
-            num_streams=data.num_streams,
-            window_blocks=data.window_blocks,
-        )
-        layout = MixtureData(reader, "threads", {"rna": 1e4, "protein": 1e4}).layout
-        held_out = ValidationData(held_out_mixture(mixture), reader, 90)
-        assert held_out.training_cells.modalities  # read while the corpus is open
-        assert held_out.batches
-
-    def make(number_of_devices: int, config: ExperimentConfig = config) -> EvaluatorInputs:
-        mesh = make_mesh(MeshConfig(), jax.devices()[:number_of_devices])
-        return EvaluatorInputs(ModelDefinition(config, layout), mesh, held_out)
-
-    return make
+from scmbert_jax.parallel.mesh import replicated
 
 
 @pytest.fixture(autouse=True)
@@ -73,8 +30,8 @@ def found(inputs: EvaluatorInputs, noise: tuple[float, ...]) -> list[dict[str, f
         return [dict(evaluator(0, jax.device_put(shaken(start, size), everywhere), constants)) for size in noise]
 
 
-def test_models_differ_and_baselines_stay_and_no_mesh_changes_either(inputs):
-    first, second = found(inputs(1), (0.1, 0.0))
+def test_models_differ_and_baselines_stay_and_no_mesh_changes_either(held_out_inputs):
+    first, second = found(held_out_inputs(1), (0.1, 0.0))
     fixed = [name for name in first if name.endswith(("_marginal", "_rate", "_pca"))]
     assert {name.split("/")[0] for name in fixed} == {"rna", "protein"}
     assert {name: first[name] for name in fixed} == {name: second[name] for name in fixed}
@@ -85,12 +42,12 @@ def test_models_differ_and_baselines_stay_and_no_mesh_changes_either(inputs):
     levels = [name for name in first if name.startswith("rna/level/") and name.endswith("/bits")]
     assert "rna/level/0/bits" in levels
     assert len(levels) > 3
-    (on_eight,) = found(inputs(8), (0.1,))
+    (on_eight,) = found(held_out_inputs(8), (0.1,))
     assert on_eight == pytest.approx(first, rel=1e-4)
 
 
-def test_a_run_that_says_nothing_of_masked_values_is_not_asked(inputs):
-    config = inputs(1).config
+def test_a_run_that_says_nothing_of_masked_values_is_not_asked(held_out_inputs):
+    config = held_out_inputs(1).config
     only = dataclasses.replace(
         config.objectives, masked_modeling=MaskedModelingConfig(weight=0.0), whole_profile=WholeProfileConfig(1.0)
     )
@@ -98,4 +55,4 @@ def test_a_run_that_says_nothing_of_masked_values_is_not_asked(inputs):
     modalities = dataclasses.replace(config.modalities, rna=bins)
     silent = dataclasses.replace(config, objectives=only, modalities=modalities)
     with pytest.raises(CannotEvaluate, match="how likely a masked value is"):
-        masked.make(inputs(1, silent))
+        masked.make(held_out_inputs(1, silent))
