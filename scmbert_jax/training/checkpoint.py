@@ -54,6 +54,16 @@ def _all_but_late_writes(tell: Callable[[Any], Any]) -> Callable[[Any], Any]:
 sys.unraisablehook = _all_but_late_writes(sys.unraisablehook)
 
 
+class _PinnedStep(ocp.training.preservation_policies.PreservationPolicy):
+    """Keeps the checkpoint of a step that changes while a run goes on; Orbax's `CustomSteps` copies its argument."""
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
+
+
 class RunCheckpoints:
     """The `checkpoints` folder of a run: asynchronous saves; the newest `keep` are kept, and for ever those of steps
     that are multiples of `keep_every` (0: none).
@@ -64,10 +74,10 @@ class RunCheckpoints:
     def __init__(self, folder: Path, keep: int, keep_every: int = 0):
         self.folder = folder.absolute()
         policies = ocp.training.preservation_policies
-        self._pinned: set[int] = set()
+        self._pinned = _PinnedStep()
         kept = [
             policies.LatestN(keep),
-            policies.CustomSteps(self._pinned),
+            self._pinned,
             *([policies.EveryNSteps(keep_every)] if keep_every else []),
         ]
         try:
@@ -86,8 +96,7 @@ class RunCheckpoints:
 
     def pin(self, step: int) -> None:
         """The checkpoint of `step` is kept, however old it gets, until another is pinned."""
-        self._pinned.clear()
-        self._pinned.add(step)
+        self._pinned.step = step
 
     def go_back(self, step: int) -> None:
         """Makes the checkpoint of `step` the newest: later ones are moved to `set_aside/after-step-STEP` beside the

@@ -31,7 +31,7 @@ def cells():
 
 @pytest.fixture(scope="module")
 def corpora(cells, tmp_path_factory):
-    """`all`, of which a rule holds donors out; its halves `first` and `some`; `genes`, with a gene that they have not."""
+    """`all`, of which a rule holds donors out; its halves `first` and `some`; `genes`, with another gene."""
     folder = tmp_path_factory.mktemp("corpora")
     more = cells[100:].copy()
     more.var_names = [*more.var_names[:-1], "MALAT1"]
@@ -78,7 +78,7 @@ def test_a_rule_depends_on_the_value_alone_and_a_larger_fraction_holds_out_more(
         (["cell=AAAC"], ConfigError, "cell=AAAC"),
         (["donor"], ConfigError, "FIELD=FRACTION"),
         (["donor=0.001"], InputError, "no donor of x would be held out"),
-        (["donor=0.999"], InputError, "every donor of x would be held out"),
+        (["donor=0.99999"], InputError, "every donor of x would be held out"),
         (["tissue=0.2"], InputError, "tissue"),
         (["donor=d9"], InputError, "d9"),
     ],
