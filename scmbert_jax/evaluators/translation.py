@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 
@@ -109,7 +110,7 @@ def _predictions(direction: _Direction) -> Any:
     parts = np.resize(direction.features, (-(-len(direction.features) // width), width))  # the last one is filled up
 
     def predictions(model: ScMbert, table: jax.Array, batch: CutBatch) -> jax.Array:
-        found = model.translate(table, batch, direction.source, direction.target, parts)
+        found = model.translate(table, batch, direction.source, direction.target, jnp.asarray(parts))
         return found.value[:, : len(direction.features)]
 
     return predictions
