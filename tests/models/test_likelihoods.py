@@ -47,6 +47,8 @@ def by_definition(name, outputs, spread, truth):
 
     if name == "negative_binomial":
         return negative_binomial(log_mean)
+    if name == "negative_binomial_shares":
+        return negative_binomial(jnp.log(jnp.maximum(truth.library_size, 1.0)) + outputs[..., 0])
     if name == "negative_binomial_background":
         levels = log_mean, log_mean + jnp.log1p(jax.nn.softplus(outputs[..., 1]))
         shares = jax.nn.log_sigmoid(outputs[..., 2]), jax.nn.log_sigmoid(-outputs[..., 2])
@@ -69,6 +71,8 @@ def anywhere(name, number=20_000):
     expected = np.log(np.maximum(counts, 0.3) / library) + rng.normal(0, 1, number) * rng.random(number) ** 4
     outputs[::2, 0] = np.clip(expected - np.log(-np.expm1(np.minimum(expected, -1e-4))), -60, 60)[::2]
     outputs[::2, 1:] = rng.normal(0, 2, outputs[::2, 1:].shape)
+    if model.shares_library:  # logarithms of shares: never above 0
+        outputs = -np.logaddexp(0, -outputs)
     spread = rng.uniform(*SPREAD_BOUNDS, number)
     measured = Truth(counts, library, rng.uniform(0, 2, number))
     return jax.tree.map(np.float32, (outputs, spread, measured))
@@ -96,7 +100,7 @@ def test_float32_is_exact_over_the_whole_range_of_the_parameters(name):
     terms = [0.0, 0.0, 0.0]
     if name.startswith("gaussian"):
         terms = [residual**2 * precision + 10, residual * precision, residual**2 * precision + 1]
-    elif name == "negative_binomial":
+    elif name in ("negative_binomial", "negative_binomial_shares"):
         terms = [0.0, measured.counts, 1 + np.sqrt(measured.counts)]
     elif name == "negative_binomial_background":
         # Which of the levels it was depends on the difference of two likelihoods.
@@ -214,6 +218,7 @@ def test_extreme_outputs_and_counts_give_finite_losses_predictions_and_gradients
     measured = Truth(jnp.asarray([0.0, 5000.0, 3.0]), jnp.asarray([0.0, 1e6, 3.0]), jnp.asarray([0.0, 5.0, 1.0]))
 
     def total(outputs, spread):
+        outputs = model.of_cell(outputs[None], jnp.ones((1, 3), bool))[0]
         return model.nll(outputs, spread, measured).sum() + model.expected_counts(outputs, spread).sum()
 
     # A normal of standard deviation exp(-10) may call any residual nearly impossible, but must stay a number.
@@ -221,6 +226,6 @@ def test_extreme_outputs_and_counts_give_finite_losses_predictions_and_gradients
         value, gradient = jax.value_and_grad(total, argnums=(0, 1))(outputs, jnp.full(3, spread))
         assert np.isfinite(value)
         assert all(np.isfinite(part).all() for part in gradient)
-        predicted = model.predict(outputs, jnp.full(3, spread))
+        predicted = model.predict(model.of_cell(outputs[None], jnp.ones((1, 3), bool))[0], jnp.full(3, spread))
         assert np.isfinite(predicted.value).all()
         assert (np.isfinite(predicted.std) & (predicted.std >= 0)).all()

@@ -65,7 +65,9 @@ def config_of(objective: str, **model: object) -> ExperimentConfig:
 
 
 def batch_at(config: ExperimentConfig, step: int) -> CellBatch:
-    return synthetic_batch(LAYOUT, config.data.global_batch_size, TOKENS, config.seed, step)
+    return synthetic_batch(
+        LAYOUT, config.data.global_batch_size, TOKENS, config.seed, step, profile_tokens=config.profile_tokens
+    )
 
 
 class Training:
