@@ -58,6 +58,23 @@ def trained_cells(mixture: Mixture, modalities: list[str]) -> TrainedCells | Non
     return TrainedCells(joined, np.concatenate(barcodes), np.concatenate(by_program))
 
 
+def joined_cells(some: TrainedCells | None, others: TrainedCells | None) -> TrainedCells | None:
+    """Those of both; None where either is not known."""
+    if some is None or others is None:
+        return None
+    sizes = len(some.barcodes), len(others.barcodes)
+    if sum(sizes) > MOST_CELLS:
+        return None
+
+    def keys(name: str) -> np.ndarray:
+        parts = zip((some, others), sizes, strict=True)
+        return np.concatenate([cells.keys.get(name, np.full(size, NOT_MEASURED)) for cells, size in parts])
+
+    names = dict.fromkeys([*some.keys, *others.keys])
+    barcodes, by_program = (np.concatenate([a, b]) for a, b in zip(some[1:], others[1:], strict=True))
+    return TrainedCells({name: keys(name) for name in names}, barcodes, by_program)
+
+
 def save_trained_cells(cells: TrainedCells, path: Path) -> None:
     arrays: dict[str, Any] = {f"keys_{name}": values for name, values in cells.keys.items()}
     with growing_file(path) as file:

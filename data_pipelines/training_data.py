@@ -19,7 +19,7 @@ from data_pipelines.feature_statistics import (
 )
 from data_pipelines.input_pipeline import grain_batches, tf_batches, thread_batches
 from data_pipelines.mixture_information import information_of_mixture
-from data_pipelines.trained_cells import TRAINED_CELLS, save_trained_cells, trained_cells
+from data_pipelines.trained_cells import TRAINED_CELLS, TrainedCells, save_trained_cells, trained_cells
 from data_pipelines.whole_cells import first_cells
 from scmbert_jax.batch import CellBatch, FeatureLayout, FeatureStatistics
 
@@ -55,19 +55,21 @@ class MixtureData:
         made_once: Callable[[Callable[[], Mapping[str, np.ndarray]]], Mapping[str, np.ndarray]] = lambda make: make(),
         *,
         linear_path: bool = True,
+        with_earlier: Callable[[TrainedCells | None], TrainedCells | None] = lambda own: own,
     ):
         """`target_sums`: modality -> the library size that its values are scaled to.
 
         `started_run`: a run folder; where it is that of a run on the same data, its statistics are read, not made
         again: they take longer than all else before the first batch. `made_once`: of several processes, gives all of
         them the arrays that one of them makes. `linear_path`: whether the model has one; components are made for no
-        other. Statistics are made when `layout` is first asked for, which raises `InputError` when those of a run
-        cannot be read.
+        other. `with_earlier`: given the cells of the run, adds those that the model it starts
+        from has seen (None: not known). Statistics are made when `layout` is first asked for,
+        which raises `InputError` when those of a run cannot be read.
         """
         joined = reader.mixture.joined
         self._reader, self._batches = reader, FRONT_ENDS[front_end]
         self.covariates = {name: joined.vocabularies[name] for name in reader.covariates}
-        self._target_sums, self._linear_path = target_sums, linear_path
+        self._target_sums, self._linear_path, self._with_earlier = target_sums, linear_path, with_earlier
         self._started_run, self._made_once = started_run, made_once
         self.fingerprint = reader.mixture.fingerprint
         self.feature_space_hash = joined.feature_space.content_hash
@@ -103,7 +105,7 @@ class MixtureData:
         self._reader.mixture.joined.feature_space.save(folder / "feature_space.parquet")
         assert self.layout.statistics is not None
         save_statistics(self.layout.statistics, folder / _STATISTICS_FILE)
-        cells = trained_cells(self._reader.mixture, list(self._reader.sampling))
+        cells = self._with_earlier(trained_cells(self._reader.mixture, list(self._reader.sampling)))
         if cells is not None:
             save_trained_cells(cells, folder / TRAINED_CELLS)
 

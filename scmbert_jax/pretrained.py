@@ -33,6 +33,7 @@ from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.outputs import MODEL, check_output_folder, partial_beside, put_folder
 from scmbert_jax.plain_text import code, markdown
 from scmbert_jax.training.checkpoint import RunCheckpoints, load_weights, save_weights
+from scmbert_jax.training.init_from import described_in_words
 from scmbert_jax.training.run_folder import read_provenance
 from scmbert_jax.training.run_information import information_in_words
 from scmbert_jax.training.validation import BEST, read_best, stopped_early
@@ -107,7 +108,7 @@ def _initialiser_without_components(definition: ModelDefinition) -> Callable[[ja
     return jax.jit(ModelDefinition(definition.config, layout).init)
 
 
-def _read_features(
+def read_features(
     folder: Path, config: ExperimentConfig, covariates: dict[str, list[str]], expected_hash: str
 ) -> tuple[FeatureSpace, ModelDefinition]:
     """The features of a run or model folder, and the model over them."""
@@ -152,7 +153,7 @@ def export_model(
     check_output_folder(model_dir, MODEL, (), overwrite)
     config = _with_attention(load_config(run_dir / "config.json"), attention)
     provenance = read_provenance(run_dir)
-    space, definition = _read_features(run_dir, config, provenance["covariates"], provenance["feature_space_hash"])
+    space, definition = read_features(run_dir, config, provenance["covariates"], provenance["feature_space_hash"])
     note = ""
     if best:
         if step is not None:
@@ -223,18 +224,8 @@ def _remove(folder: Path) -> None:
         time.sleep(0.1)
 
 
-def load_model(model_dir: Path, *, allow_low_coverage: bool = False, attention: str | None = None) -> PretrainedModel:
-    """Reads a model folder, every file of which is compared with its digest.
-
-    Args:
-      allow_low_coverage: let it read files that measure few of its features, too.
-      attention: another backend than that of training, where this machine cannot do that one. None: that of training,
-        but `xla_chunked` for `xla`: it computes the same, and rows are many times as long as a training step's.
-
-    Raises:
-      CheckpointError: something is missing, damaged, edited or of another version; the file is named.
-      ConfigError: there is no such backend.
-    """
+def read_model_info(model_dir: Path) -> dict[str, Any]:
+    """model.json, when every file of the folder is what was written. Raises `CheckpointError`, as `load_model`."""
     try:
         text = (model_dir / "model.json").read_text(encoding="utf-8")
         info = json.loads(text)
@@ -249,11 +240,27 @@ def load_model(model_dir: Path, *, allow_low_coverage: bool = False, attention: 
     check_document(model_dir, "model.json", text)
     if not {"step", "covariates", "provenance"} <= set(info):
         raise CheckpointError(f"{model_dir / 'model.json'}: incomplete ({', '.join(info)}); export the model again.")
+    return info
+
+
+def load_model(model_dir: Path, *, allow_low_coverage: bool = False, attention: str | None = None) -> PretrainedModel:
+    """Reads a model folder, every file of which is compared with its digest.
+
+    Args:
+      allow_low_coverage: let it read files that measure few of its features, too.
+      attention: another backend than that of training, where this machine cannot do that one. None: that of training,
+        but `xla_chunked` for `xla`: it computes the same, and rows are many times as long as a training step's.
+
+    Raises:
+      CheckpointError: something is missing, damaged, edited or of another version; the file is named.
+      ConfigError: there is no such backend.
+    """
+    info = read_model_info(model_dir)
     config = load_config(model_dir / "config.json")
     if attention is None and config.model.attention == "xla":
         attention = "xla_chunked"
     config = _with_attention(config, attention)
-    space, definition = _read_features(model_dir, config, info["covariates"], info["provenance"]["feature_space_hash"])
+    space, definition = read_features(model_dir, config, info["covariates"], info["provenance"]["feature_space_hash"])
     params = load_weights(model_dir / "weights", _on_one_device(definition.abstract_params))
     constants = jax.device_put(definition.constants, jax.local_devices()[0])
     return PretrainedModel(config, space, definition, params, constants, info, allow_low_coverage, folder=model_dir)
@@ -286,7 +293,10 @@ def model_card(model: PretrainedModel) -> str:
         if (known := model.feature_space.modalities[name])
     )
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
-    told = "\n".join(f"- {markdown(sentence)}" for sentence in information_in_words(provenance.get("information")))
+    sentences = information_in_words(provenance.get("information"))
+    if "init_from" in provenance:
+        sentences += described_in_words(provenance["init_from"])
+    told = "\n".join(f"- {markdown(sentence)}" for sentence in sentences)
     shape, weights = config.model, config.objectives.weights()
     uses = ['`scmbert embed MODEL_DIR cells.h5ad -o out.h5ad`, or `scmbert_jax.load("MODEL_DIR").embed(adata)`.']
     if "cross_modal_translation" in weights:

@@ -30,6 +30,7 @@ from scmbert_jax.plain_text import say
 from scmbert_jax.training import loop
 from scmbert_jax.training.goodput import read_goodput
 from scmbert_jax.training.run_folder import read_metrics
+from scmbert_jax.warm_start import warm_start
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,6 +85,7 @@ def pretrain(
     changes: Mapping[str, Any] | None = None,
     mixture: MixtureOptions = ALL_CELLS,
     validation: str | Path | None = None,
+    init_from: str | Path | None = None,
     reader: Reader = "tfdata",
     cache_dir: str | Path | None = None,
     cache_gigabytes: float | None = None,
@@ -111,6 +113,9 @@ def pretrain(
       mixture: which cells, how often; its `together` is set by the objectives.
       validation: a corpus of cells by which the run is judged, and on which it does not train; None: those that
         `mixture` or the corpora hold out, if any (`config.validation` says how often it is judged, and by what).
+      init_from: a model folder, or a run folder with a checkpoint, whose weights a new run starts from: features are
+        found by id, all else must have the same shape (training/init_from.py). What the model did not have starts
+        fresh, which is told. A run that has a checkpoint continues from that, with the same option or without it.
       reader: how batches are read ahead; "threads" needs neither TensorFlow nor Grain. All give the same batches.
       cache_dir, cache_gigabytes: where blocks that were read once are kept, and the most they take (`open_corpus`).
       restore_step: continue from the checkpoint of this step; later ones are moved to `run_dir`/set_aside.
@@ -182,6 +187,10 @@ def pretrain(
         if held_out is not None:
             tell(f"judged by held-out cells: {held_out.identity}")
         target_sums = {name: modality.target_sum for name, modality in in_use.items()}
+        beginning = None
+        if init_from is not None:
+            vocabularies = {name: mixed.joined.vocabularies[name] for name in batches.covariates}
+            beginning = warm_start(Path(init_from), config, mixed.joined.feature_space, vocabularies)
         data = MixtureData(
             batches,
             reader,
@@ -189,12 +198,14 @@ def pretrain(
             started_run=run_dir,
             made_once=from_process_zero,
             linear_path=config.model.linear_path,
+            with_earlier=(lambda own: own) if beginning is None else beginning.trained_cells,
         )
         outcome = loop.pretrain(
             config,
             data,
             run_dir,
             validation=held_out,
+            init_from=None if beginning is None else beginning.model,
             restore_step=restore_step,
             profile_steps=profile_steps,
             started=started,

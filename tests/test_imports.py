@@ -21,6 +21,7 @@ LAYERS = (
     ("training",),
     ("planning",),
     ("pretrained",),
+    ("warm_start",),
     ("tasks",),
     ("evaluation",),
     ("evaluators",),

@@ -64,6 +64,9 @@ class Pretrain:
     hash: the same for ever) or dataset=NAME,NAME. The run is judged by them (--validation.every). `none`: none."""
     validation: str | None = None
     """A corpus whose cells the run is judged by; the run must not train on them, and must have all its features."""
+    init_from: Path | None = None
+    """Start a new run from the weights of a model folder, or of a run folder with a checkpoint, on any corpus of the
+    same species: features are found by id, new ones start from their linked genes or fresh, which is told."""
     reader: Literal["tfdata", "threads", "grain"] = "tfdata"
     """How batches are read ahead; `threads` needs neither TensorFlow nor Grain. All give the same batches."""
     restore_step: int | None = None
@@ -113,6 +116,7 @@ class Pretrain:
                 held_out=() if self.held_out == ("none",) else self.held_out or None,
             ),
             validation=self.validation,
+            init_from=self.init_from,
             reader=self.reader,
             cache_dir=self.cache_dir,
             cache_gigabytes=self.cache_gigabytes,

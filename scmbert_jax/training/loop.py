@@ -30,6 +30,7 @@ from scmbert_jax.parallel.multihost import StopAgreement, check_agreement
 from scmbert_jax.training.checkpoint import RunCheckpoints
 from scmbert_jax.training.continuation import check_not_beyond
 from scmbert_jax.training.goodput import GoodputLedger
+from scmbert_jax.training.init_from import SourceModel, described, described_in_words, state_from
 from scmbert_jax.training.metrics import MetricSums, MetricsWriter
 from scmbert_jax.training.nonfinite import keep_nonfinite_step
 from scmbert_jax.training.optimizer import make_optimizer
@@ -78,6 +79,7 @@ def pretrain(
     *,
     validation: Validation | None = None,
     devices: Sequence[jax.Device] | None = None,
+    init_from: SourceModel | None = None,
     restore_step: int | None = None,
     profile_steps: ProfileSteps | None = None,
     started: float | None = None,
@@ -91,6 +93,7 @@ def pretrain(
     Args:
       validation: how it is judged on cells it does not see; None: not at all.
       devices: those of the mesh; None: all there are.
+      init_from: the model whose weights a new run starts from; None: random ones.
       restore_step: continue from the checkpoint of this step, and set later ones aside (`RunCheckpoints.go_back`).
       profile_steps: (A, B): steps A .. B - 1 are traced into `run_dir`/profile (`StepProfile`).
       started: `time.monotonic()` when the process began, for the ledger of time (goodput.py); None: now.
@@ -111,6 +114,7 @@ def pretrain(
             "feature space": data.feature_space_hash,
             "order of the cells, version": data.description["order_version"],
             "held-out cells": None if validation is None else validation.identity,
+            "--init-from": None if init_from is None else init_from.identity,
             "--run-dir": str(run_dir.absolute()),
             "--restore-step": restore_step,
             **software_versions(),
@@ -125,7 +129,8 @@ def pretrain(
     check_profile_steps(profile_steps, config.train.num_steps)
     abstract = abstract_state(model, optimizer, mesh)
     evaluators = {} if validation is None else validation.make(model, mesh)
-    folder = RunFolder(run_dir, config, data, is_coordinator)
+    started_from = None if init_from is None else described(init_from, model)
+    folder = RunFolder(run_dir, config, data, is_coordinator, started_from)
     ledger = GoodputLedger(folder.goodput if is_coordinator else None, started)
     checkpoints = RunCheckpoints(folder.checkpoints, config.train.keep_checkpoints, config.train.keep_every)
     writer = None
@@ -137,7 +142,12 @@ def pretrain(
             first = saved[-1] if saved else 0
             check_agreement({"first step": first})
             check_not_beyond(run_dir, config, first, saved)
-            state = checkpoints.restore(first, abstract) if saved else initial_state(model, optimizer, mesh)
+            if saved:
+                state = checkpoints.restore(first, abstract)
+            elif init_from is not None:
+                state = state_from(init_from, model, optimizer, mesh)
+            else:
+                state = initial_state(model, optimizer, mesh)
             folder.continue_from(first)
             identity = "" if validation is None else validation.identity
             judged = ValidationRun(config, evaluators, identity, folder, first, saved)
@@ -147,6 +157,8 @@ def pretrain(
                 # A command that is repeated leaves a finished run as it is.
                 return Outcome(first, False, judged.stopped, judged.failures)
             about = _in_words(model, mesh, first)
+            if started_from is not None:
+                about += described_in_words(started_from)
             writer = MetricsWriter(folder, config, first, show_progress, about, log_to)
             steps = {
                 name: jax.jit(make_train_step(model, objective, optimizer), donate_argnums=0)

@@ -28,11 +28,12 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from scmbert_jax.config import ExperimentConfig, load_config, to_dict
-from scmbert_jax.errors import CheckpointError, RunInProgress, TrainingError
+from scmbert_jax.errors import CheckpointError, ConfigError, RunInProgress, TrainingError
 from scmbert_jax.outputs import check_run_folder
 from scmbert_jax.plain_text import without_secrets
 from scmbert_jax.training.continuation import changes, changes_in_words, row_of_changes
@@ -95,9 +96,18 @@ class RunFolder:
     data or cannot be written, `RunInProgress` when another process trains in it.
     """
 
-    def __init__(self, path: Path, config: ExperimentConfig, data: DataIdentity, is_coordinator: bool = True):
+    def __init__(
+        self,
+        path: Path,
+        config: ExperimentConfig,
+        data: DataIdentity,
+        is_coordinator: bool = True,
+        init_from: Mapping[str, Any] | None = None,
+    ):
+        """`init_from`: what provenance.json says of the model that the run starts from (init_from.py)."""
         self.path = path
         self.is_coordinator = is_coordinator
+        self._init_from = init_from
         self._config = self._there = config  # now, and of the newest start before
         self.checkpoints = path / "checkpoints"
         self.goodput = path / "goodput.jsonl"
@@ -139,6 +149,8 @@ class RunFolder:
             "hardware": {"machine": platform.machine(), "system": platform.system(), "cpu_count": os.cpu_count()},
             "command": _command(),
         }
+        if self._init_from is not None:
+            provenance["init_from"] = self._init_from
         write_whole(path / "provenance.json", json.dumps(provenance, indent=2) + "\n")
         # Last, and whole: a folder without it was never started.
         write_whole(path / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
@@ -147,6 +159,7 @@ class RunFolder:
         self._there = load_config(self.path / "config.json")
         changes(self.path, self._there, config)
         provenance = read_provenance(self.path)
+        self._check_same_beginning(provenance.get("init_from"))
         recorded, order = provenance.get("data"), data.description["order_version"]
         if recorded is not None and recorded["order_version"] != order:
             raise CheckpointError(
@@ -164,6 +177,22 @@ class RunFolder:
                     f"there, {found[:12]}... now). It was started with {before}; now it is given {now}. Give what it "
                     "was started with, or use another run folder."
                 )
+
+    def _check_same_beginning(self, there: Mapping[str, Any] | None) -> None:
+        """Raises `ConfigError` where the run, started from `there`, would go on from another model's weights."""
+        now = self._init_from
+        before = "random weights" if there is None else f"{there['model']} (step {there['step']})"
+        if now is not None and (there is None or there["identity"] != now["identity"]):
+            raise ConfigError(
+                f"{self.path}: this run was started from {before}; --init-from {now['model']} (step {now['step']}) is "
+                "another beginning. Leave the option out to continue the run, or use another run folder."
+            )
+        has_checkpoint = any(path.name.isdecimal() for path in self.checkpoints.glob("*"))
+        if now is None and there is not None and not has_checkpoint:
+            raise ConfigError(
+                f"{self.path}: this run was started from {before} and has no checkpoint yet. Give --init-from "
+                f"{there['model']} again, or use another run folder."
+            )
 
     def continue_from(self, step: int) -> None:
         """Removes rows of steps that a restored checkpoint has not seen, so that no step stands twice, and records the
