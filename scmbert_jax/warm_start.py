@@ -40,7 +40,7 @@ def warm_start(
     """
     if (folder / "model.json").is_file():
         info = read_model_info(folder)
-        step, found, provenance = info["step"], info["covariates"], info["provenance"]
+        step, categories, provenance = info["step"], info["covariates"], info["provenance"]
         identity = info["sha256"]
 
         def read(placed: Any) -> Any:
@@ -48,7 +48,7 @@ def warm_start(
 
     elif (folder / "config.json").is_file() and (folder / "provenance.json").is_file():
         provenance = read_provenance(folder)
-        step, found = _newest_checkpoint(folder), provenance["covariates"]
+        step, categories = _newest_checkpoint(folder), provenance["covariates"]
         written = [(folder / name).read_bytes() for name in ("config.json", "provenance.json")]
         identity = hashlib.sha256(b"".join(written) + str(step).encode()).hexdigest()
 
@@ -60,17 +60,18 @@ def warm_start(
                 checkpoints.close()
 
     else:
+        found = "neither a model folder nor a run folder" if folder.is_dir() else "there is no such folder"
         raise CheckpointError(
-            f"--init-from {folder}: neither a model folder (scmbert export) nor a run folder (scmbert pretrain). A "
-            "run that has a checkpoint goes on without the option."
+            f"--init-from {folder}: {found}. Give one that scmbert export or scmbert pretrain wrote. A run that has a "
+            "checkpoint goes on without the option."
         )
     there = load_config(folder / "config.json")
     check_fits(there, config, str(folder))
-    known, definition = read_features(folder, there, found, provenance["feature_space_hash"])
+    known, definition = read_features(folder, there, categories, provenance["feature_space_hash"])
     rows = _rows(folder, space, known, there)
     codes = {
-        name: np.array([_place(found.get(name, []), category) for category in categories], np.int64)
-        for name, categories in covariates.items()
+        name: np.array([_place(categories.get(name, []), category) for category in own], np.int64)
+        for name, own in covariates.items()
     }
     model = SourceModel(str(folder.absolute()), identity, step, definition, rows, codes, read)
     return WarmStart(model, load_trained_cells(folder / TRAINED_CELLS))

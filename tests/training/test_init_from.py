@@ -13,13 +13,13 @@ from test_loop import SyntheticData, final_state
 
 from data_pipelines.feature_space import FeatureSpace, ModalityFeatures
 from scmbert_jax.batch import CellBatch
-from scmbert_jax.errors import ConfigError
+from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.parallel.mesh import make_mesh
 from scmbert_jax.training.init_from import SourceModel, check_fits, described, state_from
 from scmbert_jax.training.loop import pretrain
 from scmbert_jax.training.optimizer import make_optimizer
-from scmbert_jax.warm_start import _rows
+from scmbert_jax.warm_start import _rows, warm_start
 
 
 def features(modality: str, space: str, ids: list[str]) -> ModalityFeatures:
@@ -130,6 +130,17 @@ def test_another_species_is_refused(config):
         _rows(Path("MODEL"), mouse, human, config)
     more = FeatureSpace({"rna": features("rna", "gene:human", ["ENSG0", "ENSG2", "ENSG1"])})
     assert _rows(Path("MODEL"), more, human, config).tolist() == [-1, 0, 1]
+
+
+def test_a_model_without_a_feature_of_the_run_and_a_folder_without_a_model_are_refused(config, tmp_path):
+    some = FeatureSpace({"rna": features("rna", "gene:human", ["ENSG1", "ENSG2"])})
+    others = FeatureSpace({"rna": features("rna", "gene:human", ["ENSG3"])})
+    with pytest.raises(ConfigError, match=r"the model knows none of the 1 features of the corpus\. It reads rna"):
+        _rows(Path("MODEL"), others, some, config)
+    with pytest.raises(CheckpointError, match="neither a model folder nor a run folder"):
+        warm_start(tmp_path, config, some, {})
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        warm_start(tmp_path / "none", config, some, {})
 
 
 def test_a_run_records_its_beginning_and_keeps_to_it(source_of, config, layout, tmp_path):
