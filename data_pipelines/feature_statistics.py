@@ -69,7 +69,8 @@ def feature_statistics(
       linear_path: whether a linear path will start from them; without one, its part is not made.
     """
     rows = layout.num_features
-    columns: dict[str, Any] = {name: np.zeros(rows, np.float32) for name in _FIELDS_OF_FEATURES}
+    # Where no cell is read, of a modality that the run leaves out, a spread of zero would have no logarithm.
+    columns: dict[str, Any] = {name: np.full(rows, name.endswith("_std"), np.float32) for name in _FIELDS_OF_FEATURES}
     tokens = _read(batches, max_tokens)
     of_tokens = token_statistics(tokens, rows)
     columns.update(

@@ -14,8 +14,17 @@ from conftest import REPOSITORY, TINY, scmbert, scmbert_ok
 
 from scmbert_jax import __version__, cli
 from scmbert_jax.commands.terminal import fitted
-from scmbert_jax.errors import CheckpointError, ConfigError, CorpusError, InputError, OutputError, TrainingError
+from scmbert_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    CorpusError,
+    EvaluationError,
+    InputError,
+    OutputError,
+    TrainingError,
+)
 from scmbert_jax.evaluation.probe_table import markdown_table
+from scmbert_jax.training import loop
 
 VERBS = [
     *("doctor", "corpus build", "corpus info", "corpus overlap", "corpus verify", "corpus copy", "pretrain", "plan"),
@@ -282,6 +291,14 @@ def test_a_standard_error_that_is_full_changes_no_exit_code():
         assert cli.main(["corpus", "info", "nowhere"]) == CorpusError.exit_code
     with contextlib.suppress(OSError):
         nowhere.close()
+
+
+def test_a_run_of_which_evaluations_failed_ends_with_their_exit_code(pbmc_corpus, tmp_path, monkeypatch):
+    ended = loop.Outcome(6, failed_evaluations=2)
+    monkeypatch.setattr(loop, "pretrain", lambda *arguments, **options: ended)
+    ran = scmbert(*TINY, "--corpus", pbmc_corpus, "--run-dir", tmp_path / "run", "--steps", "6")
+    assert ran.code == EvaluationError.exit_code == 11
+    assert "2 evaluations failed; metrics.jsonl says which and why" in ran.err
 
 
 def test_a_package_of_an_extra_that_is_missing_is_named_with_the_extra(monkeypatch):

@@ -1,7 +1,8 @@
 """`lift`: how much lower the losses are than those of the model at its start, in the loss's own units.
 
 A model starts at what each feature is like by itself (and at its linear path, if it has one): so this is what training
-has added to knowing that. Metrics are those of `loss` that end in "loss", start minus now.
+has added to knowing that. Of a run that begins with a model's weights (--init-from), what those bring is part of the
+lift. Metrics are those of `loss` that end in "loss", start minus now.
 """
 
 from collections.abc import Mapping

@@ -84,6 +84,13 @@ def test_a_feature_that_nobody_measured_is_like_the_others_and_finite():
     assert found.value_std[2] == pytest.approx(np.median(found.value_std[:2]))
 
 
+def test_features_of_a_modality_that_is_not_read_do_not_scale_what_they_never_have():
+    with_more = FeatureLayout(slices={"rna": (0, 3), "protein": (3, 5)})
+    found = feature_statistics(batches(5.0), with_more, {"rna": 1e4}, cells(5.0))
+    for name in ("value", "log1p", "clr", "linear"):
+        assert (getattr(found, f"{name}_std")[3:] == 1.0).all()  # which a model divides by
+
+
 def test_without_a_linear_path_all_else_is_the_same_and_no_component_is_made(monkeypatch):
     whole = statistics(5.0)
     monkeypatch.delattr(module, "principal_components")

@@ -22,7 +22,10 @@ STEPS = 12
 DATA = ("--data.num-streams", "8", "--data.window-blocks", "1")
 # Microbatches of like length: which width they are cut to, two processes must agree on.
 CUT = ("--train.num-microbatches", "2", "--train.row-widths", "20", "40", "60")
-RUN = (*TINY, *DATA, *CUT, "--steps", STEPS, "--train.log-every", "1", "--train.checkpoint-every", "100")
+# 50 held-out cells: the last batch is not full, and neither process has half of them.
+JUDGED = ("--held-out", "cell=0.05", "--validation.cells", "50", "--validation.every", "8")
+JUDGED += ("--validation.evaluators", "loss", "lift", "probe")
+RUN = (*TINY, *DATA, *CUT, *JUDGED, "--steps", STEPS, "--train.log-every", "1", "--train.checkpoint-every", "100")
 
 
 def free_port() -> int:
@@ -68,8 +71,14 @@ def test_two_processes_stop_together_continue_and_equal_one(pbmc_corpus, start_s
 
     finish(start_two(start_scmbert, command))
     rows = [read_metrics(run / "metrics.jsonl") for run in (one, two)]
-    assert [row["step"] for row in rows[1]] == list(range(1, STEPS + 1))  # process 0 alone wrote them, each once
-    for alone, together in zip(*rows, strict=True):
+    trained, judged = (
+        [[row for row in own if ("loss" in row) == is_step] for own in rows] for is_step in (True, False)
+    )
+    assert [row["step"] for row in trained[1]] == list(range(1, STEPS + 1))  # process 0 alone wrote them, each once
+    assert [row["step"] for row in judged[1]] == [8] * 3 + [STEPS] * 3
+    for alone, together in zip(*judged, strict=True):
+        assert together == pytest.approx(alone, rel=1e-5, abs=1e-5)
+    for alone, together in zip(*trained, strict=True):
         # The same cells, tokens and masks: the sums of weights are whole numbers and equal.
         for name in ("loss_weight", "masked_modeling/rna_nll_weight", "masked_modeling/protein_nll_weight"):
             assert alone[name] == together[name]
