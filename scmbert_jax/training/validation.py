@@ -141,7 +141,8 @@ class ValidationRun:
         while left := [name for name in self.due(step) if name not in done]:  # the end may come by what is found
             name = left[0]
             done.add(name)
-            values, error = self._values_of(name, step, params, constants)
+            with jax.transfer_guard("allow"):
+                values, error = self._values_of(name, step, params, constants)
             row: dict[str, Any] = {"step": step}
             row |= {f"{PREFIX}{name}/{metric}": value for metric, value in values.items()}
             if error:
@@ -155,9 +156,8 @@ class ValidationRun:
         """(metric -> value, null where it is not finite; what went wrong), the same on every process."""
         values, error = {}, ""
         try:
-            with jax.transfer_guard("allow"):
-                found = self._evaluators[name](step, params, constants)
-                values = {str(metric): float(value) for metric, value in found.items()}
+            found = self._evaluators[name](step, params, constants)
+            values = {str(metric): float(value) for metric, value in found.items()}
         except Exception as failure:  # whatever it is, training is worth more
             error = f"{type(failure).__name__}: {(str(failure).strip().splitlines() or [''])[0][:300]}"
             with contextlib.suppress(OSError):
