@@ -219,7 +219,7 @@ def _of_cells(
     linear_mean, linear_std = moments(values)
     found = {
         "cell_share": share,
-        "cell_log_dispersion": _dispersion_of_cells(cells, of_cell, share),
+        "cell_log_dispersion": dispersion_of_cells(cells, of_cell, share),
         "cell_detection": detection,
         # The usual value of a feature that most cells lack is zero. Its mean would be no better a centre: the zeros
         # that are shown are a sample, and each would carry a little noise into the cell.
@@ -242,7 +242,7 @@ def _of_cells(
     return found, sp.csr_matrix((values, ids, matrix.indptr), matrix.shape)
 
 
-def _dispersion_of_cells(cells: CellCounts, of_cell: np.ndarray, share: np.ndarray) -> np.ndarray:
+def dispersion_of_cells(cells: CellCounts, of_cell: np.ndarray, share: np.ndarray) -> np.ndarray:
     """log theta [F] by likelihood, over all cells that measured a feature.
 
     A zero's part of it depends on its expected count alone, so the sum over the cells of a panel is a smooth function

@@ -1,7 +1,13 @@
 """What stands beside a model's masked values: each feature alone, the cell's rate, and a PCA fitted to the very task.
 
 All of them are fitted on training cells whose tokens are drawn and hidden as those of the held-out cells are, and all
-speak through the likelihood of the modality, so their bits and the model's are of one kind.
+speak through the likelihood of the modality, so their bits and the model's are of one kind. What they predict is of the
+cell; zeros are rarer among its tokens by a factor that is known, and allowed for (`nll_of_token`). Without that they
+were no match for the decoder of `whole_profile`, for which it is allowed for, too: a fifth of a bit per token was the
+shape of the likelihood alone. Bins are of tokens, as the model's.
+
+The second multiplies by a rate of the cell, and by a power of the number of features that were measured: a panel of
+few features has larger shares.
 
 The third is meant to be hard to beat. Principal components are those of whole training cells. A cell's scores are what
 its visible tokens say of them (the posterior mean of a probabilistic PCA of which most values are missing: Tipping and
@@ -23,13 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from data_pipelines.feature_statistics import DrawnTokens, token_statistics
+from data_pipelines.feature_statistics import DrawnTokens, dispersion_of_cells, token_statistics
 from data_pipelines.principal_components import principal_components
 from data_pipelines.whole_cells import CellCounts, WholeCells
 from scmbert_jax.batch import FeatureLayout
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.masked_values import CellTokens, levels_of
+from scmbert_jax.evaluation.profile_tokens import nll_of_token
 from scmbert_jax.models.likelihoods import (
     SPREAD_BOUNDS,
     Bernoulli,
@@ -121,8 +128,7 @@ class MaskedBaselines:
         found = {}
         for name, own in tokens.items():
             mine, masked = self._features[name], own.at(own.masked)
-            rate = mine.rate(own, num_cells)
-            x = mine.with_rate(inputs[self.choices[name].components], rate)
+            x = np.concatenate([inputs[self.choices[name].components], mine.of_cells(own, num_cells)], axis=1)
             found[name] = {
                 MARGINAL: mine.nll(mine.alone, np.zeros((num_cells, 0), np.float32), masked),
                 CELL_RATE: mine.rate_nll(own, num_cells),
@@ -147,12 +153,13 @@ class _Modality:
         eligible = self._eligible(tokens)
         drawn = DrawnTokens(eligible.features, eligible.counts.astype(float), eligible.library_size.astype(float))
         share, log_dispersion, detection = token_statistics(drawn, self.num_features)
-        bias, spread = self.likelihood.start(share, log_dispersion, detection, {})
+        self.share, self.detection, self.dispersion = share, detection, log_dispersion
         if isinstance(self.likelihood, Bins):
-            bias = self._log_frequencies(eligible)
+            bias, spread = self._log_frequencies(eligible), log_dispersion
+        else:
+            bias, spread = self.likelihood.start(*_of_whole_cells(cells), {})
         self.alone = _Outputs(bias, np.zeros((self.num_features, 0, bias.shape[1])), spread)
-        self.share, self.detection = share, detection
-        self._choose_shrinkage(tokens)
+        self._fit_rate(tokens)
         # Components of whole cells, of the values that linear models of this modality use.
         self.median_library = max(float(np.median(cells.library_size)), 1.0)
         number = np.bincount(cells.panel_of, minlength=len(cells.panels)) @ cells.panels
@@ -205,7 +212,7 @@ class _Modality:
 
         if isinstance(self.likelihood, NegativeBinomial):
             mean = seen.library_size * self.share[seen.features]
-            weight = 1.0 / (1.0 + mean * np.exp(-self.alone.spread[seen.features]))
+            weight = 1.0 / (1.0 + mean * np.exp(-self.dispersion[seen.features]))
             found = sums((seen.counts - mean) * weight) / (sums(mean * weight) + self.shrinkage)
         elif isinstance(self.likelihood, Bernoulli):
             p = self.detection[seen.features]
@@ -216,34 +223,43 @@ class _Modality:
             found = sums(levels_of(self.config, seen) - expected) / (sums(np.ones(len(expected))) + self.shrinkage)
         return np.clip(found, -3.0, 3.0)
 
-    def with_rate(self, x: Array, rate: Array) -> Array:
-        return np.concatenate([x, rate[:, None]], axis=1).astype(np.float32)
+    def of_cells(self, tokens: CellTokens, num_cells: int) -> Array:
+        """float32 [cells, 2]: the rate, and the log of how many features were measured, less its usual value."""
+        log_measured = np.full(num_cells, self.usual)
+        log_measured[tokens.cells] = np.log(np.maximum(tokens.num_measured, 1.0))
+        return np.stack([self.rate(tokens, num_cells), log_measured - self.usual], axis=1).astype(np.float32)
 
-    def _choose_shrinkage(self, tokens: CellTokens) -> None:
-        """Of the rate, by the masked tokens of the training draws; and dispersions beside it: a count varies less about
-        a mean that knows its cell."""
+    def _fit_rate(self, tokens: CellTokens) -> None:
+        """By the masked tokens of the training draws: the shrinkage of the rate, the weights of `of_cells`, and one
+        change of all dispersions, as a count varies less about a mean that knows its cell."""
         num_cells, masked = int(tokens.cells.max()) + 1, tokens.at(tokens.masked)
-        errors, spreads = [], []
+        self.usual = float(np.log(np.maximum(tokens.num_measured, 1.0)).mean())
+        self.rated = self.alone._replace(weights=np.zeros((self.num_features, 2, self.alone.bias.shape[1])))
+        if not isinstance(self.likelihood, Bins):
+            self.rated.weights[:, 0, 0] = 1.0
+        errors = []
         for self.shrinkage in SHRINKAGES:
-            self.rated_spread = self.alone.spread
-            if isinstance(self.likelihood, NegativeBinomial):
-                library_size = masked.library_size * np.exp(self.rate(tokens, num_cells)[masked.cells])
-                drawn = DrawnTokens(masked.features, masked.counts.astype(float), library_size)
-                self.rated_spread = token_statistics(drawn, self.num_features)[1]
             errors.append(self.rate_nll(tokens, num_cells).sum())
-            spreads.append(self.rated_spread)
-        best = int(np.argmin(errors))
-        self.shrinkage, self.rated_spread = SHRINKAGES[best], spreads[best]
+        self.shrinkage = SHRINKAGES[int(np.argmin(errors))]
+        if isinstance(self.likelihood, Bins):
+            return
+        some = _some(masked, _CHOOSING_TOKENS)
+        x, of = self.of_cells(tokens, num_cells)[some.cells], _at(self.alone, some.features)
+
+        def error(given: Array) -> tuple[float, Array]:
+            found, gradient = _of_all(self.likelihood, jnp.asarray(given, jnp.float32), of, x, *_truth(some))
+            return float(found), np.asarray(gradient, np.float64)
+
+        found = scipy.optimize.minimize(error, np.array([1.0, 0.0, 0.0]), jac=True, method="L-BFGS-B").x
+        self.rated.weights[:, :, 0] = found[:2]
+        self.rated = self.rated._replace(spread=self.alone.spread + found[2])
 
     def rate_nll(self, tokens: CellTokens, num_cells: int) -> Array:
         """Counts, open or closed: the feature's mean times the cell's rate. Bins: those of the cell's visible tokens
         and some of the usual bins, whatever the feature."""
         masked = tokens.at(tokens.masked)
         if not isinstance(self.likelihood, Bins):
-            rate = self.rate(tokens, num_cells)[:, None].astype(np.float32)
-            weights = np.eye(self.likelihood.num_outputs)[:1]  # onto output 0
-            outputs = _Outputs(self.alone.bias, np.repeat(weights[None], self.num_features, 0), self.rated_spread)
-            return self.nll(outputs, rate, masked)
+            return self.nll(self.rated, self.of_cells(tokens, num_cells), masked)
         number, seen = self.likelihood.num_outputs, self._eligible(tokens.at(~tokens.masked))
         usual = np.exp(self.alone.bias).mean(axis=0)
         place = seen.cells * number + levels_of(self.config, seen)
@@ -284,23 +300,23 @@ class _Modality:
         return found
 
     def _reconstruction(self, components: int, num_inputs: int, scale: float) -> Array:
-        """Weights [F, num_inputs + 1, J] by which scores and the rate enter before anything is fitted."""
+        """Weights [F, num_inputs + 2, J] by which scores and `of_cells` enter before the ridge."""
         number = min(components, len(self.deviations))
         outputs = self.likelihood.num_outputs
         towards = np.arange(outputs, dtype=float) if isinstance(self.likelihood, Bins) else np.eye(outputs)[0]
-        weights = np.zeros((self.num_features, num_inputs + 1, outputs))
+        weights = np.zeros((self.num_features, num_inputs + 2, outputs))
         if number:
             loadings = self.directions[:, :number] * self.deviations[0] * self.per_value[:, None] * scale
             first = self.place * components
             weights[:, first : first + number] = loadings[..., None] * towards
-        weights[:, -1, :] = 0.0 if isinstance(self.likelihood, Bins) else towards
+        weights[:, -2:] = self.rated.weights
         return weights
 
     # ------------------------------------------------------------------------------------------------------- fit
 
     def fit_pca(self, tokens: CellTokens, inputs: Mapping[int, Array], held_out: Array) -> tuple[Choice, _Outputs]:
         """Args: all tokens of the training draws; components -> scores of all modalities [cells, P]; bool [cells]."""
-        rate = self.rate(tokens, len(held_out))
+        of_cells = self.of_cells(tokens, len(held_out))
         masked = _some(tokens.at(tokens.masked), _FIT_TOKENS)
         choosing = _some(masked, _CHOOSING_TOKENS)
         asked = choosing.at(held_out[choosing.cells])
@@ -309,9 +325,9 @@ class _Modality:
             asked = given = choosing
 
         def start(components: int, scale: float) -> tuple[Array, _Outputs]:
-            x = self.with_rate(inputs[components], rate)
+            x = np.concatenate([inputs[components], of_cells], axis=1)
             weights = self._reconstruction(components, inputs[components].shape[1], scale)
-            return x, _Outputs(self.alone.bias, weights, self.rated_spread)
+            return x, self.rated._replace(weights=weights)
 
         def error(x: Array, outputs: _Outputs) -> float:
             return float(self.nll(outputs, x, asked).sum())
@@ -329,9 +345,9 @@ class _Modality:
         own = tokens.at(number[tokens.features] >= _FEWEST_TOKENS)
         if not len(features):
             return begin
-        first = _Outputs(*(np.asarray(array[features], np.float32) for array in begin))
+        first = _at(begin, features)
         place = np.searchsorted(features, own.features)
-        found = _minimise(self.likelihood, first, place, x[own.cells], _truth(own), strength)
+        found = _minimise(self.likelihood, first, place, x[own.cells], *_truth(own), strength)
         changed = _Outputs(*(np.array(array, np.float64) for array in begin))
         for whole, part in zip(changed, found, strict=True):
             whole[features] = part
@@ -342,8 +358,8 @@ class _Modality:
         parts = []
         for first in range(0, len(tokens.cells), 1 << 17):
             own = CellTokens(*(column[first : first + (1 << 17)] for column in tokens))
-            of = _Outputs(*(array[own.features].astype(np.float32) for array in outputs))
-            parts.append(np.asarray(_nll(self.likelihood, of, x[own.cells], _truth(own)), np.float64))
+            of = _at(outputs, own.features)
+            parts.append(np.asarray(_nll(self.likelihood, of, x[own.cells], *_truth(own)), np.float64))
         return np.concatenate([*parts, np.zeros(0)])
 
 
@@ -354,39 +370,84 @@ def _some(tokens: CellTokens, most: int) -> CellTokens:
     return tokens.at(np.sort(np.random.default_rng(0).choice(len(tokens.cells), most, replace=False)))
 
 
-def _truth(tokens: CellTokens) -> Truth:
-    return Truth(*map(jnp.asarray, (tokens.counts, tokens.library_size, tokens.mean_log_count)))
+def _of_whole_cells(cells: CellCounts) -> tuple[Array, Array, Array]:
+    """Share of the library, log dispersion, and share of cells that express it: of each feature, float64 [F] each, in
+    the cells that measured it."""
+    number = np.bincount(cells.panel_of, minlength=len(cells.panels)) @ cells.panels
+    libraries = np.bincount(cells.panel_of, cells.library_size, minlength=len(cells.panels)) @ cells.panels
+    counts, expressed = (np.asarray(own.sum(axis=0)).ravel() for own in (cells.counts, cells.counts > 0))
+    share = np.minimum((counts + 0.5) / (libraries + max(cells.library_size.mean(), 1.0)), 0.5)
+    of_cell = np.repeat(np.arange(len(cells.cells)), np.diff(cells.counts.indptr))
+    dispersion = dispersion_of_cells(cells, of_cell, share)
+    dispersion[number == 0] = np.median(dispersion[number > 0])
+    return share, dispersion, (expressed + 0.5) / (number + 1.0)
 
 
-def _nll(likelihood: Likelihood, of: _Outputs, x: Array, truth: Truth) -> jax.Array:
+def _at(outputs: _Outputs, features: Array) -> _Outputs:
+    return _Outputs(*(np.asarray(array[features], np.float32) for array in outputs))
+
+
+def _truth(tokens: CellTokens) -> tuple[Truth, jax.Array]:
+    truth = Truth(*map(jnp.asarray, (tokens.counts, tokens.library_size, tokens.mean_log_count)))
+    return truth, jnp.asarray(tokens.log_rarer)
+
+
+def _nll(likelihood: Likelihood, of: _Outputs, x: Array, truth: Truth, log_rarer: jax.Array) -> jax.Array:
     """[n]; `of` [n, J], [n, P, J], [n]: the parameters of each token's feature."""
-    outputs = of.bias + jnp.einsum("np,npj->nj", x, of.weights)
-    return likelihood.nll(jnp.asarray(outputs), jnp.clip(jnp.asarray(of.spread), *SPREAD_BOUNDS), truth)
+    outputs = jnp.asarray(of.bias + jnp.einsum("np,npj->nj", x, of.weights))
+    spread = jnp.clip(jnp.asarray(of.spread), *SPREAD_BOUNDS)
+    if isinstance(likelihood, Bins):
+        return likelihood.nll(outputs, spread, truth)
+    return nll_of_token(likelihood, outputs, spread, truth, log_rarer)
+
+
+@partial(jax.jit, static_argnums=0)
+@partial(jax.value_and_grad, argnums=1)
+def _of_all(
+    likelihood: Likelihood, given: jax.Array, of: _Outputs, x: Array, truth: Truth, log_rarer: jax.Array
+) -> jax.Array:
+    """nll and its gradient by `given` [3]: weights of `of_cells` on output 0, and what is added to every spread."""
+    outputs = jnp.asarray(of.bias).at[:, 0].add(x @ given[:2])
+    spread = jnp.clip(of.spread + given[2], *SPREAD_BOUNDS)
+    return nll_of_token(likelihood, outputs, spread, truth, log_rarer).sum()
 
 
 @partial(jax.jit, static_argnums=0)
 def _penalised(
-    likelihood: Likelihood, parameters: _Outputs, begin: _Outputs, place: Array, x: Array, truth: Truth, strength: float
+    likelihood: Likelihood,
+    parameters: _Outputs,
+    begin: _Outputs,
+    place: Array,
+    x: Array,
+    truth: Truth,
+    log_rarer: jax.Array,
+    strength: float,
 ) -> tuple[jax.Array, _Outputs]:
     """Value and gradient by `parameters`."""
 
     def loss(parameters: _Outputs) -> jax.Array:
         of = jax.tree.map(lambda array: array[place], parameters)
         away = jax.tree.map(lambda now, then: ((now - then) ** 2).sum(), parameters, begin)
-        return _nll(likelihood, of, x, truth).sum() + strength / 2 * sum(jax.tree.leaves(away))
+        return _nll(likelihood, of, x, truth, log_rarer).sum() + strength / 2 * sum(jax.tree.leaves(away))
 
     return jax.value_and_grad(loss)(parameters)
 
 
 def _minimise(
-    likelihood: Likelihood, begin: _Outputs, place: Array, x: Array, truth: Truth, strength: float
+    likelihood: Likelihood,
+    begin: _Outputs,
+    place: Array,
+    x: Array,
+    truth: Truth,
+    log_rarer: jax.Array,
+    strength: float,
 ) -> Sequence[Array]:
     """By L-BFGS; convex in bias and weights."""
     flat, back = jax.flatten_util.ravel_pytree(begin)
 
     def value(parameters: Array) -> tuple[float, Array]:
         now = back(jnp.asarray(parameters, jnp.float32))
-        found, gradient = _penalised(likelihood, now, begin, place, x, truth, strength)
+        found, gradient = _penalised(likelihood, now, begin, place, x, truth, log_rarer, strength)
         return float(found), np.asarray(jax.flatten_util.ravel_pytree(gradient)[0], np.float64)
 
     options = {"maxiter": _ITERATIONS, "maxcor": 5}

@@ -18,10 +18,10 @@ from scmbert_jax.batch import MODALITIES, CellBatch, FeatureLayout
 from scmbert_jax.config import ExperimentConfig, ModalityConfig
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.intervals import CellInterval, bootstrap_weights, percentile_interval
-from scmbert_jax.evaluation.profile_tokens import profile_nll, profiled_modalities
+from scmbert_jax.evaluation.profile_tokens import log_rarer_zeros, profile_nll, profiled_modalities
 from scmbert_jax.models.embeddings import expression_bins, relative_expression
 from scmbert_jax.models.scmbert import ModelDefinition
-from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens
+from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.base import row_keys
 from scmbert_jax.objectives.masked_modeling import MaskedModeling, choose_masked
 
@@ -39,6 +39,8 @@ class CellTokens(NamedTuple):
       cells: int64, which of the cells, from 0.
       features: int64, from 0 within the modality.
       counts, library_size, mean_log_count: float32; see `ModalityTokens`.
+      log_rarer: float32, of its cell: log of how much rarer zeros are among tokens than in the cell (profile_tokens).
+      num_measured: float32, of its cell: features of the modality that were measured.
       masked: bool, hidden and to be predicted; the others are what a method may look at.
     """
 
@@ -47,6 +49,8 @@ class CellTokens(NamedTuple):
     counts: Array
     library_size: Array
     mean_log_count: Array
+    log_rarer: Array
+    num_measured: Array
     masked: Array
 
     def at(self, where: Array) -> "CellTokens":
@@ -77,7 +81,7 @@ class ScoredTokens(NamedTuple):
 
     Attributes:
       feature_ids, counts, library_size, mean_log_count, modality, valid: see `TokenSequence`.
-      masked: bool, hidden and to be predicted.
+      log_rarer, num_measured, masked: see `CellTokens`.
       nll: method -> float32, negative log-likelihood in nats; 0 where not masked.
     """
 
@@ -87,21 +91,25 @@ class ScoredTokens(NamedTuple):
     mean_log_count: Any
     modality: Any
     valid: Any
+    log_rarer: Any
+    num_measured: Any
     masked: Any
     nll: dict[str, Any]
-
-
-def _scored(tokens: TokenSequence, masked: jax.Array, nll: dict[str, jax.Array]) -> ScoredTokens:
-    columns = (tokens.feature_ids, tokens.counts, tokens.library_size, tokens.mean_log_count)
-    return ScoredTokens(*columns, tokens.modality, tokens.valid, masked, nll)
 
 
 @partial(jax.jit, static_argnums=0)
 def masked_tokens(config: ExperimentConfig, batch: CellBatch, key: jax.Array) -> ScoredTokens:
     """Tokens and masks alone. A mask is a function of `key`, the row's number (`batch.row`) and the features."""
     tokens = pack_tokens(batch)
-    hidden = choose_masked(tokens, masked_objective(config).config, row_keys(key, batch.row)).hidden
-    return _scored(tokens, hidden, {})
+    masked = choose_masked(tokens, masked_objective(config).config, row_keys(key, batch.row)).hidden
+    log_rarer = num_measured = jnp.zeros(tokens.valid.shape, jnp.float32)
+    for name in config.modalities.in_use():
+        mine = tokens.modality == MODALITIES.index(name)
+        rarer = log_rarer_zeros(tokens, mine, config.objectives.masked_modeling.mask_zeros)
+        log_rarer = jnp.where(mine, rarer[:, None], log_rarer)
+        num_measured = jnp.where(mine, (tokens.weight * mine).sum(axis=1, keepdims=True), num_measured)
+    columns = (tokens.feature_ids, tokens.counts, tokens.library_size, tokens.mean_log_count)
+    return ScoredTokens(*columns, tokens.modality, tokens.valid, log_rarer, num_measured, masked, {})
 
 
 def score_tokens(
@@ -147,9 +155,11 @@ def by_modality(
     for name in config.modalities.in_use():
         mine = scored.valid & (scored.modality == MODALITIES.index(name))
         features = scored.feature_ids[mine].astype(np.int64) - layout.slices[name][0]
-        numbers = (scored.counts[mine], scored.library_size[mine], scored.mean_log_count[mine])
-        masked = scored.masked[mine]
-        tokens = CellTokens(number[mine], features, *numbers, masked)
+        counts, library_size, mean_log_count = (
+            own[mine] for own in (scored.counts, scored.library_size, scored.mean_log_count)
+        )
+        of_cell, masked = (scored.log_rarer[mine], scored.num_measured[mine]), scored.masked[mine]
+        tokens = CellTokens(number[mine], features, counts, library_size, mean_log_count, *of_cell, masked)
         nll = {method: of[mine][masked] for method, of in scored.nll.items() if name in methods[method]}
         found[name] = tokens, nll
     return {name: own for name, own in found.items() if own[0].masked.any()}

@@ -161,7 +161,7 @@ def method_notes(model: Any, baselines: MaskedBaselines, num_training: int, resa
         notes.append(
             f"{MODEL_PROFILE}: the decoder of whole_profile, from the cell embedding of the visible tokens. It speaks "
             "of cells, where zeros are more frequent than among tokens; that is allowed for by the shares of the "
-            "cell's zeros and expressed features that became tokens, which no other method is told."
+            "cell's zeros and expressed features that became tokens, as in the baselines (but of bins)."
         )
     silent = set(model.config.modalities.in_use()) - {name for names in methods.values() for name in names}
     notes += [
@@ -169,10 +169,10 @@ def method_notes(model: Any, baselines: MaskedBaselines, num_training: int, resa
         for name in sorted(silent)
     ]
     notes += [
-        f"{MARGINAL}: by its share of the library or how often it is open, among training tokens; knows nothing of the "
-        "cell but its library size.",
-        f"{CELL_RATE}: that, times how much the cell's visible tokens exceed their features' means. Of bins: how often "
-        "each occurs among the cell's visible tokens.",
+        f"{MARGINAL}: by its share of the library or how often it is open; knows nothing of the cell but its library "
+        "size and what became of its zeros.",
+        f"{CELL_RATE}: that, times powers of how much the cell's visible tokens exceed their features' means and of "
+        "how many features were measured. Of bins: how often each occurs among the cell's visible tokens.",
         f"{PCA}: components of training cells, scores from the visible tokens of all modalities, then one generalised "
         f"linear model per feature with a ridge penalty; fitted on the same task on {num_training:,} training cells.",
     ]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from scmbert_jax.batch import MODALITIES, CellBatch
 from scmbert_jax.config import ExperimentConfig
-from scmbert_jax.models.likelihoods import Truth
+from scmbert_jax.models.likelihoods import Likelihood, Truth
 from scmbert_jax.models.scmbert import ScMbert
 from scmbert_jax.models.token_sequence import TokenSequence, kept_tokens
 
@@ -61,17 +61,22 @@ def profile_nll(
         place = jnp.clip(tokens.feature_ids - first, 0, stop - first - 1)  # [B, S]
         at = jnp.take_along_axis(likelihood.of_cell(outputs, measured), place[..., None], axis=1)  # [B, S, K]
         mine = tokens.modality == MODALITIES.index(name)
-        counts = jnp.where(mine, tokens.counts, 0.0)
-        truth = Truth(counts, tokens.library_size, tokens.mean_log_count)
-        of_zero = jnp.maximum(likelihood.nll_of_zero(at, spread[place], truth), 1e-6)
-        log_rarer = _log_rarer(tokens, mine, config.objectives.masked_modeling.mask_zeros)[:, None]
-        of_token = jnp.logaddexp(log_rarer - of_zero, jnp.log(-jnp.expm1(-of_zero)))
-        nll = jnp.where(counts > 0, likelihood.nll(at, spread[place], truth), of_zero - log_rarer) + of_token
-        found = jnp.where(mine & masked, nll, found)
+        truth = Truth(jnp.where(mine, tokens.counts, 0.0), tokens.library_size, tokens.mean_log_count)
+        log_rarer = log_rarer_zeros(tokens, mine, config.objectives.masked_modeling.mask_zeros)[:, None]
+        found = jnp.where(mine & masked, nll_of_token(likelihood, at, spread[place], truth, log_rarer), found)
     return found
 
 
-def _log_rarer(tokens: TokenSequence, mine: jax.Array, mask_zeros: bool) -> jax.Array:
+def nll_of_token(
+    likelihood: Likelihood, outputs: jax.Array, spread: jax.Array, truth: Truth, log_rarer: jax.Array
+) -> jax.Array:
+    """`likelihood.nll` of counts, where the outputs speak of a cell and the counts are of its tokens; nats."""
+    of_zero = jnp.maximum(likelihood.nll_of_zero(outputs, spread, truth), 1e-6)
+    of_token = jnp.logaddexp(log_rarer - of_zero, jnp.log(-jnp.expm1(-of_zero)))
+    return jnp.where(truth.counts > 0, likelihood.nll(outputs, spread, truth), of_zero - log_rarer) + of_token
+
+
+def log_rarer_zeros(tokens: TokenSequence, mine: jax.Array, mask_zeros: bool) -> jax.Array:
     """float32 [B]: log of r, of one modality; very low where no zero can be masked."""
     real = tokens.valid & mine
     zeros, expressed = real & (tokens.counts == 0), real & (tokens.counts > 0)

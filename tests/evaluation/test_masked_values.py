@@ -35,7 +35,7 @@ from scmbert_jax.evaluation.masked_values import (
     masked_bits,
     masked_tokens,
 )
-from scmbert_jax.evaluation.profile_tokens import _log_rarer
+from scmbert_jax.evaluation.profile_tokens import log_rarer_zeros
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.pretrained import PretrainedModel
@@ -110,10 +110,11 @@ def bits(scored):
     return masked_bits("rna", RNA, masked, nll, np.arange(160))
 
 
-def test_each_feature_alone_is_what_a_model_without_linear_path_starts_from(scored):
+def test_each_feature_alone_knows_that_zeros_are_rarer_among_tokens(scored):
+    """The model starts from one distribution of each feature's tokens, shown zeros and expressed ones alike."""
     _, nll = scored
-    np.testing.assert_allclose(nll[MARGINAL], nll[MODEL], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(nll[MARGINAL], nll[MODEL_FROM_CLS], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(nll[MODEL], nll[MODEL_FROM_CLS], rtol=1e-4, atol=1e-4)
+    assert nll[MARGINAL].mean() < nll[MODEL].mean() - 0.02
 
 
 def test_all_methods_are_scored_on_the_same_tokens_and_levels_add_up_to_the_whole(scored, bits):
@@ -153,14 +154,16 @@ def test_a_cell_keeps_its_tokens_and_masks_whatever_stands_beside_it(cells, mode
     monkeypatch.setattr(masked_cells, "ROWS", 48)
     alone, _ = scored_cells(model, WholeCells({"rna": first}, nothing, nothing), 5)["rna"]
     for mine, theirs in zip(alone, among.at(among.cells < 70), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6)  # sums over a row differ in the last bit
     another, _ = scored_cells(model, cells[1], 6)["rna"]
     assert another.features.tolist() != among.features.tolist()
 
 
 def test_levels_are_doublings_of_counts_bins_and_open_or_closed():
     counts = np.array([0, 1, 2, 3, 4, 7, 8, 127, 128, 5000], np.float32)
-    tokens = CellTokens(*(np.zeros(10, np.int64),) * 2, counts, np.full(10, 1e4, np.float32), counts, counts > -1)
+    tokens = CellTokens(
+        *(np.zeros(10, np.int64),) * 2, counts, np.full(10, 1e4, np.float32), *(counts,) * 3, counts > -1
+    )
     names = np.array(level_names(RNA))
     assert names[levels_of(RNA, tokens)].tolist() == [
         "0", "1", "2-3", "2-3", "4-7", "4-7", "8-15", "64-127", "128+", "128+",
@@ -212,17 +215,18 @@ def test_a_decoder_of_whole_profiles_speaks_of_tokens_as_they_were_drawn(cells, 
     profiled = untrained(config, model.definition.layout)
     _, nll = scored_cells(profiled, cells[1], 5)["rna"]
     assert list(nll) == [MODEL_PROFILE]
-    assert nll[MODEL_PROFILE].mean() < 1.1 * scored[1][MARGINAL].mean()
+    # It starts from each feature alone: whatever it is ahead of the baselines by is not the shape of its likelihood.
+    assert nll[MODEL_PROFILE].mean() == pytest.approx(scored[1][MARGINAL].mean(), rel=0.01)
 
     batch, _ = next(iter(token_batches(config, model.definition.layout, cells[1], 5)))
     packed = pack_tokens(batch)
     masked = masked_tokens(config, batch, mask_key(0)).masked
-    rarer = np.exp(_log_rarer(packed, packed.valid, True))
+    rarer = np.exp(log_rarer_zeros(packed, packed.valid, True))
     np.testing.assert_allclose(rarer, _rarer(batch.modalities["rna"]), rtol=1e-5)
-    assert (np.exp(_log_rarer(packed, packed.valid, False)) < 1e-20).all()
+    assert (np.exp(log_rarer_zeros(packed, packed.valid, False)) < 1e-20).all()
     network = profiled.definition.merge(profiled.params, profiled.constants)
     row, place = np.argwhere(np.asarray(masked))[3]
-    monkeypatch.setattr(profile_tokens, "_log_rarer", lambda tokens, *_: jnp.full(64, np.log(0.3)))
+    monkeypatch.setattr(profile_tokens, "log_rarer_zeros", lambda tokens, *_: jnp.full(64, np.log(0.3)))
 
     def of_count(count: jax.Array) -> jax.Array:
         asked = dataclasses.replace(packed, counts=jnp.asarray(packed.counts).at[row, place].set(count))

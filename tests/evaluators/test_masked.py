@@ -37,8 +37,8 @@ def test_models_differ_and_baselines_stay_and_no_mesh_changes_either(held_out_in
     assert {name: first[name] for name in fixed} == {name: second[name] for name in fixed}
     assert len({first["rna/bits"], first["rna/bits_cls"], first["rna/bits_linear_path_alone"], second["rna/bits"]}) == 4
     assert all(np.isfinite(value) for value in first.values())
-    # Untrained it is at each feature alone. The statistics of a run are of other tokens of the same cells.
-    assert second["rna/bits"] == pytest.approx(second["rna/bits_marginal"], rel=0.03)
+    # Untrained it knows each feature's tokens, but not that zeros are rarer among those of one cell than of another.
+    assert second["rna/bits_marginal"] < second["rna/bits"] < 1.2 * second["rna/bits_marginal"]
     levels = [name for name in first if name.startswith("rna/level/") and name.endswith("/bits")]
     assert "rna/level/0/bits" in levels
     assert len(levels) > 3
