@@ -7,10 +7,13 @@ There are two marginal models. Masked modelling predicts *tokens*, among which z
 they are sampled. Translation predicts *cells*, and so all else here is of whole cells: every count, and every zero of a
 measured feature, whose part of a sum is known without being looked at. A feature that was not measured is no zero: it
 takes no part.
+
+What a feature is by itself, some thousand cells say. What a linear path starts from, components and maps of them, is of
+many more, read in parts.
 """
 
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +23,7 @@ from scipy.special import gammaln
 
 from data_pipelines.bounded_npz import open_arrays
 from data_pipelines.linear_maps import Scores, alignment_maps, memory_of_pairs, translation_maps
-from data_pipelines.principal_components import principal_components
+from data_pipelines.principal_components import Components, MeasuredValues, PrincipalComponents
 from data_pipelines.whole_cells import CellCounts, WholeCells
 from scmbert_jax.batch import (
     LIBRARY_QUANTILES,
@@ -54,9 +57,10 @@ def feature_statistics(
     cells: WholeCells,
     max_tokens: int = MAX_TOKENS,
     *,
+    more_cells: Callable[[], Iterable[WholeCells]] = tuple,
     linear_path: bool = True,
 ) -> FeatureStatistics:
-    """Statistics over the tokens of `batches`, and over `cells`; a pure function of them.
+    """Statistics over the tokens of `batches`, and over cells; a pure function of them.
 
     A feature without a token gets half a count of share, half a token of detection, and the median of the others'
     dispersion; one that no cell measured gets the median of its modality's other statistics.
@@ -65,7 +69,8 @@ def feature_statistics(
       batches: as in training, in any number, read until `max_tokens` are seen.
       layout: of the features.
       target_sums: modality -> the library size that values are scaled to (`ModalityConfig.target_sum`).
-      cells: of which all else is made.
+      cells: of which all else is made, but for what a linear path starts from.
+      more_cells: gives others, in parts, the same ones each time: what a linear path starts from is made of them, too.
       linear_path: whether a linear path will start from them; without one, its part is not made.
     """
     rows = layout.num_features
@@ -77,26 +82,26 @@ def feature_statistics(
         zip(("share", "log_dispersion", "detection"), (x.astype(np.float32) for x in of_tokens), strict=True)
     )
     libraries = np.ones((len(MODALITIES), len(LIBRARY_QUANTILES)), np.float32)
-    values: dict[str, sp.csr_matrix] = {}
+    first: dict[str, MeasuredValues] = {}
     for name, own in cells.modalities.items():
         mine, place = slice(*layout.slices[name]), MODALITIES.index(name)
         libraries[place] = np.maximum(np.quantile(own.library_size, LIBRARY_QUANTILES), 1.0)
-        found, values[name] = _of_cells(name, own, target_sums.get(name, 1.0), float(libraries[place, _MEDIAN]))
+        found, values = _of_cells(name, own, target_sums.get(name, 1.0), float(libraries[place, _MEDIAN]))
         for column, array in found.items():
             columns[column][mine] = array
+        first[name] = MeasuredValues(values, own.panels, own.panel_of)
     statistics = FeatureStatistics(**columns, library_quantiles=libraries)
     if not linear_path:
         return statistics
     loadings = np.zeros((rows, NUM_COMPONENTS), np.float32)
     offset = np.zeros((len(MODALITIES), NUM_COMPONENTS), np.float32)
     scores: dict[str, Scores] = {}
-    for name, own in cells.modalities.items():
+    for name, (components, scores[name]) in _components(cells, first, more_cells, statistics, layout).items():
         mine = slice(*layout.slices[name])
-        loadings[mine], own_scores = principal_components(values[name], own.panels, own.panel_of)
-        from_centre = statistics.linear_mean[mine].astype(np.float64) - statistics.linear_centre[mine]
-        offset[MODALITIES.index(name)] = np.round(from_centre @ loadings[mine], 4)
-        batches_of_cells = cells.technical_batches[own.cells]
-        scores[name] = Scores(own.cells, own_scores, cells.folds[own.cells], batches_of_cells)
+        loadings[mine] = components.loadings
+        mean, centre = statistics.linear_mean[mine], statistics.linear_centre[mine]
+        mean[components.measured_in > 0] = components.mean[components.measured_in > 0]
+        offset[MODALITIES.index(name)] = np.round((mean.astype(np.float64) - centre) @ components.loadings, 4)
     maps = translation_maps(scores)
     memory = memory_of_pairs(scores, maps)
     linear = LinearStatistics(
@@ -110,6 +115,47 @@ def feature_statistics(
         neighbour_shares=memory.shares,
     )
     return statistics._replace(linear=linear)
+
+
+def _components(
+    cells: WholeCells,
+    first: dict[str, MeasuredValues],
+    more_cells: Callable[[], Iterable[WholeCells]],
+    statistics: FeatureStatistics,
+    layout: FeatureLayout,
+) -> dict[str, tuple[Components, Scores]]:
+    """Of all cells, by modality; `first` are the linear values of `cells`."""
+
+    def parts() -> Iterator[tuple[WholeCells, dict[str, MeasuredValues]]]:
+        yield cells, first
+        for part in more_cells():
+            values = {}
+            for name in first.keys() & part.modalities.keys():
+                own, median = part.modalities[name], statistics.library_quantiles[MODALITIES.index(name), _MEDIAN]
+                detection = statistics.cell_detection[slice(*layout.slices[name])]
+                # Half the bits: products with many cells are what takes the time.
+                of_part = _values_of(name, own, float(median), detection).astype(np.float32)
+                values[name] = MeasuredValues(of_part, own.panels, own.panel_of)
+            yield part, values
+
+    found = {name: PrincipalComponents(measured.values.shape[1]) for name, measured in first.items()}
+    for _, values in parts():
+        for name, measured in values.items():
+            found[name].widen(measured)
+    members: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in found}
+    number = 0
+    for part, values in parts():
+        for name, measured in values.items():
+            found[name].project(measured)
+            mine = part.modalities[name].cells
+            members[name].append((number + mine, part.folds[mine], part.technical_batches[mine]))
+        number += len(part.folds)
+    results = {}
+    for name, of_parts in members.items():
+        components = found[name].components()
+        indices, folds, batches = (np.concatenate(column) for column in zip(*of_parts, strict=True))
+        results[name] = components, Scores(indices, components.scores, folds, batches)
+    return results
 
 
 _FIELDS_OF_FEATURES = FeatureStatistics._fields[: FeatureStatistics._fields.index("library_quantiles")]
@@ -214,9 +260,8 @@ def _of_cells(
     log1p_mean, log1p_std = moments(np.log1p(relative * median_library))
     mean_log_counts = cells.mean_log_count[of_cell]
     clr_mean, clr_std = moments(np.log1p(counts * np.exp(-mean_log_counts)))
-    typical = np.full(len(ids), median_library) if modality == "rna" else detection[ids]
-    values = linear_values(modality, counts, cells.library_size[of_cell], mean_log_counts, typical, np)
-    linear_mean, linear_std = moments(values)
+    values = _values_of(modality, cells, median_library, detection)
+    linear_mean, linear_std = moments(values.data)
     found = {
         "cell_share": share,
         "cell_log_dispersion": dispersion_of_cells(cells, of_cell, share),
@@ -239,7 +284,18 @@ def _of_cells(
     # scores whatever zeros were drawn; with them, antibodies, seen in almost every cell, can be drawn too.
     is_dense = number @ found["cell_detection"] >= 0.5 * number.sum()
     found["linear_centre"] = found["linear_mean"] if is_dense else np.zeros(len(number))
-    return found, sp.csr_matrix((values, ids, matrix.indptr), matrix.shape)
+    return found, values
+
+
+def _values_of(modality: str, cells: CellCounts, median_library: float, detection: np.ndarray) -> sp.csr_matrix:
+    """Linear values of the counts, CSR [n, F]; `detection` [F]."""
+    matrix = cells.counts
+    of_cell = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    typical = np.full(matrix.nnz, median_library) if modality == "rna" else detection[matrix.indices]
+    values = linear_values(
+        modality, matrix.data, cells.library_size[of_cell], cells.mean_log_count[of_cell], typical, np
+    )
+    return sp.csr_matrix((values, matrix.indices, matrix.indptr), matrix.shape)
 
 
 def dispersion_of_cells(cells: CellCounts, of_cell: np.ndarray, share: np.ndarray) -> np.ndarray:

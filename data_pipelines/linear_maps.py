@@ -8,7 +8,6 @@ from itertools import combinations, permutations
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.linear_model import RidgeCV
 from sklearn.neighbors import NearestNeighbors
 
 from scmbert_jax.batch import MODALITIES, NEIGHBOUR_COMPONENTS, NUM_COMPONENTS, NUM_FOLDS, NUM_NEIGHBOURS
@@ -61,9 +60,23 @@ def translation_maps(scores: Mapping[str, Scores]) -> np.ndarray:
         for source, target, x, y in ((first, second, a, b), (second, first, b, a)):
             place = MODALITIES.index(source), MODALITIES.index(target)
             for fold in range(1 + NUM_FOLDS):
-                fitted = RidgeCV(_ALPHAS, fit_intercept=False).fit(x[folds != fold], y[folds != fold])
-                maps[fold, *place] = np.round(fitted.coef_.T, 5)
+                maps[fold, *place] = np.round(_ridge(x[folds != fold], y[folds != fold]), 5)
     return maps
+
+
+def _ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Weights [K, K] of y [n, K] ~ x [n, K], of the strength that errs least on cells left out: what scikit-learn's
+    RidgeCV finds, in less time and memory."""
+    squares, axes = np.linalg.eigh(x.T @ x)
+    along = x @ axes
+    products = along.T @ y
+
+    def error_of_left_out(alpha: float) -> float:
+        share_of_itself = along**2 @ (1 / (squares + alpha))
+        residual = y - along @ (products / (squares + alpha)[:, None])
+        return float(((residual / (1 - share_of_itself)[:, None]) ** 2).sum())
+
+    return axes @ (products / (squares + min(_ALPHAS, key=error_of_left_out))[:, None])
 
 
 class Memory(NamedTuple):

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from data_pipelines.feature_statistics import (
 from data_pipelines.input_pipeline import grain_batches, tf_batches, thread_batches
 from data_pipelines.mixture_information import information_of_mixture
 from data_pipelines.trained_cells import TRAINED_CELLS, TrainedCells, save_trained_cells, trained_cells
-from data_pipelines.whole_cells import first_cells
+from data_pipelines.whole_cells import drawn_cells, first_cells
 from scmbert_jax.batch import CellBatch, FeatureLayout, FeatureStatistics
 
 # How batches are read ahead; all give the same batches bit for bit. `threads` needs neither TensorFlow nor Grain.
@@ -29,9 +30,11 @@ FRONT_ENDS: dict[str, Callable[[BatchReader, int, int], Iterator[tuple[int, Cell
     "threads": thread_batches,
     "grain": grain_batches,
 }
-# Counts of the cells that statistics and components are made of: some thousand cells of a whole transcriptome, some ten
-# thousand of a few hundred genes.
+# Counts of the cells that statistics are made of: some thousand cells of a whole transcriptome, some ten thousand of a
+# few hundred genes. Cells are in memory in parts of as many.
 MAX_COUNTS = 8_000_000
+# Cells that a linear path starts from.
+MAX_CELLS = 100_000
 _STATISTICS_FILE = "feature_statistics.npz"
 
 
@@ -87,9 +90,13 @@ class MixtureData:
             path = self._started_run / _STATISTICS_FILE
             return load_statistics(path, layout.num_features, linear_path=self._linear_path)
         whole = self._reader.of_all_processes()
-        cells = first_cells(whole, MAX_COUNTS)
         return feature_statistics(
-            _first_batches(whole), layout, self._target_sums, cells, linear_path=self._linear_path
+            _first_batches(whole),
+            layout,
+            self._target_sums,
+            first_cells(whole, MAX_COUNTS),
+            more_cells=lambda: islice(drawn_cells(whole, MAX_COUNTS, MAX_CELLS), 1, None),
+            linear_path=self._linear_path,
         )
 
     @cached_property

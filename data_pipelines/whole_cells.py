@@ -3,7 +3,7 @@
 A token is a sample of a cell; a mean, a spread or a component of samples would say how they were drawn as well.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -52,21 +52,41 @@ class WholeCells(NamedTuple):
 
 
 def first_cells(reader: BatchReader, max_counts: int) -> WholeCells:
-    """The cells that a run draws first, all their counts: a pure function of the reader's mixture, seed and batch size.
+    """The first part of `drawn_cells`."""
+    return next(drawn_cells(reader, max_counts, 0))
+
+
+def drawn_cells(reader: BatchReader, max_counts: int, max_cells: int) -> Iterator[WholeCells]:
+    """The cells of a run in the order in which it draws them first, all their counts; no cell is in two parts.
+
+    A pure function of the reader's mixture, seed and batch size. Only what the mixture draws is read, so held-out cells
+    are in none. Blocks hold cells of the whole corpus in random order, and come in random order: the parts are a sample
+    of it.
 
     Args:
       reader: of all rows of the global batch.
-      max_counts: counts above zero after which no further step is read.
+      max_counts: counts above zero after which a part reads no further step.
+      max_cells: cells after which there is no further part; nor is there one after the first epoch.
     """
-    joined = reader.mixture.joined
-    found = _WholeCells(joined, tuple(reader.sampling), reader.covariates)
-    # Four epochs: of a corpus of few blocks, an epoch leaves some out.
+    joined, seen = reader.mixture.joined, set[int]()
+
+    def nothing() -> _WholeCells:
+        return _WholeCells(joined, tuple(reader.sampling), reader.covariates, seen)
+
+    part, is_first = nothing(), True
+    # Four epochs for the first part: of a corpus of few blocks, an epoch leaves some out.
     for step in range(4 * reader.steps_per_epoch):
-        for piece, corpus, window in reader.pieces_at(step):
-            found.add(piece.cells, corpus, window)
-        if found.num_counts >= max_counts or found.num_cells == joined.num_cells:
+        if len(seen) == reader.mixture.num_cells:
             break
-    return found.joined()
+        if part.num_counts >= max_counts:
+            yield part.joined()
+            part, is_first = nothing(), False
+        if not is_first and (len(seen) >= max_cells or step >= reader.steps_per_epoch):
+            break
+        for piece, corpus, window in reader.pieces_at(step):
+            part.add(piece.cells, corpus, window)
+    if part.num_cells or is_first:
+        yield part.joined()
 
 
 def whole_cells(
@@ -83,26 +103,22 @@ def whole_cells(
       modalities: those that windows were read with.
       covariates: obs fields whose codes windows were read with.
     """
-    found = _WholeCells(joined, modalities, covariates)
+    found = _WholeCells(joined, modalities, covariates, set())
     for piece, corpus, window in pieces:
         found.add(piece.cells, corpus, window)
     return found.joined()
 
 
 class _WholeCells:
-    """Cells, collected window by window; one that was there before is passed over."""
+    """Cells, collected window by window; one of those `seen` is passed over, and each becomes one of them."""
 
-    def __init__(self, joined: JoinedCorpora, modalities: tuple[str, ...], covariates: tuple[str, ...]):
+    def __init__(self, joined: JoinedCorpora, modalities: tuple[str, ...], covariates: tuple[str, ...], seen: set[int]):
         self._joined, self._covariates = joined, covariates
         self._slices = joined.feature_space.slices
         sizes = {name: self._slices[name][1] - self._slices[name][0] for name in modalities}
         self._parts = {name: _Parts(size) for name, size in sizes.items()}
-        self._seen: set[int] = set()
+        self._seen, self.num_cells = seen, 0
         self._folds, self._technical_batches = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
-
-    @property
-    def num_cells(self) -> int:
-        return len(self._seen)
 
     @property
     def num_counts(self) -> int:
@@ -113,9 +129,9 @@ class _WholeCells:
         indices = window.cell_index[cells] + translation.first_cell
         new = np.array([index not in self._seen for index in indices.tolist()], np.bool_)
         new &= np.isin(np.arange(len(indices)), np.unique(indices, return_index=True)[1])  # nor twice among these
-        first = self.num_cells
         self._seen.update(indices.tolist())
-        cells = cells[new]
+        cells, first = cells[new], self.num_cells
+        self.num_cells += len(cells)
         self._folds.append(fold_of(indices[new].astype(np.int32)))
         codes = np.full(len(cells), -1, np.int32)
         if "technical_batch" in self._covariates and "technical_batch" in translation.codes:

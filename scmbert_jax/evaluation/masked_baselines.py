@@ -168,7 +168,7 @@ class _Modality:
         matrix.data = self._values(
             matrix.data, cells.library_size[of_cell], cells.mean_log_count[of_cell], matrix.indices
         )
-        loadings, scores = principal_components(matrix, cells.panels, cells.panel_of)
+        loadings, scores, *_ = principal_components(matrix, cells.panels, cells.panel_of)
         length = np.linalg.norm(loadings, axis=0)
         used = length > 0
         # Unit vectors, and the standard deviation of the cells along each.

@@ -231,7 +231,7 @@ def scores_of_counts(
 
 
 def alignment_start(layout: FeatureLayout, modality: str, projection_dim: int) -> np.ndarray:
-    """float32 [K, P]: a modality's scores onto the first P axes on which the pairs of the run's first cells correlate.
+    """float32 [K, P]: a modality's scores onto the first P axes on which the run's pairs correlate.
 
     Zero without pairs.
     """

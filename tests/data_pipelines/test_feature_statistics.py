@@ -6,15 +6,17 @@ import scipy.sparse as sp
 from sklearn.decomposition import PCA
 
 from data_pipelines import feature_statistics as module
+from data_pipelines import training_data
 from data_pipelines.batch_reader import BatchReader
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus import open_corpus
 from data_pipelines.feature_statistics import as_arrays, feature_statistics, load_statistics, save_statistics
+from data_pipelines.mixture import Mixture, MixtureOptions
 from data_pipelines.synthetic import synthetic_cells
 from data_pipelines.training_data import MixtureData
-from data_pipelines.whole_cells import CellCounts, WholeCells, first_cells
-from scmbert_jax.batch import CellBatch, FeatureLayout, ModalityTokens
+from data_pipelines.whole_cells import CellCounts, WholeCells, drawn_cells, first_cells
+from scmbert_jax.batch import MODALITIES, NUM_COMPONENTS, CellBatch, FeatureLayout, ModalityTokens, fold_of
 from scmbert_jax.errors import InputError
 
 LAYOUT = FeatureLayout(slices={"rna": (0, 3)})
@@ -93,9 +95,43 @@ def test_features_of_a_modality_that_is_not_read_do_not_scale_what_they_never_ha
 
 def test_without_a_linear_path_all_else_is_the_same_and_no_component_is_made(monkeypatch):
     whole = statistics(5.0)
-    monkeypatch.delattr(module, "principal_components")
+    monkeypatch.delattr(module, "PrincipalComponents")
     found = feature_statistics(batches(5.0), LAYOUT, {"rna": 1e4}, cells(5.0), linear_path=False)
     chex.assert_trees_all_equal(found, whole._replace(linear=None))
+
+
+def test_maps_between_modalities_are_of_the_cells_of_all_parts():
+    """40 paired cells are too few for maps; those of five more parts make them, as if all had been in memory."""
+    rng = np.random.default_rng(0)
+    amounts = np.exp(rng.normal(size=(240, 3)) @ rng.normal(size=(3, 42)))
+    counts, folds = rng.poisson(amounts).astype(float), fold_of(np.arange(240))
+    layout = FeatureLayout(slices={"rna": (0, 30), "protein": (30, 42)})
+
+    def part(first: int, stop: int) -> WholeCells:
+        modalities = {}
+        for name, (start, end) in layout.slices.items():
+            own = counts[first:stop, start:end]
+            number, panels = np.arange(stop - first), np.ones((1, end - start), bool)
+            library, logs = own.sum(1), np.log1p(own).mean(1)
+            modalities[name] = CellCounts(number, sp.csr_matrix(own), library, logs, number * 0, panels)
+        return WholeCells(modalities, folds[first:stop], np.zeros(stop - first, int))
+
+    def linear(first: WholeCells, *others: WholeCells):
+        found = feature_statistics(batches(5.0), layout, {"rna": 1e4}, first, more_cells=lambda: others)
+        assert found.linear is not None
+        return found.linear
+
+    parts = [part(first, first + 40) for first in range(0, 240, 40)]
+    assert np.abs(linear(parts[0]).translation_maps).max() == 0
+    of_parts, of_all = linear(*parts), linear(part(0, 240))
+    assert of_parts.memory_scores.shape == of_all.memory_scores.shape == (240, len(MODALITIES), NUM_COMPONENTS)
+    np.testing.assert_array_equal(of_parts.memory_folds, folds)
+    assert np.abs(of_parts.translation_maps[:, 0, 1]).max() > 0.1
+    # What protein is expected of each cell, by its RNA.
+    translated = [
+        own.memory_scores[:, 0] @ own.translation_maps[0, 0, 1] @ own.loadings[30:].T for own in (of_parts, of_all)
+    ]
+    assert np.corrcoef(*(values.ravel() for values in translated))[0, 1] > 0.95
 
 
 def test_no_more_batches_are_read_than_are_wanted():
@@ -161,6 +197,41 @@ def test_statistics_are_of_whole_cells_whatever_is_shown_of_them(two_panels):
     np.testing.assert_allclose(
         found.log1p_std, np.sqrt((squares + 2 * squares.sum() / number.sum()) / (number + 2) + 1e-4), rtol=1e-5
     )
+
+
+def test_a_linear_path_starts_from_cells_of_the_whole_corpus_and_of_none_that_is_held_out(two_panels, monkeypatch):
+    """The second data set is held out; the 90 cells of the first come in parts, each once."""
+    path, whole, _ = two_panels
+    reader = BatchReader(
+        Mixture([open_corpus(path)], MixtureOptions(held_out=("dataset=adata_2",))),
+        {"rna": TokenSampling(8, 0.25)},
+        seed=0,
+        global_batch_size=12,
+        num_streams=2,
+        window_blocks=2,
+    )
+    parts = [part.modalities["rna"] for part in drawn_cells(reader, 500, 1000)]
+    assert len(parts) > 2
+    (alone,) = drawn_cells(reader, 10**9, 1000)
+    together, everything = sp.vstack([part.counts for part in parts]), alone.modalities["rna"].counts
+    assert everything.shape == (90, 60)
+    assert everything.sum() == whole.X.sum()
+    assert together.shape[0] >= 84, "all but what an epoch leaves out"
+    assert abs(together - everything[: together.shape[0]]).sum() == 0
+    assert len(list(drawn_cells(reader, 500, 30))) == 2, "there are no more after 30 cells"
+    # A run starts from components of all of them, though statistics are of the first.
+    found = {}
+    for max_counts in (500, 10**9):
+        monkeypatch.setattr(training_data, "MAX_COUNTS", max_counts)
+        found[max_counts] = MixtureData(reader, "threads", {"rna": 1e4}).layout.statistics
+    streamed, exact = found[500], found[10**9]
+    typical = np.median(parts[0].library_size)
+    counts = together.toarray() / np.asarray(together.sum(1)) * typical
+    np.testing.assert_allclose(streamed.linear_mean, np.log1p(counts).mean(0), rtol=1e-5)
+    assert np.abs(streamed.cell_share - exact.cell_share).max() > 1e-4
+    basis = np.linalg.qr(streamed.linear.loadings[:, :8].astype(float))[0]
+    wanted = np.linalg.qr(exact.linear.loadings[:, :3].astype(float))[0]
+    assert np.linalg.norm(wanted.T @ basis, axis=1).min() > 0.95
 
 
 def test_the_dispersion_over_cells_counts_every_zero(two_panels):

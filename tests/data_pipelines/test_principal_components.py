@@ -6,7 +6,7 @@ import pytest
 import scipy.sparse as sp
 
 from data_pipelines.linear_maps import Scores, alignment_maps, memory_of_pairs, translation_maps
-from data_pipelines.principal_components import principal_components
+from data_pipelines.principal_components import Components, MeasuredValues, PrincipalComponents, principal_components
 from scmbert_jax.batch import MODALITIES, NUM_COMPONENTS, NUM_FOLDS, fold_of
 
 RNA, PROTEIN, ATAC = (MODALITIES.index(name) for name in ("rna", "protein", "atac"))
@@ -17,12 +17,34 @@ def values(num_cells=200, num_features=90, seed=0) -> np.ndarray:
     return np.log1p(rng.poisson(np.exp(rng.normal(size=(num_cells, 3)) @ rng.normal(size=(3, num_features)))))
 
 
+def components(data, panels=None, panel_of=None) -> Components:
+    """Of cells in memory; everything was measured where there are no panels."""
+    if panels is None:
+        panels, panel_of = np.ones((1, data.shape[1]), bool), np.zeros(len(data), int)
+    return principal_components(sp.csr_matrix(data), panels, panel_of)
+
+
+def components_of_parts(data, panels, panel_of, sizes) -> Components:
+    found = PrincipalComponents(data.shape[1])
+    parts = np.split(np.arange(len(data)), np.cumsum(sizes))
+    for take in (found.widen, found.project):
+        for rows in parts:
+            take(MeasuredValues(sp.csr_matrix(data[rows]), panels, panel_of[rows]))
+    return found.components()
+
+
+def assert_scores_of(loadings, scores, centred) -> None:
+    """They are, but for the rounding of the loadings to 4 digits."""
+    assert (np.abs(scores - centred @ loadings) <= 5.1e-5 * np.abs(centred).sum(1, keepdims=True)).all()
+
+
 def test_scores_are_those_of_a_pca_and_one_per_number_in_size():
     data = values()
-    loadings, scores = principal_components(sp.csr_matrix(data))
+    loadings, scores, mean, _ = components(data)
+    np.testing.assert_allclose(mean, data.mean(0))
     assert loadings.shape == (90, NUM_COMPONENTS)
     assert loadings.dtype == np.float32
-    np.testing.assert_allclose(scores, (data - data.mean(0)) @ loadings, atol=1e-9)
+    assert_scores_of(loadings, scores, data - data.mean(0))
     left, singular, _ = np.linalg.svd(data - data.mean(0), full_matrices=False)
     wanted = left[:, :NUM_COMPONENTS] * singular[:NUM_COMPONENTS]
     wanted *= np.sqrt(len(data) / (singular[:NUM_COMPONENTS] ** 2).sum()) * np.sqrt(NUM_COMPONENTS)
@@ -34,20 +56,20 @@ def test_scores_are_those_of_a_pca_and_one_per_number_in_size():
 
 def test_components_there_are_not_are_zero_and_everything_is_finite():
     for shape in ((5, 30), (30, 5), (1, 8), (8, 1)):
-        loadings, scores = principal_components(sp.csr_matrix(values()[: shape[0], : shape[1]]))
+        loadings, scores, *_ = components(values()[: shape[0], : shape[1]])
         assert np.isfinite(loadings).all()
         assert np.isfinite(scores).all()
         number = max(min(shape) - 1, 0)
         assert np.abs(loadings[:, number:]).max(initial=0) == 0
         assert np.abs(scores[:, number:]).max(initial=0) == 0
-    assert np.abs(principal_components(sp.csr_matrix((20, 10)))[0]).max() == 0
+    assert np.abs(components(np.zeros((20, 10))).loadings).max() == 0
 
 
 def test_the_order_of_the_cells_changes_nothing():
     """Processes read the same cells, but might add them up in another order."""
     data = values()
     order = np.random.default_rng(1).permutation(len(data))
-    one, other = principal_components(sp.csr_matrix(data))[0], principal_components(sp.csr_matrix(data[order]))[0]
+    one, other = components(data).loadings, components(data[order]).loadings
     np.testing.assert_allclose(one, other, atol=2.1e-4)  # of numbers rounded to 4 digits
 
 
@@ -58,11 +80,44 @@ def test_a_feature_that_was_not_measured_has_its_mean():
     panels[1, 60:] = False
     measured = panels[panel_of]
     mean = (data * measured).sum(0) / measured.sum(0)
-    loadings, scores = principal_components(sp.csr_matrix(data * measured), panels, panel_of)
+    loadings, scores, *_ = components(data * measured, panels, panel_of)
     filled = np.where(measured, data, mean)
-    np.testing.assert_allclose(scores, (filled - mean) @ loadings, atol=1e-9)
-    whole, _ = principal_components(sp.csr_matrix(filled))
+    assert_scores_of(loadings, scores, filled - mean)
+    whole = components(filled).loadings
     np.testing.assert_allclose(loadings[:, :10], whole[:, :10], atol=2.1e-4)
+
+
+def test_components_of_more_cells_than_are_in_memory_are_those_of_all_of_them():
+    """600 cells in three parts, the first of which is of another kind: held to the decomposition of all."""
+    data = np.concatenate([values(150, 300, seed=3), values(450, 300)])
+    data[:150, 7] += 5
+    everything, panel_of = np.ones((1, 300), bool), np.zeros(600, int)
+    loadings, scores, mean, _ = components_of_parts(data, everything, panel_of, (150, 200))
+    np.testing.assert_allclose(mean, data.mean(0))
+    centred = data - mean
+    assert_scores_of(loadings, scores, centred)
+    assert (scores**2).sum(1).mean() == pytest.approx(NUM_COMPONENTS, rel=1e-3)
+    exact = np.linalg.svd(centred, full_matrices=False)
+    basis = np.linalg.qr(loadings.astype(float))[0]
+    explained = ((centred @ basis) ** 2).sum() / (exact.S[:NUM_COMPONENTS] ** 2).sum()
+    assert 0.99 < explained < 1 + 1e-9
+    assert np.linalg.norm(exact.Vh[:6] @ basis, axis=1).min() > 0.999
+    of_first = np.linalg.qr(components(data[:150]).loadings.astype(float))[0]
+    assert ((centred @ of_first) ** 2).sum() < 0.97 * ((centred @ basis) ** 2).sum()
+
+
+def test_parts_of_other_panels_have_means_where_nothing_was_measured():
+    """A feature that the first part lacks has its components from the second."""
+    data = values(400)
+    panels, panel_of = np.ones((2, 90), bool), np.arange(400) // 200
+    panels[0, 80:], panels[1, :5] = False, False
+    measured = panels[panel_of]
+    parts = components_of_parts(data * measured, panels, panel_of, (200,))
+    whole = components(data * measured, panels, panel_of)
+    np.testing.assert_allclose(parts.mean, (data * measured).sum(0) / measured.sum(0))
+    np.testing.assert_array_equal(parts.measured_in, measured.sum(0))
+    np.testing.assert_allclose(parts.loadings[:, :3], whole.loadings[:, :3], atol=0.01)
+    assert np.abs(whole.loadings[80:, :3]).max() > 0.1, "more than what may differ"
 
 
 # --- maps between modalities -----------------------------------------------------------------------------------------
