@@ -120,8 +120,8 @@ class ModelConfig:
     encoder_sharing: Literal["shared", "multiway", "per_modality"] = "shared"
     """What modalities share of the encoder: all of it; the attention, with a feed-forward layer each; nothing."""
     linear_path: bool = True
-    """Principal components beside the transformer, into the cell embedding and out of it (models/linear_path.py): what
-    few cells and steps do not teach. Off in the experiments from small_10m up."""
+    """Principal components of up to 100,000 cells beside the transformer, into the cell embedding and out of it
+    (models/linear_path.py): what few cells and steps do not teach. Off in the experiments from small_10m up."""
     decoder_layers: int = 1
     """Cross-attention layers of the translation decoder."""
     attention: str = "xla"

@@ -17,6 +17,8 @@ from scmbert_jax.models.scmbert import ModelDefinition, ScMbert
 from scmbert_jax.models.token_sequence import CutBatch
 from scmbert_jax.parallel.mesh import batch_to_devices, replicated
 
+ALONE = "_linear_path_alone"
+
 
 class CannotEvaluate(Exception):
     """Raised by an evaluator when it is made: this run has not what it takes, such as pairs or labels. The message ends
@@ -68,7 +70,9 @@ class EvaluatorInputs:
 
         return over_all
 
-    def over_whole_cells(self, function: Callable[[ScMbert, jax.Array, CutBatch], Any]) -> Callable[[Any, Any], Any]:
+    def over_whole_cells(
+        self, function: Callable[[ScMbert, jax.Array, CutBatch], Any]
+    ) -> dict[str, Callable[[Any, Any], Any]]:
         """Calls a function of (model, its feature table, batch) with every held-out cell as `scmbert embed` shows it to
         a model: all that it expresses, scores of all its counts, no covariate known.
 
@@ -76,9 +80,13 @@ class EvaluatorInputs:
           function: gives arrays whose first dimension is the rows of the batch; it is jitted, once per width of rows.
 
         Returns:
-          As that of `over_cells`.
+          What the names of metrics end with -> as that of `over_cells`. "": of the model. `ALONE`: of the same without
+          its transformer (`ModelDefinition.linear_path_alone`); not there for a model that has no linear path.
         """
-        return self._whole_cells.over_cells(function)
+        found = {"": self._whole_cells.over_cells(function)}
+        if self.config.model.linear_path:
+            found[ALONE] = self._whole_cells.over_cells(function, linear_path_alone=True)
+        return found
 
     @cached_property
     def _whole_cells(self) -> WholeCellBatches:

@@ -2,8 +2,9 @@
 
 Of each two modalities, over the held-out cells that measured both:
 
-A+B/foscttm       the share of cells that are nearer than the true partner: 0 best, 0.5 by chance
-A+B/cells         how many there are
+A+B/foscttm                    the share of cells that are nearer than the true partner: 0 best, 0.5 by chance
+A+B/foscttm_linear_path_alone  the same without the transformer, of a model that has a linear path
+A+B/cells                      how many there are
 """
 
 from collections.abc import Mapping
@@ -38,11 +39,11 @@ class _Matching:
             raise CannotEvaluate("no two of the held-out cells measured several modalities")
 
     def __call__(self, step: int, params: Any, constants: Any) -> Mapping[str, float]:
-        vectors = self._vectors(params, constants)
-        found = {}
-        for (first, second), cells in self._pairs.items():
-            found[f"{first}+{second}/foscttm"] = foscttm(vectors[first][cells], vectors[second][cells])
-            found[f"{first}+{second}/cells"] = float(len(cells))
+        found = {f"{first}+{second}/cells": float(len(cells)) for (first, second), cells in self._pairs.items()}
+        for ending, of_cells in self._vectors.items():
+            vectors = of_cells(params, constants)
+            for (first, second), cells in self._pairs.items():
+                found[f"{first}+{second}/foscttm{ending}"] = foscttm(vectors[first][cells], vectors[second][cells])
         return found
 
 

@@ -3,9 +3,10 @@
 Half of the labelled cells, by a hash of their number, fit a linear probe (`evaluation.probe.linear_probe`); the others
 are scored. Beside it stands a PCA of the same cells, scaled by one number and as wide as the embedding.
 
-macro_f1, accuracy            of the embedding
-pca_macro_f1, pca_accuracy    of the PCA (LSI for accessibility) of the modality that most of the cells have
-cells                         that were scored: labelled, with that modality
+macro_f1, accuracy                        of the embedding
+macro_f1_linear_path_alone, accuracy_...  of the embedding without the transformer, of a model that has a linear path
+pca_macro_f1, pca_accuracy                of the PCA (LSI for accessibility) of the modality that most of the cells have
+cells                                     that were scored: labelled, with that modality
 """
 
 from collections.abc import Mapping
@@ -48,8 +49,11 @@ class _Probe:
             )
 
     def __call__(self, step: int, params: Any, constants: Any) -> Mapping[str, float]:
-        found = self._score(self._embed(params, constants)[self._cells])
-        return {**found, **self._of_pca, "cells": float(np.count_nonzero(~self._fitted))}
+        found = {"cells": float(np.count_nonzero(~self._fitted)), **self._of_pca}
+        for ending, embed in self._embed.items():
+            scores = self._score(embed(params, constants)[self._cells])
+            found |= {f"{metric}{ending}": value for metric, value in scores.items()}
+        return found
 
     @cached_property
     def _of_pca(self) -> dict[str, float]:

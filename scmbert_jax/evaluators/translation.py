@@ -4,9 +4,10 @@ Of each direction that the run trains, over the held-out cells that measured bot
 likelihood (models/likelihoods.py), over the features that were measured (of many, the 2,048 that are most often
 detected):
 
-A_to_B/rmse            root of the mean squared error
-A_to_B/rmse_of_mean    the same of predicting each feature's mean
-A_to_B/cells           how many cells
+A_to_B/rmse                    root of the mean squared error
+A_to_B/rmse_linear_path_alone  the same without encoder and decoder, of a model that has a linear path
+A_to_B/rmse_of_mean            the same of predicting each feature's mean
+A_to_B/cells                   how many cells
 
 Its likelihoods are among the metrics of `loss`.
 """
@@ -57,8 +58,8 @@ class _Translation:
         values = {}
         for found, predict in zip(self._directions, self._predict, strict=True):
             name = f"{found.source}_to_{found.target}"
-            predicted = predict(params, constants)[found.cells]
-            values[f"{name}/rmse"] = _rmse(predicted, found)
+            for ending, of_cells in predict.items():
+                values[f"{name}/rmse{ending}"] = _rmse(of_cells(params, constants)[found.cells], found)
             values[f"{name}/rmse_of_mean"] = _rmse(found.mean, found)
             values[f"{name}/cells"] = float(len(found.cells))
         return values

@@ -42,19 +42,24 @@ class WholeCellBatches:
         self._model = model
         self._mesh, self._data = mesh, data
 
-    def over_cells(self, function: Callable[[Any, Any, CutBatch], Any]) -> Callable[[Any, Any], Any]:
+    def over_cells(
+        self, function: Callable[[Any, Any, CutBatch], Any], linear_path_alone: bool = False
+    ) -> Callable[[Any, Any], Any]:
         """Calls a function of (the model, its feature table, a batch) with all the cells.
 
         Args:
           function: gives arrays whose first dimension is the rows of the batch; it is jitted.
+          linear_path_alone: the model is without its transformer.
 
         Returns:
           A function of (params, constants) that gives numpy arrays whose first dimension is the cells, in their order
           and the same on every process.
         """
 
+        model = self._model.linear_path_alone if linear_path_alone else self._model
+
         def call(params: Any, constants: Any, batch: CutBatch) -> Any:
-            merged = self._model.merge(params, constants)
+            merged = model.merge(params, constants)
             return function(merged, merged.feature_table(), batch)
 
         compiled = jax.jit(call, out_shardings=replicated(self._mesh))

@@ -23,7 +23,9 @@ def with_objectives(inputs, **objectives):
 @pytest.fixture
 def given(monkeypatch):
     """Evaluators called with arrays for parameters: what models give of the cells, each time that they are asked."""
-    monkeypatch.setattr(EvaluatorInputs, "over_whole_cells", lambda self, function: lambda params, _: params.pop(0))
+    monkeypatch.setattr(
+        EvaluatorInputs, "over_whole_cells", lambda self, function: {"": lambda params, _: params.pop(0)}
+    )
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -42,7 +44,7 @@ def test_every_held_out_cell_is_shown_whole_in_its_place_on_any_mesh(held_out_in
     with jax.set_mesh(inputs.mesh):
         constants = jax.device_put(inputs.model.constants, replicated(inputs.mesh))
         params = jax.device_put(inputs.model.init(jax.random.key(0)), replicated(inputs.mesh))
-        found = inputs.over_whole_cells(shown)(params, constants)
+        found = inputs.over_whole_cells(shown)[""](params, constants)
     np.testing.assert_array_equal(found["row"], np.arange(90))
     assert len(np.unique(found["width"])) > 1  # so they were not in this order
     layout = inputs.model.layout
@@ -130,24 +132,49 @@ def test_a_run_that_does_not_translate_or_align_is_not_asked(held_out_inputs):
             evaluator.make(held_out_inputs())
 
 
-def test_an_untrained_model_without_linear_path_translates_no_better_than_the_mean(held_out_inputs, monkeypatch):
-    """And the others run with a model, too."""
+@pytest.fixture
+def of_a_model(held_out_inputs, monkeypatch):
+    """Translation, probe and matching of an untrained model whose weights were shaken."""
     monkeypatch.setattr(whole_cells, "row_width", lambda length: 768)  # one program each
     objectives = ObjectivesConfig(
         cross_modal_translation=CrossModalTranslationConfig(weight=1.0, directions=("rna>protein",)),
         contrastive_alignment=ContrastiveAlignmentConfig(weight=1.0, projection_dim=8, negatives="all"),
     )
     usual = held_out_inputs().config
-    model = replace(usual.model, linear_path=False, num_layers=1)
-    inputs = held_out_inputs(1, replace(usual, objectives=objectives, model=model))
-    with jax.set_mesh(inputs.mesh):
-        params = jax.device_put(shaken(inputs.model.init(jax.random.key(0)), 0.0), replicated(inputs.mesh))
-        constants = jax.device_put(inputs.model.constants, replicated(inputs.mesh))
-        found = {
-            evaluator.__name__.split(".")[-1]: evaluator.make(inputs)(0, params, constants)
-            for evaluator in (translation, probe, matching)
-        }
+
+    def found(linear_path: bool, shake: float):
+        model = replace(usual.model, linear_path=linear_path, num_layers=1)
+        inputs = held_out_inputs(1, replace(usual, objectives=objectives, model=model))
+        with jax.set_mesh(inputs.mesh):
+            params = jax.device_put(shaken(inputs.model.init(jax.random.key(0)), shake), replicated(inputs.mesh))
+            constants = jax.device_put(inputs.model.constants, replicated(inputs.mesh))
+            return {
+                evaluator.__name__.split(".")[-1]: evaluator.make(inputs)(0, params, constants)
+                for evaluator in (translation, probe, matching)
+            }
+
+    return found
+
+
+def test_an_untrained_model_without_linear_path_translates_no_better_than_the_mean(of_a_model):
+    """And the others run with a model, too."""
+    found = of_a_model(linear_path=False, shake=0.0)
     own = found["translation"]
     assert own["rna_to_protein/rmse"] == pytest.approx(own["rna_to_protein/rmse_of_mean"], rel=0.05)
     assert found["matching"]["rna+protein/foscttm"] > 0.3
     assert 0 < found["probe"]["macro_f1"] < 1
+    assert not any("linear_path_alone" in metric for own in found.values() for metric in own)
+
+
+def test_the_linear_path_alone_stands_beside_every_score_of_a_model_that_has_one(of_a_model):
+    found = of_a_model(linear_path=True, shake=0.3)
+    for name, metric in (
+        ("translation", "rna_to_protein/rmse"),
+        ("probe", "macro_f1"),
+        ("probe", "accuracy"),
+        ("matching", "rna+protein/foscttm"),
+    ):
+        assert np.isfinite(found[name][f"{metric}_linear_path_alone"])
+    own = found["translation"]
+    assert own["rna_to_protein/rmse_linear_path_alone"] != own["rna_to_protein/rmse"]
+    assert found["matching"]["rna+protein/foscttm_linear_path_alone"] != found["matching"]["rna+protein/foscttm"]
