@@ -70,6 +70,9 @@ class MetricSums:
         return row
 
 
+_HELD_OUT_LOSS = "validation/loss/loss"
+
+
 class MetricsWriter:
     """Writes rows of the coordinator process; other processes write nothing."""
 
@@ -106,7 +109,7 @@ class MetricsWriter:
             self._tensorboard.write(row)
         for tracker in self._trackers:
             tracker.write(row)
-        if self._progress is not None:
+        if self._progress is not None and ("loss" in row or _HELD_OUT_LOSS in row):
             try:
                 self._progress.show(self._shown_with(row), row["step"])
             except OSError:  # a terminal that was closed, a log on a full disk: no reason to stop training
@@ -117,8 +120,8 @@ class MetricsWriter:
         if "loss" in row:
             self._training = _line(row)
         else:
-            newest = row.get("validation/loss/loss")
-            self._validation = self._validation if newest is None else f"validation loss {newest:.4f}"
+            newest = row[_HELD_OUT_LOSS]
+            self._validation = "" if newest is None else f"validation loss {newest:.4f}"
         return "  ".join(part for part in (self._training, self._validation) if part)
 
     def close(self) -> None:
@@ -208,18 +211,20 @@ class _TerminalProgress:
 
 
 class _LogProgress:
-    """A line every ten seconds at most, for logs."""
+    """A line every ten seconds at most, and the last one, for logs."""
 
     def __init__(self, num_steps: int, first_step: int):
-        self._num_steps, self._last, self._shown = num_steps, 0.0, ""
+        self._num_steps, self._last, self._unseen = num_steps, 0.0, ""
 
     def show(self, line: str, step: int) -> None:
-        if time.monotonic() - self._last > 10 or (step == self._num_steps and line != self._shown):
-            print(f"step {step}/{self._num_steps}  {line}", file=sys.stderr, flush=True)
-            self._last, self._shown = time.monotonic(), line
+        self._unseen = f"step {step}/{self._num_steps}  {line}"
+        if time.monotonic() - self._last > 10:
+            self.close()
 
     def close(self) -> None:
-        """Nothing is left open."""
+        if self._unseen:
+            print(self._unseen, file=sys.stderr, flush=True)
+            self._last, self._unseen = time.monotonic(), ""
 
 
 def _progress_display(num_steps: int, first_step: int) -> Any:

@@ -102,7 +102,7 @@ class ValidationRun:
         history = _history(rows, self._metric, identity)
         known = from_process_zero(
             lambda: {
-                "done": np.array([_has_row(rows, first, name) for name in evaluators], bool),
+                "done": np.array([_has_row(rows, first, name, identity) for name in evaluators], bool),
                 "steps": np.array([step for step, _ in history], np.int64),
                 "values": np.array([value for _, value in history], np.float64),
                 "failures": np.array(sum(key.endswith("/error") for row in rows for key in row)),
@@ -234,8 +234,12 @@ def _rows_of_evaluations(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file if mark in line]
 
 
-def _has_row(rows: Sequence[Mapping[str, Any]], step: int, name: str) -> bool:
-    return any(row.get("step") == step and any(key.startswith(f"{PREFIX}{name}/") for key in row) for row in rows)
+def _has_row(rows: Sequence[Mapping[str, Any]], step: int, name: str, identity: str) -> bool:
+    return any(
+        (row.get("step"), row.get(_CELLS)) == (step, identity)
+        and any(key.startswith(f"{PREFIX}{name}/") for key in row)
+        for row in rows
+    )
 
 
 def read_best(run_dir: Path) -> Best | None:

@@ -5,7 +5,7 @@ import pytest
 
 from scmbert_jax.training.goodput import GoodputLedger
 from scmbert_jax.training.loop import _StepLog
-from scmbert_jax.training.metrics import MetricSums
+from scmbert_jax.training.metrics import MetricSums, _LogProgress
 
 
 def values(loss: float, weight: float, **more: float) -> dict[str, float]:
@@ -75,3 +75,11 @@ def test_a_run_that_continues_from_a_checkpoint_writes_the_rows_of_one_that_nobo
     assert [(row["step"], row["steps"]) for row in whole] == [(4, 4), (8, 4), (10, 2), (12, 2), (16, 4), (20, 4)]
     again = [row for row in rows(0, 19) if row["step"] <= 10] + rows(10, 20)
     assert again == whole
+
+
+def test_a_log_gets_few_lines_and_the_last_of_them(capsys):
+    progress = _LogProgress(30, 0)
+    for step in (3, 6, 9):
+        progress.show("loss 1", step)
+    progress.close()
+    assert capsys.readouterr().err == "step 3/30  loss 1\nstep 9/30  loss 1\n"

@@ -28,12 +28,12 @@ def judged(tiny_config, tiny_layout, tmp_path):
     train = TrainConfig(num_steps=6, log_every=1, checkpoint_every=100, keep_checkpoints=1)
     steps, folder = [], tmp_path / "run"
 
-    def run(evaluators, **fields):
+    def run(evaluators, identity="8 of made", **fields):
         validation = ValidationConfig(evaluators=tuple(evaluators), **fields)
         config = replace(tiny_config, modalities=rna, model=small, train=train, validation=validation)
         functions = {entry.partition(":")[0]: function for entry, function in evaluators.items()}
         data = SyntheticData(config, tiny_layout, steps.append)
-        judge = Validation("8 of made", lambda model, mesh: functions)
+        judge = Validation(identity, lambda model, mesh: functions)
         return pretrain(config, data, folder, validation=judge, devices=jax.devices()[:1], show_progress=False)
 
     def rows():
@@ -73,6 +73,10 @@ def test_a_run_killed_while_it_evaluates_trains_no_step_again_and_writes_no_row_
     assert read_goodput(judged.folder).seconds["eval"] > 0
     assert judged({"first": first, "second": second}, every=2) == Outcome(6)  # a finished run stays as it is
     assert judged.rows() == expected
+    # Of other cells nothing is known yet.
+    assert judged({"first": first, "second": second}, identity="9 of made", every=2) == Outcome(6)
+    assert judged.rows() == expected + expected[-2:]
+    assert judged.steps == list(range(6))
 
 
 def test_an_evaluator_that_fails_is_told_and_the_run_goes_on(judged, capsys):
