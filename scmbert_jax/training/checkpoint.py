@@ -89,6 +89,7 @@ class RunCheckpoints:
             )
         except OSError as error:
             raise CheckpointError(f"{self.folder}: checkpoints cannot be read here ({error.strerror}).") from error
+        self._under_way: ocp.AsyncResponse[bool] | None = None
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
@@ -123,8 +124,9 @@ class RunCheckpoints:
         if step in self.steps():
             return
         parts = state._asdict()
+        self.wait()  # Orbax would, too
         try:
-            self._checkpointer.save_async(
+            self._under_way = self._checkpointer.save_async(
                 step, {**parts, "digests": {name: digests(part) for name, part in parts.items()}}
             )
         except _IO_ERRORS as error:
@@ -133,7 +135,10 @@ class RunCheckpoints:
 
     def wait(self) -> None:
         """Blocks until the save that is under way is complete on disk. Raises `CheckpointError` when it failed."""
+        under_way, self._under_way = self._under_way, None
         try:
+            if under_way is not None:
+                under_way.result()  # a thread per save lives until somebody asks
             self._checkpointer.wait()
         except _IO_ERRORS as error:
             _pass_if_a_host_is_lost(error)

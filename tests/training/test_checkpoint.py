@@ -3,6 +3,7 @@ test_killed_processes."""
 
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,18 @@ def test_a_checkpoint_of_an_earlier_version_says_who_can_go_on_with_it(tmp_path)
     with pytest.raises(CheckpointError, match=r"linear/loadings and 0 more. .* git_commit of its provenance.json"):
         checkpoints.restore_params(5, abstract(KEPT))
     assert set(checkpoints.restore_params(5, abstract(EARLIER))["linear"]) == {"into_cell", "loadings"}
+    checkpoints.close()
+
+
+def test_a_save_leaves_no_thread_behind(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path / "checkpoints", keep=1)
+    running = []
+    for step in range(1, 5):
+        checkpoints.save(step, TrainState(EARLIER, KEPT, jnp.asarray(step, jnp.int32)))
+        checkpoints.wait()
+        running.append(threading.active_count())
+    assert running == running[:1] * 4
+    assert checkpoints.steps() == [4]
     checkpoints.close()
 
 
