@@ -74,7 +74,11 @@ class HeldOutRule:
         if self.field == CELL:
             return barcode_keys(obs["cell_id"].to_numpy(str)) < np.uint64(self.fraction * 2.0**64)
         if self.values or self.field not in obs:
-            return selected_rows(obs, CellSelection(only={self.field: self.values or (f"{self.fraction:g}",)}), where)
+            selection = CellSelection(only={self.field: self.values or (f"{self.fraction:g}",)})
+            try:
+                return selected_rows(obs, selection, where)
+            except InputError as error:
+                raise InputError(f"held out {str(error).removeprefix('only ')}") from error
         codes, distinct = pd.factorize(obs[self.field])
         names = as_text(pd.Series(distinct))
         places = np.array([_place(self.field, name) for name in names])

@@ -226,16 +226,13 @@ def _rules(joined: JoinedCorpora, given: tuple[str, ...] | None) -> list[tuple[s
 def _held_out(joined: JoinedCorpora, given: tuple[str, ...] | None) -> list[np.ndarray | None]:
     """Per corpus, bool [cells]: those that are held out; None: no rule is for it. Raises InputError."""
     rules = _rules(joined, given)
-    tables = [
-        corpus.obs(columns=["dataset", *columns_of(own)]) if own else None
-        for corpus, own in zip(joined.corpora, rules, strict=True)
-    ]
     if given:  # a corpus may have none of the cells, or not the field
-        held = held_out_cells(pd.concat(tables, ignore_index=True), given, joined.where)
+        table = pd.concat(_obs_tables(joined, columns_of(given)), ignore_index=True)
+        held = held_out_cells(table, given, joined.where)
         return list(np.split(held, [translation.first_cell for translation in joined.translations[1:]]))
     return [
-        None if table is None else held_out_cells(table, own, str(corpus.path))
-        for corpus, own, table in zip(joined.corpora, rules, tables, strict=True)
+        held_out_cells(corpus.obs(columns=["dataset", *columns_of(own)]), own, str(corpus.path)) if own else None
+        for corpus, own in zip(joined.corpora, rules, strict=True)
     ]
 
 
@@ -298,12 +295,18 @@ def _all_sources(joined: JoinedCorpora, options: MixtureOptions, held_out: list[
 
 def _table(joined: JoinedCorpora, columns: Sequence[str]) -> pd.DataFrame:
     """Some columns of the obs tables of all corpora, one below the other; a corpus may lack a field."""
-    parts = []
-    for corpus, names in zip(joined.corpora, joined.dataset_names, strict=True):
-        part = corpus.obs(columns=["dataset", *columns])
+    parts = _obs_tables(joined, columns)
+    for part, names in zip(parts, joined.dataset_names, strict=True):
         part["dataset"] = part["dataset"].map(names)
-        parts.append(part)
     return pd.concat(parts, ignore_index=True)
+
+
+def _obs_tables(joined: JoinedCorpora, columns: Sequence[str]) -> list[pd.DataFrame]:
+    """`dataset` and these columns of each obs table, as far as it has them. Where none has one of them, all columns:
+    the error to come lists what there is."""
+    tables = [corpus.obs(columns=["dataset", *columns]) for corpus in joined.corpora]
+    there = {name for table in tables for name in table}
+    return tables if there.issuperset(columns) else [corpus.obs() for corpus in joined.corpora]
 
 
 def _classes(table: pd.DataFrame, name: str, where: str) -> tuple[np.ndarray, list[str]]:
