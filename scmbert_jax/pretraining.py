@@ -18,7 +18,9 @@ from data_pipelines.batch_reader import BatchReader
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus import open_corpus
 from data_pipelines.mixture import Mixture, MixtureOptions
+from data_pipelines.trained_cells import trained_cells
 from data_pipelines.training_data import FRONT_ENDS, MixtureData
+from data_pipelines.validation_data import held_out_mixture
 from experiments import load_experiment
 from scmbert_jax.config import ExperimentConfig, batch_covariates, compared_within, with_fields, without_modalities
 from scmbert_jax.errors import ConfigError
@@ -183,7 +185,8 @@ def pretrain(
         if validation is not None:
             there = open_corpus(str(validation), cache_dir=cache_dir, cache_gigabytes=cache_gigabytes)
             judged_by = opened.enter_context(closing(there))
-        held_out = validation_of(config, batches, judged_by)
+        not_trained_on = held_out_mixture(mixed, judged_by)
+        held_out = validation_of(config, batches, not_trained_on)
         if held_out is not None:
             tell(f"judged by held-out cells: {held_out.identity}")
         target_sums = {name: modality.target_sum for name, modality in in_use.items()}
@@ -191,6 +194,9 @@ def pretrain(
         if init_from is not None:
             vocabularies = {name: mixed.joined.vocabularies[name] for name in batches.covariates}
             beginning = warm_start(Path(init_from), config, mixed.joined.feature_space, vocabularies)
+            if not_trained_on is not None:
+                for line in beginning.knows(trained_cells(not_trained_on, list(in_use))):
+                    tell(line)
         data = MixtureData(
             batches,
             reader,

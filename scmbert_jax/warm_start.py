@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.cell_identity import NOT_MEASURED
 from data_pipelines.feature_space import FeatureSpace
 from data_pipelines.trained_cells import TRAINED_CELLS, TrainedCells, joined_cells, load_trained_cells
 from scmbert_jax.config import ExperimentConfig, load_config
@@ -27,6 +28,21 @@ class WarmStart:
 
     def trained_cells(self, own: TrainedCells | None) -> TrainedCells | None:
         return joined_cells(own, self.cells)
+
+    def knows(self, held_out: TrainedCells | None) -> list[str]:
+        """What to say of the cells by which the run is judged; None: of an earlier version's corpus, or too many."""
+        if held_out is None or self.cells is None:
+            lacking = f"its {TRAINED_CELLS}" if self.cells is None else "the keys of the corpus"
+            return [f"note: unknown whether the model of --init-from has trained on held-out cells, without {lacking}"]
+        known = np.zeros(len(held_out.barcodes), bool)
+        for name, keys in held_out.keys.items():
+            known |= (keys != NOT_MEASURED) & np.isin(keys, self.cells.keys.get(name, []))
+        if not known.any():
+            return []
+        return [
+            f"note: the model of --init-from has trained on {known.sum():,} of the {len(known):,} held-out cells: the "
+            "run is not judged by cells that it never saw"
+        ]
 
 
 def warm_start(

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from jax.sharding import Mesh
 
 from data_pipelines.batch_reader import BatchReader
-from data_pipelines.corpus import Corpus
-from data_pipelines.validation_data import ValidationData, held_out_mixture
+from data_pipelines.mixture import Mixture
+from data_pipelines.validation_data import ValidationData
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.evaluators import lift, loss, masked, matching, probe, translation
@@ -25,22 +25,20 @@ EVALUATORS: dict[str, Callable[[EvaluatorInputs], Evaluator]] = {
 }
 
 
-def validation_of(config: ExperimentConfig, training: BatchReader, corpus: Corpus | None = None) -> Validation | None:
+def validation_of(config: ExperimentConfig, training: BatchReader, mixture: Mixture | None) -> Validation | None:
     """What a run is judged by; None where no cell is held out.
 
     Args:
       training: the reader of the run.
-      corpus: the cells; None: those that are held out of the corpora of the run.
+      mixture: the held-out cells (`held_out_mixture`).
 
     Raises:
       ConfigError: an evaluator that there is not, evaluations without held-out cells.
-      ConfigError, CorpusError: what `held_out_mixture` raises.
     """
     asked = config.validation.schedules()
     for name in asked:
         if name not in EVALUATORS:
             raise ConfigError(f"validation.evaluators names {name!r}; there are {', '.join(EVALUATORS)}.")
-    mixture = held_out_mixture(training.mixture, corpus)
     if mixture is None:
         if any(asked.values()) or config.validation.best:
             raise ConfigError(

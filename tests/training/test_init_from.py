@@ -11,7 +11,9 @@ from conftest import shaken
 from test_continuation import changed
 from test_loop import SyntheticData, final_state
 
+from data_pipelines.cell_identity import NOT_MEASURED
 from data_pipelines.feature_space import FeatureSpace, ModalityFeatures
+from data_pipelines.trained_cells import TrainedCells
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.models.scmbert import ModelDefinition
@@ -19,7 +21,7 @@ from scmbert_jax.parallel.mesh import make_mesh
 from scmbert_jax.training.init_from import SourceModel, check_fits, described, state_from
 from scmbert_jax.training.loop import pretrain
 from scmbert_jax.training.optimizer import make_optimizer
-from scmbert_jax.warm_start import _rows, warm_start
+from scmbert_jax.warm_start import WarmStart, _rows, warm_start
 
 
 def features(modality: str, space: str, ids: list[str]) -> ModalityFeatures:
@@ -141,6 +143,19 @@ def test_a_model_without_a_feature_of_the_run_and_a_folder_without_a_model_are_r
         warm_start(tmp_path, config, some, {})
     with pytest.raises(CheckpointError, match="there is no such folder"):
         warm_start(tmp_path / "none", config, some, {})
+
+
+def test_held_out_cells_that_the_model_has_trained_on_are_told(source_of):
+    def cells(modality: str, *keys: int) -> TrainedCells:
+        there = np.array(keys, np.uint64)
+        return TrainedCells({modality: there}, there, np.zeros(len(keys), bool))
+
+    held_out = cells("rna", 1, 2, NOT_MEASURED, 4)
+    beginning = WarmStart(source_of[0](np.arange(52)), cells("rna", 2, NOT_MEASURED, 4, 7))
+    (told,) = beginning.knows(held_out)
+    assert "has trained on 2 of the 4 held-out cells" in told
+    assert replace(beginning, cells=cells("protein", 1, 2)).knows(held_out) == []
+    assert "unknown whether" in replace(beginning, cells=None).knows(held_out)[0]
 
 
 def test_a_run_records_its_beginning_and_keeps_to_it(source_of, config, layout, tmp_path):
