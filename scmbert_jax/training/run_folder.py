@@ -22,6 +22,7 @@ import errno
 import fcntl
 import importlib.metadata
 import json
+import mmap
 import os
 import platform
 import shlex
@@ -228,20 +229,24 @@ class RunFolder:
     def _drop_rows_after(self, step: int) -> list[dict[str, Any]]:
         """Cuts the file behind its last row of `step` or before; gives the rows that were cut off.
 
-        Only those are parsed: a run of a million steps has a hundred thousand rows and goes on from its last ones.
+        Only those are read: a run of a million steps has a hundred thousand rows and goes on from its last ones.
         """
-        content, dropped, damaged = self.metrics_path.read_bytes(), list[dict[str, Any]](), 0
-        end = len(content)
-        while end > 0:
-            start = content.rfind(b"\n", 0, end - 1) + 1
-            row = _row(content[start:end])
-            if row is None:
-                damaged += 1
-            elif row.get("step", 0) <= step and content.endswith(b"\n", start, end):
-                break
-            else:
-                dropped.append(row)
-            end = start
+        dropped, damaged = list[dict[str, Any]](), 0
+        end = self.metrics_path.stat().st_size
+        if not end:
+            return []
+        with self.metrics_path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            while end > 0:
+                start = content.rfind(b"\n", 0, end - 1) + 1
+                line = content[start:end]
+                row = _row(line)
+                if row is None:
+                    damaged += 1
+                elif row.get("step", 0) <= step and line.endswith(b"\n"):
+                    break
+                else:
+                    dropped.append(row)
+                end = start
         if damaged:
             print(
                 f"scmbert: {self.metrics_path}: {damaged} damaged line(s), as a crash leaves them, are left out",
