@@ -255,14 +255,14 @@ class EvaluateLadder:
     may have.
 
     Example:  scmbert evaluate ladder runs/small runs/medium runs/large -o ladder.png
-              scmbert evaluate ladder runs/* -o ladder.svg --metric validation/loss/loss --beside
+              scmbert evaluate ladder runs/* -o ladder.svg --metric validation/masked/rna/bits_profile --beside
     """
 
     run_dirs: tyro.conf.Positional[tuple[RunFolder, ...]]
     """Written by scmbert pretrain with held-out cells and --validation.every N."""
     output: Output
     """.png, .svg or .pdf."""
-    metric: str = "validation/loss/masked_modeling/rna_nll"
+    metric: str = "validation/loss/loss"
     """A field of metrics.jsonl."""
     beside: tuple[str, ...] = ()
     """Other fields, of what does not learn, drawn as lines."""
