@@ -255,7 +255,8 @@ class EvaluateLadder:
     may have.
 
     Example:  scmbert evaluate ladder runs/small runs/medium runs/large -o ladder.png
-              scmbert evaluate ladder runs/* -o ladder.svg --metric validation/masked/rna/bits_profile --beside
+              scmbert evaluate ladder runs/* -o ladder.svg --metric validation/masked/rna/bits_profile
+                  --beside validation/masked/rna/bits_pca
     """
 
     run_dirs: tyro.conf.Positional[tuple[RunFolder, ...]]
