@@ -137,9 +137,9 @@ class RunCheckpoints:
         """Blocks until the save that is under way is complete on disk. Raises `CheckpointError` when it failed."""
         under_way, self._under_way = self._under_way, None
         try:
+            self._checkpointer.wait()  # first: it tells an error once, and `close` would tell it again
             if under_way is not None:
                 under_way.result()  # a thread per save lives until somebody asks
-            self._checkpointer.wait()
         except _IO_ERRORS as error:
             _pass_if_a_host_is_lost(error)
             raise self._save_error(None, error) from error

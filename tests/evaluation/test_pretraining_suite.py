@@ -54,8 +54,8 @@ def test_a_model_is_scored_beside_its_baselines_on_cells_it_has_not_seen(
     assert {method for modality, method in bits if modality == "protein"} == methods
     assert len({row["tokens"] for (modality, _), row in bits.items() if modality == "rna"}) == 1, "the same tokens"
     for modality in ("rna", "protein"):
-        # Six steps old, the model is where it began: at each feature alone.
-        assert bits[modality, "model"]["bits"] == pytest.approx(bits[modality, MARGINAL]["bits"], rel=0.05)
+        # Six steps old, the model is where it began, at each feature's tokens; how rare zeros are there it is not told.
+        assert 0.95 < bits[modality, "model"]["bits"] / bits[modality, MARGINAL]["bits"] < 1.1
         assert bits[modality, MARGINAL]["low"] < bits[modality, MARGINAL]["bits"] < bits[modality, MARGINAL]["high"]
     page = report.read_text()
     assert "What is saved beside each feature alone" in page
