@@ -111,7 +111,7 @@ def _rung(width: int, layers: int) -> ExperimentConfig:
             mlp_dim=4 * width,
             linear_path=False,
         ),
-        # Of masked tokens its decoder predicts more than masked modelling of as many passes, in less time (the ledger).
+        # The cell embedding learns more from it than from masked modelling of as many passes (the ledger).
         objectives=ObjectivesConfig(
             masked_modeling=MaskedModelingConfig(weight=0.0, mask_fraction=0.5),
             whole_profile=WholeProfileConfig(weight=1.0),
