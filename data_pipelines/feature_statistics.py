@@ -229,6 +229,22 @@ def token_statistics(tokens: DrawnTokens, rows: int) -> tuple[np.ndarray, np.nda
     return share, dispersion, (sums(tokens.counts > 0) + 0.5) / (number + 1.0)
 
 
+def cell_statistics(cells: CellCounts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Share, log dispersion and detection of each feature among the cells that measured it, float64 [F] each; one that
+    no cell measured has the median of the others' dispersion."""
+    matrix = cells.counts
+    number = np.bincount(cells.panel_of, minlength=len(cells.panels)) @ cells.panels
+    libraries = np.bincount(cells.panel_of, cells.library_size, minlength=len(cells.panels)) @ cells.panels
+    total, expressed = (
+        np.bincount(matrix.indices, values, minlength=matrix.shape[1]) for values in (matrix.data, np.ones(matrix.nnz))
+    )
+    share = np.minimum((total + 0.5) / (libraries + max(cells.library_size.mean(), 1.0)), 0.5)
+    of_cell = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    log_dispersion = _dispersion_of_cells(cells, of_cell, share)
+    log_dispersion[number == 0] = np.median(log_dispersion[number > 0])
+    return share, log_dispersion, (expressed + 0.5) / (number + 1.0)
+
+
 def _of_cells(
     modality: str, cells: CellCounts, target_sum: float, median_library: float
 ) -> tuple[dict[str, np.ndarray], sp.csr_matrix]:
@@ -238,7 +254,7 @@ def _of_cells(
     of_cell = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     cells_of_panel = np.bincount(cells.panel_of, minlength=len(cells.panels)).astype(np.float64)
     number = cells_of_panel @ cells.panels  # [F], the cells that measured it
-    libraries = np.bincount(cells.panel_of, cells.library_size, minlength=len(cells.panels)) @ cells.panels
+    share, log_dispersion, detection = cell_statistics(cells)
 
     def sums(values: np.ndarray) -> np.ndarray:
         return np.bincount(ids, values, minlength=matrix.shape[1])
@@ -253,8 +269,6 @@ def _of_cells(
         average = squares.sum() / max(number.sum(), 1.0)
         return mean, np.sqrt((squares + 2 * average) / (number + 2.0) + 1e-4)
 
-    detection = (expressed + 0.5) / (number + 1.0)
-    share = np.minimum((sums(counts) + 0.5) / (libraries + max(cells.library_size.mean(), 1.0)), 0.5)
     relative = counts / np.maximum(cells.library_size, 1.0)[of_cell]
     value_mean, value_std = moments(np.log1p(relative * target_sum))
     log1p_mean, log1p_std = moments(np.log1p(relative * median_library))
@@ -264,7 +278,7 @@ def _of_cells(
     linear_mean, linear_std = moments(values.data)
     found = {
         "cell_share": share,
-        "cell_log_dispersion": dispersion_of_cells(cells, of_cell, share),
+        "cell_log_dispersion": log_dispersion,
         "cell_detection": detection,
         # The usual value of a feature that most cells lack is zero. Its mean would be no better a centre: the zeros
         # that are shown are a sample, and each would carry a little noise into the cell.
@@ -298,7 +312,7 @@ def _values_of(modality: str, cells: CellCounts, median_library: float, detectio
     return sp.csr_matrix((values, matrix.indices, matrix.indptr), matrix.shape)
 
 
-def dispersion_of_cells(cells: CellCounts, of_cell: np.ndarray, share: np.ndarray) -> np.ndarray:
+def _dispersion_of_cells(cells: CellCounts, of_cell: np.ndarray, share: np.ndarray) -> np.ndarray:
     """log theta [F] by likelihood, over all cells that measured a feature.
 
     A zero's part of it depends on its expected count alone, so the sum over the cells of a panel is a smooth function

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from data_pipelines.feature_statistics import DrawnTokens, dispersion_of_cells, token_statistics
+from data_pipelines.feature_statistics import DrawnTokens, cell_statistics, token_statistics
 from data_pipelines.principal_components import principal_components
 from data_pipelines.whole_cells import CellCounts, WholeCells
 from scmbert_jax.batch import FeatureLayout
@@ -67,6 +67,13 @@ class _Outputs(NamedTuple):
     bias: Array
     weights: Array
     spread: Array
+
+
+class _Measured(NamedTuple):
+    """Of tokens: what likelihoods are asked for, and `CellTokens.log_rarer`."""
+
+    truth: Truth
+    log_rarer: jax.Array
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,7 @@ class _Modality:
         if isinstance(self.likelihood, Bins):
             bias, spread = self._log_frequencies(eligible), log_dispersion
         else:
-            bias, spread = self.likelihood.start(*_of_whole_cells(cells), {})
+            bias, spread = self.likelihood.start(*cell_statistics(cells), {})
         self.alone = _Outputs(bias, np.zeros((self.num_features, 0, bias.shape[1])), spread)
         self._fit_rate(tokens)
         # Components of whole cells, of the values that linear models of this modality use.
@@ -237,9 +244,7 @@ class _Modality:
         self.rated = self.alone._replace(weights=np.zeros((self.num_features, 2, self.alone.bias.shape[1])))
         if not isinstance(self.likelihood, Bins):
             self.rated.weights[:, 0, 0] = 1.0
-        errors = []
-        for self.shrinkage in SHRINKAGES:
-            errors.append(self.rate_nll(tokens, num_cells).sum())
+        errors = [self.rate_nll(tokens, num_cells).sum() for self.shrinkage in SHRINKAGES]
         self.shrinkage = SHRINKAGES[int(np.argmin(errors))]
         if isinstance(self.likelihood, Bins):
             return
@@ -247,7 +252,7 @@ class _Modality:
         x, of = self.of_cells(tokens, num_cells)[some.cells], _at(self.alone, some.features)
 
         def error(given: Array) -> tuple[float, Array]:
-            found, gradient = _of_all(self.likelihood, jnp.asarray(given, jnp.float32), of, x, *_truth(some))
+            found, gradient = _of_all(self.likelihood, jnp.asarray(given, jnp.float32), of, x, _measured(some))
             return float(found), np.asarray(gradient, np.float64)
 
         found = scipy.optimize.minimize(error, np.array([1.0, 0.0, 0.0]), jac=True, method="L-BFGS-B").x
@@ -347,7 +352,7 @@ class _Modality:
             return begin
         first = _at(begin, features)
         place = np.searchsorted(features, own.features)
-        found = _minimise(self.likelihood, first, place, x[own.cells], *_truth(own), strength)
+        found = _minimise(self.likelihood, first, place, x[own.cells], _measured(own), strength)
         changed = _Outputs(*(np.array(array, np.float64) for array in begin))
         for whole, part in zip(changed, found, strict=True):
             whole[features] = part
@@ -359,7 +364,7 @@ class _Modality:
         for first in range(0, len(tokens.cells), 1 << 17):
             own = CellTokens(*(column[first : first + (1 << 17)] for column in tokens))
             of = _at(outputs, own.features)
-            parts.append(np.asarray(_nll(self.likelihood, of, x[own.cells], *_truth(own)), np.float64))
+            parts.append(np.asarray(_nll(self.likelihood, of, x[own.cells], _measured(own)), np.float64))
         return np.concatenate([*parts, np.zeros(0)])
 
 
@@ -370,46 +375,31 @@ def _some(tokens: CellTokens, most: int) -> CellTokens:
     return tokens.at(np.sort(np.random.default_rng(0).choice(len(tokens.cells), most, replace=False)))
 
 
-def _of_whole_cells(cells: CellCounts) -> tuple[Array, Array, Array]:
-    """Share of the library, log dispersion, and share of cells that express it: of each feature, float64 [F] each, in
-    the cells that measured it."""
-    number = np.bincount(cells.panel_of, minlength=len(cells.panels)) @ cells.panels
-    libraries = np.bincount(cells.panel_of, cells.library_size, minlength=len(cells.panels)) @ cells.panels
-    counts, expressed = (np.asarray(own.sum(axis=0)).ravel() for own in (cells.counts, cells.counts > 0))
-    share = np.minimum((counts + 0.5) / (libraries + max(cells.library_size.mean(), 1.0)), 0.5)
-    of_cell = np.repeat(np.arange(len(cells.cells)), np.diff(cells.counts.indptr))
-    dispersion = dispersion_of_cells(cells, of_cell, share)
-    dispersion[number == 0] = np.median(dispersion[number > 0])
-    return share, dispersion, (expressed + 0.5) / (number + 1.0)
-
-
 def _at(outputs: _Outputs, features: Array) -> _Outputs:
     return _Outputs(*(np.asarray(array[features], np.float32) for array in outputs))
 
 
-def _truth(tokens: CellTokens) -> tuple[Truth, jax.Array]:
+def _measured(tokens: CellTokens) -> _Measured:
     truth = Truth(*map(jnp.asarray, (tokens.counts, tokens.library_size, tokens.mean_log_count)))
-    return truth, jnp.asarray(tokens.log_rarer)
+    return _Measured(truth, jnp.asarray(tokens.log_rarer))
 
 
-def _nll(likelihood: Likelihood, of: _Outputs, x: Array, truth: Truth, log_rarer: jax.Array) -> jax.Array:
+def _nll(likelihood: Likelihood, of: _Outputs, x: Array, measured: _Measured) -> jax.Array:
     """[n]; `of` [n, J], [n, P, J], [n]: the parameters of each token's feature."""
     outputs = jnp.asarray(of.bias + jnp.einsum("np,npj->nj", x, of.weights))
     spread = jnp.clip(jnp.asarray(of.spread), *SPREAD_BOUNDS)
     if isinstance(likelihood, Bins):
-        return likelihood.nll(outputs, spread, truth)
-    return nll_of_token(likelihood, outputs, spread, truth, log_rarer)
+        return likelihood.nll(outputs, spread, measured.truth)
+    return nll_of_token(likelihood, outputs, spread, *measured)
 
 
 @partial(jax.jit, static_argnums=0)
 @partial(jax.value_and_grad, argnums=1)
-def _of_all(
-    likelihood: Likelihood, given: jax.Array, of: _Outputs, x: Array, truth: Truth, log_rarer: jax.Array
-) -> jax.Array:
+def _of_all(likelihood: Likelihood, given: jax.Array, of: _Outputs, x: Array, measured: _Measured) -> jax.Array:
     """nll and its gradient by `given` [3]: weights of `of_cells` on output 0, and what is added to every spread."""
     outputs = jnp.asarray(of.bias).at[:, 0].add(x @ given[:2])
     spread = jnp.clip(of.spread + given[2], *SPREAD_BOUNDS)
-    return nll_of_token(likelihood, outputs, spread, truth, log_rarer).sum()
+    return nll_of_token(likelihood, outputs, spread, *measured).sum()
 
 
 @partial(jax.jit, static_argnums=0)
@@ -419,8 +409,7 @@ def _penalised(
     begin: _Outputs,
     place: Array,
     x: Array,
-    truth: Truth,
-    log_rarer: jax.Array,
+    measured: _Measured,
     strength: float,
 ) -> tuple[jax.Array, _Outputs]:
     """Value and gradient by `parameters`."""
@@ -428,26 +417,20 @@ def _penalised(
     def loss(parameters: _Outputs) -> jax.Array:
         of = jax.tree.map(lambda array: array[place], parameters)
         away = jax.tree.map(lambda now, then: ((now - then) ** 2).sum(), parameters, begin)
-        return _nll(likelihood, of, x, truth, log_rarer).sum() + strength / 2 * sum(jax.tree.leaves(away))
+        return _nll(likelihood, of, x, measured).sum() + strength / 2 * sum(jax.tree.leaves(away))
 
     return jax.value_and_grad(loss)(parameters)
 
 
 def _minimise(
-    likelihood: Likelihood,
-    begin: _Outputs,
-    place: Array,
-    x: Array,
-    truth: Truth,
-    log_rarer: jax.Array,
-    strength: float,
+    likelihood: Likelihood, begin: _Outputs, place: Array, x: Array, measured: _Measured, strength: float
 ) -> Sequence[Array]:
     """By L-BFGS; convex in bias and weights."""
     flat, back = jax.flatten_util.ravel_pytree(begin)
 
     def value(parameters: Array) -> tuple[float, Array]:
         now = back(jnp.asarray(parameters, jnp.float32))
-        found, gradient = _penalised(likelihood, now, begin, place, x, truth, log_rarer, strength)
+        found, gradient = _penalised(likelihood, now, begin, place, x, measured, strength)
         return float(found), np.asarray(jax.flatten_util.ravel_pytree(gradient)[0], np.float64)
 
     options = {"maxiter": _ITERATIONS, "maxcor": 5}

@@ -248,7 +248,7 @@ def test_the_dispersion_over_cells_counts_every_zero(two_panels):
     grid = module._LOG_DISPERSIONS
     nll = [module._nll(counts, mean, np.exp(log_theta)).sum(0) for log_theta in grid]
     of_cell = np.repeat(np.arange(number), np.diff(own.counts.indptr))
-    found = module.dispersion_of_cells(own, of_cell, share)
+    found = module._dispersion_of_cells(own, of_cell, share)
     assert (
         found == grid[np.argmin(nll, 0)]
     ).mean() > 0.95  # two neighbours may be as likely, and sums are interpolated
