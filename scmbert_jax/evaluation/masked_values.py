@@ -155,12 +155,10 @@ def by_modality(
     for name in config.modalities.in_use():
         mine = scored.valid & (scored.modality == MODALITIES.index(name))
         features = scored.feature_ids[mine].astype(np.int64) - layout.slices[name][0]
-        counts, library_size, mean_log_count = (
-            own[mine] for own in (scored.counts, scored.library_size, scored.mean_log_count)
-        )
-        of_cell, masked = (scored.log_rarer[mine], scored.num_measured[mine]), scored.masked[mine]
-        tokens = CellTokens(number[mine], features, counts, library_size, mean_log_count, *of_cell, masked)
-        nll = {method: of[mine][masked] for method, of in scored.nll.items() if name in methods[method]}
+        counts = (scored.counts, scored.library_size, scored.mean_log_count)
+        columns = (*counts, scored.log_rarer, scored.num_measured, scored.masked)
+        tokens = CellTokens(number[mine], features, *(column[mine] for column in columns))
+        nll = {method: of[mine][tokens.masked] for method, of in scored.nll.items() if name in methods[method]}
         found[name] = tokens, nll
     return {name: own for name, own in found.items() if own[0].masked.any()}
 
