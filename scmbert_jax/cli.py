@@ -28,6 +28,7 @@ from scmbert_jax.commands.bench import (
 from scmbert_jax.commands.data import CorpusBuild, CorpusCopy, CorpusInfo, CorpusOverlap, CorpusVerify, Doctor
 from scmbert_jax.commands.evaluate import EvaluateLadder, EvaluatePretraining, EvaluateProbe, EvaluateTranslation
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
+from scmbert_jax.commands.failures_told_once import tell_failures_once
 from scmbert_jax.commands.number_limits import check_numbers
 from scmbert_jax.commands.plan import MakePlan
 from scmbert_jax.commands.terminal import say
@@ -136,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not of UTF-8 shows what it can
     keep_compiled_programs()
+    tell_failures_once()
     try:
         _check_encoding(arguments)
         try:

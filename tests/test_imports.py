@@ -166,3 +166,61 @@ def test_a_corpus_is_trained_on_without_tensorflow_and_anndata(pbmc_corpus, tmp_
     options = ("--corpus", pbmc_corpus, "--run-dir", tmp_path / "run", "--steps", "2")
     python(code, *TINY, *options, without=("tensorflow", "tensorflow_datasets", "grain", "anndata", "mudata"))
     assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
+
+
+# --- side effects ----------------------------------------------------------------------------------------------------
+
+# Other packages do change the process when they are imported, so ours are imported twice: once with all that they
+# bring in, and once more alone. The changes of the first time are undone before the second.
+IMPORT_ALL = """
+import faulthandler, importlib, logging, os, pkgutil, signal, sys, warnings
+
+def modules():
+    import data_pipelines, experiments, scmbert_jax
+    for package in (scmbert_jax, data_pipelines, experiments):
+        yield package.__name__
+        for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            yield found.name
+
+def state():
+    loggers = {"": logging.root, **{n: l for n, l in logging.root.manager.loggerDict.items() if hasattr(l, "filters")}}
+    hooks = {n: getattr(sys, n) for n in ("excepthook", "unraisablehook", "displayhook", "stdout", "stderr")}
+    return {
+        "hooks": hooks | {"showwarning": warnings.showwarning},
+        "signals": {n: signal.getsignal(n) for n in signal.valid_signals()},
+        "faulthandler": faulthandler.is_enabled(),
+        "logging": {n: ([*l.filters], [*l.handlers], l.level, l.propagate, l.disabled) for n, l in loggers.items()},
+        "warnings": list(warnings.filters),
+        "environment": dict(os.environ),
+        "path": list(sys.path),
+        "start": (os.getcwd(), os.umask(os.umask(0o22))),
+        "jax": dict(jax.config.values) if (jax := sys.modules.get("jax")) else None,
+    }
+
+# What the process of the tests has in its environment, our modules may have put there.
+environment = {n: v for n, v in os.environ.items() if n in ("PATH", "HOME", "JAX_PLATFORMS", "XLA_FLAGS")}
+os.environ.clear()
+os.environ.update(environment)
+names = list(modules())
+for name in names:
+    importlib.import_module(name)
+os.environ.clear()
+os.environ.update(environment)
+for name in [n for n in sys.modules if n.split(".")[0] in ("scmbert_jax", "data_pipelines", "experiments")]:
+    del sys.modules[name]
+before = state()
+for name in names:
+    importlib.import_module(name)
+after = state()
+for part in before:
+    old, new = before[part], after[part]
+    if isinstance(old, dict):
+        old, new = ({n: v for n, v in x.items() if before[part].get(n) != after[part].get(n)} for x in (old, new))
+    assert old == new, f"importing our modules changes {part}: {old} -> {new}"
+print(len(names))
+"""
+
+
+@pytest.mark.slow
+def test_importing_any_module_changes_nothing_of_the_process():
+    assert int(python(IMPORT_ALL)) > 200

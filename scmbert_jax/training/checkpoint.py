@@ -5,10 +5,8 @@ save leaves the previous one. One that cannot be read, or whose arrays are not t
 its path; nothing falls back to an older one or to step 0 by itself.
 """
 
-import logging
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +22,6 @@ from scmbert_jax.training.train_state import TrainState
 # Orbax reports a failed write or read by many types, of its own and of tensorstore; by a bare Exception for an array
 # that is cut short.
 _IO_ERRORS = Exception
-
-
-def _is_no_failure_of_orbax(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and "orbax" in record.pathname)
-
-
-# Its threads log the traceback of a failed write besides raising it; it is raised to us, and told once.
-logging.getLogger("absl").addFilter(_is_no_failure_of_orbax)
-
-
-def _is_no_late_read(record: logging.LogRecord) -> bool:
-    return "tensorstore_spec" not in record.getMessage()
-
-
-# When one of its reads fails, the others end later, and asyncio tells of each that nobody waited for.
-logging.getLogger("asyncio").addFilter(_is_no_late_read)
-
-
-def _all_but_late_writes(tell: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def hook(unraisable: Any) -> None:
-        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
-            tell(unraisable)
-
-    return hook
-
-
-# When one of its writes fails, the others end later, find that nobody waits, and print a traceback of that.
-sys.unraisablehook = _all_but_late_writes(sys.unraisablehook)
 
 
 class _PinnedStep(ocp.training.preservation_policies.PreservationPolicy):
