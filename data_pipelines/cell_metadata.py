@@ -8,6 +8,7 @@ categories carry the name of the data set ("pbmc/1").
 import numpy as np
 import pandas as pd
 
+from data_pipelines.column_names import as_text
 from scmbert_jax.batch import MODALITIES
 
 CODED_FIELDS = ("cell_type", "technical_batch", "donor", "assay", "tissue", "disease")
@@ -89,19 +90,3 @@ def code_fields(table: pd.DataFrame, dataset_names: list[str]) -> tuple[dict[str
 def local_categories(table: pd.DataFrame, field: str) -> pd.Series:
     """object [n]: "data set/value" of a field that is only known within its data set; None where it is not known."""
     return (table["dataset"] + "/" + table[field]).where(table[field].notna(), None)
-
-
-def as_text(values: pd.Series) -> np.ndarray:
-    """object [n]: str, or None where unknown. Whole numbers lose their ".0"."""
-    found = values.to_numpy(object, na_value=None)
-    return np.array(
-        [
-            None
-            if value is None or value != value
-            else str(int(value))
-            if isinstance(value, (float, np.floating)) and float(value).is_integer()
-            else str(value)
-            for value in found
-        ],
-        dtype=object,
-    )

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from data_pipelines.cell_metadata import LOCAL_FIELDS, as_text
+from data_pipelines.cell_metadata import LOCAL_FIELDS
+from data_pipelines.column_names import as_text
 from data_pipelines.counts_matrix import Dataset
 from data_pipelines.obs_fields import OBS_FIELDS, recognise_obs_fields
 from scmbert_jax.errors import InputError

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from data_pipelines.cell_metadata import as_text
-from data_pipelines.stored_names import LONGEST_NAME
-
+LONGEST_NAME = 1000  # characters; the longest that is known of people's files has some 150
 # What a missing value has become on its way through text files; no gene or antibody is called so.
 _MISSING = frozenset({"", "nan", "none", "na", "n/a", "<na>", "null"})
 
@@ -32,3 +30,19 @@ def known_text(values: pd.Series) -> np.ndarray:
     """str [n]: the values as text; "" where there is none: NaN, None, the words that files write for them, an essay."""
     found = ["" if text is None or len(text) > LONGEST_NAME else text.strip() for text in as_text(values)]
     return np.array(["" if text.lower() in _MISSING else text for text in found], dtype=str)
+
+
+def as_text(values: pd.Series) -> np.ndarray:
+    """object [n]: str, or None where unknown. Whole numbers lose their ".0"."""
+    found = values.to_numpy(object, na_value=None)
+    return np.array(
+        [
+            None
+            if value is None or value != value
+            else str(int(value))
+            if isinstance(value, (float, np.floating)) and float(value).is_integer()
+            else str(value)
+            for value in found
+        ],
+        dtype=object,
+    )

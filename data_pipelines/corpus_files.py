@@ -69,15 +69,6 @@ class CorpusFiles(Protocol):
         """Release descriptors, threads and connections; they come back when needed."""
 
 
-def open_files(location: Location) -> CorpusFiles:
-    """The files at a folder or a URL; nothing is read yet. Raises CorpusError: no program here reads such URLs."""
-    if is_url(location):
-        from data_pipelines.remote_files import RemoteFiles
-
-        return RemoteFiles(str(location))
-    return LocalFiles(Path(location))
-
-
 def read_chunks(files: CorpusFiles, file: str, size: int) -> Iterator[bytes]:
     """A file from its start to `size`, in pieces, of which the next ones are under way."""
     ranges = [(file, start, min(start + CHUNK_BYTES, size)) for start in range(0, size, CHUNK_BYTES)]

@@ -17,8 +17,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from data_pipelines.cell_metadata import as_text
-from data_pipelines.column_names import columns_called, plain_name
+from data_pipelines.column_names import as_text, columns_called, plain_name
 from data_pipelines.counts_field import describe_values
 from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.gene_names import ERCC, unversioned

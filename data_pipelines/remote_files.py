@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from data_pipelines.corpus_files import read_chunks
 from data_pipelines.retries import Retries, ShortRead
 from scmbert_jax.errors import CorpusError
 from scmbert_jax.plain_text import without_secrets
@@ -121,8 +122,6 @@ class RemoteFiles:
         return self._retries.run(self.path(file), lambda: self._fetch(file, start, stop))
 
     def open(self, file: str) -> BinaryIO:
-        from data_pipelines.corpus_files import read_chunks
-
         return io.BytesIO(b"".join(read_chunks(self, file, self.size(file))))
 
     def read_ahead(self, ranges: list[tuple[str, int, int]]) -> None:

@@ -11,10 +11,10 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from data_pipelines.column_names import LONGEST_NAME
 from data_pipelines.stored_nodes import StoredArray, read_values
 from scmbert_jax.errors import InputError
 
-LONGEST_NAME = 1000  # characters; the longest that is known of people's files has some 150
 _MOST_BYTES = 1 << 28
 _MOST_PACKED = 100  # times: names are unlike each other, so that no filter packs them further
 

@@ -16,15 +16,16 @@ import numpy as np
 import pandas as pd
 
 from data_pipelines.batch_reader import BatchReader, Collation
-from data_pipelines.cell_metadata import as_text
+from data_pipelines.cell_counts import WholeCells
 from data_pipelines.collate import TokenSampling
+from data_pipelines.column_names import as_text
 from data_pipelines.corpus import Corpus
 from data_pipelines.corpus_overlap import cells_known, cells_of_corpus
 from data_pipelines.joined_corpora import JoinedCorpora
 from data_pipelines.mixture import Mixture, MixtureOptions
 from data_pipelines.sampling_order import Piece
 from data_pipelines.source_blocks import SourceBlocks
-from data_pipelines.whole_cells import WholeCells, first_cells, whole_cells
+from data_pipelines.whole_cells import first_cells, whole_cells
 from data_pipelines.window_reader import Window, WindowReader
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import ConfigError

@@ -18,8 +18,9 @@ from data_pipelines.corpus import (
     wrong_hash,
     wrong_sizes,
 )
-from data_pipelines.corpus_files import CorpusFiles, Location, open_files, read_chunks
+from data_pipelines.corpus_files import CorpusFiles, Location, read_chunks
 from data_pipelines.corpus_manifest import MANIFEST, OBS, read_manifest
+from data_pipelines.open_files import open_files
 from data_pipelines.retries import UnreachableError
 from scmbert_jax.errors import CorpusError, UserError
 

@@ -4,51 +4,17 @@ A token is a sample of a cell; a mean, a spread or a component of samples would 
 """
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
 from data_pipelines.batch_reader import BatchReader
+from data_pipelines.cell_counts import CellCounts, WholeCells
 from data_pipelines.joined_corpora import JoinedCorpora
 from data_pipelines.packed_counts import unpack_some
 from data_pipelines.sampling_order import Piece
 from data_pipelines.window_reader import Window, WindowColumns
 from scmbert_jax.batch import fold_of
-
-
-class CellCounts(NamedTuple):
-    """The n cells that measured one modality of F features.
-
-    Attributes:
-      cells: int64 [n], ascending: which of the cells they are.
-      counts: float64 CSR [n, F].
-      library_size: float64 [n], counts over all mapped features of the modality.
-      mean_log_count: float64 [n], mean of log1p(count) over the measured features.
-      panel_of: int64 [n], row of `panels`.
-      panels: bool [P, F], sets of features that a data set measures.
-    """
-
-    cells: np.ndarray
-    counts: sp.csr_matrix
-    library_size: np.ndarray
-    mean_log_count: np.ndarray
-    panel_of: np.ndarray
-    panels: np.ndarray
-
-
-class WholeCells(NamedTuple):
-    """N cells, none of them twice.
-
-    Attributes:
-      modalities: modality -> its counts; only those that a cell measured.
-      folds: int32 [N] (`fold_of`).
-      technical_batches: int32 [N], codes; -1 where unknown.
-    """
-
-    modalities: dict[str, CellCounts]
-    folds: np.ndarray
-    technical_batches: np.ndarray
 
 
 def first_cells(reader: BatchReader, max_counts: int) -> WholeCells:

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from data_pipelines.batch_reader import BatchReader
+from data_pipelines.cell_counts import CellCounts, WholeCells
 from data_pipelines.cell_selection import CellSelection
 from data_pipelines.collate import TokenSampling, collate_counts, empty_tokens, unwritten_profile
 from data_pipelines.corpus import Corpus, open_corpus
@@ -17,7 +18,7 @@ from data_pipelines.corpus_manifest import MANIFEST
 from data_pipelines.corpus_overlap import KnownCells, cells_of_corpus, open_known_cells
 from data_pipelines.mixture import Mixture, MixtureOptions
 from data_pipelines.model_counts import model_counts
-from data_pipelines.whole_cells import CellCounts, WholeCells, first_cells
+from data_pipelines.whole_cells import first_cells
 from scmbert_jax.batch import CellBatch, CellProfile, FeatureLayout, ModalityTokens
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import InputError

@@ -9,13 +9,14 @@ from data_pipelines import feature_statistics as module
 from data_pipelines import training_data
 from data_pipelines.batch_reader import BatchReader
 from data_pipelines.build_corpus import build_corpus
+from data_pipelines.cell_counts import CellCounts, WholeCells
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus import open_corpus
 from data_pipelines.feature_statistics import as_arrays, feature_statistics, load_statistics, save_statistics
 from data_pipelines.mixture import Mixture, MixtureOptions
 from data_pipelines.synthetic import synthetic_cells
 from data_pipelines.training_data import MixtureData
-from data_pipelines.whole_cells import CellCounts, WholeCells, drawn_cells, first_cells
+from data_pipelines.whole_cells import drawn_cells, first_cells
 from scmbert_jax.batch import MODALITIES, NUM_COMPONENTS, CellBatch, FeatureLayout, ModalityTokens, fold_of
 from scmbert_jax.errors import InputError
 

@@ -9,9 +9,9 @@ import pytest
 import scipy.sparse as sp
 from scipy import stats
 
+from data_pipelines.cell_counts import CellCounts, WholeCells
 from data_pipelines.feature_statistics import feature_statistics
 from data_pipelines.synthetic import synthetic_cells, synthetic_layout
-from data_pipelines.whole_cells import CellCounts, WholeCells
 from scmbert_jax.batch import FeatureLayout
 from scmbert_jax.config import (
     ExperimentConfig,
