@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.durable_files import growing_file
+from data_pipelines.files.atomic_files import growing_file
 from data_pipelines.stored_nodes import close_all
 from data_pipelines.task_runner import Task
 from scmbert_jax import errors

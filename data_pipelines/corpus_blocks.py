@@ -12,8 +12,8 @@ import numpy as np
 from data_pipelines import cell_block, tfrecord
 from data_pipelines.cell_block import CellBlock
 from data_pipelines.corpus import balanced_block_sizes, sha256_of_file
-from data_pipelines.durable_files import growing_file
 from data_pipelines.external_shuffle import SegmentFile, read_bucket
+from data_pipelines.files.atomic_files import growing_file
 from data_pipelines.work_folder import WorkFolder
 from scmbert_jax.errors import CorpusError
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from data_pipelines.durable_files import writing
+from data_pipelines.files.atomic_files import writing
 from scmbert_jax.errors import CorpusError
 from scmbert_jax.outputs import partial_beside
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from data_pipelines.hdf5_file import open_hdf5
+from data_pipelines.files.hdf5_file import open_hdf5
 from scmbert_jax.errors import InputError
 
 # A .h5mu begins with this many bytes of text that name the format; mudata looks for it.

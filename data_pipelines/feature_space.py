@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines.parquet_file import read_parquet_table
+from data_pipelines.files.parquet_file import read_parquet_table
 from scmbert_jax.batch import MODALITIES, FeatureLayout
 from scmbert_jax.errors import InputError
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data_pipelines.parquet_file import read_parquet_frame
+from data_pipelines.files.parquet_file import read_parquet_frame
 from scmbert_jax.errors import InputError
 
 ORGANISMS = ("human", "mouse")
@@ -357,7 +357,7 @@ def main(arguments: list[str] | None = None) -> None:
     if parsed.verb == "from-gtf":
         write_gene_table(build_table_from_gtf(parsed.gtf, parsed.assembly), parsed.out)
         return
-    from data_pipelines.hdf5_file import open_hdf5
+    from data_pipelines.files.hdf5_file import open_hdf5
 
     with open_hdf5(parsed.reference) as file:
         reference_ids = {gene_id.decode() for gene_id in file["matrix/features/id"][:]}

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Protocol, TypeAlias
 import h5py
 import numpy as np
 
-from data_pipelines.hdf5_file import missing_filters, open_hdf5
+from data_pipelines.files.hdf5_file import missing_filters, open_hdf5
 from scmbert_jax.errors import CorpusError, InputError
 
 # h5py.Group or zarr.Group: neither library types what indexing gives.

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.bounded_npz import open_arrays
 from data_pipelines.cell_identity import KEY_VERSION, NOT_MEASURED, barcode_keys
 from data_pipelines.cell_metadata import KEY_COLUMNS
-from data_pipelines.durable_files import growing_file
+from data_pipelines.files.atomic_files import growing_file
+from data_pipelines.files.bounded_npz import open_arrays
 from data_pipelines.mixture import Mixture
 from data_pipelines.shared_counts import Keys
 from scmbert_jax.errors import CheckpointError

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
-from data_pipelines.hdf5_file import open_hdf5
+from data_pipelines.files.hdf5_file import open_hdf5
 from data_pipelines.stored_names import read_names
 from data_pipelines.stored_nodes import read_values
 from scmbert_jax.errors import InputError

@@ -14,9 +14,10 @@ import pytest
 from small_builds import DIVIDED, build, contents, divide
 from test_task_runner import is_running, wait_until
 
-from data_pipelines import corpus_writer, durable_files, source_tasks
+from data_pipelines import corpus_writer, source_tasks
 from data_pipelines.corpus import open_corpus
 from data_pipelines.corpus_manifest import MANIFEST, building_path
+from data_pipelines.files import atomic_files as durable_files
 from data_pipelines.verify_corpus import verify_corpus
 from scmbert_jax.errors import CorpusError, InputError
 

@@ -15,8 +15,7 @@ import pandas as pd
 import pytest
 import zstandard
 
-from data_pipelines import bounded_npz, cell_block, tfrecord
-from data_pipelines.bounded_npz import read_arrays
+from data_pipelines import cell_block, tfrecord
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.copy_corpus import copy_corpus
 from data_pipelines.corpus import fingerprint_of, open_corpus
@@ -24,6 +23,8 @@ from data_pipelines.corpus_description import describe_corpus, describe_text
 from data_pipelines.corpus_manifest import DATA_CARD, DIGEST, MANIFEST, MEASURED, OBS, manifest_digest
 from data_pipelines.data_card import data_card
 from data_pipelines.feature_statistics import load_statistics
+from data_pipelines.files import bounded_npz
+from data_pipelines.files.bounded_npz import read_arrays
 from data_pipelines.mixture import Mixture
 from data_pipelines.mixture_information import information_of_mixture
 from data_pipelines.remote_files import RemoteFiles

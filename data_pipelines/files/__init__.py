@@ -1,0 +1,1 @@
+"""What a file may hold, and whether it is whole."""
