@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data_pipelines.column_names import plain_name
 from data_pipelines.counts_elsewhere import layers_of_counts, obsm_notes
 from data_pipelines.counts_field import choose_counts_field, first_problem
 from data_pipelines.counts_matrix import CountsMatrix, Dataset, join_matrices
-from data_pipelines.genome_assembly import GENOME_COLUMNS, genomes_text
-from data_pipelines.modality_names import (
+from data_pipelines.features.column_names import plain_name
+from data_pipelines.features.genome_assembly import GENOME_COLUMNS, genomes_text
+from data_pipelines.features.modality_names import (
     NAME_COLUMNS,
     TYPE_COLUMNS,
     is_other_assay,

@@ -49,7 +49,7 @@ from data_pipelines.corpus_sources import (
 from data_pipelines.counts_matrix import CountsMatrix
 from data_pipelines.data_card import DATA_CARD, composition, data_card, software_versions
 from data_pipelines.external_shuffle import cell_hashes, partition, shuffled_order
-from data_pipelines.feature_space import FeatureSpace
+from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.files.atomic_files import GrowingFolder
 from data_pipelines.held_out import HeldOutRule, held_out_cells
 from data_pipelines.pair_check import refuse_unpaired_files

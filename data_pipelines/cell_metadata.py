@@ -8,7 +8,7 @@ categories carry the name of the data set ("pbmc/1").
 import numpy as np
 import pandas as pd
 
-from data_pipelines.column_names import as_text
+from data_pipelines.features.column_names import as_text
 from scmbert_jax.batch import MODALITIES
 
 CODED_FIELDS = ("cell_type", "technical_batch", "donor", "assay", "tissue", "disease")

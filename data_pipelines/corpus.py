@@ -37,7 +37,7 @@ from data_pipelines.corpus_manifest import (
     file_sizes,
     read_manifest,
 )
-from data_pipelines.feature_space import FeatureSpace
+from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.files.bounded_npz import read_arrays
 from data_pipelines.files.parquet_file import read_parquet_frame
 from data_pipelines.open_files import open_files

@@ -11,7 +11,7 @@ from data_pipelines.cell_metadata import KEY_COLUMNS
 from data_pipelines.cell_selection import CellSelection, not_primary, select_cells
 from data_pipelines.corpus_overlap import KnownCells, cells_known, shared_metadata
 from data_pipelines.duplicate_cells import drop_cells, drop_copies
-from data_pipelines.feature_space import FeatureSpace
+from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.input_check import InputReport, check_dataset, require_usable
 from data_pipelines.readers import ACCEPTED, CountsMatrix, Dataset, ReadingOptions, open_datasets
 from data_pipelines.region_check import refuse_several_region_spaces

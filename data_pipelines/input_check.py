@@ -9,7 +9,7 @@ from data_pipelines.cell_identity import column_weights, feature_weights
 from data_pipelines.cell_selection import PRIMARY, not_primary
 from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.counts_scan import scan_counts
-from data_pipelines.feature_mapping import (
+from data_pipelines.features.feature_mapping import (
     NO_FEATURES,
     FeatureMapping,
     antibody_coverage,
@@ -18,20 +18,20 @@ from data_pipelines.feature_mapping import (
     map_genes,
     map_proteins,
 )
-from data_pipelines.full_length import full_length_problem
-from data_pipelines.gene_tables import ORGANISMS
-from data_pipelines.genome_assembly import (
+from data_pipelines.features.gene_tables import ORGANISMS
+from data_pipelines.features.genome_assembly import (
     CHROMOSOME_LENGTHS,
     ORGANISM_OF_ASSEMBLY,
     assembly_of_genome,
     organisms_of_features,
 )
+from data_pipelines.features.region_space import HOW_TO_LIFT
+from data_pipelines.full_length import full_length_problem
 from data_pipelines.input_report import InputReport, ModalityReport
 from data_pipelines.obs_fields import recognise_obs_fields
 from data_pipelines.pair_check import pair_problems
 from data_pipelines.readable_matrices import readable_matrices
 from data_pipelines.region_check import map_atac, region_facts
-from data_pipelines.region_space import HOW_TO_LIFT
 from data_pipelines.species_check import report_species
 from scmbert_jax.errors import InputError
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.derivation import derivation_lines
-from data_pipelines.feature_mapping import NO_FEATURES, UNMAPPED, FeatureMapping
-from data_pipelines.feature_space import ModalityFeatures
+from data_pipelines.features.feature_mapping import NO_FEATURES, UNMAPPED, FeatureMapping
+from data_pipelines.features.feature_space import ModalityFeatures
 
 # Measured on 10x RNA (1,635 non-zeros a cell): 1.55 kB a cell with delta-coded ids and zstd.
 CORPUS_BYTES_PER_VALUE = 0.95

@@ -13,7 +13,7 @@ import numpy as np
 from data_pipelines.cell_metadata import LOCAL_FIELDS
 from data_pipelines.corpus import Corpus
 from data_pipelines.corpus_files import Location
-from data_pipelines.feature_space import FeatureSpace, ModalityFeatures
+from data_pipelines.features.feature_space import FeatureSpace, ModalityFeatures
 from scmbert_jax.errors import ConfigError, InputError
 
 

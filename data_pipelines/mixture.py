@@ -19,8 +19,8 @@ import pandas as pd
 
 from data_pipelines.cell_metadata import LOCAL_FIELDS
 from data_pipelines.cell_selection import CellSelection, selected_rows
-from data_pipelines.column_names import as_text
 from data_pipelines.corpus import Corpus
+from data_pipelines.features.column_names import as_text
 from data_pipelines.held_out import columns_of, held_out_cells
 from data_pipelines.joined_corpora import JoinedCorpora
 from data_pipelines.sampling_order import ORDER_VERSION

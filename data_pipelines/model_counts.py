@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from data_pipelines.counts_matrix import CountsMatrix, Dataset
-from data_pipelines.feature_space import FeatureSpace
+from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.input_report import InputReport
 from data_pipelines.whole_counts import by_feature
 from scmbert_jax.errors import InputError

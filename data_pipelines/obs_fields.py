@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from data_pipelines.column_names import plain_name
+from data_pipelines.features.column_names import plain_name
 
 # Standard name -> spellings, compared without case and punctuation; the first that is there is taken.
 OBS_FIELDS: dict[str, tuple[str, ...]] = {

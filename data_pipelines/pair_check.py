@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from data_pipelines.column_names import as_text
 from data_pipelines.counts_matrix import CountsMatrix, Dataset
+from data_pipelines.features.column_names import as_text
 from data_pipelines.obs_fields import recognise_obs_fields
 from scmbert_jax.errors import InputError
 

@@ -26,7 +26,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from data_pipelines.counts_matrix import CountsMatrix, Dataset
-from data_pipelines.modality_names import modality_of_name
+from data_pipelines.features.modality_names import modality_of_name
 from data_pipelines.stored_matrix import canonical
 from data_pipelines.stored_names import as_names
 from data_pipelines.whole_counts import widened

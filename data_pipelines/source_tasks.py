@@ -10,8 +10,8 @@ import numpy as np
 
 from data_pipelines.corpus_sources import Inspection, inspect_dataset
 from data_pipelines.external_shuffle import SegmentWriter
-from data_pipelines.feature_mapping import FeatureMapping
-from data_pipelines.feature_space import ModalityFeatures
+from data_pipelines.features.feature_mapping import FeatureMapping
+from data_pipelines.features.feature_space import ModalityFeatures
 from data_pipelines.files.atomic_files import growing_file
 from data_pipelines.input_report import InputReport, ModalityReport
 from data_pipelines.stored_matrix import chunks_between, row_ranges

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from data_pipelines.column_names import LONGEST_NAME
+from data_pipelines.features.column_names import LONGEST_NAME
 from data_pipelines.stored_nodes import StoredArray, read_values
 from scmbert_jax.errors import InputError
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data_pipelines.column_names import plain_name
+from data_pipelines.features.column_names import plain_name
 from data_pipelines.stored_names import as_names, read_names
 from data_pipelines.stored_nodes import StoredGroup, attribute_text, is_array, is_group, read_values
 from scmbert_jax.errors import InputError

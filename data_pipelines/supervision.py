@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from data_pipelines.cell_metadata import local_categories
-from data_pipelines.feature_space import FeatureSpace
+from data_pipelines.features.feature_space import FeatureSpace
 from scmbert_jax.batch import MODALITIES
 
 CellCounts = dict[str, dict[str, int]]  # technical batch -> set of modalities ("rna+protein") -> number of cells

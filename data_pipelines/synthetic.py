@@ -319,8 +319,8 @@ def synthetic_cells(
 
 def _packaged_names(sizes: dict[str, int], linked: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Names that the input check knows: antibodies stand for the proteins of their linked genes."""
-    from data_pipelines.antibodies import antibody_table
-    from data_pipelines.gene_tables import load_gene_table
+    from data_pipelines.features.antibodies import antibody_table
+    from data_pipelines.features.gene_tables import load_gene_table
 
     table = load_gene_table("human")
     usable = np.flatnonzero(table.reference & np.char.startswith(table.chrom.astype(str), "chr") & (table.tss > 1000))

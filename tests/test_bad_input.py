@@ -22,7 +22,7 @@ import scipy.sparse as sp
 from conftest import TINY, Ran, scmbert, scmbert_ok
 from multimodal_model import multimodal_model  # noqa: F401
 
-from data_pipelines.gene_tables import load_gene_table
+from data_pipelines.features.gene_tables import load_gene_table
 from data_pipelines.readers import example_path
 from scmbert_jax import pretrained
 from scmbert_jax.errors import CheckpointError, CorpusError, InputError

@@ -70,7 +70,7 @@ def write_datasets(folder: Path, num_cells: int, num_datasets: int) -> list[Path
     """Gzip-compressed .h5ad files `dataset0.h5ad` ... with `num_cells` in all; ids are those of the human reference."""
     import anndata
 
-    from data_pipelines.gene_tables import load_gene_table
+    from data_pipelines.features.gene_tables import load_gene_table
 
     table = load_gene_table("human")
     genes = pd.DataFrame(index=table.ids[table.reference])

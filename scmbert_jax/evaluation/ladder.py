@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from data_pipelines.feature_space import FeatureSpace
+from data_pipelines.features.feature_space import FeatureSpace
 from scmbert_jax.config import ExperimentConfig, load_config
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.evaluation.figures import COLOURS, INK, MARKERS, RC

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.feature_mapping import FeatureMapping, map_genes, map_proteins, map_regions
-from data_pipelines.feature_space import ModalityFeatures
-from data_pipelines.genome_assembly import assembly_of_genome
+from data_pipelines.features.feature_mapping import FeatureMapping, map_genes, map_proteins, map_regions
+from data_pipelines.features.feature_space import ModalityFeatures
+from data_pipelines.features.genome_assembly import assembly_of_genome
 from scmbert_jax.errors import InputError
 from scmbert_jax.pretrained import PretrainedModel
 

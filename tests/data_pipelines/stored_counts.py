@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from data_pipelines.gene_tables import load_gene_table
+from data_pipelines.features.gene_tables import load_gene_table
 
 _TABLE = load_gene_table("human")
 GENE_IDS = _TABLE.ids[np.flatnonzero(_TABLE.reference & (_TABLE.tss > 0))[:40]].astype(str).tolist()

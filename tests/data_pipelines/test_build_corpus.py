@@ -107,7 +107,7 @@ def test_data_sets_share_one_feature_space_and_remember_what_each_measured(cells
 
 def test_columns_of_one_gene_are_summed(cells, tmp_path):
     data = cells.to_mudata().mod["rna"]
-    from data_pipelines.gene_tables import load_gene_table
+    from data_pipelines.features.gene_tables import load_gene_table
 
     table = load_gene_table("human")
     gene = data.var_names[0]

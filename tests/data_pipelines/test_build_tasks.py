@@ -228,7 +228,7 @@ print(peak() - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
 def test_memory_is_bounded_by_chunks_and_buckets_not_by_the_file(mosaic_file, tmp_path):
     """12,000 cells x 1,000 genes, all with counts: 96 MB as CSR. The build may take 80 MB more than for a tiny file."""
-    from data_pipelines.gene_tables import load_gene_table
+    from data_pipelines.features.gene_tables import load_gene_table
 
     table = load_gene_table("human")
     genes = table.ids[np.flatnonzero(table.reference)[:1000]]

@@ -12,7 +12,7 @@ from data_pipelines.cell_selection import CellSelection
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus import Corpus, open_corpus
 from data_pipelines.drawn_together import share_with_another
-from data_pipelines.feature_space import FeatureSpace
+from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.mixture import UNKNOWN_CLASS, Mixture, MixtureOptions
 from data_pipelines.mixture_information import information_of_mixture
 from data_pipelines.synthetic import synthetic_cells

@@ -4,18 +4,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_pipelines.antibodies import coding_genes, is_isotype_control, normalise_antibody
-from data_pipelines.feature_mapping import (
+from data_pipelines.features.antibodies import coding_genes, is_isotype_control, normalise_antibody
+from data_pipelines.features.feature_mapping import (
     choose_names,
     gene_coverage,
     map_genes,
     map_proteins,
     map_regions,
 )
-from data_pipelines.gene_tables import load_gene_table
-from data_pipelines.genome_assembly import assembly_of_genome, parse_regions
-from data_pipelines.modality_names import modality_of_features
-from data_pipelines.region_links import MAX_DISTANCE, nearest_genes
+from data_pipelines.features.gene_tables import load_gene_table
+from data_pipelines.features.genome_assembly import assembly_of_genome, parse_regions
+from data_pipelines.features.modality_names import modality_of_features
+from data_pipelines.features.region_links import MAX_DISTANCE, nearest_genes
 
 CD3E, CD4, MS4A1 = "ENSG00000198851", "ENSG00000010610", "ENSG00000156738"
 

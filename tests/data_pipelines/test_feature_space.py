@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines import feature_space
-from data_pipelines.feature_space import FeatureSpace, ModalityFeatures
+from data_pipelines.features import feature_space
+from data_pipelines.features.feature_space import FeatureSpace, ModalityFeatures
 from scmbert_jax.errors import InputError
 
 

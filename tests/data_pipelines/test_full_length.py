@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.corpus import open_corpus
+from data_pipelines.features.gene_tables import load_gene_table
 from data_pipelines.full_length import LengthNormalised, is_full_length
-from data_pipelines.gene_tables import load_gene_table
 from data_pipelines.input_check import check_dataset
 from data_pipelines.readers import open_dataset
 from data_pipelines.reading_options import ReadingOptions

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_pipelines.antibodies import antibody_table
-from data_pipelines.gene_tables import (
+from data_pipelines.features.antibodies import antibody_table
+from data_pipelines.features.gene_tables import (
     PRIMARY_CHROMOSOME,
     build_table_from_gtf,
     load_gene_table,
@@ -16,7 +16,7 @@ from data_pipelines.gene_tables import (
     organism_of_ids,
     read_gene_table,
 )
-from data_pipelines.genome_assembly import CHROMOSOME_LENGTHS
+from data_pipelines.features.genome_assembly import CHROMOSOME_LENGTHS
 from scmbert_jax.errors import InputError
 
 

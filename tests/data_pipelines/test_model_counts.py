@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from data_pipelines.feature_space import FeatureSpace
-from data_pipelines.gene_tables import load_gene_table
+from data_pipelines.features.feature_space import FeatureSpace
+from data_pipelines.features.gene_tables import load_gene_table
 from data_pipelines.input_check import check_dataset
 from data_pipelines.model_counts import model_counts, overlap_with_model
 from data_pipelines.readers import open_dataset

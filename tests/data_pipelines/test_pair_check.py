@@ -10,7 +10,7 @@ import scipy.sparse
 from conftest import scmbert
 
 from data_pipelines.build_corpus import build_corpus
-from data_pipelines.gene_tables import load_gene_table
+from data_pipelines.features.gene_tables import load_gene_table
 from data_pipelines.input_check import check_dataset
 from data_pipelines.readers import open_dataset
 from scmbert_jax.errors import InputError

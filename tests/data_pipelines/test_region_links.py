@@ -10,11 +10,11 @@ import scipy.sparse as sp
 from conftest import scmbert, scmbert_ok
 
 from data_pipelines.corpus import open_corpus
-from data_pipelines.gene_tables import load_gene_table
+from data_pipelines.features.gene_tables import load_gene_table
+from data_pipelines.features.region_links import NearestGenes, region_links
 from data_pipelines.input_check import check_dataset
 from data_pipelines.readers import open_dataset
 from data_pipelines.reading_options import ReadingOptions
-from data_pipelines.region_links import NearestGenes, region_links
 from scmbert_jax.errors import InputError
 
 HUMAN = load_gene_table("human")

@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse as sp
 from conftest import scmbert, scmbert_ok
 
-from data_pipelines.feature_space import ModalityFeatures
+from data_pipelines.features.feature_space import ModalityFeatures
 from data_pipelines.readers import example_path, open_dataset
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.metrics import foscttm

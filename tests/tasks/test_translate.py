@@ -13,9 +13,9 @@ from conftest import shaken
 from multimodal_model import multimodal_model  # noqa: F401
 
 import scmbert_jax
-from data_pipelines.feature_mapping import map_genes, map_regions
-from data_pipelines.feature_space import FeatureSpace
-from data_pipelines.gene_tables import load_gene_table
+from data_pipelines.features.feature_mapping import map_genes, map_regions
+from data_pipelines.features.feature_space import FeatureSpace
+from data_pipelines.features.gene_tables import load_gene_table
 from data_pipelines.readers import example_path
 from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import (

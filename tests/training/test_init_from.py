@@ -12,7 +12,7 @@ from test_continuation import changed
 from test_loop import SyntheticData, final_state
 
 from data_pipelines.cell_identity import NOT_MEASURED
-from data_pipelines.feature_space import FeatureSpace, ModalityFeatures
+from data_pipelines.features.feature_space import FeatureSpace, ModalityFeatures
 from data_pipelines.trained_cells import TrainedCells
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import CheckpointError, ConfigError

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.genome_assembly import (
+from data_pipelines.features.genome_assembly import (
     CHROMOSOME_LENGTHS,
     Regions,
     assembly_of_genome,
     outside_assembly,
     ucsc_name,
 )
-from data_pipelines.interval_file import BED, header_lines, interval_blocks
+from data_pipelines.features.interval_file import BED, header_lines, interval_blocks
 from scmbert_jax.errors import InputError
 
 _WINDOWS = re.compile(r"^windows:(?P<size>\d+)$")

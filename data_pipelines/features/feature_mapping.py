@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 import pandas as pd
 
-from data_pipelines.antibodies import (
+from data_pipelines.features.antibodies import (
     coding_genes,
     is_isotype_control,
     is_known_antibody,
@@ -15,8 +15,8 @@ from data_pipelines.antibodies import (
     normalise_antibody,
     without_tag,
 )
-from data_pipelines.feature_space import ModalityFeatures
-from data_pipelines.gene_names import (
+from data_pipelines.features.feature_space import ModalityFeatures
+from data_pipelines.features.gene_names import (
     ANOTHER_SPECIES,
     ERCC,
     SPIKE_IN,
@@ -25,11 +25,16 @@ from data_pipelines.gene_names import (
     gene_of_symbol,
     is_known,
 )
-from data_pipelines.gene_tables import ORGANISMS, GeneTable, load_gene_table
-from data_pipelines.genome_assembly import ORGANISM_OF_ASSEMBLY, organism_of_genome, outside_assembly, parse_regions
-from data_pipelines.modality_names import name_sources
-from data_pipelines.region_links import NEAREST, RegionLinks
-from data_pipelines.region_space import RegionSpace
+from data_pipelines.features.gene_tables import ORGANISMS, GeneTable, load_gene_table
+from data_pipelines.features.genome_assembly import (
+    ORGANISM_OF_ASSEMBLY,
+    organism_of_genome,
+    outside_assembly,
+    parse_regions,
+)
+from data_pipelines.features.modality_names import name_sources
+from data_pipelines.features.region_links import NEAREST, RegionLinks
+from data_pipelines.features.region_space import RegionSpace
 
 # Statuses that leave a column without a feature. What is none on purpose (`NO_FEATURES`) does not lower the coverage.
 UNMAPPED = (

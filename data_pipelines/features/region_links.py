@@ -21,9 +21,9 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from data_pipelines.gene_names import find_gene
-from data_pipelines.gene_tables import ASSEMBLY_OF, GeneTable, load_gene_table
-from data_pipelines.genome_assembly import ORGANISM_OF_ASSEMBLY, outside_assembly, parse_regions
+from data_pipelines.features.gene_names import find_gene
+from data_pipelines.features.gene_tables import ASSEMBLY_OF, GeneTable, load_gene_table
+from data_pipelines.features.genome_assembly import ORGANISM_OF_ASSEMBLY, outside_assembly, parse_regions
 from scmbert_jax.errors import InputError
 
 MAX_GENES = 3

@@ -2,8 +2,8 @@
 
 import re
 
-from data_pipelines.gene_tables import ORGANISM_OF_ID, GeneTable
-from data_pipelines.genome_assembly import organism_of_genome, without_genome
+from data_pipelines.features.gene_tables import ORGANISM_OF_ID, GeneTable
+from data_pipelines.features.genome_assembly import organism_of_genome, without_genome
 
 SPIKE_IN = "spike-in"
 ANOTHER_SPECIES = "another species"

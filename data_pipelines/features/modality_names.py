@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from data_pipelines.antibodies import is_known_antibody, no_antibody, normalise_antibody
-from data_pipelines.column_names import columns_called, known_text, plain_name
-from data_pipelines.gene_names import ensembl_id, is_known
-from data_pipelines.gene_tables import ORGANISMS, load_gene_table
-from data_pipelines.genome_assembly import REGION, without_genome
+from data_pipelines.features.antibodies import is_known_antibody, no_antibody, normalise_antibody
+from data_pipelines.features.column_names import columns_called, known_text, plain_name
+from data_pipelines.features.gene_names import ensembl_id, is_known
+from data_pipelines.features.gene_tables import ORGANISMS, load_gene_table
+from data_pipelines.features.genome_assembly import REGION, without_genome
 
 # What files call a modality (MuData keys, the type of a feature), as `plain_name` writes it.
 _NAMES = {

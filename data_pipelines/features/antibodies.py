@@ -9,7 +9,7 @@ import re
 from functools import lru_cache
 from importlib import resources
 
-from data_pipelines.column_names import plain_name
+from data_pipelines.features.column_names import plain_name
 
 # Greek letters of chain names; spelt-out ones are left as they are (the table knows both).
 _GREEK = str.maketrans({"α": "a", "β": "b", "γ": "g", "δ": "d", "ε": "e", "κ": "k", "λ": "l"})

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from data_pipelines.column_names import columns_called, known_text, plain_name
+from data_pipelines.features.column_names import columns_called, known_text, plain_name
 
 # Lengths in base pairs (UCSC chrom.sizes of the primary chromosomes).
 _AUTOSOMES = {

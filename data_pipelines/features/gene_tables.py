@@ -3,8 +3,8 @@
 One row per unversioned Ensembl id. Two tables travel with the package (`tables/human_genes.parquet`,
 `tables/mouse_genes.parquet`; origin in `tables/README.md`). Both are made by this file:
 
-    python -m data_pipelines.gene_tables from-tables FOLDER OUT_FOLDER    the packaged tables, from their raw tables
-    python -m data_pipelines.gene_tables from-gtf GTF OUT.parquet         a table of another release (.gtf or .gtf.gz)
+    python -m data_pipelines.features.gene_tables from-tables FOLDER OUT_FOLDER    the packaged tables, from their raw tables
+    python -m data_pipelines.features.gene_tables from-gtf GTF OUT.parquet         a table of another release (.gtf or .gtf.gz)
 """
 
 import argparse
@@ -339,11 +339,11 @@ def _with_replacements(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(replaced_by=replaced)
 
 
-_USAGE = "python -m data_pipelines.gene_tables from-gtf GTF OUT.parquet"
+_USAGE = "python -m data_pipelines.features.gene_tables from-gtf GTF OUT.parquet"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data_pipelines.gene_tables", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m data_pipelines.features.gene_tables", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     tables = verbs.add_parser("from-tables", help="the packaged tables from a folder of raw tables")
     tables.add_argument("folder", type=Path)

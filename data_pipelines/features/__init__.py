@@ -1,0 +1,1 @@
+"""What can be measured: genes, proteins and regions, and what names mean."""
