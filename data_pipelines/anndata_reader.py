@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data_pipelines.cells.obs_fields import OBS_FIELDS
 from data_pipelines.counts_elsewhere import layers_of_counts, obsm_notes
 from data_pipelines.counts_field import choose_counts_field, first_problem
 from data_pipelines.counts_matrix import CountsMatrix, Dataset, join_matrices
@@ -19,7 +20,6 @@ from data_pipelines.features.modality_names import (
     modality_of_name,
     modality_of_table,
 )
-from data_pipelines.obs_fields import OBS_FIELDS
 from data_pipelines.pseudo_pairs import pseudo_pairs_of, pseudo_pairs_of_file
 from data_pipelines.source_statements import statements_of, statements_of_file
 from data_pipelines.stored_matrix import ColumnsOf, MatrixInMemory, StoredMatrix, open_stored_matrix

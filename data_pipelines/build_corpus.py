@@ -27,9 +27,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from data_pipelines import cell_block, cell_metadata, corpus, corpus_writer, external_shuffle, source_tasks
-from data_pipelines.cell_identity import KEY_VERSION
+from data_pipelines import cell_block, corpus, corpus_writer, external_shuffle, source_tasks
 from data_pipelines.cell_selection import CellSelection
+from data_pipelines.cells import cell_metadata
+from data_pipelines.cells.cell_identity import KEY_VERSION
+from data_pipelines.cells.supervision import cells_by_modalities
 from data_pipelines.corpus import Corpus
 from data_pipelines.corpus_blocks import ShardTask
 from data_pipelines.corpus_files import is_url
@@ -55,7 +57,6 @@ from data_pipelines.held_out import HeldOutRule, held_out_cells
 from data_pipelines.pair_check import refuse_unpaired_files
 from data_pipelines.reading_options import DEFAULT_READING, ReadingOptions
 from data_pipelines.source_tasks import CheckTask, Handed, SegmentTask, hand_over, stretches
-from data_pipelines.supervision import cells_by_modalities
 from data_pipelines.task_runner import InProcess, LocalProcesses, Progress, Runner, available_cores, run_tasks
 from data_pipelines.work_folder import WorkFolder, damaged_work, open_work, plan_of, remove_work
 from scmbert_jax.batch import MODALITIES

@@ -27,6 +27,7 @@ import pandas as pd
 from data_pipelines import cell_block, tfrecord
 from data_pipelines.block_cache import CachedFiles, cache_for, shard_key
 from data_pipelines.cell_block import CellBlock, PackedBlock
+from data_pipelines.cells.supervision import information_of
 from data_pipelines.corpus_files import CorpusFiles, Location
 from data_pipelines.corpus_manifest import (
     FEATURE_SPACE,
@@ -43,7 +44,6 @@ from data_pipelines.files.parquet_file import read_parquet_frame
 from data_pipelines.open_files import open_files
 from data_pipelines.packed_counts import largest_feature
 from data_pipelines.retries import UnreachableError
-from data_pipelines.supervision import information_of
 from scmbert_jax.batch import MODALITIES
 from scmbert_jax.errors import CorpusError, InputError
 

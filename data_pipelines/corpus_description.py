@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from data_pipelines.cells.supervision import CellCounts
 from data_pipelines.corpus import open_corpus
 from data_pipelines.corpus_files import Location
 from data_pipelines.derivation import derivation_lines
 from data_pipelines.input_report import regions_text
-from data_pipelines.supervision import CellCounts
 from scmbert_jax.errors import CorpusError
 
 NOT_RECORDED = "not recorded: the corpus was built by an earlier version; build it again to know"

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data_pipelines.cell_identity import BARCODES, GROUPS, KEY_VERSION, add_to_groups, barcode_keys
-from data_pipelines.cell_metadata import KEY_COLUMNS, dataset_metadata
+from data_pipelines.cells.cell_identity import BARCODES, GROUPS, KEY_VERSION, add_to_groups, barcode_keys
+from data_pipelines.cells.cell_metadata import KEY_COLUMNS, dataset_metadata
 from data_pipelines.corpus import Corpus, open_corpus
 from data_pipelines.corpus_files import Location, base_name, is_url
 from data_pipelines.corpus_manifest import MANIFEST

@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from data_pipelines.cells.obs_fields import recognise_obs_fields
 from data_pipelines.counts_field import describe_values
 from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.features.column_names import as_text, columns_called, plain_name
 from data_pipelines.features.gene_names import ERCC, unversioned
 from data_pipelines.features.modality_names import name_sources
-from data_pipelines.obs_fields import recognise_obs_fields
 from data_pipelines.stored_matrix import StoredMatrix
 from scmbert_jax.errors import InputError
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.cell_metadata import LOCAL_FIELDS
+from data_pipelines.cells.cell_metadata import LOCAL_FIELDS
 from data_pipelines.corpus import Corpus
 from data_pipelines.corpus_files import Location
 from data_pipelines.features.feature_space import FeatureSpace, ModalityFeatures

@@ -24,11 +24,11 @@ from typing import Any
 import h5py
 
 from data_pipelines.anndata_reader import read_anndata, read_mudata, read_stored_anndata, read_stored_mudata
+from data_pipelines.cells.obs_fields import recognise_obs_fields
 from data_pipelines.counts_matrix import CountsMatrix, Dataset, join_matrices
 from data_pipelines.files.hdf5_file import open_hdf5
 from data_pipelines.fragments_reader import Cells, default_fragments_name, is_fragments, read_fragments
 from data_pipelines.full_length import length_normalised
-from data_pipelines.obs_fields import recognise_obs_fields
 from data_pipelines.other_formats import described, of_other_program
 from data_pipelines.pair_check import require_shared_cells
 from data_pipelines.reading_options import DEFAULT_READING, ReadingOptions, split_query

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from data_pipelines.cell_identity import (
+from data_pipelines.cells.cell_identity import (
     GROUPS,
     NOT_MEASURED,
     add_to_groups,

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.cell_identity import KEY_VERSION, NOT_MEASURED, barcode_keys
-from data_pipelines.cell_metadata import KEY_COLUMNS
+from data_pipelines.cells.cell_identity import KEY_VERSION, NOT_MEASURED, barcode_keys
+from data_pipelines.cells.cell_metadata import KEY_COLUMNS
 from data_pipelines.files.atomic_files import growing_file
 from data_pipelines.files.bounded_npz import open_arrays
 from data_pipelines.mixture import Mixture

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.cell_block import PackedBlock
-from data_pipelines.cell_metadata import code_fields
+from data_pipelines.cells.cell_metadata import code_fields
 from data_pipelines.corpus import (
     Corpus,
     content_digest,

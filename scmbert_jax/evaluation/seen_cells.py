@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.cell_identity import BARCODES, NOT_MEASURED, cell_keys
+from data_pipelines.cells.cell_identity import BARCODES, NOT_MEASURED, cell_keys
 from data_pipelines.counts_matrix import Dataset
 from data_pipelines.input_check import check_dataset
 from data_pipelines.shared_counts import CellSet, cells_of_dataset

@@ -16,8 +16,8 @@ from stored_counts import ANTIBODIES, GENE_IDS
 
 from data_pipelines import shared_counts
 from data_pipelines.build_corpus import build_corpus
-from data_pipelines.cell_identity import NOT_MEASURED, barcode_keys, barcode_of, cell_keys, counts_hashes
-from data_pipelines.cell_metadata import KEY_COLUMNS
+from data_pipelines.cells.cell_identity import NOT_MEASURED, barcode_keys, barcode_of, cell_keys, counts_hashes
+from data_pipelines.cells.cell_metadata import KEY_COLUMNS
 from data_pipelines.duplicate_cells import STAYS, cells_in, copies_among
 from data_pipelines.features.gene_tables import load_gene_table
 from data_pipelines.input_check import check_dataset

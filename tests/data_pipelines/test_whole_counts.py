@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from stored_counts import GENE_IDS
 
 from data_pipelines.build_corpus import build_corpus
-from data_pipelines.cell_metadata import KEY_COLUMNS
+from data_pipelines.cells.cell_metadata import KEY_COLUMNS
 from data_pipelines.collate import TokenSampling, collate_counts
 from data_pipelines.corpus_overlap import open_known_cells
 from data_pipelines.features.feature_space import FeatureSpace

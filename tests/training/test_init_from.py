@@ -11,7 +11,7 @@ from conftest import shaken
 from test_continuation import changed
 from test_loop import SyntheticData, final_state
 
-from data_pipelines.cell_identity import NOT_MEASURED
+from data_pipelines.cells.cell_identity import NOT_MEASURED
 from data_pipelines.features.feature_space import FeatureSpace, ModalityFeatures
 from data_pipelines.trained_cells import TrainedCells
 from scmbert_jax.batch import CellBatch

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data_pipelines.cell_metadata import local_categories
+from data_pipelines.cells.cell_metadata import local_categories
 from data_pipelines.features.feature_space import FeatureSpace
 from scmbert_jax.batch import MODALITIES
 
