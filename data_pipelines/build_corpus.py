@@ -48,14 +48,14 @@ from data_pipelines.corpus_sources import (
     measured_features,
     open_sources,
 )
-from data_pipelines.counts_matrix import CountsMatrix
 from data_pipelines.data_card import DATA_CARD, composition, data_card, software_versions
 from data_pipelines.external_shuffle import cell_hashes, partition, shuffled_order
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.files.atomic_files import GrowingFolder
 from data_pipelines.held_out import HeldOutRule, held_out_cells
-from data_pipelines.pair_check import refuse_unpaired_files
-from data_pipelines.reading_options import DEFAULT_READING, ReadingOptions
+from data_pipelines.readers.dataset import CountsMatrix
+from data_pipelines.readers.pair_check import refuse_unpaired_files
+from data_pipelines.readers.reading_options import DEFAULT_READING, ReadingOptions
 from data_pipelines.source_tasks import CheckTask, Handed, SegmentTask, hand_over, stretches
 from data_pipelines.task_runner import InProcess, LocalProcesses, Progress, Runner, available_cores, run_tasks
 from data_pipelines.work_folder import WorkFolder, damaged_work, open_work, plan_of, remove_work

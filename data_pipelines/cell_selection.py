@@ -13,8 +13,8 @@ import pandas as pd
 
 from data_pipelines.cells.cell_metadata import LOCAL_FIELDS
 from data_pipelines.cells.obs_fields import OBS_FIELDS, recognise_obs_fields
-from data_pipelines.counts_matrix import Dataset
 from data_pipelines.features.column_names import as_text
+from data_pipelines.readers.dataset import Dataset
 from scmbert_jax.errors import InputError
 
 # How CELLxGENE joins the values of a cell that has several (schema 7, `disease`).

@@ -19,7 +19,7 @@ from data_pipelines.corpus_files import Location, base_name, is_url
 from data_pipelines.corpus_manifest import MANIFEST
 from data_pipelines.duplicate_cells import cells_in
 from data_pipelines.input_check import check_dataset, require_usable
-from data_pipelines.readers import open_dataset
+from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.shared_counts import CellSet, Features, Wanted, cells_of_dataset, has_key, keys_beside
 from data_pipelines.source_files import source_files
 from scmbert_jax.errors import CorpusError

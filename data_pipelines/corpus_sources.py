@@ -13,7 +13,7 @@ from data_pipelines.corpus_overlap import KnownCells, cells_known, shared_metada
 from data_pipelines.duplicate_cells import drop_cells, drop_copies
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.input_check import InputReport, check_dataset, require_usable
-from data_pipelines.readers import ACCEPTED, CountsMatrix, Dataset, ReadingOptions, open_datasets
+from data_pipelines.readers.open_dataset import ACCEPTED, CountsMatrix, Dataset, ReadingOptions, open_datasets
 from data_pipelines.region_check import refuse_several_region_spaces
 from data_pipelines.shared_counts import Keys, cells_of_dataset
 from data_pipelines.source_files import source_files

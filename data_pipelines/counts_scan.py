@@ -6,8 +6,8 @@ from urllib.parse import quote
 import numpy as np
 
 from data_pipelines.cells.cell_identity import counts_hashes
-from data_pipelines.counts_matrix import CountsMatrix
-from data_pipelines.whole_counts import MAX_COUNT, exact_below, is_whole, whole
+from data_pipelines.readers.dataset import CountsMatrix
+from data_pipelines.readers.whole_counts import MAX_COUNT, exact_below, is_whole, whole
 
 
 @dataclass

@@ -27,9 +27,9 @@ from data_pipelines.cells.cell_identity import (
     column_weights,
     feature_weights,
 )
-from data_pipelines.counts_matrix import Dataset
 from data_pipelines.input_report import InputReport
-from data_pipelines.whole_counts import whole
+from data_pipelines.readers.dataset import Dataset
+from data_pipelines.readers.whole_counts import whole
 
 _MOST_CELLS = 4_000_000  # candidates of both sides at a time
 _PANEL = 100  # shared features; of fewer, all groups must agree

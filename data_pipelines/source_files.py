@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.corpus import sha256_of_file
-from data_pipelines.counts_matrix import CountsMatrix
+from data_pipelines.readers.dataset import CountsMatrix
 
 
 def source_files(matrices: list[CountsMatrix]) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ import pandas as pd
 import scipy.sparse
 
 from data_pipelines.counter_hash import fold_array, fold_compiled, hash_of
-from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.features.gene_tables import load_gene_table
+from data_pipelines.readers.dataset import CountsMatrix, Dataset
 
 EXPRESSED = 1635.0  # genes with a count, on average over the cells; Census-like
 NUM_TYPES, NUM_DEPTHS = 8, 8

@@ -14,7 +14,7 @@ import pytest
 from conftest import TINY, scmbert, scmbert_ok
 
 import scmbert_jax
-from data_pipelines.readers import example_path, open_dataset
+from data_pipelines.readers.open_dataset import example_path, open_dataset
 from scmbert_jax.training.run_folder import read_metrics
 
 TIMINGS = ("cells_per_second", "step_seconds", "data_wait_fraction")

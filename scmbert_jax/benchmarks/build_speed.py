@@ -20,7 +20,7 @@ from typing import Any
 
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.corpus_manifest import building_path
-from data_pipelines.stored_matrix import chunks_between
+from data_pipelines.readers.stored_matrix import chunks_between
 from data_pipelines.synthetic_atlas import synthetic_atlas
 from data_pipelines.task_runner import available_cores
 from data_pipelines.verify_corpus import verify_corpus

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from data_pipelines.reading_options import DEFAULT_READING, ReadingOptions
+from data_pipelines.readers.reading_options import DEFAULT_READING, ReadingOptions
 from scmbert_jax.commands.terminal import (
     CorpusFolder,
     CountsFiles,
@@ -77,7 +77,7 @@ class Doctor:
         import json
 
         from data_pipelines.corpus_sources import check_files
-        from data_pipelines.readers import ACCEPTED
+        from data_pipelines.readers.open_dataset import ACCEPTED
 
         if not self.files:
             raise InputError(f"doctor: no files given; give at least one {ACCEPTED}.")

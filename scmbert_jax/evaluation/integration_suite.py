@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from data_pipelines.readers import open_dataset
+from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.alignment_baselines import cca_space
 from scmbert_jax.evaluation.alignment_result import AlignmentResult, AlignmentRow, score_rows

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.readers import open_dataset
+from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.shared_counts import CellSet
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation import metrics

@@ -13,8 +13,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from data_pipelines.files.hdf5_file import open_hdf5
-from data_pipelines.stored_names import read_names
-from data_pipelines.stored_nodes import read_values
+from data_pipelines.readers.stored_names import read_names
+from data_pipelines.readers.stored_nodes import read_values
 from scmbert_jax.errors import InputError
 
 Array = np.ndarray

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from data_pipelines.input_report import InputReport
 from data_pipelines.model_counts import model_counts
-from data_pipelines.readers import Dataset, open_dataset
+from data_pipelines.readers.open_dataset import Dataset, open_dataset
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE, pca_embedding
 from scmbert_jax.evaluation.probe import make_folds, run_probe

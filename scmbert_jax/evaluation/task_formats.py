@@ -31,7 +31,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.neighbors import NearestNeighbors
 
 from data_pipelines.files.hdf5_file import require_self_contained
-from data_pipelines.stored_names import as_names
+from data_pipelines.readers.stored_names import as_names
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.benchmark_metrics import kaggle_correlations, kaggle_score, openproblems_scores
 from scmbert_jax.evaluation.pandas_frames import Frame, read_frame

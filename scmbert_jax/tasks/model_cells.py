@@ -16,7 +16,7 @@ from data_pipelines.collate import TokenSampling, collate_counts
 from data_pipelines.input_check import check_dataset, require_usable
 from data_pipelines.input_report import InputReport
 from data_pipelines.model_counts import CountsChunk, Overlap, model_counts, overlap_with_model
-from data_pipelines.readers import Dataset, open_dataset
+from data_pipelines.readers.open_dataset import Dataset, open_dataset
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import ConfigError, InputError, ScmbertWarning
 from scmbert_jax.models.linear_path import scores_of_counts

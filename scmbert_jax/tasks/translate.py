@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines.input_report import InputReport
 from data_pipelines.model_counts import Overlap
-from data_pipelines.readers import Dataset, open_dataset
+from data_pipelines.readers.open_dataset import Dataset, open_dataset
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import CutBatch

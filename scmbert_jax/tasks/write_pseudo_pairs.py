@@ -17,7 +17,7 @@ from scmbert_jax.tasks.whole_file import size_in_file, written_whole
 
 Array = np.ndarray
 
-KEY = "scmbert_pseudo_pairs"  # of uns; `data_pipelines.pseudo_pairs` reads it
+KEY = "scmbert_pseudo_pairs"  # of uns; `data_pipelines.readers.pseudo_pairs` reads it
 
 
 def pseudo_paired_mudata(

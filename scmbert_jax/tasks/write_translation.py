@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.files.hdf5_file import open_hdf5
-from data_pipelines.whole_counts import whole
+from data_pipelines.readers.dataset import CountsMatrix, Dataset
+from data_pipelines.readers.whole_counts import whole
 from scmbert_jax.errors import InputError
 from scmbert_jax.outputs import check_output_file
 from scmbert_jax.pretrained import PretrainedModel

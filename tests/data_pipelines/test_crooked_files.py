@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from conftest import scmbert
 from stored_counts import as_anndata, random_counts, write_h5
 
-from data_pipelines.readers import open_dataset
+from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

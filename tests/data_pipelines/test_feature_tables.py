@@ -15,7 +15,7 @@ from data_pipelines.features.feature_mapping import map_genes, map_proteins, map
 from data_pipelines.features.gene_tables import load_gene_table
 from data_pipelines.features.modality_names import modality_of_features
 from data_pipelines.input_check import check_dataset
-from data_pipelines.readers import open_dataset
+from data_pipelines.readers.open_dataset import open_dataset
 
 ad = pytest.importorskip("anndata")
 

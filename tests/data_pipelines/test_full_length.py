@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from data_pipelines.corpus import open_corpus
 from data_pipelines.features.gene_tables import load_gene_table
-from data_pipelines.full_length import LengthNormalised, is_full_length
 from data_pipelines.input_check import check_dataset
-from data_pipelines.readers import open_dataset
-from data_pipelines.reading_options import ReadingOptions
-from data_pipelines.stored_matrix import MatrixInMemory
+from data_pipelines.readers.full_length import LengthNormalised, is_full_length
+from data_pipelines.readers.open_dataset import open_dataset
+from data_pipelines.readers.reading_options import ReadingOptions
+from data_pipelines.readers.stored_matrix import MatrixInMemory
 from scmbert_jax.errors import InputError
 
 _TABLE = load_gene_table("human")

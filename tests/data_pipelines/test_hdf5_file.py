@@ -11,7 +11,7 @@ from conftest import REPOSITORY, scmbert
 from stored_counts import as_anndata, random_counts, write_h5
 
 from data_pipelines.files.hdf5_file import open_hdf5
-from data_pipelines.readers import open_dataset
+from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.pandas_frames import read_frame
 from scmbert_jax.evaluation.task_formats import score_folder

@@ -10,8 +10,8 @@ import scipy.sparse as sp
 
 from data_pipelines.features.gene_tables import load_gene_table
 from data_pipelines.input_check import check_dataset, require_usable, usual_min_genes
-from data_pipelines.pair_check import refuse_unpaired_files
-from data_pipelines.readers import open_dataset
+from data_pipelines.readers.open_dataset import open_dataset
+from data_pipelines.readers.pair_check import refuse_unpaired_files
 from scmbert_jax.errors import InputError
 
 ad = pytest.importorskip("anndata")

@@ -11,8 +11,8 @@ import pytest
 import scipy.sparse as sp
 
 from data_pipelines.input_check import check_dataset
-from data_pipelines.readers import open_dataset
-from data_pipelines.reading_options import ReadingOptions
+from data_pipelines.readers.open_dataset import open_dataset
+from data_pipelines.readers.reading_options import ReadingOptions
 from scmbert_jax.errors import InputError
 
 ad = pytest.importorskip("anndata")
@@ -82,7 +82,7 @@ def test_stored_zeros_and_unsorted_indices_are_put_right(tmp_path):
 
 @pytest.mark.parametrize("storage", ["csr", "csc", "dense"])
 def test_memory_is_bounded_by_the_chunk_not_by_the_file(tmp_path, storage, monkeypatch):
-    monkeypatch.setattr("data_pipelines.stored_matrix._SLAB_VALUES", 1 << 14)
+    monkeypatch.setattr("data_pipelines.readers.stored_matrix._SLAB_VALUES", 1 << 14)
     matrix = sp.random(40_000, 100, density=0.5, format="csr", random_state=0, dtype=np.float32)  # 2 M values
     matrix.data = np.ceil(matrix.data * 9)
     path = tmp_path / "big.h5ad"
@@ -455,7 +455,7 @@ def test_a_full_temporary_folder_is_named_when_a_matrix_must_be_turned_over(tmp_
     def full(*_args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("data_pipelines.compressed_copy.ScratchArray.write", full)
+    monkeypatch.setattr("data_pipelines.readers.compressed_copy.ScratchArray.write", full)
     refused(tmp_path / "x.h5ad", "No space left on device.*set TMPDIR")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipelines.reading_options import ReadingOptions, split_query
+from data_pipelines.readers.reading_options import ReadingOptions, split_query
 from scmbert_jax.errors import InputError
 
 

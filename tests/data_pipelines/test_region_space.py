@@ -19,8 +19,8 @@ from data_pipelines.features.genome_assembly import CHROMOSOME_LENGTHS
 from data_pipelines.features.region_space import RegionSpace, region_space
 from data_pipelines.input_check import check_dataset
 from data_pipelines.model_counts import model_counts, overlap_with_model
-from data_pipelines.readers import open_dataset
-from data_pipelines.reading_options import ReadingOptions
+from data_pipelines.readers.open_dataset import open_dataset
+from data_pipelines.readers.reading_options import ReadingOptions
 from scmbert_jax.errors import InputError
 
 CATALOGUE = [("chr2", 500, 700), ("chr1", 1000, 1500), ("chr1", 100, 300), ("chr1", 300, 400), ("chrX", 50, 60)]

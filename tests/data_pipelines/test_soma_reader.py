@@ -13,12 +13,12 @@ import scipy.sparse as sp
 import tiledbsoma
 from conftest import scmbert, scmbert_ok
 
-from data_pipelines import soma_reader
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.corpus import open_corpus
 from data_pipelines.features.gene_tables import load_gene_table
 from data_pipelines.input_check import check_dataset
-from data_pipelines.readers import open_dataset, open_datasets
+from data_pipelines.readers import soma_reader
+from data_pipelines.readers.open_dataset import open_dataset, open_datasets
 from scmbert_jax.errors import InputError
 
 _TABLE = load_gene_table("human")

@@ -11,8 +11,8 @@ from conftest import scmbert
 from stored_counts import BARCODES, GENE_IDS, as_anndata, random_counts
 
 from data_pipelines.input_check import check_dataset
-from data_pipelines.readers import open_dataset
-from data_pipelines.stored_table import MOST_COLUMNS
+from data_pipelines.readers.open_dataset import open_dataset
+from data_pipelines.readers.stored_table import MOST_COLUMNS
 from scmbert_jax.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.input_check import check_dataset
-from data_pipelines.readers import open_dataset
+from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.synthetic import synthetic_batch, synthetic_cells, synthetic_layout
 
 LAYOUT = synthetic_layout(500, 20, 900, {"technical_batch": 3})

@@ -8,7 +8,7 @@ import scipy.sparse
 from data_pipelines import cell_block
 from data_pipelines.cell_block import CellBlock, ModalityColumns
 from data_pipelines.input_check import check_dataset
-from data_pipelines.readers import open_dataset
+from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.synthetic_atlas import SyntheticAtlas, synthetic_atlas
 
 

@@ -19,11 +19,11 @@ from stored_counts import (
     write_text,
 )
 
-from data_pipelines import matrix_market as matrix_market_module
-from data_pipelines import name_lines
-from data_pipelines.compressed_copy import ScratchArray
 from data_pipelines.input_check import check_dataset
-from data_pipelines.readers import open_dataset
+from data_pipelines.readers import matrix_market as matrix_market_module
+from data_pipelines.readers import name_lines
+from data_pipelines.readers.compressed_copy import ScratchArray
+from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import InputError
 
 

@@ -15,9 +15,9 @@ from data_pipelines.corpus_overlap import open_known_cells
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.input_check import check_dataset
 from data_pipelines.model_counts import model_counts, overlap_with_model
-from data_pipelines.readers import open_dataset
-from data_pipelines.stored_matrix import MatrixInMemory
-from data_pipelines.whole_counts import MAX_COUNT, by_feature, is_whole, whole, widened
+from data_pipelines.readers.open_dataset import open_dataset
+from data_pipelines.readers.stored_matrix import MatrixInMemory
+from data_pipelines.readers.whole_counts import MAX_COUNT, by_feature, is_whole, whole, widened
 from scmbert_jax.errors import InputError
 from scmbert_jax.tasks.modality_cells import read_modalities
 

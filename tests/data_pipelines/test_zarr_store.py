@@ -13,10 +13,10 @@ import scipy.sparse as sp
 import zarr
 from stored_counts import BARCODES, IDS, as_anndata, random_counts, write_zarr
 
-from data_pipelines import zarr_metadata
 from data_pipelines.input_check import check_dataset
-from data_pipelines.readers import open_dataset
-from data_pipelines.stored_matrix import open_stored_matrix
+from data_pipelines.readers import zarr_metadata
+from data_pipelines.readers.open_dataset import open_dataset
+from data_pipelines.readers.stored_matrix import open_stored_matrix
 from scmbert_jax.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -96,7 +96,7 @@ def test_a_folder_without_the_ending_and_with_a_slash_is_read(tmp_path):
 @FORMATS
 @pytest.mark.parametrize("storage", list(STORAGE))
 def test_a_pass_reads_no_more_at_once_than_a_chunk_and_decodes_none_twice(tmp_path, storage, zarr_format, monkeypatch):
-    monkeypatch.setattr("data_pipelines.stored_matrix._SLAB_VALUES", 64)
+    monkeypatch.setattr("data_pipelines.readers.stored_matrix._SLAB_VALUES", 64)
     counts = random_counts()
     path = chunked_store(tmp_path / "x.zarr", counts, storage, zarr_format, (16, 10))
     matrix = open_stored_matrix(zarr.open_group(path, mode="r", use_consolidated=False)["X"], "X")
@@ -116,7 +116,7 @@ def test_a_pass_reads_no_more_at_once_than_a_chunk_and_decodes_none_twice(tmp_pa
 
 
 def test_every_stored_chunk_of_a_dense_matrix_is_decoded_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_pipelines.stored_matrix._SLAB_VALUES", 64)
+    monkeypatch.setattr("data_pipelines.readers.stored_matrix._SLAB_VALUES", 64)
     path = chunked_store(tmp_path / "x.zarr", random_counts(), "dense", 3, (8, 10))
     matrix = open_stored_matrix(zarr.open_group(path, mode="r", use_consolidated=False)["X"], "X")
     read, get = [], zarr.Array.__getitem__

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_pipelines.readers import open_dataset
+from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation import probe_suite
 from scmbert_jax.evaluation.probe_result import AT_RANDOM, BY_BATCH, ProbeSettings

@@ -16,7 +16,7 @@ import scmbert_jax
 from data_pipelines.features.feature_mapping import map_genes, map_regions
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.features.gene_tables import load_gene_table
-from data_pipelines.readers import example_path
+from data_pipelines.readers.open_dataset import example_path
 from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import (
     CrossModalTranslationConfig,

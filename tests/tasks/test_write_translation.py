@@ -13,7 +13,7 @@ from conftest import scmbert, scmbert_ok
 from multimodal_model import multimodal_model  # noqa: F401
 
 import scmbert_jax
-from data_pipelines.readers import example_path, open_dataset
+from data_pipelines.readers.open_dataset import example_path, open_dataset
 from scmbert_jax.tasks.writable_table import writable_table
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

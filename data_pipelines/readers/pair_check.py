@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from data_pipelines.cells.obs_fields import recognise_obs_fields
-from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.features.column_names import as_text
+from data_pipelines.readers.dataset import CountsMatrix, Dataset
 from scmbert_jax.errors import InputError
 
 # Share of the smaller file's cells that files of the same cells have in common, at least: a mosaic may pair few, while

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.stored_nodes import StoredGroup, is_group
+from data_pipelines.readers.stored_nodes import StoredGroup, is_group
 
 # What it is called in a data card -> its names in `uns`; the first that is there is taken.
 STATEMENTS: dict[str, tuple[str, ...]] = {

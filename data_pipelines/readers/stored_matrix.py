@@ -11,9 +11,16 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
-from data_pipelines.compressed_copy import CompressedCopy, compress_by_cell
-from data_pipelines.stored_nodes import StoredArray, StoredGroup, attribute_text, is_array, lacks_chunks, read_values
-from data_pipelines.whole_counts import widened
+from data_pipelines.readers.compressed_copy import CompressedCopy, compress_by_cell
+from data_pipelines.readers.stored_nodes import (
+    StoredArray,
+    StoredGroup,
+    attribute_text,
+    is_array,
+    lacks_chunks,
+    read_values,
+)
+from data_pipelines.readers.whole_counts import widened
 from scmbert_jax.errors import InputError
 
 # Values held at once while a dense tile or a column-compressed matrix is read: 1 Mi values = 4-8 MiB an array.

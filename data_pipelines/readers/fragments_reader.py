@@ -24,14 +24,14 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from data_pipelines.compressed_copy import CompressedCopy, ScratchArray, compress_by_cell
-from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.features.genome_assembly import CHROMOSOME_LENGTHS, assembly_of_genome, known_chromosome, ucsc_name
 from data_pipelines.features.interval_file import FRAGMENTS, IntervalBlock, header_lines, interval_blocks
 from data_pipelines.features.region_space import HOW_TO_LIFT, RegionSpace, region_space
-from data_pipelines.name_lines import name_lines
-from data_pipelines.reading_options import ReadingOptions
-from data_pipelines.stored_matrix import StoredMatrix, canonical
+from data_pipelines.readers.compressed_copy import CompressedCopy, ScratchArray, compress_by_cell
+from data_pipelines.readers.dataset import CountsMatrix, Dataset
+from data_pipelines.readers.name_lines import name_lines
+from data_pipelines.readers.reading_options import ReadingOptions
+from data_pipelines.readers.stored_matrix import StoredMatrix, canonical
 from scmbert_jax.errors import InputError
 
 _NAME = re.compile(r"^(?P<stem>.+)\.(?P<kind>tsv|bed|txt)(\.b?gz)?$")

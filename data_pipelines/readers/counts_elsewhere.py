@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.counts_field import describe_values, first_problem
-from data_pipelines.stored_matrix import StoredMatrix
+from data_pipelines.readers.counts_field import describe_values, first_problem
+from data_pipelines.readers.stored_matrix import StoredMatrix
 from scmbert_jax.errors import InputError
 
 _ROWS = 256

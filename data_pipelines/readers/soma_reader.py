@@ -25,11 +25,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.features.modality_names import modality_of_name
-from data_pipelines.stored_matrix import canonical
-from data_pipelines.stored_names import as_names
-from data_pipelines.whole_counts import widened
+from data_pipelines.readers.dataset import CountsMatrix, Dataset
+from data_pipelines.readers.stored_matrix import canonical
+from data_pipelines.readers.stored_names import as_names
+from data_pipelines.readers.whole_counts import widened
 from scmbert_jax.errors import InputError
 from scmbert_jax.plain_text import without_secrets
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.stored_nodes import StoredGroup, is_group
+from data_pipelines.readers.stored_nodes import StoredGroup, is_group
 from scmbert_jax.errors import InputError
 
 PSEUDO_PAIRS = "scmbert_pseudo_pairs"

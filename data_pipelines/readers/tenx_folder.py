@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from data_pipelines.counts_matrix import CountsMatrix, Dataset, join_matrices
 from data_pipelines.features.genome_assembly import assembly_of_genome
 from data_pipelines.features.modality_names import modality_of_features
-from data_pipelines.matrix_market import MatrixMarketFile, MatrixMarketHeader, read_header
-from data_pipelines.name_lines import name_lines
-from data_pipelines.tenx_reader import split_by_feature_type
+from data_pipelines.readers.dataset import CountsMatrix, Dataset, join_matrices
+from data_pipelines.readers.matrix_market import MatrixMarketFile, MatrixMarketHeader, read_header
+from data_pipelines.readers.name_lines import name_lines
+from data_pipelines.readers.tenx_reader import split_by_feature_type
 from scmbert_jax.errors import InputError
 
 _MATRIX = re.compile(r"^(?P<prefix>.*?)matrix\.mtx(\.gz)?$")

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from data_pipelines.stored_matrix import StoredMatrix
-from data_pipelines.whole_counts import is_whole
+from data_pipelines.readers.stored_matrix import StoredMatrix
+from data_pipelines.readers.whole_counts import is_whole
 
 # Raw counts by custom: an explicit layer, then `raw`, then X.
 PREFERENCE = ("layers['counts']", "raw.X", "X")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from data_pipelines.features.column_names import LONGEST_NAME
-from data_pipelines.stored_nodes import StoredArray, read_values
+from data_pipelines.readers.stored_nodes import StoredArray, read_values
 from scmbert_jax.errors import InputError
 
 _MOST_BYTES = 1 << 28

@@ -5,10 +5,10 @@ A zarr chunk is decoded whole: reading holds one chunk of cells and the zarr chu
 
 from pathlib import Path
 
-from data_pipelines.anndata_reader import read_stored_anndata, read_stored_mudata
-from data_pipelines.counts_matrix import Dataset
-from data_pipelines.stored_nodes import StoredGroup
-from data_pipelines.zarr_metadata import require_plain_store
+from data_pipelines.readers.anndata_reader import read_stored_anndata, read_stored_mudata
+from data_pipelines.readers.dataset import Dataset
+from data_pipelines.readers.stored_nodes import StoredGroup
+from data_pipelines.readers.zarr_metadata import require_plain_store
 from scmbert_jax.errors import InputError
 
 # What the folder of a group or an array has in zarr format 2 or 3.

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from data_pipelines.reading_options import ReadingOptions
-from data_pipelines.stored_matrix import RowsOf, StoredMatrix
+from data_pipelines.readers.reading_options import ReadingOptions
+from data_pipelines.readers.stored_matrix import RowsOf, StoredMatrix
 from scmbert_jax.errors import InputError
 
 

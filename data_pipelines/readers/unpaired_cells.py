@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from data_pipelines.counts_matrix import CountsMatrix, Dataset
+from data_pipelines.readers.dataset import CountsMatrix, Dataset
 from scmbert_jax.batch import MODALITIES
 
 

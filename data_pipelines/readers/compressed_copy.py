@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import scipy.sparse as sp
 
-from data_pipelines.whole_counts import widened
+from data_pipelines.readers.whole_counts import widened
 
 
 class ScratchArray:

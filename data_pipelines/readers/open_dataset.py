@@ -23,20 +23,20 @@ from typing import Any
 
 import h5py
 
-from data_pipelines.anndata_reader import read_anndata, read_mudata, read_stored_anndata, read_stored_mudata
 from data_pipelines.cells.obs_fields import recognise_obs_fields
-from data_pipelines.counts_matrix import CountsMatrix, Dataset, join_matrices
 from data_pipelines.files.hdf5_file import open_hdf5
-from data_pipelines.fragments_reader import Cells, default_fragments_name, is_fragments, read_fragments
-from data_pipelines.full_length import length_normalised
-from data_pipelines.other_formats import described, of_other_program
-from data_pipelines.pair_check import require_shared_cells
-from data_pipelines.reading_options import DEFAULT_READING, ReadingOptions, split_query
-from data_pipelines.soma_reader import OPTIONS, PREFIXES, is_soma, read_soma
-from data_pipelines.tenx_folder import default_name, is_matrix_market, matrices_in, matrix_in, read_tenx_folder
-from data_pipelines.tenx_reader import is_tenx, read_tenx
-from data_pipelines.unpaired_cells import separate_modalities
-from data_pipelines.zarr_store import is_zarr, read_zarr
+from data_pipelines.readers.anndata_reader import read_anndata, read_mudata, read_stored_anndata, read_stored_mudata
+from data_pipelines.readers.dataset import CountsMatrix, Dataset, join_matrices
+from data_pipelines.readers.fragments_reader import Cells, default_fragments_name, is_fragments, read_fragments
+from data_pipelines.readers.full_length import length_normalised
+from data_pipelines.readers.other_formats import described, of_other_program
+from data_pipelines.readers.pair_check import require_shared_cells
+from data_pipelines.readers.reading_options import DEFAULT_READING, ReadingOptions, split_query
+from data_pipelines.readers.soma_reader import OPTIONS, PREFIXES, is_soma, read_soma
+from data_pipelines.readers.tenx_folder import default_name, is_matrix_market, matrices_in, matrix_in, read_tenx_folder
+from data_pipelines.readers.tenx_reader import is_tenx, read_tenx
+from data_pipelines.readers.unpaired_cells import separate_modalities
+from data_pipelines.readers.zarr_store import is_zarr, read_zarr
 from scmbert_jax.errors import InputError
 
 __all__ = ["open_dataset", "open_datasets", "ReadingOptions", "CountsMatrix", "Dataset", "ACCEPTED", "EXAMPLES"]

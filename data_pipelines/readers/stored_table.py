@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from data_pipelines.features.column_names import plain_name
-from data_pipelines.stored_names import as_names, read_names
-from data_pipelines.stored_nodes import StoredGroup, attribute_text, is_array, is_group, read_values
+from data_pipelines.readers.stored_names import as_names, read_names
+from data_pipelines.readers.stored_nodes import StoredGroup, attribute_text, is_array, is_group, read_values
 from scmbert_jax.errors import InputError
 
 # A corpus keeps a table of the cells with all columns; tables of so many take a minute and more to write.

@@ -9,11 +9,11 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from data_pipelines.counts_matrix import CountsMatrix, Dataset, join_matrices
 from data_pipelines.features.modality_names import modality_of_features, modality_of_name
-from data_pipelines.stored_matrix import ColumnsOf, CsrFile, StoredMatrix, matrix_shape
-from data_pipelines.stored_names import read_names
-from data_pipelines.stored_nodes import read_values
+from data_pipelines.readers.dataset import CountsMatrix, Dataset, join_matrices
+from data_pipelines.readers.stored_matrix import ColumnsOf, CsrFile, StoredMatrix, matrix_shape
+from data_pipelines.readers.stored_names import read_names
+from data_pipelines.readers.stored_nodes import read_values
 from scmbert_jax.errors import InputError
 
 _PARTS = ("barcodes", "data", "indices", "indptr", "shape")

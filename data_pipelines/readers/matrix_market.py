@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from data_pipelines.compressed_copy import CompressedCopy, ScratchArray, compress_by_cell
-from data_pipelines.stored_matrix import canonical
+from data_pipelines.readers.compressed_copy import CompressedCopy, ScratchArray, compress_by_cell
+from data_pipelines.readers.stored_matrix import canonical
 from scmbert_jax.errors import InputError
 
 # Text parsed at once: about 0.7 million entries, 20 MiB when parsed.

@@ -18,12 +18,12 @@ import pandas as pd
 import scipy.sparse as sp
 
 from data_pipelines.cells.obs_fields import recognise_obs_fields
-from data_pipelines.counts_field import describe_values
-from data_pipelines.counts_matrix import CountsMatrix, Dataset
 from data_pipelines.features.column_names import as_text, columns_called, plain_name
 from data_pipelines.features.gene_names import ERCC, unversioned
 from data_pipelines.features.modality_names import name_sources
-from data_pipelines.stored_matrix import StoredMatrix
+from data_pipelines.readers.counts_field import describe_values
+from data_pipelines.readers.dataset import CountsMatrix, Dataset
+from data_pipelines.readers.stored_matrix import StoredMatrix
 from scmbert_jax.errors import InputError
 
 # Label -> EFO id: those whose X layer "normalized" CELLxGENE Census divides by length, without the three that read one

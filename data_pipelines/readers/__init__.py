@@ -1,0 +1,1 @@
+"""Any file to a Dataset: can it read mine?"""
