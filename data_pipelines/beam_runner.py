@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.files.atomic_files import growing_file
-from data_pipelines.readers.stored_nodes import close_all
+from data_pipelines.hand_over import close_all
 from data_pipelines.task_runner import Task
 from scmbert_jax import errors
 from scmbert_jax.errors import ConfigError, CorpusError, UserError

@@ -1,7 +1,7 @@
 """Which cells are meant: only those of some technical batches, say, or all but those of a disease.
 
-The same selection chooses cells of files when a corpus is built (`select_cells`) and cells of a corpus when it is read
-(`selected_rows`, on its obs table).
+The same selection chooses cells of files when a corpus is built (`build/select_cells.py`) and cells of a corpus when it
+is read (`selected_rows`, on its obs table).
 """
 
 import dataclasses
@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from data_pipelines.cells.cell_metadata import LOCAL_FIELDS
-from data_pipelines.cells.obs_fields import OBS_FIELDS, recognise_obs_fields
+from data_pipelines.cells.cell_metadata import LOCAL_FIELDS, OBS_FIELDS
 from data_pipelines.features.column_names import as_text
-from data_pipelines.readers.dataset import Dataset
 from scmbert_jax.errors import InputError
 
 # How CELLxGENE joins the values of a cell that has several (schema 7, `disease`).
@@ -75,34 +73,6 @@ class CellSelection:
         )
 
 
-def select_cells(
-    datasets: Sequence[Dataset],
-    names: Sequence[str],
-    selection: CellSelection,
-    obs_fields: Mapping[str, str | None] | None = None,
-) -> list[Dataset]:
-    """The data sets with the selected cells only; a modality that none of them has is left out, with a note.
-
-    Args:
-      datasets: as opened, before the check.
-      names: of the data sets in the corpus.
-      obs_fields: standard field -> column of obs, overriding what is recognised.
-
-    Raises:
-      InputError: a field or a value that no cell of any data set has, or a data set of which nothing is left.
-    """
-    tables = [_table_of(dataset, name, selection, obs_fields) for dataset, name in zip(datasets, names, strict=True)]
-    columns = sorted({str(column) for dataset in datasets for column in dataset.obs.columns})
-    kept = _kept(tables, selection, ", ".join(dataset.path for dataset in datasets), columns, in_files=True)
-    for dataset, keep in zip(datasets, kept, strict=True):
-        if not keep.any():
-            raise InputError(
-                f"{dataset.path}: none of its {len(keep):,} cells is selected ({selection}); leave the file out, or "
-                "select other cells"
-            )
-    return [_take(dataset, keep) for dataset, keep in zip(datasets, kept, strict=True)]
-
-
 def selected_rows(obs: pd.DataFrame, selection: CellSelection, where: str = "the obs table") -> np.ndarray:
     """bool [cells]: which rows of the obs table of a corpus are selected. None may be: the caller judges that.
 
@@ -113,7 +83,7 @@ def selected_rows(obs: pd.DataFrame, selection: CellSelection, where: str = "the
     Raises:
       InputError: a field that the table has not, or a value that no cell has.
     """
-    return _kept([obs], selection, where, sorted(map(str, obs.columns)), in_files=False)[0]
+    return kept_rows([obs], selection, where, sorted(map(str, obs.columns)), in_files=False)[0]
 
 
 def not_primary(obs: pd.DataFrame) -> np.ndarray:
@@ -125,19 +95,6 @@ def not_primary(obs: pd.DataFrame) -> np.ndarray:
     if PRIMARY not in obs:
         return np.zeros(len(obs), bool)
     return _field_of(obs, PRIMARY).having(("False",))
-
-
-def _table_of(
-    dataset: Dataset, name: str, selection: CellSelection, obs_fields: Mapping[str, str | None] | None
-) -> pd.DataFrame:
-    """The fields that are asked for and that this data set has, called and placed as in the obs table of a corpus."""
-    recognised, _, _ = recognise_obs_fields(dataset.obs.columns, obs_fields)
-    table = {"dataset": pd.Categorical.from_codes(np.zeros(len(dataset.cell_ids), np.int8), [name])}
-    for field in selection.fields:
-        column = recognised.get(field, field if field not in OBS_FIELDS else None)
-        if field != "dataset" and column in dataset.obs.columns:
-            table[field] = dataset.obs[column].array
-    return pd.DataFrame(table)
 
 
 # --- fields and their values -----------------------------------------------------------------------------------------
@@ -201,7 +158,7 @@ def _field_of(table: pd.DataFrame, field: str) -> _Field:
     return _Field(codes, spellings, shown, None if not texts or np.isnan(numbers).any() else numbers)
 
 
-def _kept(
+def kept_rows(
     tables: Sequence[pd.DataFrame], selection: CellSelection, where: str, columns: list[str], in_files: bool
 ) -> list[np.ndarray]:
     """Per table, bool [cells]. Raises InputError where no table has a field, or no cell of any a value.
@@ -250,22 +207,3 @@ def _require_known(
 def _listed(texts: list[str]) -> str:
     more = f" and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else ""
     return ", ".join(texts[:_SHOWN]) + more
-
-
-def _take(dataset: Dataset, keep: np.ndarray) -> Dataset:
-    matrices, notes = [], list(dataset.notes)
-    for matrix in dataset.matrices:
-        place = dataset.rows_of(matrix) if matrix.modality else np.zeros(0, np.int64)
-        rows = np.flatnonzero((place >= 0) & keep[place])
-        if len(rows) or not matrix.modality:  # of unknown modality: the check says what to do
-            matrices.append(matrix.take(rows) if matrix.modality else matrix)
-        else:
-            notes.append(f"{matrix.where}: none of the selected cells has {matrix.modality}; it is left out")
-    return dataclasses.replace(
-        dataset,
-        matrices=matrices,
-        cell_ids=dataset.cell_ids[keep],
-        obs=dataset.obs[keep],
-        notes=notes,
-        shuffle_keys=None if dataset.shuffle_keys is None else dataset.shuffle_keys[keep],
-    )

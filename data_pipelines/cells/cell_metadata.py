@@ -5,10 +5,12 @@ technical batch or a donor is only known within its data set: batch "1" of one i
 categories carry the name of the data set ("pbmc/1").
 """
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 import pandas as pd
 
-from data_pipelines.features.column_names import as_text
+from data_pipelines.features.column_names import as_text, plain_name
 from scmbert_jax.batch import MODALITIES
 
 CODED_FIELDS = ("cell_type", "technical_batch", "donor", "assay", "tissue", "disease")
@@ -16,6 +18,51 @@ LOCAL_FIELDS = ("technical_batch", "donor")
 # uint64: what tells whether the counts of a cell are those of another (`duplicate_cells`); 0 where not measured.
 KEY_COLUMNS = {name: f"cell_key_{name}" for name in MODALITIES}
 _OWN_COLUMNS = ("cell_id", "dataset", *CODED_FIELDS)
+# Standard name -> spellings, compared without case and punctuation; the first that is there is taken.
+OBS_FIELDS: dict[str, tuple[str, ...]] = {
+    "cell_type": ("cell_type", "celltype", "celltypes", "cell_types", "cell_ontology_class"),
+    "technical_batch": ("technical_batch", "batch", "batch_id", "library", "library_id", "sample", "sample_id"),
+    "donor": ("donor", "donor_id", "individual", "patient", "patient_id", "subject", "subject_id"),
+    "assay": ("assay", "technology", "platform", "protocol"),
+    "tissue": ("tissue", "organ"),
+    "disease": ("disease", "diagnosis"),
+    "dataset": ("dataset", "dataset_id", "study", "study_id"),
+}
+
+
+def recognise_obs_fields(
+    columns: Iterable[str], chosen: Mapping[str, str | None] | None = None
+) -> tuple[dict[str, str], list[str], list[str]]:
+    """(standard name -> column, problems, notes).
+
+    Args:
+      columns: the columns of obs.
+      chosen: standard name -> column, overriding recognition; None as the column: leave this field out.
+    """
+    columns = [str(column) for column in columns]
+    called: dict[str, list[str]] = {}
+    for there in dict.fromkeys(columns):
+        called.setdefault(plain_name(there), []).append(there)
+    fields: dict[str, str] = {}
+    problems, notes = [], []
+    for name in set(chosen or {}) - set(OBS_FIELDS):
+        problems.append(f"obs field {name!r}: not a standard field; there is {', '.join(OBS_FIELDS)}")
+    for name, spellings in OBS_FIELDS.items():
+        if chosen and name in chosen:
+            column = chosen[name]
+            if column is None:
+                continue
+            if column not in columns:
+                problems.append(f"obs has no column {column!r} for {name}; it has {', '.join(columns) or 'no columns'}")
+            else:
+                fields[name] = column
+            continue
+        found = [column for plain in dict.fromkeys(map(plain_name, spellings)) for column in called.get(plain, [])]
+        if found:
+            fields[name] = found[0]
+        if len(found) > 1:
+            notes.append(f"{name}: obs[{found[0]!r}] is taken; obs has {', '.join(map(repr, found[1:]))} as well")
+    return fields, problems, notes
 
 
 def dataset_metadata(

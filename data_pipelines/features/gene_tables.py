@@ -3,8 +3,8 @@
 One row per unversioned Ensembl id. Two tables travel with the package (`tables/human_genes.parquet`,
 `tables/mouse_genes.parquet`; origin in `tables/README.md`). Both are made by this file:
 
-    python -m data_pipelines.features.gene_tables from-tables FOLDER OUT_FOLDER    the packaged tables, from their raw tables
-    python -m data_pipelines.features.gene_tables from-gtf GTF OUT.parquet         a table of another release (.gtf or .gtf.gz)
+    python -m data_pipelines.features.gene_tables from-tables FOLDER OUT_FOLDER    the packaged tables, from raw tables
+    python -m data_pipelines.features.gene_tables from-gtf GTF OUT.parquet         another release (.gtf or .gtf.gz)
 """
 
 import argparse

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data_pipelines.cells.obs_fields import OBS_FIELDS
+from data_pipelines.cells.cell_metadata import OBS_FIELDS
 from data_pipelines.features.column_names import plain_name
 from data_pipelines.features.genome_assembly import GENOME_COLUMNS, genomes_text
 from data_pipelines.features.modality_names import (

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from data_pipelines.cells.obs_fields import recognise_obs_fields
+from data_pipelines.cells.cell_metadata import recognise_obs_fields
 from data_pipelines.features.column_names import as_text, columns_called, plain_name
 from data_pipelines.features.gene_names import ERCC, unversioned
 from data_pipelines.features.modality_names import name_sources

@@ -23,7 +23,7 @@ from typing import Any
 
 import h5py
 
-from data_pipelines.cells.obs_fields import recognise_obs_fields
+from data_pipelines.cells.cell_metadata import recognise_obs_fields
 from data_pipelines.files.hdf5_file import open_hdf5
 from data_pipelines.readers.anndata_reader import read_anndata, read_mudata, read_stored_anndata, read_stored_mudata
 from data_pipelines.readers.dataset import CountsMatrix, Dataset, join_matrices

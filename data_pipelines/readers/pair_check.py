@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from data_pipelines.cells.obs_fields import recognise_obs_fields
+from data_pipelines.cells.cell_metadata import recognise_obs_fields
 from data_pipelines.features.column_names import as_text
 from data_pipelines.readers.dataset import CountsMatrix, Dataset
 from scmbert_jax.errors import InputError

@@ -31,7 +31,7 @@ class StoredMatrix(Protocol):
     """Cells x features; `shape` and the `dtype` they are stored in are known without reading the values.
 
     One that has a true `any_row` takes `chunks(rows, first, last)` for the cells first:last, and reads no others, so
-    that several processes can share it. Pickled by `stored_nodes.write_pickle`, it opens its file where it is loaded.
+    that several processes can share it. Pickled by `build/hand_over.py`, it opens its file where it is loaded.
     """
 
     shape: tuple[int, int]

@@ -8,10 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.build_corpus import build_corpus
-from data_pipelines.cell_selection import CellSelection, select_cells, selected_rows
+from data_pipelines.cell_selection import CellSelection, selected_rows
 from data_pipelines.corpus import open_corpus
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.readers.stored_matrix import MatrixInMemory, RowsOf
+from data_pipelines.select_cells import select_cells
 from data_pipelines.synthetic import synthetic_cells
 from data_pipelines.verify_corpus import verify_corpus
 from scmbert_jax.errors import InputError
