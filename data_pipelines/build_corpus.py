@@ -28,9 +28,10 @@ import numpy as np
 import pandas as pd
 
 from data_pipelines import cell_block, corpus, corpus_writer, external_shuffle, source_tasks
-from data_pipelines.cell_selection import CellSelection
 from data_pipelines.cells import cell_metadata
 from data_pipelines.cells.cell_identity import KEY_VERSION
+from data_pipelines.cells.cell_selection import CellSelection
+from data_pipelines.cells.held_out import HeldOutRule, held_out_cells
 from data_pipelines.cells.supervision import cells_by_modalities
 from data_pipelines.corpus import Corpus
 from data_pipelines.corpus_blocks import ShardTask
@@ -52,7 +53,6 @@ from data_pipelines.data_card import DATA_CARD, composition, data_card, software
 from data_pipelines.external_shuffle import cell_hashes, partition, shuffled_order
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.files.atomic_files import GrowingFolder
-from data_pipelines.held_out import HeldOutRule, held_out_cells
 from data_pipelines.readers.dataset import CountsMatrix
 from data_pipelines.readers.pair_check import refuse_unpaired_files
 from data_pipelines.readers.reading_options import DEFAULT_READING, ReadingOptions

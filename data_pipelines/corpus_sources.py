@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from data_pipelines.cell_selection import CellSelection, not_primary
 from data_pipelines.cells.cell_identity import NOT_MEASURED
 from data_pipelines.cells.cell_metadata import KEY_COLUMNS
+from data_pipelines.cells.cell_selection import CellSelection, not_primary
 from data_pipelines.corpus_overlap import KnownCells, cells_known, shared_metadata
 from data_pipelines.duplicate_cells import drop_cells, drop_copies
 from data_pipelines.features.feature_space import FeatureSpace

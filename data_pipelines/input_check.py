@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from data_pipelines.cell_selection import PRIMARY, not_primary
 from data_pipelines.cells.cell_identity import column_weights, feature_weights
 from data_pipelines.cells.cell_metadata import recognise_obs_fields
+from data_pipelines.cells.cell_selection import PRIMARY, not_primary
 from data_pipelines.counts_scan import scan_counts
 from data_pipelines.features.feature_mapping import (
     NO_FEATURES,

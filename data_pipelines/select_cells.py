@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from data_pipelines.cell_selection import CellSelection, kept_rows
 from data_pipelines.cells.cell_metadata import OBS_FIELDS, recognise_obs_fields
+from data_pipelines.cells.cell_selection import CellSelection, kept_rows
 from data_pipelines.readers.dataset import Dataset
 from scmbert_jax.errors import InputError
 

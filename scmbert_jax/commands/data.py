@@ -22,7 +22,7 @@ from scmbert_jax.commands.terminal import (
 from scmbert_jax.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from data_pipelines.cell_selection import CellSelection
+    from data_pipelines.cells.cell_selection import CellSelection
 
 Only = Annotated[
     tuple[str, ...],
@@ -205,7 +205,7 @@ def _licences(given: tuple[str, ...]) -> dict[str, str]:
 
 
 def _selection(only: tuple[str, ...], exclude: tuple[str, ...]) -> "CellSelection":
-    from data_pipelines.cell_selection import CellSelection
+    from data_pipelines.cells.cell_selection import CellSelection
 
     return CellSelection(field_values("--only", only), field_values("--exclude", exclude))
 

@@ -96,7 +96,7 @@ class Pretrain:
         if not self.corpus or self.run_dir is None:
             raise ConfigError("pretrain needs --corpus DIR and --run-dir DIR.")
 
-        from data_pipelines.cell_selection import CellSelection
+        from data_pipelines.cells.cell_selection import CellSelection
         from data_pipelines.mixture import MixtureOptions
         from scmbert_jax.pretraining import pretrain
 

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from data_pipelines.batch_reader import BatchReader
 from data_pipelines.cell_counts import CellCounts, WholeCells
-from data_pipelines.cell_selection import CellSelection
+from data_pipelines.cells.cell_selection import CellSelection
 from data_pipelines.collate import TokenSampling, collate_counts, empty_tokens, unwritten_profile
 from data_pipelines.corpus import Corpus, open_corpus
 from data_pipelines.corpus_files import is_url

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.build_corpus import build_corpus
-from data_pipelines.cell_selection import CellSelection, selected_rows
+from data_pipelines.cells.cell_selection import CellSelection, selected_rows
 from data_pipelines.corpus import open_corpus
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.readers.stored_matrix import MatrixInMemory, RowsOf

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from data_pipelines.cell_selection import CellSelection, selected_rows
 from data_pipelines.cells.cell_identity import barcode_keys
+from data_pipelines.cells.cell_selection import CellSelection, selected_rows
 from data_pipelines.features.column_names import as_text
 from scmbert_jax.errors import ConfigError, InputError
 
