@@ -19,7 +19,7 @@ from data_pipelines.collate import (
     unwritten_tokens,
     with_profile,
 )
-from data_pipelines.corpus import Corpus
+from data_pipelines.corpus.corpus import Corpus
 from data_pipelines.drawn_together import share_with_another
 from data_pipelines.joined_corpora import JoinedCorpora
 from data_pipelines.mixture import Mixture

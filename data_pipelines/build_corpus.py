@@ -27,16 +27,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from data_pipelines import cell_block, corpus, corpus_writer, external_shuffle, source_tasks
+from data_pipelines import corpus_writer, external_shuffle, source_tasks
 from data_pipelines.cells import cell_metadata
 from data_pipelines.cells.cell_identity import KEY_VERSION
 from data_pipelines.cells.cell_selection import CellSelection
 from data_pipelines.cells.held_out import HeldOutRule, held_out_cells
 from data_pipelines.cells.supervision import cells_by_modalities
-from data_pipelines.corpus import Corpus
+from data_pipelines.corpus import cell_block, corpus
+from data_pipelines.corpus.corpus import Corpus
+from data_pipelines.corpus.manifest import FORMAT, FORMAT_VERSION, building_path
+from data_pipelines.corpus.storage import is_url
 from data_pipelines.corpus_blocks import ShardTask
-from data_pipelines.corpus_files import is_url
-from data_pipelines.corpus_manifest import FORMAT, FORMAT_VERSION, building_path
 from data_pipelines.corpus_overlap import open_known_cells
 from data_pipelines.corpus_sources import (
     OpenedSource,

@@ -3,8 +3,8 @@
 from typing import Any
 
 from data_pipelines.cells.supervision import CellCounts
-from data_pipelines.corpus import open_corpus
-from data_pipelines.corpus_files import Location
+from data_pipelines.corpus.corpus import open_corpus
+from data_pipelines.corpus.storage import Location
 from data_pipelines.derivation import derivation_lines
 from data_pipelines.input_report import regions_text
 from scmbert_jax.errors import CorpusError

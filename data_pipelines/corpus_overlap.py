@@ -14,9 +14,9 @@ import pandas as pd
 
 from data_pipelines.cells.cell_identity import BARCODES, GROUPS, KEY_VERSION, add_to_groups, barcode_keys
 from data_pipelines.cells.cell_metadata import KEY_COLUMNS, dataset_metadata
-from data_pipelines.corpus import Corpus, open_corpus
-from data_pipelines.corpus_files import Location, base_name, is_url
-from data_pipelines.corpus_manifest import MANIFEST
+from data_pipelines.corpus.corpus import Corpus, open_corpus
+from data_pipelines.corpus.manifest import MANIFEST
+from data_pipelines.corpus.storage import Location, base_name, is_url
 from data_pipelines.duplicate_cells import cells_in
 from data_pipelines.input_check import check_dataset, require_usable
 from data_pipelines.readers.open_dataset import open_dataset

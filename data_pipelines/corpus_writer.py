@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data_pipelines import corpus, corpus_manifest
+from data_pipelines.corpus import corpus
+from data_pipelines.corpus import manifest as corpus_manifest
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.files.atomic_files import growing_file, sync, writing
 

@@ -8,8 +8,8 @@ import numba
 import numpy as np
 from numba.extending import intrinsic
 
+from data_pipelines.corpus.packed_counts import unpack_cell
 from data_pipelines.counter_hash import fold_compiled
-from data_pipelines.packed_counts import unpack_cell
 
 _ZERO_DRAWS = 1 << 40  # above every feature id: draws of zeros never share a hash with a feature
 

@@ -20,8 +20,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import scipy.sparse
 
-from data_pipelines import cell_block, tfrecord
-from data_pipelines.cell_block import CellBlock, ModalityColumns
+from data_pipelines.corpus import cell_block, tfrecord
+from data_pipelines.corpus.cell_block import CellBlock, ModalityColumns
 from scmbert_jax.errors import CorpusError
 
 GATHER_ENTRIES = 1 << 25  # pass 1 writes segments after so many: half a GiB

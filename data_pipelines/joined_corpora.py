@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.cells.cell_metadata import LOCAL_FIELDS
-from data_pipelines.corpus import Corpus
-from data_pipelines.corpus_files import Location
+from data_pipelines.corpus.corpus import Corpus
+from data_pipelines.corpus.storage import Location
 from data_pipelines.features.feature_space import FeatureSpace, ModalityFeatures
 from scmbert_jax.errors import ConfigError, InputError
 

@@ -20,7 +20,7 @@ import pandas as pd
 from data_pipelines.cells.cell_metadata import LOCAL_FIELDS
 from data_pipelines.cells.cell_selection import CellSelection, selected_rows
 from data_pipelines.cells.held_out import columns_of, held_out_cells
-from data_pipelines.corpus import Corpus
+from data_pipelines.corpus.corpus import Corpus
 from data_pipelines.features.column_names import as_text
 from data_pipelines.joined_corpora import JoinedCorpora
 from data_pipelines.sampling_order import ORDER_VERSION

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.cells.supervision import CellCounts, cells_by_modalities, information_of, technical_batches
-from data_pipelines.corpus import Corpus
+from data_pipelines.corpus.corpus import Corpus
 from data_pipelines.mixture import Mixture
 
 

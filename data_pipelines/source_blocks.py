@@ -8,8 +8,8 @@ corpus decodes about a hundred cells for each one it gives, unless it is small e
 
 import numpy as np
 
-from data_pipelines.cell_block import ModalityColumns, PackedBlock, PackedColumns
-from data_pipelines.corpus import Corpus
+from data_pipelines.corpus.cell_block import ModalityColumns, PackedBlock, PackedColumns
+from data_pipelines.corpus.corpus import Corpus
 from data_pipelines.sampling_order import SourcePlan
 from scmbert_jax.errors import ConfigError
 

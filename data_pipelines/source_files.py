@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.corpus import sha256_of_file
+from data_pipelines.corpus.corpus import sha256_of_file
 from data_pipelines.readers.dataset import CountsMatrix
 
 

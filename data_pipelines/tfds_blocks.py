@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data_pipelines import cell_block
-from data_pipelines.cell_block import ModalityColumns
+from data_pipelines.corpus import cell_block
+from data_pipelines.corpus.cell_block import ModalityColumns
 
 _COLUMNS = {
     "measured": bool,

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data_pipelines.cell_block import BLOCK_VERSION
-from data_pipelines.corpus_manifest import FORMAT_VERSION
+from data_pipelines.corpus.cell_block import BLOCK_VERSION
+from data_pipelines.corpus.manifest import FORMAT_VERSION
 from data_pipelines.files.atomic_files import GrowingFolder, growing_file, sweep, writing
 from data_pipelines.readers.dataset import Dataset
 from scmbert_jax.errors import CorpusError

@@ -248,7 +248,7 @@ def held_out_inputs(pbmc_corpus, tiny_config):
     import jax
 
     from data_pipelines.batch_reader import BatchReader
-    from data_pipelines.corpus import open_corpus
+    from data_pipelines.corpus.corpus import open_corpus
     from data_pipelines.mixture import Mixture, MixtureOptions
     from data_pipelines.training_data import MixtureData
     from data_pipelines.validation_data import ValidationData, held_out_mixture

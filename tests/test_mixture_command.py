@@ -26,7 +26,7 @@ def corpora(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def cell_types(corpora) -> list[str]:
-    from data_pipelines.corpus import open_corpus
+    from data_pipelines.corpus.corpus import open_corpus
 
     return open_corpus(corpora[0]).vocabularies["cell_type"]
 

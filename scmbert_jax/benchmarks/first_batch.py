@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_pipelines.batch_reader import BatchReader
 from data_pipelines.collate import TokenSampling
-from data_pipelines.corpus import open_corpus
+from data_pipelines.corpus.corpus import open_corpus
 from scmbert_jax.config import DataConfig
 
 TOKENS = 1024  # of a cell

@@ -25,7 +25,7 @@ def corpus_batches(settings: dict[str, Any]) -> tuple[Epochs, dict[str, str]]:
 
     from data_pipelines.batch_reader import BatchReader
     from data_pipelines.collate import TokenSampling
-    from data_pipelines.corpus import open_corpus
+    from data_pipelines.corpus.corpus import open_corpus
     from data_pipelines.input_pipeline import tf_batches, thread_batches
 
     corpus = open_corpus(settings["corpus"])

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines.batch_reader import BatchReader
 from data_pipelines.collate import TokenSampling
-from data_pipelines.corpus import Corpus, open_corpus
+from data_pipelines.corpus.corpus import Corpus, open_corpus
 from scmbert_jax.evaluation.probe_table import markdown_table
 
 

@@ -17,7 +17,7 @@ from fsspec.asyn import AsyncFileSystem
 
 from data_pipelines.batch_reader import BatchReader
 from data_pipelines.collate import TokenSampling
-from data_pipelines.corpus import Corpus, open_corpus
+from data_pipelines.corpus.corpus import Corpus, open_corpus
 from data_pipelines.input_pipeline import thread_batches
 
 

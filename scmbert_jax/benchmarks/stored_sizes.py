@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from data_pipelines.corpus import Corpus
+from data_pipelines.corpus.corpus import Corpus
 from scmbert_jax.benchmarks.input_speed import bytes_of_counts
 from scmbert_jax.evaluation.probe_table import markdown_table
 

@@ -281,7 +281,7 @@ class CorpusOverlap:
     """One JSON document on stdout."""
 
     def run(self) -> int:
-        from data_pipelines.corpus import open_corpus
+        from data_pipelines.corpus.corpus import open_corpus
         from data_pipelines.corpus_overlap import cells_of_corpus, open_known_cells, overlap, overlap_text
 
         with open_corpus(self.folder) as corpus:
@@ -307,7 +307,7 @@ class CorpusVerify:
     """One JSON document on stdout."""
 
     def run(self) -> int:
-        from data_pipelines.verify_corpus import verify_corpus
+        from data_pipelines.corpus.verify import verify_corpus
 
         report = verify_corpus(self.folder, progress("verify"))
         if self.json:
@@ -335,7 +335,7 @@ class CorpusCopy:
     """Folder or URL to copy it to."""
 
     def run(self) -> int:
-        from data_pipelines.copy_corpus import copy_corpus
+        from data_pipelines.corpus.copy import copy_corpus
 
         report = copy_corpus(self.source, self.target, progress("copy"))
         show(

@@ -121,7 +121,7 @@ class MakePlan:
     def _layout(self, config: "ExperimentConfig") -> "FeatureLayout":
         in_use = list(config.modalities.in_use())
         if self.corpus:
-            from data_pipelines.corpus import open_corpus
+            from data_pipelines.corpus.corpus import open_corpus
             from data_pipelines.mixture import Mixture, MixtureOptions
 
             joined = Mixture([open_corpus(path) for path in self.corpus], MixtureOptions(), in_use).joined

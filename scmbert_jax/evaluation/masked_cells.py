@@ -12,9 +12,9 @@ from data_pipelines.batch_reader import BatchReader
 from data_pipelines.cell_counts import CellCounts, WholeCells
 from data_pipelines.cells.cell_selection import CellSelection
 from data_pipelines.collate import TokenSampling, collate_counts, empty_tokens, unwritten_profile
-from data_pipelines.corpus import Corpus, open_corpus
-from data_pipelines.corpus_files import is_url
-from data_pipelines.corpus_manifest import MANIFEST
+from data_pipelines.corpus.corpus import Corpus, open_corpus
+from data_pipelines.corpus.manifest import MANIFEST
+from data_pipelines.corpus.storage import is_url
 from data_pipelines.corpus_overlap import KnownCells, cells_of_corpus, open_known_cells
 from data_pipelines.mixture import Mixture, MixtureOptions
 from data_pipelines.model_counts import model_counts

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import scmbert, scmbert_ok
 
-from data_pipelines.corpus import open_corpus
+from data_pipelines.corpus.corpus import open_corpus
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import scmbert, scmbert_ok
 
-from data_pipelines.corpus import open_corpus
+from data_pipelines.corpus.corpus import open_corpus
 from scmbert_jax.benchmarks import input_scaling
 from scmbert_jax.benchmarks.input_cells import draw_counts
 from scmbert_jax.benchmarks.input_scaling import PROCESSES, hash_of_batches, mixing_of

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from data_pipelines import external_shuffle, source_tasks
 from data_pipelines.build_corpus import build_corpus
-from data_pipelines.corpus import Corpus
+from data_pipelines.corpus.corpus import Corpus
 
 OPTIONS = {"min_genes": 5, "block_size": 16, "shard_bytes": 3000}
 

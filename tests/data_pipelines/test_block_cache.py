@@ -15,9 +15,9 @@ from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import block_cache
-from data_pipelines.block_cache import BlockCache, CachedFiles, cache_for
-from data_pipelines.corpus_files import LocalFiles
+from data_pipelines.corpus import block_cache
+from data_pipelines.corpus.block_cache import BlockCache, CachedFiles, cache_for
+from data_pipelines.corpus.storage import LocalFiles
 from scmbert_jax.errors import ConfigError
 
 SHARD = "0123abcd"
@@ -84,7 +84,7 @@ def test_whatever_is_done_the_limit_holds_and_data_are_whole(limit, actions, tmp
 WRITER = """
 import logging, random, sys
 from pathlib import Path
-from data_pipelines.block_cache import BlockCache
+from data_pipelines.corpus.block_cache import BlockCache
 logging.basicConfig(level="WARNING", stream=sys.stdout, format="%(message)s")
 cache, numbers = BlockCache(Path(sys.argv[1]), 400_000), random.Random(int(sys.argv[2]))
 print("ready", flush=True)

@@ -15,10 +15,10 @@ from small_builds import DIVIDED, build, contents, divide
 from test_task_runner import is_running, wait_until
 
 from data_pipelines import corpus_writer, source_tasks
-from data_pipelines.corpus import open_corpus
-from data_pipelines.corpus_manifest import MANIFEST, building_path
+from data_pipelines.corpus.corpus import open_corpus
+from data_pipelines.corpus.manifest import MANIFEST, building_path
+from data_pipelines.corpus.verify import verify_corpus
 from data_pipelines.files import atomic_files as durable_files
-from data_pipelines.verify_corpus import verify_corpus
 from scmbert_jax.errors import CorpusError, InputError
 
 
@@ -139,7 +139,7 @@ KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
 from data_pipelines.build_corpus import build_corpus
-from data_pipelines.verify_corpus import verify_corpus
+from data_pipelines.corpus.verify import verify_corpus
 out, source, expected = (Path(argument) for argument in sys.argv[1:])
 
 def start():

@@ -19,9 +19,9 @@ from small_builds import OPTIONS, build, contents, divide
 from data_pipelines import task_runner
 from data_pipelines.beam_runner import BeamPipelines
 from data_pipelines.build_corpus import build_corpus
-from data_pipelines.corpus_manifest import building_path
+from data_pipelines.corpus.manifest import building_path
+from data_pipelines.corpus.verify import verify_corpus
 from data_pipelines.readers.open_dataset import open_dataset
-from data_pipelines.verify_corpus import verify_corpus
 from scmbert_jax.errors import CorpusError, InputError
 
 

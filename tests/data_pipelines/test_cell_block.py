@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import cell_block, tfrecord
-from data_pipelines.cell_block import CellBlock, ModalityColumns, decode, deserialise, encode, serialise
+from data_pipelines.corpus import cell_block, tfrecord
+from data_pipelines.corpus.cell_block import CellBlock, ModalityColumns, decode, deserialise, encode, serialise
 from scmbert_jax.errors import CorpusError
 
 NUM_FEATURES = {"rna": 70_000, "protein": 5, "atac": 2**31 - 1}

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.cells.cell_selection import CellSelection, selected_rows
-from data_pipelines.corpus import open_corpus
+from data_pipelines.corpus.corpus import open_corpus
+from data_pipelines.corpus.verify import verify_corpus
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.readers.stored_matrix import MatrixInMemory, RowsOf
 from data_pipelines.select_cells import select_cells
 from data_pipelines.synthetic import synthetic_cells
-from data_pipelines.verify_corpus import verify_corpus
 from scmbert_jax.errors import InputError
 
 SMALL = {"min_genes": 5, "block_size": 16}

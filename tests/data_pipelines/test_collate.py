@@ -14,8 +14,8 @@ from data_pipelines.collate import (
     fill_tokens,
     token_key,
 )
+from data_pipelines.corpus.packed_counts import index_of, pack
 from data_pipelines.counter_hash import fold, fold_array, fold_compiled, hash_of
-from data_pipelines.packed_counts import index_of, pack
 from scmbert_jax.errors import ConfigError, InputError
 
 

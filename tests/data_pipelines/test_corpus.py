@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from data_pipelines import cell_block, tfrecord
 from data_pipelines.build_corpus import build_corpus
-from data_pipelines.corpus import (
+from data_pipelines.corpus import cell_block, tfrecord
+from data_pipelines.corpus.corpus import (
     FEATURE_SPACE,
     MANIFEST,
     MEASURED,
@@ -19,10 +19,10 @@ from data_pipelines.corpus import (
     balanced_block_sizes,
     open_corpus,
 )
+from data_pipelines.corpus.manifest import DIGEST, manifest_digest
+from data_pipelines.corpus.verify import verify_corpus
 from data_pipelines.corpus_description import describe_corpus, describe_text
-from data_pipelines.corpus_manifest import DIGEST, manifest_digest
 from data_pipelines.synthetic import synthetic_cells
-from data_pipelines.verify_corpus import verify_corpus
 from scmbert_jax.errors import CorpusError
 
 

@@ -10,7 +10,7 @@ from data_pipelines.batch_reader import BatchReader
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.cells.cell_selection import CellSelection
 from data_pipelines.collate import TokenSampling
-from data_pipelines.corpus import Corpus, open_corpus
+from data_pipelines.corpus.corpus import Corpus, open_corpus
 from data_pipelines.drawn_together import share_with_another
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.mixture import UNKNOWN_CLASS, Mixture, MixtureOptions

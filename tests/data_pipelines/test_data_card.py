@@ -8,11 +8,11 @@ import pytest
 from conftest import scmbert, scmbert_ok
 
 from data_pipelines.build_corpus import build_corpus
-from data_pipelines.corpus import open_corpus
+from data_pipelines.corpus.corpus import open_corpus
+from data_pipelines.corpus.verify import verify_corpus
 from data_pipelines.data_card import DATA_CARD, composition
 from data_pipelines.readers.source_statements import statements_of
 from data_pipelines.synthetic import synthetic_cells
-from data_pipelines.verify_corpus import verify_corpus
 from scmbert_jax.errors import InputError
 
 SMALL = {"min_genes": 5, "block_size": 16}

@@ -11,7 +11,7 @@ from data_pipelines.batch_reader import BatchReader
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.cell_counts import CellCounts, WholeCells
 from data_pipelines.collate import TokenSampling
-from data_pipelines.corpus import open_corpus
+from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.feature_statistics import as_arrays, feature_statistics, load_statistics, save_statistics
 from data_pipelines.mixture import Mixture, MixtureOptions
 from data_pipelines.synthetic import synthetic_cells

@@ -15,22 +15,22 @@ import pandas as pd
 import pytest
 import zstandard
 
-from data_pipelines import cell_block, tfrecord
 from data_pipelines.build_corpus import build_corpus
-from data_pipelines.copy_corpus import copy_corpus
-from data_pipelines.corpus import fingerprint_of, open_corpus
+from data_pipelines.corpus import cell_block, tfrecord
+from data_pipelines.corpus.copy import copy_corpus
+from data_pipelines.corpus.corpus import fingerprint_of, open_corpus
+from data_pipelines.corpus.manifest import DATA_CARD, DIGEST, MANIFEST, MEASURED, OBS, manifest_digest
+from data_pipelines.corpus.remote_files import RemoteFiles
+from data_pipelines.corpus.verify import verify_corpus
 from data_pipelines.corpus_description import describe_corpus, describe_text
-from data_pipelines.corpus_manifest import DATA_CARD, DIGEST, MANIFEST, MEASURED, OBS, manifest_digest
 from data_pipelines.data_card import data_card
 from data_pipelines.feature_statistics import load_statistics
 from data_pipelines.files import bounded_npz
 from data_pipelines.files.bounded_npz import read_arrays
 from data_pipelines.mixture import Mixture
 from data_pipelines.mixture_information import information_of_mixture
-from data_pipelines.remote_files import RemoteFiles
 from data_pipelines.synthetic import synthetic_cells
 from data_pipelines.trained_cells import load_trained_cells
-from data_pipelines.verify_corpus import verify_corpus
 from scmbert_jax.errors import CheckpointError, CorpusError, InputError, UserError
 
 SECRET = "what nobody may read"
@@ -173,7 +173,7 @@ def test_vocabularies_that_fit_the_fingerprint_and_not_the_cells_are_found(copie
         values[0], values[1] = values[1], values[0]
         with open_corpus(copied) as corpus:
             parts = (corpus.feature_space.content_hash, manifest["vocabularies"], manifest["content_sha256"])
-            from data_pipelines.corpus import measured_digest, read_measured
+            from data_pipelines.corpus.corpus import measured_digest, read_measured
 
             measured = measured_digest(read_measured(corpus.files, corpus.manifest, corpus.feature_space))
         manifest["fingerprint"] = fingerprint_of(parts[0], measured, *parts[1:])

@@ -14,7 +14,7 @@ from mixed_corpora import two_corpora
 from data_pipelines.batch_reader import BatchReader
 from data_pipelines.cells.cell_selection import CellSelection
 from data_pipelines.collate import TokenSampling
-from data_pipelines.corpus import open_corpus
+from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.mixture import Mixture, MixtureOptions
 from scmbert_jax.batch import CellBatch
 

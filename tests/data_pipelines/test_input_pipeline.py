@@ -14,7 +14,7 @@ import pytest
 from data_pipelines.batch_reader import BatchReader
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.collate import TokenSampling
-from data_pipelines.corpus import open_corpus
+from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.input_pipeline import thread_batches
 from data_pipelines.synthetic import synthetic_cells
 from data_pipelines.training_data import FRONT_ENDS
@@ -273,7 +273,7 @@ def test_reading_needs_neither_tensorflow_nor_grain(corpus_path):
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys(("tensorflow", "grain")))
-from data_pipelines.corpus import open_corpus
+from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.batch_reader import BatchReader
 from data_pipelines.collate import TokenSampling
 from data_pipelines.input_pipeline import thread_batches

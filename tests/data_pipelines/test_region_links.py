@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 from conftest import scmbert, scmbert_ok
 
-from data_pipelines.corpus import open_corpus
+from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.features.gene_tables import load_gene_table
 from data_pipelines.features.region_links import NearestGenes, region_links
 from data_pipelines.input_check import check_dataset

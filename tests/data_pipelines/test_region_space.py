@@ -12,7 +12,7 @@ from conftest import scmbert, scmbert_ok
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.corpus import open_corpus
+from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.features.feature_mapping import map_regions
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.features.genome_assembly import CHROMOSOME_LENGTHS

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from s3fs.errors import translate_boto_error
 
-from data_pipelines.retries import Fault, Retries, ShortRead, UnreachableError, fault_of
+from data_pipelines.corpus.retries import Fault, Retries, ShortRead, UnreachableError, fault_of
 from scmbert_jax.errors import CorpusError
 
 

@@ -10,7 +10,7 @@ import scipy.sparse
 from scipy import stats
 
 from data_pipelines.collate import MeasuredFeatures, TokenSampling, collate_counts, empty_tokens, fill_tokens, token_key
-from data_pipelines.packed_counts import index_of, pack
+from data_pipelines.corpus.packed_counts import index_of, pack
 
 ALARM = 1e-6
 NUM_FEATURES = 300_000

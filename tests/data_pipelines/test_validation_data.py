@@ -9,7 +9,7 @@ from data_pipelines.batch_reader import BatchReader
 from data_pipelines.build_corpus import build_corpus
 from data_pipelines.cells.held_out import HeldOutRule, held_out_cells
 from data_pipelines.collate import TokenSampling
-from data_pipelines.corpus import open_corpus
+from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.corpus_description import describe_corpus
 from data_pipelines.mixture import Mixture, MixtureOptions
 from data_pipelines.synthetic import synthetic_cells

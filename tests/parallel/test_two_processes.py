@@ -13,7 +13,7 @@ from conftest import REPOSITORY, TINY, xla_flags
 
 from data_pipelines.batch_reader import BatchReader
 from data_pipelines.collate import TokenSampling
-from data_pipelines.corpus import open_corpus
+from data_pipelines.corpus.corpus import open_corpus
 from scmbert_jax.errors import INTERRUPTED, ConfigError
 from scmbert_jax.parallel.multihost import join
 from scmbert_jax.training.run_folder import read_metrics

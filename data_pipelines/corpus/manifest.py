@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipelines import cell_block, tfrecord
-from data_pipelines.corpus_files import CorpusFiles
+from data_pipelines.corpus import cell_block, tfrecord
+from data_pipelines.corpus.storage import CorpusFiles
 from scmbert_jax.batch import MODALITIES
 from scmbert_jax.errors import CorpusError
 

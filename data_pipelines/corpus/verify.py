@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.cell_block import PackedBlock
 from data_pipelines.cells.cell_metadata import code_fields
-from data_pipelines.corpus import (
+from data_pipelines.corpus.cell_block import PackedBlock
+from data_pipelines.corpus.corpus import (
     Corpus,
     content_digest,
     read_feature_space,
@@ -18,10 +18,10 @@ from data_pipelines.corpus import (
     wrong_hash,
     wrong_sizes,
 )
-from data_pipelines.corpus_files import CorpusFiles, Location, read_chunks
-from data_pipelines.corpus_manifest import MANIFEST, OBS, read_manifest
-from data_pipelines.open_files import open_files
-from data_pipelines.retries import UnreachableError
+from data_pipelines.corpus.manifest import MANIFEST, OBS, read_manifest
+from data_pipelines.corpus.open_files import open_files
+from data_pipelines.corpus.retries import UnreachableError
+from data_pipelines.corpus.storage import CorpusFiles, Location, read_chunks
 from scmbert_jax.errors import CorpusError, UserError
 
 _AHEAD = 32  # blocks under way while one is checked

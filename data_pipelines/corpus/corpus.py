@@ -24,12 +24,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import pandas as pd
 
-from data_pipelines import cell_block, tfrecord
-from data_pipelines.block_cache import CachedFiles, cache_for, shard_key
-from data_pipelines.cell_block import CellBlock, PackedBlock
 from data_pipelines.cells.supervision import information_of
-from data_pipelines.corpus_files import CorpusFiles, Location
-from data_pipelines.corpus_manifest import (
+from data_pipelines.corpus import cell_block, tfrecord
+from data_pipelines.corpus.block_cache import CachedFiles, cache_for, shard_key
+from data_pipelines.corpus.cell_block import CellBlock, PackedBlock
+from data_pipelines.corpus.manifest import (
     FEATURE_SPACE,
     FORMAT_VERSION,
     MANIFEST,
@@ -38,12 +37,13 @@ from data_pipelines.corpus_manifest import (
     file_sizes,
     read_manifest,
 )
+from data_pipelines.corpus.open_files import open_files
+from data_pipelines.corpus.packed_counts import largest_feature
+from data_pipelines.corpus.retries import UnreachableError
+from data_pipelines.corpus.storage import CorpusFiles, Location
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.files.bounded_npz import read_arrays
 from data_pipelines.files.parquet_file import read_parquet_frame
-from data_pipelines.open_files import open_files
-from data_pipelines.packed_counts import largest_feature
-from data_pipelines.retries import UnreachableError
 from scmbert_jax.batch import MODALITIES
 from scmbert_jax.errors import CorpusError, InputError
 

@@ -16,8 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from data_pipelines.corpus_files import read_chunks
-from data_pipelines.retries import Retries, ShortRead
+from data_pipelines.corpus.retries import Retries, ShortRead
+from data_pipelines.corpus.storage import read_chunks
 from scmbert_jax.errors import CorpusError
 from scmbert_jax.plain_text import without_secrets
 

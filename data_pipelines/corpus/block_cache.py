@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from data_pipelines.corpus_files import CorpusFiles, Location, is_url
+from data_pipelines.corpus.storage import CorpusFiles, Location, is_url
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.plain_text import without_secrets
 

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import zstandard
 
-from data_pipelines import packed_counts
-from data_pipelines.packed_counts import CellIndex, PackedCounts
+from data_pipelines.corpus import packed_counts
+from data_pipelines.corpus.packed_counts import CellIndex, PackedCounts
 from scmbert_jax.errors import CorpusError
 
 MAGIC = b"SCMB"

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.corpus_files import CorpusFiles, LocalFiles, Location, read_chunks
-from data_pipelines.corpus_manifest import DATA_CARD, MANIFEST, file_sizes, read_manifest
-from data_pipelines.open_files import open_files
-from data_pipelines.retries import UnreachableError
-from data_pipelines.verify_corpus import sha256_at
+from data_pipelines.corpus.manifest import DATA_CARD, MANIFEST, file_sizes, read_manifest
+from data_pipelines.corpus.open_files import open_files
+from data_pipelines.corpus.retries import UnreachableError
+from data_pipelines.corpus.storage import CorpusFiles, LocalFiles, Location, read_chunks
+from data_pipelines.corpus.verify import sha256_at
 from scmbert_jax.errors import CorpusError
 from scmbert_jax.outputs import CORPUS, foreign_names
 

@@ -1,0 +1,1 @@
+"""The folder of blocks, here or far away: where are the bytes?"""
