@@ -3,10 +3,10 @@
 from typing import Any
 
 from data_pipelines.cells.supervision import CellCounts
+from data_pipelines.checks.derivation import derivation_lines
+from data_pipelines.checks.input_report import regions_text
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.corpus.storage import Location
-from data_pipelines.derivation import derivation_lines
-from data_pipelines.input_report import regions_text
 from scmbert_jax.errors import CorpusError
 
 NOT_RECORDED = "not recorded: the corpus was built by an earlier version; build it again to know"

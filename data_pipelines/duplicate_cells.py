@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data_pipelines.cells.cell_identity import NOT_MEASURED
-from data_pipelines.input_report import InputReport
+from data_pipelines.checks.input_report import InputReport
+from data_pipelines.checks.shared_counts import CellSet, Keys, comparable_keys
 from data_pipelines.readers.dataset import Dataset
-from data_pipelines.shared_counts import CellSet, Keys, comparable_keys
 
 STAYS = -1
 _UNDECIDED = -2

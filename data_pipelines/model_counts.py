@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
+from data_pipelines.checks.input_report import InputReport
 from data_pipelines.features.feature_space import FeatureSpace
-from data_pipelines.input_report import InputReport
 from data_pipelines.readers.dataset import CountsMatrix, Dataset
 from data_pipelines.readers.whole_counts import by_feature
 from scmbert_jax.errors import InputError

@@ -12,10 +12,10 @@ import numpy as np
 
 from data_pipelines.cells.cell_identity import KEY_VERSION, NOT_MEASURED, barcode_keys
 from data_pipelines.cells.cell_metadata import KEY_COLUMNS
+from data_pipelines.checks.shared_counts import Keys
 from data_pipelines.files.atomic_files import growing_file
 from data_pipelines.files.bounded_npz import open_arrays
 from data_pipelines.mixture import Mixture
-from data_pipelines.shared_counts import Keys
 from scmbert_jax.errors import CheckpointError
 
 TRAINED_CELLS = "trained_cells.npz"

@@ -9,7 +9,7 @@ import tyro
 from scmbert_jax.commands.terminal import CountsFile, LowCoverage, ModelFolder, Organism, Overwrite, progress, say, show
 
 if TYPE_CHECKING:
-    from data_pipelines.input_report import InputReport
+    from data_pipelines.checks.input_report import InputReport
     from scmbert_jax.pretrained import PretrainedModel
 
 Modality = Literal["rna", "protein", "atac"]

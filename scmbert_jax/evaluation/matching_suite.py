@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.checks.shared_counts import CellSet
 from data_pipelines.readers.open_dataset import open_dataset
-from data_pipelines.shared_counts import CellSet
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation import metrics
 from scmbert_jax.evaluation.alignment_baselines import (

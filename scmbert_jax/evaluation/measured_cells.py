@@ -11,12 +11,12 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse as sp
 
-from data_pipelines.input_check import check_dataset, require_usable
-from data_pipelines.input_report import InputReport, ModalityReport
+from data_pipelines.checks.input_check import check_dataset, require_usable
+from data_pipelines.checks.input_report import InputReport, ModalityReport
+from data_pipelines.checks.shared_counts import CellSet, cells_of_dataset
 from data_pipelines.readers.dataset import CountsMatrix, Dataset
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.readers.whole_counts import whole
-from data_pipelines.shared_counts import CellSet, cells_of_dataset
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.value_scale import ValueScale, median_library_size
 from scmbert_jax.tasks.modality_cells import full_batch_names

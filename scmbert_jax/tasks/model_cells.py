@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipelines.checks.input_check import check_dataset, require_usable
+from data_pipelines.checks.input_report import InputReport
 from data_pipelines.collate import TokenSampling, collate_counts
-from data_pipelines.input_check import check_dataset, require_usable
-from data_pipelines.input_report import InputReport
 from data_pipelines.model_counts import CountsChunk, Overlap, model_counts, overlap_with_model
 from data_pipelines.readers.open_dataset import Dataset, open_dataset
 from scmbert_jax.batch import CellBatch

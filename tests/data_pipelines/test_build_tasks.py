@@ -211,7 +211,9 @@ def test_tensorflow_datasets_reads_the_corpus_block_by_block(mosaic_file, tmp_pa
 MEMORY = """
 import functools, re, sys
 from data_pipelines.build_corpus import build_corpus
-from data_pipelines import counts_scan, external_shuffle, input_check, source_tasks
+from data_pipelines.checks import counts_scan
+from data_pipelines.checks import input_check
+from data_pipelines import external_shuffle, source_tasks
 def peak():  # of this process alone; ru_maxrss would remember the parent's
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 external_shuffle.BUCKET_ENTRIES = external_shuffle.GATHER_ENTRIES = 1 << 19

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipelines.checks.input_check import check_dataset, require_usable
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.example_data import main
-from data_pipelines.input_check import check_dataset, require_usable
 from data_pipelines.readers.open_dataset import EXAMPLES, example_path, open_dataset
 
 ORIGINAL = Path("pbmc_mosaic") / "quickstart_pbmc_mosaic.h5mu"

@@ -11,10 +11,10 @@ import scipy.sparse as sp
 from conftest import scmbert, scmbert_ok
 
 from data_pipelines.build_corpus import build_corpus
+from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.features.feature_mapping import map_genes, map_proteins, map_regions
 from data_pipelines.features.gene_tables import load_gene_table
 from data_pipelines.features.modality_names import modality_of_features
-from data_pipelines.input_check import check_dataset
 from data_pipelines.readers.open_dataset import open_dataset
 
 ad = pytest.importorskip("anndata")

@@ -9,9 +9,9 @@ from conftest import scmbert, scmbert_ok
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.features.gene_tables import load_gene_table
-from data_pipelines.input_check import check_dataset
 from data_pipelines.readers.full_length import LengthNormalised, is_full_length
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.readers.reading_options import ReadingOptions

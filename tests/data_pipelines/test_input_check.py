@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from data_pipelines.checks.input_check import check_dataset, require_usable, usual_min_genes
 from data_pipelines.features.gene_tables import load_gene_table
-from data_pipelines.input_check import check_dataset, require_usable, usual_min_genes
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.readers.pair_check import refuse_unpaired_files
 from scmbert_jax.errors import InputError
@@ -76,7 +76,7 @@ def test_integers_within_float_rounding_are_counts():
 
 
 def test_the_result_does_not_depend_on_the_chunk(monkeypatch):
-    from data_pipelines import input_check
+    from data_pipelines.checks import input_check
 
     adata = cells(counts(100))
     whole = check(adata)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from data_pipelines.input_check import check_dataset
+from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.readers.reading_options import ReadingOptions
 from scmbert_jax.errors import InputError

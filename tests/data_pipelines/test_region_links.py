@@ -9,10 +9,10 @@ import pytest
 import scipy.sparse as sp
 from conftest import scmbert, scmbert_ok
 
+from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.features.gene_tables import load_gene_table
 from data_pipelines.features.region_links import NearestGenes, region_links
-from data_pipelines.input_check import check_dataset
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.readers.reading_options import ReadingOptions
 from scmbert_jax.errors import InputError

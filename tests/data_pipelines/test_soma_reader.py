@@ -14,9 +14,9 @@ import tiledbsoma
 from conftest import scmbert, scmbert_ok
 
 from data_pipelines.build_corpus import build_corpus
+from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.features.gene_tables import load_gene_table
-from data_pipelines.input_check import check_dataset
 from data_pipelines.readers import soma_reader
 from data_pipelines.readers.open_dataset import open_dataset, open_datasets
 from scmbert_jax.errors import InputError

@@ -10,7 +10,7 @@ import pytest
 from conftest import scmbert
 from stored_counts import BARCODES, GENE_IDS, as_anndata, random_counts
 
-from data_pipelines.input_check import check_dataset
+from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.readers.stored_table import MOST_COLUMNS
 from scmbert_jax.errors import InputError

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines.input_check import check_dataset
+from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.synthetic import synthetic_batch, synthetic_cells, synthetic_layout
 

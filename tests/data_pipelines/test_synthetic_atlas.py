@@ -5,9 +5,9 @@ import pickle
 import numpy as np
 import scipy.sparse
 
+from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.corpus import cell_block
 from data_pipelines.corpus.cell_block import CellBlock, ModalityColumns
-from data_pipelines.input_check import check_dataset
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.synthetic_atlas import SyntheticAtlas, synthetic_atlas
 

@@ -19,7 +19,7 @@ from stored_counts import (
     write_text,
 )
 
-from data_pipelines.input_check import check_dataset
+from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.readers import matrix_market as matrix_market_module
 from data_pipelines.readers import name_lines
 from data_pipelines.readers.compressed_copy import ScratchArray

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 import zarr
 from stored_counts import BARCODES, IDS, as_anndata, random_counts, write_zarr
 
-from data_pipelines.input_check import check_dataset
+from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.readers import zarr_metadata
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.readers.stored_matrix import open_stored_matrix

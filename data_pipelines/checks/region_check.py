@@ -4,15 +4,15 @@ that?"""
 from collections.abc import Sequence
 from typing import Any
 
+from data_pipelines.checks.input_report import InputReport
+from data_pipelines.checks.species_check import report_species
 from data_pipelines.features.feature_mapping import FeatureMapping, map_regions
 from data_pipelines.features.gene_tables import ASSEMBLY_OF
 from data_pipelines.features.genome_assembly import CHROMOSOME_LENGTHS
 from data_pipelines.features.modality_names import region_names
 from data_pipelines.features.region_links import LinksOfFile, NearestGenes, region_links
 from data_pipelines.features.region_space import HOW_TO_LIFT, region_space
-from data_pipelines.input_report import InputReport
 from data_pipelines.readers.dataset import CountsMatrix, Dataset
-from data_pipelines.species_check import report_species
 from scmbert_jax.errors import InputError
 
 

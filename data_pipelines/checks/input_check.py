@@ -8,7 +8,11 @@ import pandas as pd
 from data_pipelines.cells.cell_identity import column_weights, feature_weights
 from data_pipelines.cells.cell_metadata import recognise_obs_fields
 from data_pipelines.cells.cell_selection import PRIMARY, not_primary
-from data_pipelines.counts_scan import scan_counts
+from data_pipelines.checks.counts_scan import scan_counts
+from data_pipelines.checks.input_report import InputReport, ModalityReport
+from data_pipelines.checks.readable_matrices import readable_matrices
+from data_pipelines.checks.region_check import map_atac, region_facts
+from data_pipelines.checks.species_check import report_species
 from data_pipelines.features.feature_mapping import (
     NO_FEATURES,
     FeatureMapping,
@@ -26,13 +30,9 @@ from data_pipelines.features.genome_assembly import (
     organisms_of_features,
 )
 from data_pipelines.features.region_space import HOW_TO_LIFT
-from data_pipelines.input_report import InputReport, ModalityReport
-from data_pipelines.readable_matrices import readable_matrices
 from data_pipelines.readers.dataset import CountsMatrix, Dataset
 from data_pipelines.readers.full_length import full_length_problem
 from data_pipelines.readers.pair_check import pair_problems
-from data_pipelines.region_check import map_atac, region_facts
-from data_pipelines.species_check import report_species
 from scmbert_jax.errors import InputError
 
 __all__ = ["InputReport", "ModalityReport", "check_dataset", "require_usable"]

@@ -27,7 +27,7 @@ from data_pipelines.cells.cell_identity import (
     column_weights,
     feature_weights,
 )
-from data_pipelines.input_report import InputReport
+from data_pipelines.checks.input_report import InputReport
 from data_pipelines.readers.dataset import Dataset
 from data_pipelines.readers.whole_counts import whole
 

@@ -1,8 +1,8 @@
 """Is a file of one species? Cells of another would come in as poor cells of this one, and nobody would notice."""
 
+from data_pipelines.checks.input_report import InputReport
 from data_pipelines.features.feature_mapping import MIXTURE, FeatureMapping
 from data_pipelines.features.gene_names import ANOTHER_SPECIES
-from data_pipelines.input_report import InputReport
 from data_pipelines.readers.dataset import CountsMatrix
 
 _EXAMPLES = 3

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.derivation import derivation_lines
+from data_pipelines.checks.derivation import derivation_lines
 from data_pipelines.features.feature_mapping import NO_FEATURES, UNMAPPED, FeatureMapping
 from data_pipelines.features.feature_space import ModalityFeatures
 

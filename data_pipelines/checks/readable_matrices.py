@@ -1,10 +1,10 @@
 """Which matrices of a data set are read: what is of no modality is named and left, and nothing that looks like one."""
 
+from data_pipelines.checks.input_report import InputReport
 from data_pipelines.features.antibodies import no_antibody
 from data_pipelines.features.feature_mapping import antibody_coverage, choose_names, gene_coverage
 from data_pipelines.features.gene_tables import ORGANISMS
 from data_pipelines.features.modality_names import is_other_assay, types_not_understood
-from data_pipelines.input_report import InputReport
 from data_pipelines.readers.dataset import CountsMatrix, Dataset
 from scmbert_jax.batch import MODALITIES
 
