@@ -137,7 +137,7 @@ def run_scmbert(start_scmbert) -> Callable[..., Ran]:
 @pytest.fixture(scope="session")
 def mosaic_cells():
     """300 cells, RNA, protein and ATAC, with a known truth."""
-    from data_pipelines.synthetic import synthetic_cells
+    from data_pipelines.synthetic.cells import synthetic_cells
 
     return synthetic_cells(300, 120, 12, 40, num_cell_types=3, num_batches=6, seed=0)
 
@@ -215,7 +215,7 @@ def mixed_config(tiny_config: ExperimentConfig) -> ExperimentConfig:
 
 @pytest.fixture(scope="session")
 def tiny_layout() -> FeatureLayout:
-    from data_pipelines.synthetic import synthetic_layout
+    from data_pipelines.synthetic.cells import synthetic_layout
 
     return synthetic_layout(40, 12, 20, {"technical_batch": 3})
 
@@ -281,7 +281,7 @@ def held_out_inputs(pbmc_corpus, tiny_config):
 
 
 def synthetic_tokens(layout: FeatureLayout, config: ExperimentConfig, step: int, batch_size: int) -> CellBatch:
-    from data_pipelines.synthetic import synthetic_batch
+    from data_pipelines.synthetic.cells import synthetic_batch
 
     tokens = {name: modality.num_tokens for name, modality in config.modalities.in_use().items()}
     return synthetic_batch(layout, batch_size, tokens, config.seed, step)

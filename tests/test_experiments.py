@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from data_pipelines.synthetic import synthetic_layout
+from data_pipelines.synthetic.cells import synthetic_layout
 from experiments import blood, experiment_names, load_experiment
 from scmbert_jax.config import differing_fields
 from scmbert_jax.errors import ConfigError

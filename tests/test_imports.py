@@ -130,7 +130,7 @@ def test_help_answers_within_a_second():
 SYNTHETIC_STEP = """
 import jax, numpy as np
 import scmbert_jax
-from data_pipelines.synthetic import synthetic_batch, synthetic_layout
+from data_pipelines.synthetic.cells import synthetic_batch, synthetic_layout
 from scmbert_jax.config import DataConfig, ExperimentConfig, ModalitiesConfig, ModalityConfig, ModelConfig
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import objectives_of

@@ -8,7 +8,7 @@ from conftest import TINY, Ran, scmbert, scmbert_ok
 
 import scmbert_jax
 from data_pipelines.build_corpus import build_corpus
-from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.errors import CheckpointError, ConfigError, InputError
 from scmbert_jax.pretraining import _lonely
 from scmbert_jax.training.run_folder import read_metrics

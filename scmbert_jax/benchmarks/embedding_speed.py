@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from data_pipelines.synthetic import synthetic_layout
+from data_pipelines.synthetic.cells import synthetic_layout
 from scmbert_jax.benchmarks.favor_speed import EncoderSizes
 from scmbert_jax.benchmarks.peer_process import PeerProcess
 from scmbert_jax.benchmarks.timed_step import synthetic_cells_of

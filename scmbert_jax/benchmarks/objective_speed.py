@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines.synthetic import synthetic_batch, synthetic_layout
+from data_pipelines.synthetic.cells import synthetic_batch, synthetic_layout
 from scmbert_jax.config import (
     ContrastiveAlignmentConfig,
     CrossModalTranslationConfig,

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from data_pipelines.synthetic import synthetic_layout
+from data_pipelines.synthetic.cells import synthetic_layout
 from experiments import load_experiment
 from scmbert_jax import __version__
 from scmbert_jax.batch import FeatureLayout

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines.synthetic import profile_of_tokens, synthetic_batch
+from data_pipelines.synthetic.cells import profile_of_tokens, synthetic_batch
 from scmbert_jax.batch import CellBatch, FeatureLayout
 from scmbert_jax.benchmarks.device_peaks import peak_flops
 from scmbert_jax.config import ExperimentConfig

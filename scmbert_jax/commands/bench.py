@@ -129,7 +129,7 @@ class BenchStep:
         # Peers share the GPU: JAX must not take all of it when it starts.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-        from data_pipelines.synthetic import synthetic_layout
+        from data_pipelines.synthetic.cells import synthetic_layout
         from scmbert_jax.benchmarks.peer_process import bind_to_cpus
         from scmbert_jax.benchmarks.step_suites import SUITES, measure_suite, narrowed, suite_of_experiment
         from scmbert_jax.models.attention import BACKENDS

@@ -126,7 +126,7 @@ class MakePlan:
 
             joined = Mixture([open_corpus(path) for path in self.corpus], MixtureOptions(), in_use).joined
             return joined.feature_space.layout({name: len(codes) for name, codes in joined.vocabularies.items()})
-        from data_pipelines.synthetic import synthetic_layout
+        from data_pipelines.synthetic.cells import synthetic_layout
 
         numbers = {name: USUAL_FEATURES[name] if name in in_use else 0 for name in USUAL_FEATURES}
         for word in self.num_features:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import scmbert
 
-from data_pipelines.synthetic import synthetic_layout
+from data_pipelines.synthetic.cells import synthetic_layout
 from scmbert_jax.benchmarks import step_suites, timed_step
 from scmbert_jax.benchmarks.device_peaks import peak_flops
 from scmbert_jax.benchmarks.step_suites import Suite, SuiteModel, h200_suite, measure_suite, suite_of_experiment

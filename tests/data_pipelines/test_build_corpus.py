@@ -9,7 +9,7 @@ from data_pipelines.build_corpus import build_corpus
 from data_pipelines.corpus.corpus import MANIFEST, open_corpus
 from data_pipelines.corpus.verify import verify_corpus
 from data_pipelines.external_shuffle import cell_hashes
-from data_pipelines.synthetic import SyntheticCells
+from data_pipelines.synthetic.cells import SyntheticCells
 from scmbert_jax.errors import CorpusError, InputError
 
 SMALL = {"min_genes": 5, "block_size": 16}

@@ -14,7 +14,7 @@ from data_pipelines.corpus.verify import verify_corpus
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.readers.stored_matrix import MatrixInMemory, RowsOf
 from data_pipelines.select_cells import select_cells
-from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.errors import InputError
 
 SMALL = {"min_genes": 5, "block_size": 16}

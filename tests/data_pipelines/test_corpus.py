@@ -22,7 +22,7 @@ from data_pipelines.corpus.corpus import (
 from data_pipelines.corpus.manifest import DIGEST, manifest_digest
 from data_pipelines.corpus.verify import verify_corpus
 from data_pipelines.corpus_description import describe_corpus, describe_text
-from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.errors import CorpusError
 
 

@@ -15,7 +15,7 @@ from data_pipelines.drawn_together import share_with_another
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.mixture import UNKNOWN_CLASS, Mixture, MixtureOptions
 from data_pipelines.mixture_information import information_of_mixture
-from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.errors import ConfigError, InputError
 
 SAMPLING = {

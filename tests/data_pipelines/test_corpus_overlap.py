@@ -12,7 +12,7 @@ from data_pipelines.build_corpus import build_corpus
 from data_pipelines.cells.cell_metadata import KEY_COLUMNS
 from data_pipelines.corpus.corpus import OBS, open_corpus
 from data_pipelines.corpus_overlap import cells_of_corpus, open_known_cells, overlap, overlap_text
-from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.errors import CorpusError, InputError
 
 SMALL = {"min_genes": 5, "block_size": 16}

@@ -12,7 +12,7 @@ from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.corpus.verify import verify_corpus
 from data_pipelines.data_card import DATA_CARD, composition
 from data_pipelines.readers.source_statements import statements_of
-from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.errors import InputError
 
 SMALL = {"min_genes": 5, "block_size": 16}

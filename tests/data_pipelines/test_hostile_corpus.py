@@ -29,7 +29,7 @@ from data_pipelines.files import bounded_npz
 from data_pipelines.files.bounded_npz import read_arrays
 from data_pipelines.mixture import Mixture
 from data_pipelines.mixture_information import information_of_mixture
-from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.synthetic.cells import synthetic_cells
 from data_pipelines.trained_cells import load_trained_cells
 from scmbert_jax.errors import CheckpointError, CorpusError, InputError, UserError
 

@@ -16,7 +16,7 @@ from data_pipelines.build_corpus import build_corpus
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.input_pipeline import thread_batches
-from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.synthetic.cells import synthetic_cells
 from data_pipelines.training_data import FRONT_ENDS
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import ConfigError, CorpusError

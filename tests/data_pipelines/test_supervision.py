@@ -12,7 +12,7 @@ from data_pipelines.cells.supervision import cells_by_modalities
 from data_pipelines.corpus.corpus import MANIFEST, open_corpus
 from data_pipelines.corpus_description import describe_corpus, describe_text
 from data_pipelines.readers.open_dataset import open_dataset
-from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.errors import InputError
 
 SMALL = {"min_genes": 5, "block_size": 16}

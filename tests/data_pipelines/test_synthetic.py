@@ -8,7 +8,7 @@ import pytest
 
 from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.readers.open_dataset import open_dataset
-from data_pipelines.synthetic import synthetic_batch, synthetic_cells, synthetic_layout
+from data_pipelines.synthetic.cells import synthetic_batch, synthetic_cells, synthetic_layout
 
 LAYOUT = synthetic_layout(500, 20, 900, {"technical_batch": 3})
 TOKENS = {"rna": 64, "protein": 20, "atac": 48}
@@ -59,7 +59,7 @@ def test_importing_it_needs_no_heavy_library():
     code = f"""
 import sys
 for name in {heavy}: sys.modules[name] = None
-from data_pipelines.synthetic import synthetic_batch, synthetic_layout
+from data_pipelines.synthetic.cells import synthetic_batch, synthetic_layout
 synthetic_batch(synthetic_layout(50, 5), 4, {{"rna": 8, "protein": 5}}, 0)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

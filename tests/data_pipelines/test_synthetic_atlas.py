@@ -9,7 +9,7 @@ from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.corpus import cell_block
 from data_pipelines.corpus.cell_block import CellBlock, ModalityColumns
 from data_pipelines.readers.open_dataset import open_dataset
-from data_pipelines.synthetic_atlas import SyntheticAtlas, synthetic_atlas
+from data_pipelines.synthetic.atlas import SyntheticAtlas, synthetic_atlas
 
 
 def all_cells(matrix, rows: int, *between: int) -> np.ndarray:

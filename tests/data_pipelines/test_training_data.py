@@ -10,7 +10,7 @@ from data_pipelines.cells.cell_identity import barcode_keys
 from data_pipelines.cells.cell_metadata import KEY_COLUMNS
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus.corpus import open_corpus
-from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.synthetic.cells import synthetic_cells
 from data_pipelines.trained_cells import TRAINED_CELLS, load_trained_cells
 from data_pipelines.training_data import MixtureData
 from scmbert_jax.errors import CheckpointError, InputError

@@ -11,7 +11,7 @@ from scipy import stats
 
 from data_pipelines.cell_counts import CellCounts, WholeCells
 from data_pipelines.feature_statistics import feature_statistics
-from data_pipelines.synthetic import synthetic_cells, synthetic_layout
+from data_pipelines.synthetic.cells import synthetic_cells, synthetic_layout
 from scmbert_jax.batch import FeatureLayout
 from scmbert_jax.config import (
     ExperimentConfig,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.readers.open_dataset import open_dataset
-from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.synthetic.cells import synthetic_cells
 from data_pipelines.trained_cells import (
     TrainedCells,
 )

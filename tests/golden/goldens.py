@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data_pipelines.synthetic import synthetic_layout
+from data_pipelines.synthetic.cells import synthetic_layout
 from experiments import load_experiment
 from scmbert_jax.config import (
     DataConfig,

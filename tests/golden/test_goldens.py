@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import goldens
 
-from data_pipelines.synthetic import synthetic_layout
+from data_pipelines.synthetic.cells import synthetic_layout
 from scmbert_jax.models import encoder
 from scmbert_jax.planning.compiled_step import compile_experiment
 from scmbert_jax.planning.topologies import topology_named

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import padded
 
-from data_pipelines.synthetic import profile_of_tokens
+from data_pipelines.synthetic.cells import profile_of_tokens
 from scmbert_jax.config import MaskedModelingConfig, ModalitiesConfig, ModalityConfig, ModelConfig, ObjectivesConfig
 from scmbert_jax.models.flops import (
     TokenCounts,

@@ -14,7 +14,7 @@ from flax import nnx
 
 from data_pipelines.collate import TokenSampling, collate_counts
 from data_pipelines.feature_statistics import feature_statistics
-from data_pipelines.synthetic import synthetic_cells
+from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.config import MaskedModelingConfig, MeshConfig, ModalityConfig, ObjectivesConfig, WholeProfileConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.likelihoods import Truth

@@ -22,14 +22,14 @@ CONFIG = ExperimentConfig(
 
 
 def layout():
-    from data_pipelines.synthetic import synthetic_layout
+    from data_pipelines.synthetic.cells import synthetic_layout
 
     return synthetic_layout(32, 8)
 
 
 def batch_of(step: int) -> CellBatch:
     """All rows of a step's batch."""
-    from data_pipelines.synthetic import synthetic_batch
+    from data_pipelines.synthetic.cells import synthetic_batch
 
     return synthetic_batch(layout(), BATCH_SIZE, {"rna": 8, "protein": 4}, CONFIG.seed, step)
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from conftest import scmbert, scmbert_ok
 
-from data_pipelines.synthetic import synthetic_layout
+from data_pipelines.synthetic.cells import synthetic_layout
 from experiments import load_experiment
 from scmbert_jax.config import MeshConfig
 from scmbert_jax.errors import ConfigError

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.synthetic import synthetic_batch, synthetic_layout
+from data_pipelines.synthetic.cells import synthetic_batch, synthetic_layout
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import (
     DataConfig,

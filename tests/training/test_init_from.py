@@ -44,7 +44,7 @@ def config(tiny_config):
 
 @pytest.fixture(scope="module")
 def layout():
-    from data_pipelines.synthetic import synthetic_layout
+    from data_pipelines.synthetic.cells import synthetic_layout
 
     return synthetic_layout(40, 12, 0, {"technical_batch": 3})
 

@@ -1,6 +1,6 @@
 """Rebuilds the built-in example from the file it came in, compactly and without changing a number.
 
-    python -m data_pipelines.example_data quickstart_pbmc_mosaic.h5mu data_pipelines/example/pbmc_mosaic.h5mu
+    python -m data_pipelines.synthetic.example quickstart_pbmc_mosaic.h5mu data_pipelines/example/pbmc_mosaic.h5mu
 
 Counts and indices go to the smallest integer type that holds them, every array is shuffled and gzipped.
 """
@@ -71,7 +71,7 @@ def _copy_attributes(old: h5py.HLObject, new: h5py.HLObject) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data_pipelines.example_data", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m data_pipelines.synthetic.example", description=__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
     parsed = parser.parse_args(arguments)
