@@ -20,11 +20,11 @@ from data_pipelines.collate import (
     with_profile,
 )
 from data_pipelines.corpus.corpus import Corpus
-from data_pipelines.drawn_together import share_with_another
-from data_pipelines.joined_corpora import JoinedCorpora
-from data_pipelines.mixture import Mixture
-from data_pipelines.sampling_order import Piece, SamplingOrder, SourcePlan, check_batch
-from data_pipelines.source_blocks import SourceBlocks, plan_alone, plan_in_mixture
+from data_pipelines.sampling.drawn_together import share_with_another
+from data_pipelines.sampling.joined_corpora import JoinedCorpora
+from data_pipelines.sampling.mixture import Mixture
+from data_pipelines.sampling.sampling_order import Piece, SamplingOrder, SourcePlan, check_batch
+from data_pipelines.sampling.source_blocks import SourceBlocks, plan_alone, plan_in_mixture
 from data_pipelines.window_reader import Window, WindowReader
 from scmbert_jax.batch import MODALITIES, CellBatch, CellProfile, ModalityTokens, panel_bits
 from scmbert_jax.errors import ConfigError

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines.cells.supervision import CellCounts, cells_by_modalities, information_of, technical_batches
 from data_pipelines.corpus.corpus import Corpus
-from data_pipelines.mixture import Mixture
+from data_pipelines.sampling.mixture import Mixture
 
 
 def information_of_mixture(mixture: Mixture, modalities: Collection[str]) -> dict[str, Any]:

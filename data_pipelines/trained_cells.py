@@ -15,7 +15,7 @@ from data_pipelines.cells.cell_metadata import KEY_COLUMNS
 from data_pipelines.checks.shared_counts import Keys
 from data_pipelines.files.atomic_files import growing_file
 from data_pipelines.files.bounded_npz import open_arrays
-from data_pipelines.mixture import Mixture
+from data_pipelines.sampling.mixture import Mixture
 from scmbert_jax.errors import CheckpointError
 
 TRAINED_CELLS = "trained_cells.npz"

@@ -21,10 +21,10 @@ from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus.corpus import Corpus
 from data_pipelines.corpus_overlap import cells_known, cells_of_corpus
 from data_pipelines.features.column_names import as_text
-from data_pipelines.joined_corpora import JoinedCorpora
-from data_pipelines.mixture import Mixture, MixtureOptions
-from data_pipelines.sampling_order import Piece
-from data_pipelines.source_blocks import SourceBlocks
+from data_pipelines.sampling.joined_corpora import JoinedCorpora
+from data_pipelines.sampling.mixture import Mixture, MixtureOptions
+from data_pipelines.sampling.sampling_order import Piece
+from data_pipelines.sampling.source_blocks import SourceBlocks
 from data_pipelines.whole_cells import first_cells, whole_cells
 from data_pipelines.window_reader import Window, WindowReader
 from scmbert_jax.batch import CellBatch

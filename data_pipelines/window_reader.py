@@ -14,7 +14,7 @@ import numpy as np
 from data_pipelines.corpus.cell_block import PackedColumns
 from data_pipelines.corpus.packed_counts import CellIndex, PackedCounts, index_of, joined, pack
 from data_pipelines.readers.whole_counts import MAX_COUNT
-from data_pipelines.source_blocks import SourceBlocks
+from data_pipelines.sampling.source_blocks import SourceBlocks
 
 
 class WindowColumns(NamedTuple):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from data_pipelines.build_corpus import build_corpus as build_corpus
     from data_pipelines.cells.cell_selection import CellSelection as CellSelection
-    from data_pipelines.mixture import MixtureOptions as MixtureOptions
+    from data_pipelines.sampling.mixture import MixtureOptions as MixtureOptions
     from experiments import load_experiment as load_experiment
     from scmbert_jax.parallel.processes import Processes as Processes
     from scmbert_jax.pretraining import Run as Run
@@ -27,7 +27,7 @@ _HOMES = {
     "load": "scmbert_jax.tasks.model",
     "load_experiment": "experiments",
     "CellSelection": "data_pipelines.cells.cell_selection",
-    "MixtureOptions": "data_pipelines.mixture",
+    "MixtureOptions": "data_pipelines.sampling.mixture",
     "Model": "scmbert_jax.tasks.model",
     "Processes": "scmbert_jax.parallel.processes",
     "Run": "scmbert_jax.pretraining",

@@ -17,7 +17,7 @@ import jax
 from data_pipelines.batch_reader import BatchReader
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus.corpus import open_corpus
-from data_pipelines.mixture import Mixture, MixtureOptions
+from data_pipelines.sampling.mixture import Mixture, MixtureOptions
 from data_pipelines.trained_cells import trained_cells
 from data_pipelines.training_data import FRONT_ENDS, MixtureData
 from data_pipelines.validation_data import held_out_mixture

@@ -249,7 +249,7 @@ def held_out_inputs(pbmc_corpus, tiny_config):
 
     from data_pipelines.batch_reader import BatchReader
     from data_pipelines.corpus.corpus import open_corpus
-    from data_pipelines.mixture import Mixture, MixtureOptions
+    from data_pipelines.sampling.mixture import Mixture, MixtureOptions
     from data_pipelines.training_data import MixtureData
     from data_pipelines.validation_data import ValidationData, held_out_mixture
     from scmbert_jax.evaluation.masked_cells import sampling_of

@@ -122,7 +122,7 @@ class MakePlan:
         in_use = list(config.modalities.in_use())
         if self.corpus:
             from data_pipelines.corpus.corpus import open_corpus
-            from data_pipelines.mixture import Mixture, MixtureOptions
+            from data_pipelines.sampling.mixture import Mixture, MixtureOptions
 
             joined = Mixture([open_corpus(path) for path in self.corpus], MixtureOptions(), in_use).joined
             return joined.feature_space.layout({name: len(codes) for name, codes in joined.vocabularies.items()})

@@ -97,7 +97,7 @@ class Pretrain:
             raise ConfigError("pretrain needs --corpus DIR and --run-dir DIR.")
 
         from data_pipelines.cells.cell_selection import CellSelection
-        from data_pipelines.mixture import MixtureOptions
+        from data_pipelines.sampling.mixture import MixtureOptions
         from scmbert_jax.pretraining import pretrain
 
         run = pretrain(

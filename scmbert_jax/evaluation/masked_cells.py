@@ -16,8 +16,8 @@ from data_pipelines.corpus.corpus import Corpus, open_corpus
 from data_pipelines.corpus.manifest import MANIFEST
 from data_pipelines.corpus.storage import is_url
 from data_pipelines.corpus_overlap import KnownCells, cells_of_corpus, open_known_cells
-from data_pipelines.mixture import Mixture, MixtureOptions
 from data_pipelines.model_counts import model_counts
+from data_pipelines.sampling.mixture import Mixture, MixtureOptions
 from data_pipelines.whole_cells import first_cells
 from scmbert_jax.batch import CellBatch, CellProfile, FeatureLayout, ModalityTokens
 from scmbert_jax.config import ExperimentConfig

@@ -11,10 +11,10 @@ from data_pipelines.build_corpus import build_corpus
 from data_pipelines.cells.cell_selection import CellSelection
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus.corpus import Corpus, open_corpus
-from data_pipelines.drawn_together import share_with_another
 from data_pipelines.features.feature_space import FeatureSpace
-from data_pipelines.mixture import UNKNOWN_CLASS, Mixture, MixtureOptions
 from data_pipelines.mixture_information import information_of_mixture
+from data_pipelines.sampling.drawn_together import share_with_another
+from data_pipelines.sampling.mixture import UNKNOWN_CLASS, Mixture, MixtureOptions
 from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.errors import ConfigError, InputError
 

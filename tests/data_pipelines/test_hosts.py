@@ -15,7 +15,7 @@ from data_pipelines.batch_reader import BatchReader
 from data_pipelines.cells.cell_selection import CellSelection
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus.corpus import open_corpus
-from data_pipelines.mixture import Mixture, MixtureOptions
+from data_pipelines.sampling.mixture import Mixture, MixtureOptions
 from scmbert_jax.batch import CellBatch
 
 SAMPLING = {"rna": TokenSampling(24, 0.25), "protein": TokenSampling(8, 0.5)}

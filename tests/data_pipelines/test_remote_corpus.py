@@ -40,7 +40,7 @@ from data_pipelines.corpus.retries import Retries, UnreachableError
 from data_pipelines.corpus.verify import verify_corpus
 from data_pipelines.corpus_description import describe_corpus
 from data_pipelines.input_pipeline import tf_batches, thread_batches
-from data_pipelines.source_blocks import SourceBlocks
+from data_pipelines.sampling.source_blocks import SourceBlocks
 from data_pipelines.synthetic.cells import synthetic_cells
 from data_pipelines.window_reader import WindowReader
 from scmbert_jax.errors import CorpusError

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.drawn_together import share_with_another, side_by_side
-from data_pipelines.sampling_order import Piece, SamplingOrder, SourcePlan
-from data_pipelines.source_blocks import plan_alone, plan_in_mixture
-from data_pipelines.source_pattern import draws_per_period
+from data_pipelines.sampling.drawn_together import share_with_another, side_by_side
+from data_pipelines.sampling.sampling_order import Piece, SamplingOrder, SourcePlan
+from data_pipelines.sampling.source_blocks import plan_alone, plan_in_mixture
+from data_pipelines.sampling.source_pattern import draws_per_period
 from scmbert_jax.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ from mixed_corpora import two_corpora
 
 from data_pipelines.corpus.cell_block import CellBlock
 from data_pipelines.corpus.corpus import balanced_block_sizes, open_corpus
-from data_pipelines.source_blocks import SourceBlocks, plan_alone, plan_in_mixture
+from data_pipelines.sampling.source_blocks import SourceBlocks, plan_alone, plan_in_mixture
 from scmbert_jax.errors import ConfigError
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.source_pattern import MIN_PERIOD, SourcePattern, draws_per_period
+from data_pipelines.sampling.source_pattern import MIN_PERIOD, SourcePattern, draws_per_period
 from scmbert_jax.errors import ConfigError
 
 weights = st.lists(st.integers(1, 1000), min_size=1, max_size=12)

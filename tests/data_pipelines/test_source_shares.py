@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import source_shares
+from data_pipelines.sampling import source_shares
 from scmbert_jax.errors import ConfigError
 
 sizes = st.lists(st.integers(1, 10**8), min_size=1, max_size=20)

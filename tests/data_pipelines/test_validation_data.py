@@ -11,7 +11,7 @@ from data_pipelines.cells.held_out import HeldOutRule, held_out_cells
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.corpus_description import describe_corpus
-from data_pipelines.mixture import Mixture, MixtureOptions
+from data_pipelines.sampling.mixture import Mixture, MixtureOptions
 from data_pipelines.synthetic.cells import synthetic_cells
 from data_pipelines.validation_data import ValidationData, held_out_mixture
 from scmbert_jax.errors import ConfigError, InputError

@@ -22,10 +22,10 @@ from data_pipelines.cells.cell_selection import CellSelection, selected_rows
 from data_pipelines.cells.held_out import columns_of, held_out_cells
 from data_pipelines.corpus.corpus import Corpus
 from data_pipelines.features.column_names import as_text
-from data_pipelines.joined_corpora import JoinedCorpora
-from data_pipelines.sampling_order import ORDER_VERSION
-from data_pipelines.source_pattern import draws_per_period
-from data_pipelines.source_shares import capped, given, tempered
+from data_pipelines.sampling.joined_corpora import JoinedCorpora
+from data_pipelines.sampling.sampling_order import ORDER_VERSION
+from data_pipelines.sampling.source_pattern import draws_per_period
+from data_pipelines.sampling.source_shares import capped, given, tempered
 from scmbert_jax.errors import ConfigError
 
 UNKNOWN_CLASS = "(not known)"

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.counter_hash import hash_of
-from data_pipelines.drawn_together import too_rare
-from data_pipelines.lane_order import LaneOrder
-from data_pipelines.source_pattern import SourcePattern
+from data_pipelines.sampling.drawn_together import too_rare
+from data_pipelines.sampling.lane_order import LaneOrder
+from data_pipelines.sampling.source_pattern import SourcePattern
 from scmbert_jax.errors import ConfigError
 
 # Raised whenever the same arguments would give other batches; a run folder records it.

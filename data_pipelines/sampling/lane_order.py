@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.counter_hash import hash_of, random_permutation
-from data_pipelines.drawn_together import side_by_side
+from data_pipelines.sampling.drawn_together import side_by_side
 
 _EPOCH, _WINDOW = 1, 2  # what a hash is for, so that no two uses share random numbers
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines.corpus.cell_block import ModalityColumns, PackedBlock, PackedColumns
 from data_pipelines.corpus.corpus import Corpus
-from data_pipelines.sampling_order import SourcePlan
+from data_pipelines.sampling.sampling_order import SourcePlan
 from scmbert_jax.errors import ConfigError
 
 # Window of a source that is rarely drawn, in cells: with less, a block of the corpus would be read for every few cells.

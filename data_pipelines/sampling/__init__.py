@@ -1,0 +1,1 @@
+"""Which cells make step s: why this cell now?"""
