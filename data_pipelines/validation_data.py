@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 
 from data_pipelines.batch_reader import BatchReader, Collation
-from data_pipelines.cell_counts import WholeCells
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus.corpus import Corpus
 from data_pipelines.corpus_overlap import cells_known, cells_of_corpus
@@ -25,6 +24,7 @@ from data_pipelines.sampling.joined_corpora import JoinedCorpora
 from data_pipelines.sampling.mixture import Mixture, MixtureOptions
 from data_pipelines.sampling.sampling_order import Piece
 from data_pipelines.sampling.source_blocks import SourceBlocks
+from data_pipelines.statistics.cell_counts import WholeCells
 from data_pipelines.whole_cells import first_cells, whole_cells
 from data_pipelines.window_reader import Window, WindowReader
 from scmbert_jax.batch import CellBatch

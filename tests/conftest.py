@@ -223,7 +223,7 @@ def tiny_layout() -> FeatureLayout:
 @pytest.fixture(scope="session")
 def known_layout(tiny_layout: FeatureLayout, tiny_config: ExperimentConfig) -> FeatureLayout:
     """`tiny_layout` with the statistics of a thousand cells, so that a model starts where a run's would."""
-    from data_pipelines.feature_statistics import feature_statistics
+    from data_pipelines.statistics.feature_statistics import feature_statistics
 
     batch = synthetic_tokens(tiny_layout, tiny_config, 1000, 1024)
     target_sums = {name: modality.target_sum for name, modality in tiny_config.modalities.in_use().items()}

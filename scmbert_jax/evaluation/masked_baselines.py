@@ -29,9 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from data_pipelines.cell_counts import CellCounts, WholeCells
-from data_pipelines.feature_statistics import DrawnTokens, cell_statistics, token_statistics
-from data_pipelines.principal_components import principal_components
+from data_pipelines.statistics.cell_counts import CellCounts, WholeCells
+from data_pipelines.statistics.feature_statistics import DrawnTokens, cell_statistics, token_statistics
+from data_pipelines.statistics.principal_components import principal_components
 from scmbert_jax.batch import FeatureLayout
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import InputError

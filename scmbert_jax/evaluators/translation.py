@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 
-from data_pipelines.cell_counts import CellCounts
+from data_pipelines.statistics.cell_counts import CellCounts
 from scmbert_jax.batch import FeatureStatistics
 from scmbert_jax.evaluators.inputs import CannotEvaluate, EvaluatorInputs
 from scmbert_jax.models.scmbert import ScMbert

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipelines.cell_counts import CellCounts
+from data_pipelines.statistics.cell_counts import CellCounts
 from data_pipelines.validation_data import ValidationData
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.models.linear_path import scores_of_counts

@@ -5,8 +5,13 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from data_pipelines.linear_maps import Scores, alignment_maps, memory_of_pairs, translation_maps
-from data_pipelines.principal_components import Components, MeasuredValues, PrincipalComponents, principal_components
+from data_pipelines.statistics.linear_maps import Scores, alignment_maps, memory_of_pairs, translation_maps
+from data_pipelines.statistics.principal_components import (
+    Components,
+    MeasuredValues,
+    PrincipalComponents,
+    principal_components,
+)
 from scmbert_jax.batch import MODALITIES, NUM_COMPONENTS, NUM_FOLDS, fold_of
 
 RNA, PROTEIN, ATAC = (MODALITIES.index(name) for name in ("rna", "protein", "atac"))

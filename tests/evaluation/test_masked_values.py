@@ -9,8 +9,8 @@ import pytest
 import scipy.sparse as sp
 from scipy import stats
 
-from data_pipelines.cell_counts import CellCounts, WholeCells
-from data_pipelines.feature_statistics import feature_statistics
+from data_pipelines.statistics.cell_counts import CellCounts, WholeCells
+from data_pipelines.statistics.feature_statistics import feature_statistics
 from data_pipelines.synthetic.cells import synthetic_cells, synthetic_layout
 from scmbert_jax.batch import FeatureLayout
 from scmbert_jax.config import (

@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from data_pipelines.feature_statistics import from_arrays
 from data_pipelines.features.feature_space import FeatureSpace, ModalityFeatures
 from data_pipelines.features.gene_tables import load_gene_table
+from data_pipelines.statistics.feature_statistics import from_arrays
 from scmbert_jax.batch import (
     LIBRARY_QUANTILES,
     MODALITIES,

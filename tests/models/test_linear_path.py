@@ -12,7 +12,7 @@ from conftest import cells_of_batch, shaken, without
 from flax import nnx
 from sklearn.neighbors import KNeighborsRegressor
 
-from data_pipelines.feature_statistics import feature_statistics
+from data_pipelines.statistics.feature_statistics import feature_statistics
 from scmbert_jax.batch import (
     NEIGHBOUR_COMPONENTS,
     NUM_FOLDS,

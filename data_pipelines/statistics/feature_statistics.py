@@ -21,10 +21,10 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.special import gammaln
 
-from data_pipelines.cell_counts import CellCounts, WholeCells
 from data_pipelines.files.bounded_npz import open_arrays
-from data_pipelines.linear_maps import Scores, alignment_maps, memory_of_pairs, translation_maps
-from data_pipelines.principal_components import Components, MeasuredValues, PrincipalComponents
+from data_pipelines.statistics.cell_counts import CellCounts, WholeCells
+from data_pipelines.statistics.linear_maps import Scores, alignment_maps, memory_of_pairs, translation_maps
+from data_pipelines.statistics.principal_components import Components, MeasuredValues, PrincipalComponents
 from scmbert_jax.batch import (
     LIBRARY_QUANTILES,
     MODALITIES,

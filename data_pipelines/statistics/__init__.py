@@ -1,0 +1,1 @@
+"""Where a model starts: what whole cells say of features."""
