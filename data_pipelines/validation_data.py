@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from data_pipelines.batch_reader import BatchReader, Collation
+from data_pipelines.build.corpus_overlap import cells_known, cells_of_corpus
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus.corpus import Corpus
-from data_pipelines.corpus_overlap import cells_known, cells_of_corpus
 from data_pipelines.features.column_names import as_text
 from data_pipelines.sampling.joined_corpora import JoinedCorpora
 from data_pipelines.sampling.mixture import Mixture, MixtureOptions

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from data_pipelines.build_corpus import build_corpus as build_corpus
+    from data_pipelines.build.build_corpus import build_corpus as build_corpus
     from data_pipelines.cells.cell_selection import CellSelection as CellSelection
     from data_pipelines.sampling.mixture import MixtureOptions as MixtureOptions
     from experiments import load_experiment as load_experiment
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scmbert_jax.tasks.model import load as load
 
 _HOMES = {
-    "build_corpus": "data_pipelines.build_corpus",
+    "build_corpus": "data_pipelines.build.build_corpus",
     "pretrain": "scmbert_jax.pretraining",
     "export": "scmbert_jax.tasks.model",
     "load": "scmbert_jax.tasks.model",

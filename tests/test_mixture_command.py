@@ -7,7 +7,7 @@ import pytest
 from conftest import TINY, Ran, scmbert, scmbert_ok
 
 import scmbert_jax
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.errors import CheckpointError, ConfigError, InputError
 from scmbert_jax.pretraining import _lonely

@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
+from data_pipelines.build.runners import available_cores
 from data_pipelines.corpus.manifest import building_path
 from data_pipelines.corpus.verify import verify_corpus
 from data_pipelines.readers.stored_matrix import chunks_between
 from data_pipelines.synthetic.atlas import synthetic_atlas
-from data_pipelines.task_runner import available_cores
 from scmbert_jax.benchmarks.first_batch import TOKENS, open_reader
 from scmbert_jax.benchmarks.peer_process import resident_peak
 from scmbert_jax.config import DataConfig

@@ -188,7 +188,7 @@ def _measured(settings: dict[str, dict[str, Any]], rounds: int, say: Callable[[s
 
 def _part_of(folder: Path, files: list[Path], share: int, say: Callable[[str], None]) -> Path:
     """A corpus of one in `share` of the files."""
-    from data_pipelines.build_corpus import build_corpus
+    from data_pipelines.build.build_corpus import build_corpus
 
     path = folder / f"corpus_of_{len(files) // share}"
     if not path.is_dir():

@@ -170,7 +170,7 @@ def our_name(codec: str, length: int, zero_fraction: float, front_end: str) -> s
 
 def make_stores(folder: Path, num_cells: int, say: Callable[[str], None]) -> tuple[list[Path], dict[str, Path]]:
     """The .h5ad files, and a corpus of them per codec; made where they are not there yet."""
-    from data_pipelines.build_corpus import build_corpus
+    from data_pipelines.build.build_corpus import build_corpus
     from scmbert_jax.benchmarks.input_cells import write_datasets
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -79,7 +79,7 @@ def measure_sizes(files: tuple[str, ...], say: Callable[[str], None] = lambda me
 def _measure(file: str, folder: Path, say: Callable[[str], None]) -> StoredSize:
     import anndata
 
-    from data_pipelines.build_corpus import build_corpus
+    from data_pipelines.build.build_corpus import build_corpus
 
     say(f"storing {file}")
     folder.mkdir()

@@ -76,7 +76,7 @@ class Doctor:
     def run(self) -> int:
         import json
 
-        from data_pipelines.corpus_sources import check_files
+        from data_pipelines.build.sources import check_files
         from data_pipelines.readers.open_dataset import ACCEPTED
 
         if not self.files:
@@ -159,8 +159,8 @@ class CorpusBuild:
     """What stands after --."""
 
     def run(self) -> int:
-        from data_pipelines.build_corpus import build_corpus
-        from data_pipelines.corpus_description import describe_corpus, describe_text
+        from data_pipelines.build.build_corpus import build_corpus
+        from data_pipelines.build.describe import describe_corpus, describe_text
 
         if self.beam_options and self.runner != "beam":
             raise ConfigError(f"-- {' '.join(self.beam_options)}: options of Beam, but --runner beam is not given.")
@@ -252,7 +252,7 @@ class CorpusInfo:
     """One JSON document on stdout."""
 
     def run(self) -> int:
-        from data_pipelines.corpus_description import describe_corpus, describe_text
+        from data_pipelines.build.describe import describe_corpus, describe_text
 
         description = describe_corpus(self.folder)
         print_json(description) if self.json else show(describe_text(description))
@@ -281,8 +281,8 @@ class CorpusOverlap:
     """One JSON document on stdout."""
 
     def run(self) -> int:
+        from data_pipelines.build.corpus_overlap import cells_of_corpus, open_known_cells, overlap, overlap_text
         from data_pipelines.corpus.corpus import open_corpus
-        from data_pipelines.corpus_overlap import cells_of_corpus, open_known_cells, overlap, overlap_text
 
         with open_corpus(self.folder) as corpus:
             known = cells_of_corpus(corpus)

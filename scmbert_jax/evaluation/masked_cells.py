@@ -9,12 +9,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from data_pipelines.batch_reader import BatchReader
+from data_pipelines.build.corpus_overlap import KnownCells, cells_of_corpus, open_known_cells
 from data_pipelines.cells.cell_selection import CellSelection
 from data_pipelines.collate import TokenSampling, collate_counts, empty_tokens, unwritten_profile
 from data_pipelines.corpus.corpus import Corpus, open_corpus
 from data_pipelines.corpus.manifest import MANIFEST
 from data_pipelines.corpus.storage import is_url
-from data_pipelines.corpus_overlap import KnownCells, cells_of_corpus, open_known_cells
 from data_pipelines.model_counts import model_counts
 from data_pipelines.sampling.mixture import Mixture, MixtureOptions
 from data_pipelines.statistics.cell_counts import CellCounts, WholeCells

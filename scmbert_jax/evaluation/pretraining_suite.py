@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.corpus_overlap import KnownCells, cells_known
+from data_pipelines.build.corpus_overlap import KnownCells, cells_known
 from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE

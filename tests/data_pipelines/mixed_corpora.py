@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.synthetic.cells import SyntheticCells, synthetic_cells
 
 

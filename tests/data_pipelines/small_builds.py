@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
-from data_pipelines import external_shuffle, source_tasks
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build import external_shuffle
+from data_pipelines.build import tasks as source_tasks
+from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.corpus.corpus import Corpus
 
 OPTIONS = {"min_genes": 5, "block_size": 16, "shard_bytes": 3000}
 
 # For programs that tests start: `python -c DIVIDED + "..."`.
 DIVIDED = """
-from data_pipelines import external_shuffle, source_tasks
+from data_pipelines.build import external_shuffle
+from data_pipelines.build import tasks as source_tasks
 source_tasks.MIN_TASK_ROWS, external_shuffle.BUCKET_ENTRIES = 40, 2000
 """
 

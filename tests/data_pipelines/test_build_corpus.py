@@ -5,10 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
+from data_pipelines.build.external_shuffle import cell_hashes
 from data_pipelines.corpus.corpus import MANIFEST, open_corpus
 from data_pipelines.corpus.verify import verify_corpus
-from data_pipelines.external_shuffle import cell_hashes
 from data_pipelines.synthetic.cells import SyntheticCells
 from scmbert_jax.errors import CorpusError, InputError
 

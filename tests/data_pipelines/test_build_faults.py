@@ -14,7 +14,8 @@ import pytest
 from small_builds import DIVIDED, build, contents, divide
 from test_task_runner import is_running, wait_until
 
-from data_pipelines import corpus_writer, source_tasks
+from data_pipelines.build import tasks as source_tasks
+from data_pipelines.build import write_corpus as corpus_writer
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.corpus.manifest import MANIFEST, building_path
 from data_pipelines.corpus.verify import verify_corpus
@@ -138,7 +139,7 @@ def test_segments_that_lack_cells_are_not_built_upon(mosaic_file, tmp_path, monk
 KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.corpus.verify import verify_corpus
 out, source, expected = (Path(argument) for argument in sys.argv[1:])
 
@@ -189,7 +190,7 @@ def test_twenty_kills_at_random_moments_never_leave_a_corpus_that_differs(mosaic
 
 BUILD = """
 import os, resource, sys
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
 
 def tell(*what):
     print(*what, flush=True)

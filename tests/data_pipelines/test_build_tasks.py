@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_builds import OPTIONS, build, contents, divide
 
-from data_pipelines import task_runner
-from data_pipelines.beam_runner import BeamPipelines
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build import runners as task_runner
+from data_pipelines.build.beam_runner import BeamPipelines
+from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.corpus.manifest import building_path
 from data_pipelines.corpus.verify import verify_corpus
 from data_pipelines.readers.open_dataset import open_dataset
@@ -210,10 +210,11 @@ def test_tensorflow_datasets_reads_the_corpus_block_by_block(mosaic_file, tmp_pa
 # --- memory ----------------------------------------------------------------------------------------------------------
 MEMORY = """
 import functools, re, sys
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.checks import counts_scan
 from data_pipelines.checks import input_check
-from data_pipelines import external_shuffle, source_tasks
+from data_pipelines.build import external_shuffle
+from data_pipelines.build import tasks as source_tasks
 def peak():  # of this process alone; ru_maxrss would remember the parent's
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 external_shuffle.BUCKET_ENTRIES = external_shuffle.GATHER_ENTRIES = 1 << 19

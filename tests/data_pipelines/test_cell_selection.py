@@ -7,13 +7,13 @@ from conftest import scmbert, scmbert_ok
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
+from data_pipelines.build.select_cells import select_cells
 from data_pipelines.cells.cell_selection import CellSelection, selected_rows
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.corpus.verify import verify_corpus
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.readers.stored_matrix import MatrixInMemory, RowsOf
-from data_pipelines.select_cells import select_cells
 from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.errors import InputError
 

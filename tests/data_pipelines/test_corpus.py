@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
+from data_pipelines.build.describe import describe_corpus, describe_text
 from data_pipelines.corpus import cell_block, tfrecord
 from data_pipelines.corpus.corpus import (
     FEATURE_SPACE,
@@ -21,7 +22,6 @@ from data_pipelines.corpus.corpus import (
 )
 from data_pipelines.corpus.manifest import DIGEST, manifest_digest
 from data_pipelines.corpus.verify import verify_corpus
-from data_pipelines.corpus_description import describe_corpus, describe_text
 from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.errors import CorpusError
 

@@ -7,7 +7,7 @@ import pytest
 from mixed_corpora import Made, made, two_corpora
 
 from data_pipelines.batch_reader import BatchReader
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.cells.cell_selection import CellSelection
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus.corpus import Corpus, open_corpus

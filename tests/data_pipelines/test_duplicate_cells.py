@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stored_counts import ANTIBODIES, GENE_IDS
 
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
+from data_pipelines.build.duplicate_cells import STAYS, cells_in, copies_among
 from data_pipelines.cells.cell_identity import NOT_MEASURED, barcode_keys, barcode_of, cell_keys, counts_hashes
 from data_pipelines.cells.cell_metadata import KEY_COLUMNS
 from data_pipelines.checks import shared_counts
 from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.checks.shared_counts import CellSet, cells_of_dataset, comparable_keys
 from data_pipelines.corpus.verify import verify_corpus
-from data_pipelines.duplicate_cells import STAYS, cells_in, copies_among
 from data_pipelines.features.gene_tables import load_gene_table
 from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import InputError

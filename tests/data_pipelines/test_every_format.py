@@ -18,7 +18,7 @@ from stored_counts import (
     write_zarr,
 )
 
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import InputError

@@ -10,8 +10,8 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import external_shuffle
-from data_pipelines.external_shuffle import (
+from data_pipelines.build import external_shuffle
+from data_pipelines.build.external_shuffle import (
     SegmentFile,
     SegmentWriter,
     cell_hashes,

@@ -7,7 +7,7 @@ from sklearn.decomposition import PCA
 
 from data_pipelines import training_data
 from data_pipelines.batch_reader import BatchReader
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.sampling.mixture import Mixture, MixtureOptions

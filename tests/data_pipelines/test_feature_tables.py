@@ -10,7 +10,7 @@ import scipy.io
 import scipy.sparse as sp
 from conftest import scmbert, scmbert_ok
 
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.features.feature_mapping import map_genes, map_proteins, map_regions
 from data_pipelines.features.gene_tables import load_gene_table

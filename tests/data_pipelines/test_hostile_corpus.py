@@ -15,15 +15,15 @@ import pandas as pd
 import pytest
 import zstandard
 
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
+from data_pipelines.build.data_card import data_card
+from data_pipelines.build.describe import describe_corpus, describe_text
 from data_pipelines.corpus import cell_block, tfrecord
 from data_pipelines.corpus.copy import copy_corpus
 from data_pipelines.corpus.corpus import fingerprint_of, open_corpus
 from data_pipelines.corpus.manifest import DATA_CARD, DIGEST, MANIFEST, MEASURED, OBS, manifest_digest
 from data_pipelines.corpus.remote_files import RemoteFiles
 from data_pipelines.corpus.verify import verify_corpus
-from data_pipelines.corpus_description import describe_corpus, describe_text
-from data_pipelines.data_card import data_card
 from data_pipelines.files import bounded_npz
 from data_pipelines.files.bounded_npz import read_arrays
 from data_pipelines.mixture_information import information_of_mixture

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.batch_reader import BatchReader
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.input_pipeline import thread_batches

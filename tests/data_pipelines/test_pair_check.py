@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse
 from conftest import scmbert
 
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.features.gene_tables import load_gene_table
 from data_pipelines.readers.open_dataset import open_dataset

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 import tiledbsoma
 from conftest import scmbert, scmbert_ok
 
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.features.gene_tables import load_gene_table

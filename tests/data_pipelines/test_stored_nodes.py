@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from data_pipelines.hand_over import close_all, opened_pickle, write_pickle
+from data_pipelines.build.hand_over import close_all, opened_pickle, write_pickle
 from scmbert_jax.errors import CorpusError
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.task_runner import InProcess, LocalProcesses, run_tasks
+from data_pipelines.build.runners import InProcess, LocalProcesses, run_tasks
 from scmbert_jax.errors import CorpusError, InputError
 
 

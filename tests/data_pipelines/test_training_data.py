@@ -5,7 +5,7 @@ import pytest
 
 from data_pipelines import training_data
 from data_pipelines.batch_reader import BatchReader
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.cells.cell_identity import barcode_keys
 from data_pipelines.cells.cell_metadata import KEY_COLUMNS
 from data_pipelines.collate import TokenSampling

@@ -8,11 +8,11 @@ import pytest
 import scipy.sparse as sp
 from stored_counts import GENE_IDS
 
-from data_pipelines.build_corpus import build_corpus
+from data_pipelines.build.build_corpus import build_corpus
+from data_pipelines.build.corpus_overlap import open_known_cells
 from data_pipelines.cells.cell_metadata import KEY_COLUMNS
 from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.collate import TokenSampling, collate_counts
-from data_pipelines.corpus_overlap import open_known_cells
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.model_counts import model_counts, overlap_with_model
 from data_pipelines.readers.open_dataset import open_dataset

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.build.hand_over import close_all
+from data_pipelines.build.runners import Task
 from data_pipelines.files.atomic_files import growing_file
-from data_pipelines.hand_over import close_all
-from data_pipelines.task_runner import Task
 from scmbert_jax import errors
 from scmbert_jax.errors import ConfigError, CorpusError, UserError
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
+from data_pipelines.build.corpus_overlap import shared_lines
 from data_pipelines.cells.cell_metadata import CODED_FIELDS, LOCAL_FIELDS, local_categories
 from data_pipelines.corpus.manifest import DATA_CARD as DATA_CARD
-from data_pipelines.corpus_overlap import shared_lines
 from scmbert_jax.plain_text import code, markdown
 
 NOT_STATED = "not stated"

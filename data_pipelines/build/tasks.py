@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.build.external_shuffle import SegmentWriter
+from data_pipelines.build.hand_over import opened_pickle, write_pickle
+from data_pipelines.build.sources import Inspection, inspect_dataset
+from data_pipelines.build.stored_records import read_record, write_record
+from data_pipelines.build.work_folder import WorkFolder
 from data_pipelines.checks.input_report import InputReport, ModalityReport
-from data_pipelines.corpus_sources import Inspection, inspect_dataset
-from data_pipelines.external_shuffle import SegmentWriter
 from data_pipelines.features.feature_mapping import FeatureMapping
 from data_pipelines.features.feature_space import ModalityFeatures
 from data_pipelines.files.atomic_files import growing_file
-from data_pipelines.hand_over import opened_pickle, write_pickle
 from data_pipelines.readers.stored_matrix import chunks_between, row_ranges
 from data_pipelines.readers.whole_counts import by_feature
-from data_pipelines.stored_records import read_record, write_record
-from data_pipelines.work_folder import WorkFolder
 from scmbert_jax.errors import InputError
 
 _INSPECTION = (Inspection, InputReport, ModalityReport, FeatureMapping, ModalityFeatures)

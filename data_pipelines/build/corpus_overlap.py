@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data_pipelines.build.duplicate_cells import cells_in
+from data_pipelines.build.source_files import source_files
 from data_pipelines.cells.cell_identity import BARCODES, GROUPS, KEY_VERSION, add_to_groups, barcode_keys
 from data_pipelines.cells.cell_metadata import KEY_COLUMNS, dataset_metadata
 from data_pipelines.checks.input_check import check_dataset, require_usable
@@ -19,9 +21,7 @@ from data_pipelines.checks.shared_counts import CellSet, Features, Wanted, cells
 from data_pipelines.corpus.corpus import Corpus, open_corpus
 from data_pipelines.corpus.manifest import MANIFEST
 from data_pipelines.corpus.storage import Location, base_name, is_url
-from data_pipelines.duplicate_cells import cells_in
 from data_pipelines.readers.open_dataset import open_dataset
-from data_pipelines.source_files import source_files
 from scmbert_jax.errors import CorpusError
 
 # Fields of which equal values may mean the same people and experiments.

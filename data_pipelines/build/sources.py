@@ -6,18 +6,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from data_pipelines.build.corpus_overlap import KnownCells, cells_known, shared_metadata
+from data_pipelines.build.duplicate_cells import drop_cells, drop_copies
+from data_pipelines.build.select_cells import select_cells
+from data_pipelines.build.source_files import source_files
 from data_pipelines.cells.cell_identity import NOT_MEASURED
 from data_pipelines.cells.cell_metadata import KEY_COLUMNS
 from data_pipelines.cells.cell_selection import CellSelection, not_primary
 from data_pipelines.checks.input_check import InputReport, check_dataset, require_usable
 from data_pipelines.checks.region_check import refuse_several_region_spaces
 from data_pipelines.checks.shared_counts import Keys, cells_of_dataset
-from data_pipelines.corpus_overlap import KnownCells, cells_known, shared_metadata
-from data_pipelines.duplicate_cells import drop_cells, drop_copies
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.readers.open_dataset import ACCEPTED, CountsMatrix, Dataset, ReadingOptions, open_datasets
-from data_pipelines.select_cells import select_cells
-from data_pipelines.source_files import source_files
 from scmbert_jax.errors import InputError
 
 

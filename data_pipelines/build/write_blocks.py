@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.build.external_shuffle import SegmentFile, read_bucket
+from data_pipelines.build.work_folder import WorkFolder
 from data_pipelines.corpus import cell_block, tfrecord
 from data_pipelines.corpus.cell_block import CellBlock
 from data_pipelines.corpus.corpus import balanced_block_sizes, sha256_of_file
-from data_pipelines.external_shuffle import SegmentFile, read_bucket
 from data_pipelines.files.atomic_files import growing_file
-from data_pipelines.work_folder import WorkFolder
 from scmbert_jax.errors import CorpusError
 
 

@@ -27,19 +27,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from data_pipelines import corpus_writer, external_shuffle, source_tasks
-from data_pipelines.cells import cell_metadata
-from data_pipelines.cells.cell_identity import KEY_VERSION
-from data_pipelines.cells.cell_selection import CellSelection
-from data_pipelines.cells.held_out import HeldOutRule, held_out_cells
-from data_pipelines.cells.supervision import cells_by_modalities
-from data_pipelines.corpus import cell_block, corpus
-from data_pipelines.corpus.corpus import Corpus
-from data_pipelines.corpus.manifest import FORMAT, FORMAT_VERSION, building_path
-from data_pipelines.corpus.storage import is_url
-from data_pipelines.corpus_blocks import ShardTask
-from data_pipelines.corpus_overlap import open_known_cells
-from data_pipelines.corpus_sources import (
+from data_pipelines.build import external_shuffle
+from data_pipelines.build import tasks as source_tasks
+from data_pipelines.build import write_corpus as corpus_writer
+from data_pipelines.build.corpus_overlap import open_known_cells
+from data_pipelines.build.data_card import DATA_CARD, composition, data_card, software_versions
+from data_pipelines.build.external_shuffle import cell_hashes, partition, shuffled_order
+from data_pipelines.build.runners import InProcess, LocalProcesses, Progress, Runner, available_cores, run_tasks
+from data_pipelines.build.sources import (
     OpenedSource,
     Source,
     checked_sources,
@@ -50,16 +45,23 @@ from data_pipelines.corpus_sources import (
     measured_features,
     open_sources,
 )
-from data_pipelines.data_card import DATA_CARD, composition, data_card, software_versions
-from data_pipelines.external_shuffle import cell_hashes, partition, shuffled_order
+from data_pipelines.build.tasks import CheckTask, Handed, SegmentTask, hand_over, stretches
+from data_pipelines.build.work_folder import WorkFolder, damaged_work, open_work, plan_of, remove_work
+from data_pipelines.build.write_blocks import ShardTask
+from data_pipelines.cells import cell_metadata
+from data_pipelines.cells.cell_identity import KEY_VERSION
+from data_pipelines.cells.cell_selection import CellSelection
+from data_pipelines.cells.held_out import HeldOutRule, held_out_cells
+from data_pipelines.cells.supervision import cells_by_modalities
+from data_pipelines.corpus import cell_block, corpus
+from data_pipelines.corpus.corpus import Corpus
+from data_pipelines.corpus.manifest import FORMAT, FORMAT_VERSION, building_path
+from data_pipelines.corpus.storage import is_url
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.files.atomic_files import GrowingFolder
 from data_pipelines.readers.dataset import CountsMatrix
 from data_pipelines.readers.pair_check import refuse_unpaired_files
 from data_pipelines.readers.reading_options import DEFAULT_READING, ReadingOptions
-from data_pipelines.source_tasks import CheckTask, Handed, SegmentTask, hand_over, stretches
-from data_pipelines.task_runner import InProcess, LocalProcesses, Progress, Runner, available_cores, run_tasks
-from data_pipelines.work_folder import WorkFolder, damaged_work, open_work, plan_of, remove_work
 from scmbert_jax.batch import MODALITIES
 from scmbert_jax.errors import CorpusError
 from scmbert_jax.outputs import CORPUS, check_output_folder
@@ -366,7 +368,7 @@ def _measured_cells(feature_space: FeatureSpace, sources: list[Source], cells: _
 
 def _runner(work: WorkFolder, workers: int | None, beam_options: Sequence[str] | None, num_cells: int) -> Runner:
     if beam_options is not None:
-        from data_pipelines.beam_runner import BeamPipelines
+        from data_pipelines.build.beam_runner import BeamPipelines
 
         return BeamPipelines(beam_options, work.path)
     if workers is None:
