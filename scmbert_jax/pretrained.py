@@ -22,9 +22,9 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
+from data_pipelines.batches.trained_cells import TRAINED_CELLS, TrainedCells, load_trained_cells
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.statistics.feature_statistics import load_statistics
-from data_pipelines.trained_cells import TRAINED_CELLS, TrainedCells, load_trained_cells
 from scmbert_jax.batch import NUM_COMPONENTS
 from scmbert_jax.config import ExperimentConfig, load_config, to_dict
 from scmbert_jax.errors import CheckpointError, ConfigError

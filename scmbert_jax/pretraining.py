@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 
-from data_pipelines.batch_reader import BatchReader
-from data_pipelines.collate import TokenSampling
+from data_pipelines.batches.batch_reader import BatchReader
+from data_pipelines.batches.collate import TokenSampling
+from data_pipelines.batches.trained_cells import trained_cells
+from data_pipelines.batches.training_data import FRONT_ENDS, MixtureData
+from data_pipelines.batches.validation_data import held_out_mixture
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.sampling.mixture import Mixture, MixtureOptions
-from data_pipelines.trained_cells import trained_cells
-from data_pipelines.training_data import FRONT_ENDS, MixtureData
-from data_pipelines.validation_data import held_out_mixture
 from experiments import load_experiment
 from scmbert_jax.config import ExperimentConfig, batch_covariates, compared_within, with_fields, without_modalities
 from scmbert_jax.errors import ConfigError
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from scmbert_jax.tasks.model import Model
 
-# How batches are read ahead: names of `data_pipelines.training_data.FRONT_ENDS`.
+# How batches are read ahead: names of `data_pipelines.batches.training_data.FRONT_ENDS`.
 Reader = Literal["tfdata", "threads", "grain"]
 ALL_CELLS = MixtureOptions()
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.batches.trained_cells import TRAINED_CELLS, TrainedCells, joined_cells, load_trained_cells
 from data_pipelines.cells.cell_identity import NOT_MEASURED
 from data_pipelines.features.feature_space import FeatureSpace
-from data_pipelines.trained_cells import TRAINED_CELLS, TrainedCells, joined_cells, load_trained_cells
 from scmbert_jax.config import ExperimentConfig, load_config
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.pretrained import read_features, read_model_info

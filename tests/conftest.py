@@ -247,11 +247,11 @@ def held_out_inputs(pbmc_corpus, tiny_config):
     which a tenth of the cells is held out; 90 of them are looked at."""
     import jax
 
-    from data_pipelines.batch_reader import BatchReader
+    from data_pipelines.batches.batch_reader import BatchReader
+    from data_pipelines.batches.training_data import MixtureData
+    from data_pipelines.batches.validation_data import ValidationData, held_out_mixture
     from data_pipelines.corpus.corpus import open_corpus
     from data_pipelines.sampling.mixture import Mixture, MixtureOptions
-    from data_pipelines.training_data import MixtureData
-    from data_pipelines.validation_data import ValidationData, held_out_mixture
     from scmbert_jax.evaluation.masked_cells import sampling_of
     from scmbert_jax.evaluators.inputs import EvaluatorInputs
     from scmbert_jax.models.scmbert import ModelDefinition
@@ -291,7 +291,7 @@ def cells_of_batch(batch: CellBatch, layout: FeatureLayout):
     """`WholeCells` of a batch whose every expressed feature is a token and whose every feature was measured."""
     import scipy.sparse as sp
 
-    from data_pipelines.whole_cells import CellCounts, WholeCells
+    from data_pipelines.batches.whole_cells import CellCounts, WholeCells
     from scmbert_jax.batch import fold_of
 
     modalities = {}

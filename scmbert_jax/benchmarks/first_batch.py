@@ -11,8 +11,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from data_pipelines.batch_reader import BatchReader
-from data_pipelines.collate import TokenSampling
+from data_pipelines.batches.batch_reader import BatchReader
+from data_pipelines.batches.collate import TokenSampling
 from data_pipelines.corpus.corpus import open_corpus
 from scmbert_jax.config import DataConfig
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.batch_reader import BatchReader
-from data_pipelines.collate import TokenSampling
+from data_pipelines.batches.batch_reader import BatchReader
+from data_pipelines.batches.collate import TokenSampling
 from data_pipelines.corpus.corpus import Corpus, open_corpus
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.benchmarks.input_speed import BLOCK_CELLS, OUR_DEFAULTS, in_turns, make_stores

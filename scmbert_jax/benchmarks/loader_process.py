@@ -23,10 +23,10 @@ def corpus_batches(settings: dict[str, Any]) -> tuple[Epochs, dict[str, str]]:
     all)."""
     import zstandard
 
-    from data_pipelines.batch_reader import BatchReader
-    from data_pipelines.collate import TokenSampling
+    from data_pipelines.batches.batch_reader import BatchReader
+    from data_pipelines.batches.collate import TokenSampling
+    from data_pipelines.batches.read_ahead import tf_batches, thread_batches
     from data_pipelines.corpus.corpus import open_corpus
-    from data_pipelines.input_pipeline import tf_batches, thread_batches
 
     corpus = open_corpus(settings["corpus"])
     reader = BatchReader(

@@ -15,10 +15,10 @@ from typing import Any
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 
-from data_pipelines.batch_reader import BatchReader
-from data_pipelines.collate import TokenSampling
+from data_pipelines.batches.batch_reader import BatchReader
+from data_pipelines.batches.collate import TokenSampling
+from data_pipelines.batches.read_ahead import thread_batches
 from data_pipelines.corpus.corpus import Corpus, open_corpus
-from data_pipelines.input_pipeline import thread_batches
 
 
 class SlowFiles(AsyncFileSystem):

@@ -8,17 +8,17 @@ import jax
 import numpy as np
 import scipy.sparse as sp
 
-from data_pipelines.batch_reader import BatchReader
+from data_pipelines.batches.batch_reader import BatchReader
+from data_pipelines.batches.collate import TokenSampling, collate_counts, empty_tokens, unwritten_profile
+from data_pipelines.batches.model_counts import model_counts
+from data_pipelines.batches.whole_cells import first_cells
 from data_pipelines.build.corpus_overlap import KnownCells, cells_of_corpus, open_known_cells
 from data_pipelines.cells.cell_selection import CellSelection
-from data_pipelines.collate import TokenSampling, collate_counts, empty_tokens, unwritten_profile
 from data_pipelines.corpus.corpus import Corpus, open_corpus
 from data_pipelines.corpus.manifest import MANIFEST
 from data_pipelines.corpus.storage import is_url
-from data_pipelines.model_counts import model_counts
 from data_pipelines.sampling.mixture import Mixture, MixtureOptions
 from data_pipelines.statistics.cell_counts import CellCounts, WholeCells
-from data_pipelines.whole_cells import first_cells
 from scmbert_jax.batch import CellBatch, CellProfile, FeatureLayout, ModalityTokens
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import InputError

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from data_pipelines.batches.model_counts import model_counts
 from data_pipelines.checks.input_report import InputReport
-from data_pipelines.model_counts import model_counts
 from data_pipelines.readers.open_dataset import Dataset, open_dataset
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE, pca_embedding

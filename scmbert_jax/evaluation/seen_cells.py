@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_pipelines.batches.trained_cells import MOST_CELLS, TRAINED_CELLS, TrainedCells
 from data_pipelines.cells.cell_identity import BARCODES, NOT_MEASURED, cell_keys
 from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.checks.shared_counts import CellSet, cells_of_dataset
 from data_pipelines.readers.dataset import Dataset
-from data_pipelines.trained_cells import MOST_CELLS, TRAINED_CELLS, TrainedCells
 from scmbert_jax.errors import InputError
 
 Array = np.ndarray

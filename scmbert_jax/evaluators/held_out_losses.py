@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from data_pipelines.validation_data import ValidationData
+from data_pipelines.batches.validation_data import ValidationData
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.base import LossSum
 from scmbert_jax.objectives.mixture import objectives_of

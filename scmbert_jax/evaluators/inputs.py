@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipelines.validation_data import ValidationData
+from data_pipelines.batches.validation_data import ValidationData
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.evaluators.held_out_losses import HeldOutLosses
 from scmbert_jax.evaluators.whole_cells import WholeCellBatches

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from jax.sharding import Mesh
 
-from data_pipelines.batch_reader import BatchReader
+from data_pipelines.batches.batch_reader import BatchReader
+from data_pipelines.batches.validation_data import ValidationData
 from data_pipelines.sampling.mixture import Mixture
-from data_pipelines.validation_data import ValidationData
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.evaluators import lift, loss, masked, matching, probe, translation

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from data_pipelines.batches.validation_data import ValidationData
 from data_pipelines.statistics.cell_counts import CellCounts
-from data_pipelines.validation_data import ValidationData
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.models.linear_path import scores_of_counts
 from scmbert_jax.models.scmbert import ModelDefinition

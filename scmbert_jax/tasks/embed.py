@@ -8,8 +8,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from data_pipelines.batches.model_counts import Overlap
 from data_pipelines.checks.input_report import InputReport
-from data_pipelines.model_counts import Overlap
 from data_pipelines.readers.open_dataset import Dataset
 from scmbert_jax.errors import InputError
 from scmbert_jax.models.scmbert import ModelDefinition

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipelines.batches.collate import TokenSampling, collate_counts
+from data_pipelines.batches.model_counts import CountsChunk, Overlap, model_counts, overlap_with_model
 from data_pipelines.checks.input_check import check_dataset, require_usable
 from data_pipelines.checks.input_report import InputReport
-from data_pipelines.collate import TokenSampling, collate_counts
-from data_pipelines.model_counts import CountsChunk, Overlap, model_counts, overlap_with_model
 from data_pipelines.readers.open_dataset import Dataset, open_dataset
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import ConfigError, InputError, ScmbertWarning

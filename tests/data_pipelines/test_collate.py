@@ -6,7 +6,7 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.collate import (
+from data_pipelines.batches.collate import (
     MeasuredFeatures,
     TokenSampling,
     collate_counts,

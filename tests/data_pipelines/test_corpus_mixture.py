@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from mixed_corpora import Made, made, two_corpora
 
-from data_pipelines.batch_reader import BatchReader
+from data_pipelines.batches.batch_reader import BatchReader
+from data_pipelines.batches.collate import TokenSampling
+from data_pipelines.batches.mixture_information import information_of_mixture
 from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.cells.cell_selection import CellSelection
-from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus.corpus import Corpus, open_corpus
 from data_pipelines.features.feature_space import FeatureSpace
-from data_pipelines.mixture_information import information_of_mixture
 from data_pipelines.sampling.drawn_together import share_with_another
 from data_pipelines.sampling.mixture import UNKNOWN_CLASS, Mixture, MixtureOptions
 from data_pipelines.synthetic.cells import synthetic_cells

@@ -5,18 +5,18 @@ import pytest
 import scipy.sparse as sp
 from sklearn.decomposition import PCA
 
-from data_pipelines import training_data
-from data_pipelines.batch_reader import BatchReader
+from data_pipelines.batches import training_data
+from data_pipelines.batches.batch_reader import BatchReader
+from data_pipelines.batches.collate import TokenSampling
+from data_pipelines.batches.training_data import MixtureData
+from data_pipelines.batches.whole_cells import drawn_cells, first_cells
 from data_pipelines.build.build_corpus import build_corpus
-from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.sampling.mixture import Mixture, MixtureOptions
 from data_pipelines.statistics import feature_statistics as module
 from data_pipelines.statistics.cell_counts import CellCounts, WholeCells
 from data_pipelines.statistics.feature_statistics import as_arrays, feature_statistics, load_statistics, save_statistics
 from data_pipelines.synthetic.cells import synthetic_cells
-from data_pipelines.training_data import MixtureData
-from data_pipelines.whole_cells import drawn_cells, first_cells
 from scmbert_jax.batch import MODALITIES, NUM_COMPONENTS, CellBatch, FeatureLayout, ModalityTokens, fold_of
 from scmbert_jax.errors import InputError
 

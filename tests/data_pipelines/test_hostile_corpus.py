@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 import zstandard
 
+from data_pipelines.batches.mixture_information import information_of_mixture
+from data_pipelines.batches.trained_cells import load_trained_cells
 from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.build.data_card import data_card
 from data_pipelines.build.describe import describe_corpus, describe_text
@@ -26,11 +28,9 @@ from data_pipelines.corpus.remote_files import RemoteFiles
 from data_pipelines.corpus.verify import verify_corpus
 from data_pipelines.files import bounded_npz
 from data_pipelines.files.bounded_npz import read_arrays
-from data_pipelines.mixture_information import information_of_mixture
 from data_pipelines.sampling.mixture import Mixture
 from data_pipelines.statistics.feature_statistics import load_statistics
 from data_pipelines.synthetic.cells import synthetic_cells
-from data_pipelines.trained_cells import load_trained_cells
 from scmbert_jax.errors import CheckpointError, CorpusError, InputError, UserError
 
 SECRET = "what nobody may read"

@@ -11,9 +11,9 @@ import pytest
 from conftest import REPOSITORY
 from mixed_corpora import two_corpora
 
-from data_pipelines.batch_reader import BatchReader
+from data_pipelines.batches.batch_reader import BatchReader
+from data_pipelines.batches.collate import TokenSampling
 from data_pipelines.cells.cell_selection import CellSelection
-from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.sampling.mixture import Mixture, MixtureOptions
 from scmbert_jax.batch import CellBatch
@@ -121,7 +121,7 @@ CODE = """
 import sys
 import numpy as np
 from test_hosts import KINDS, arrays_of, reader_of
-from data_pipelines.input_pipeline import thread_batches
+from data_pipelines.batches.read_ahead import thread_batches
 
 index, count, out, *paths = sys.argv[1:]
 for kind in KINDS:

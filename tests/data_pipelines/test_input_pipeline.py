@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from data_pipelines.batch_reader import BatchReader
+from data_pipelines.batches.batch_reader import BatchReader
+from data_pipelines.batches.collate import TokenSampling
+from data_pipelines.batches.read_ahead import thread_batches
+from data_pipelines.batches.training_data import FRONT_ENDS
 from data_pipelines.build.build_corpus import build_corpus
-from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus.corpus import open_corpus
-from data_pipelines.input_pipeline import thread_batches
 from data_pipelines.synthetic.cells import synthetic_cells
-from data_pipelines.training_data import FRONT_ENDS
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import ConfigError, CorpusError
 
@@ -274,9 +274,9 @@ def test_reading_needs_neither_tensorflow_nor_grain(corpus_path):
 import sys
 sys.modules.update(dict.fromkeys(("tensorflow", "grain")))
 from data_pipelines.corpus.corpus import open_corpus
-from data_pipelines.batch_reader import BatchReader
-from data_pipelines.collate import TokenSampling
-from data_pipelines.input_pipeline import thread_batches
+from data_pipelines.batches.batch_reader import BatchReader
+from data_pipelines.batches.collate import TokenSampling
+from data_pipelines.batches.read_ahead import thread_batches
 reader = BatchReader(open_corpus({str(corpus_path)!r}), {{"rna": TokenSampling(16, 0.2)}}, **{json.dumps(SETTINGS)})
 print(sum(len(batch.row) for _, batch in thread_batches(reader, 0, 3)))
 """

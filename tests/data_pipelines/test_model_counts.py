@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from data_pipelines.batches.model_counts import model_counts, overlap_with_model
 from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.features.gene_tables import load_gene_table
-from data_pipelines.model_counts import model_counts, overlap_with_model
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.errors import InputError

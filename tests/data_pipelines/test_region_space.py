@@ -12,13 +12,13 @@ from conftest import scmbert, scmbert_ok
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.batches.model_counts import model_counts, overlap_with_model
 from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.features.feature_mapping import map_regions
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.features.genome_assembly import CHROMOSOME_LENGTHS
 from data_pipelines.features.region_space import RegionSpace, region_space
-from data_pipelines.model_counts import model_counts, overlap_with_model
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.readers.reading_options import ReadingOptions
 from scmbert_jax.errors import InputError

@@ -30,19 +30,19 @@ from object_storage import (
     s3_server,
 )
 
-from data_pipelines.batch_reader import BatchReader
+from data_pipelines.batches.batch_reader import BatchReader
+from data_pipelines.batches.collate import TokenSampling
+from data_pipelines.batches.read_ahead import tf_batches, thread_batches
+from data_pipelines.batches.window_reader import WindowReader
 from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.build.describe import describe_corpus
-from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus import remote_files
 from data_pipelines.corpus.copy import copy_corpus
 from data_pipelines.corpus.corpus import MANIFEST, open_corpus
 from data_pipelines.corpus.retries import Retries, UnreachableError
 from data_pipelines.corpus.verify import verify_corpus
-from data_pipelines.input_pipeline import tf_batches, thread_batches
 from data_pipelines.sampling.source_blocks import SourceBlocks
 from data_pipelines.synthetic.cells import synthetic_cells
-from data_pipelines.window_reader import WindowReader
 from scmbert_jax.errors import CorpusError
 
 URL = "s3://bucket/some/corpus"

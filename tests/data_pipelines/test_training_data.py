@@ -3,16 +3,16 @@
 import chex
 import pytest
 
-from data_pipelines import training_data
-from data_pipelines.batch_reader import BatchReader
+from data_pipelines.batches import training_data
+from data_pipelines.batches.batch_reader import BatchReader
+from data_pipelines.batches.collate import TokenSampling
+from data_pipelines.batches.trained_cells import TRAINED_CELLS, load_trained_cells
+from data_pipelines.batches.training_data import MixtureData
 from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.cells.cell_identity import barcode_keys
 from data_pipelines.cells.cell_metadata import KEY_COLUMNS
-from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.synthetic.cells import synthetic_cells
-from data_pipelines.trained_cells import TRAINED_CELLS, load_trained_cells
-from data_pipelines.training_data import MixtureData
 from scmbert_jax.errors import CheckpointError, InputError
 from scmbert_jax.training.run_folder import RunFolder
 
@@ -73,8 +73,8 @@ def test_a_run_keeps_the_keys_of_its_cells_and_damage_to_them_is_named(corpora, 
 @pytest.mark.parametrize("why", ["too many cells", "keys of an earlier version"])
 def test_a_run_that_cannot_tell_its_cells_keeps_none(corpora, tiny_config, tmp_path, monkeypatch, why):
     if why == "too many cells":
-        monkeypatch.setattr("data_pipelines.trained_cells.MOST_CELLS", 119)
+        monkeypatch.setattr("data_pipelines.batches.trained_cells.MOST_CELLS", 119)
     else:
-        monkeypatch.setattr("data_pipelines.trained_cells.KEY_VERSION", 3)
+        monkeypatch.setattr("data_pipelines.batches.trained_cells.KEY_VERSION", 3)
     RunFolder(tmp_path, tiny_config, data_of(corpora[0], None)).close()
     assert load_trained_cells(tmp_path / TRAINED_CELLS) is None

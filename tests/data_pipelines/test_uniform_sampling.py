@@ -9,7 +9,14 @@ import pytest
 import scipy.sparse
 from scipy import stats
 
-from data_pipelines.collate import MeasuredFeatures, TokenSampling, collate_counts, empty_tokens, fill_tokens, token_key
+from data_pipelines.batches.collate import (
+    MeasuredFeatures,
+    TokenSampling,
+    collate_counts,
+    empty_tokens,
+    fill_tokens,
+    token_key,
+)
 from data_pipelines.corpus.packed_counts import index_of, pack
 
 ALARM = 1e-6

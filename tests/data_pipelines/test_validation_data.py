@@ -5,15 +5,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_pipelines.batch_reader import BatchReader
+from data_pipelines.batches.batch_reader import BatchReader
+from data_pipelines.batches.collate import TokenSampling
+from data_pipelines.batches.validation_data import ValidationData, held_out_mixture
 from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.build.describe import describe_corpus
 from data_pipelines.cells.held_out import HeldOutRule, held_out_cells
-from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.sampling.mixture import Mixture, MixtureOptions
 from data_pipelines.synthetic.cells import synthetic_cells
-from data_pipelines.validation_data import ValidationData, held_out_mixture
 from scmbert_jax.errors import ConfigError, InputError
 
 SMALL = {"min_genes": 5, "block_size": 16}

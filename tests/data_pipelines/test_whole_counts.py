@@ -8,13 +8,13 @@ import pytest
 import scipy.sparse as sp
 from stored_counts import GENE_IDS
 
+from data_pipelines.batches.collate import TokenSampling, collate_counts
+from data_pipelines.batches.model_counts import model_counts, overlap_with_model
 from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.build.corpus_overlap import open_known_cells
 from data_pipelines.cells.cell_metadata import KEY_COLUMNS
 from data_pipelines.checks.input_check import check_dataset
-from data_pipelines.collate import TokenSampling, collate_counts
 from data_pipelines.features.feature_space import FeatureSpace
-from data_pipelines.model_counts import model_counts, overlap_with_model
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.readers.stored_matrix import MatrixInMemory
 from data_pipelines.readers.whole_counts import MAX_COUNT, by_feature, is_whole, whole, widened

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import scmbert
 
+from data_pipelines.batches.trained_cells import TrainedCells
 from data_pipelines.readers.open_dataset import open_dataset
-from data_pipelines.trained_cells import TrainedCells
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation import alignment_baselines, metrics
 from scmbert_jax.evaluation.alignment_figures import error_per_type, predicted_versus_measured

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from data_pipelines.readers.open_dataset import open_dataset
-from data_pipelines.synthetic.cells import synthetic_cells
-from data_pipelines.trained_cells import (
+from data_pipelines.batches.trained_cells import (
     TrainedCells,
 )
+from data_pipelines.readers.open_dataset import open_dataset
+from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.seen_cells import identified_cells, scored_cells_seen, what_models_saw
 

@@ -12,7 +12,7 @@ import scipy.stats
 from conftest import cells_of_batch, shaken
 from flax import nnx
 
-from data_pipelines.collate import TokenSampling, collate_counts
+from data_pipelines.batches.collate import TokenSampling, collate_counts
 from data_pipelines.statistics.feature_statistics import feature_statistics
 from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.config import MaskedModelingConfig, MeshConfig, ModalityConfig, ObjectivesConfig, WholeProfileConfig

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, TINY, xla_flags
 
-from data_pipelines.batch_reader import BatchReader
-from data_pipelines.collate import TokenSampling
+from data_pipelines.batches.batch_reader import BatchReader
+from data_pipelines.batches.collate import TokenSampling
 from data_pipelines.corpus.corpus import open_corpus
 from scmbert_jax.errors import INTERRUPTED, ConfigError
 from scmbert_jax.parallel.multihost import join

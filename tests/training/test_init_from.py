@@ -11,9 +11,9 @@ from conftest import shaken
 from test_continuation import changed
 from test_loop import SyntheticData, final_state
 
+from data_pipelines.batches.trained_cells import TrainedCells
 from data_pipelines.cells.cell_identity import NOT_MEASURED
 from data_pipelines.features.feature_space import FeatureSpace, ModalityFeatures
-from data_pipelines.trained_cells import TrainedCells
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.models.scmbert import ModelDefinition

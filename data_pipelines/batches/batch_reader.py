@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from data_pipelines.collate import (
+from data_pipelines.batches.collate import (
     MeasuredFeatures,
     TokenSampling,
     check_sampling,
@@ -19,13 +19,13 @@ from data_pipelines.collate import (
     unwritten_tokens,
     with_profile,
 )
+from data_pipelines.batches.window_reader import Window, WindowReader
 from data_pipelines.corpus.corpus import Corpus
 from data_pipelines.sampling.drawn_together import share_with_another
 from data_pipelines.sampling.joined_corpora import JoinedCorpora
 from data_pipelines.sampling.mixture import Mixture
 from data_pipelines.sampling.sampling_order import Piece, SamplingOrder, SourcePlan, check_batch
 from data_pipelines.sampling.source_blocks import SourceBlocks, plan_alone, plan_in_mixture
-from data_pipelines.window_reader import Window, WindowReader
 from scmbert_jax.batch import MODALITIES, CellBatch, CellProfile, ModalityTokens, panel_bits
 from scmbert_jax.errors import ConfigError
 

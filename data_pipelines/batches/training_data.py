@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.batch_reader import BatchReader
-from data_pipelines.input_pipeline import grain_batches, tf_batches, thread_batches
-from data_pipelines.mixture_information import information_of_mixture
+from data_pipelines.batches.batch_reader import BatchReader
+from data_pipelines.batches.mixture_information import information_of_mixture
+from data_pipelines.batches.read_ahead import grain_batches, tf_batches, thread_batches
+from data_pipelines.batches.trained_cells import TRAINED_CELLS, TrainedCells, save_trained_cells, trained_cells
+from data_pipelines.batches.whole_cells import drawn_cells, first_cells
 from data_pipelines.statistics.feature_statistics import (
     as_arrays,
     feature_statistics,
@@ -20,8 +22,6 @@ from data_pipelines.statistics.feature_statistics import (
     load_statistics,
     save_statistics,
 )
-from data_pipelines.trained_cells import TRAINED_CELLS, TrainedCells, save_trained_cells, trained_cells
-from data_pipelines.whole_cells import drawn_cells, first_cells
 from scmbert_jax.batch import CellBatch, FeatureLayout, FeatureStatistics
 
 # How batches are read ahead; all give the same batches bit for bit. `threads` needs neither TensorFlow nor Grain.

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.batch_reader import BatchReader
-from data_pipelines.collate import empty_tokens
+from data_pipelines.batches.batch_reader import BatchReader
+from data_pipelines.batches.collate import empty_tokens
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import ConfigError
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import scipy.sparse as sp
 
-from data_pipelines.batch_reader import BatchReader
+from data_pipelines.batches.batch_reader import BatchReader
+from data_pipelines.batches.window_reader import Window, WindowColumns
 from data_pipelines.corpus.packed_counts import unpack_some
 from data_pipelines.sampling.joined_corpora import JoinedCorpora
 from data_pipelines.sampling.sampling_order import Piece
 from data_pipelines.statistics.cell_counts import CellCounts, WholeCells
-from data_pipelines.window_reader import Window, WindowColumns
 from scmbert_jax.batch import fold_of
 
 

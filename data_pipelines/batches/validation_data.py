@@ -15,9 +15,11 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from data_pipelines.batch_reader import BatchReader, Collation
+from data_pipelines.batches.batch_reader import BatchReader, Collation
+from data_pipelines.batches.collate import TokenSampling
+from data_pipelines.batches.whole_cells import first_cells, whole_cells
+from data_pipelines.batches.window_reader import Window, WindowReader
 from data_pipelines.build.corpus_overlap import cells_known, cells_of_corpus
-from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus.corpus import Corpus
 from data_pipelines.features.column_names import as_text
 from data_pipelines.sampling.joined_corpora import JoinedCorpora
@@ -25,8 +27,6 @@ from data_pipelines.sampling.mixture import Mixture, MixtureOptions
 from data_pipelines.sampling.sampling_order import Piece
 from data_pipelines.sampling.source_blocks import SourceBlocks
 from data_pipelines.statistics.cell_counts import WholeCells
-from data_pipelines.whole_cells import first_cells, whole_cells
-from data_pipelines.window_reader import Window, WindowReader
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import ConfigError
 

@@ -22,9 +22,9 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
+from data_pipelines.batches.draw_tokens import draw_tokens
 from data_pipelines.corpus.packed_counts import CellIndex, PackedCounts, index_of, pack
 from data_pipelines.counter_hash import fold, hash_of
-from data_pipelines.draw_tokens import draw_tokens
 from data_pipelines.readers.whole_counts import MAX_COUNT, is_whole, whole, widened
 from scmbert_jax.batch import MODALITIES, CellBatch, CellProfile, ModalityTokens, panel_bits
 from scmbert_jax.errors import ConfigError, InputError

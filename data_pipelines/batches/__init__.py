@@ -1,0 +1,1 @@
+"""From the cells of a step to a CellBatch: why this token?"""
