@@ -11,7 +11,7 @@ An element is one block of cells, as a dict of tensors; `Corpus.read_block` hold
                           counts         uint32 [nnz]
 
 `tf.RaggedTensor.from_row_lengths(counts, lengths)` gives cells. Only TensorFlow Datasets imports this file, by the name
-that `features.json` of a corpus gives. Training reads a corpus by step instead (`input_pipeline`), and is faster.
+that `features.json` of a corpus gives. Training reads a corpus by step instead (`batches`), and is faster.
 """
 
 from typing import Any

@@ -31,6 +31,17 @@ LAYERS = (
     ("cli",),
 )
 
+# The rooms of data_pipelines, in the order in which a cell goes through them.
+ROOMS = (
+    ("counter_hash", "files"),
+    ("features", "statistics"),
+    ("cells",),
+    ("readers", "corpus"),
+    ("tfds_blocks", "checks", "synthetic", "sampling"),
+    ("build",),
+    ("batches",),
+)
+
 # Makes `import NAME` fail and `find_spec(NAME)` find nothing, as where the package is not installed.
 BLOCKER = "import sys\nsys.modules.update(dict.fromkeys({names!r}))\n"
 
@@ -63,8 +74,26 @@ def imported_by(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def layer_of(part: str) -> int:
-    return next(height for height, parts in enumerate(LAYERS) if part in parts)
+def layer_of(part: str, layers: tuple[tuple[str, ...], ...] = LAYERS) -> int:
+    return next(height for height, parts in enumerate(layers) if part in parts)
+
+
+def imports_among_files() -> dict[str, set[str]]:
+    """Module -> the modules of the repository that it imports, at its top or inside a function."""
+    packages = ("scmbert_jax", "data_pipelines", "experiments")
+    modules = {}
+    for path in (path for package in packages for path in sources(package)):
+        name = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+        modules[name] = path
+    return {
+        name: {
+            found
+            for imported in imported_by(path)
+            for found in [imported if imported in modules else imported.rpartition(".")[0]]
+            if found in modules and found != name
+        }
+        for name, path in modules.items()
+    }
 
 
 # --- direction -------------------------------------------------------------------------------------------------------
@@ -81,7 +110,26 @@ def test_no_part_of_the_package_imports_one_above_it(path):
             assert layer_of(names[1]) <= layer_of(part), f"{path.name} ({part}) imports {module}"
 
 
-@pytest.mark.parametrize("path", sources("data_pipelines"), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sources("data_pipelines"), ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_no_room_of_data_pipelines_imports_one_above_it(path):
+    """Rooms of one floor do not know each other."""
+    room = path.relative_to(REPOSITORY / "data_pipelines").parts[0].removesuffix(".py")
+    for module in imported_by(path):
+        names = module.split(".")
+        if names[0] == "data_pipelines" and names[1] != room:
+            assert layer_of(names[1], ROOMS) < layer_of(room, ROOMS), f"{path.name} ({room}) imports {module}"
+
+
+def test_no_two_files_import_each_other_not_even_by_way_of_others():
+    """Kahn's order: what is left when files that import nothing left are taken away, is a circle."""
+    left = imports_among_files()
+    while free := [name for name, imported in left.items() if not imported & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, f"in a circle, or above one: {sorted(left)}"
+
+
+@pytest.mark.parametrize("path", sources("data_pipelines"), ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_data_pipelines_know_only_what_stands_below_both_packages_and_never_jax(path):
     for module in imported_by(path):
         names = module.split(".")
@@ -89,7 +137,7 @@ def test_data_pipelines_know_only_what_stands_below_both_packages_and_never_jax(
         if names[0] == "scmbert_jax":
             assert names[1] in ("batch", "errors", "outputs", "plain_text", "value_scales"), module
         if names[0] in ("tensorflow", "grain"):
-            assert path.name in ("input_pipeline.py", "tfds_blocks.py")
+            assert path.name in ("read_ahead.py", "tfds_blocks.py")
 
 
 def test_only_checkpoints_know_orbax():

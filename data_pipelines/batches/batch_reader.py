@@ -1,6 +1,6 @@
 """Batches by step: `BatchReader.batch_at(step)` is a pure function of (mixture, settings, step).
 
-No iterator state exists, so there is none to save. `input_pipeline` makes batches ahead of time.
+No iterator state exists, so there is none to save. `read_ahead` makes batches ahead of time.
 """
 
 from collections.abc import Iterable, Iterator

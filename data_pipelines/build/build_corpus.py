@@ -7,7 +7,7 @@
     pass 2     the segments of one shard -> blocks of balanced sizes
     publish    data card, manifest, fsync, rename: only now is there a corpus
 
-Check, pass 1 and pass 2 are tasks that do not need one another (`task_runner`): they run in one process, in several, or
+Check, pass 1 and pass 2 are tasks that do not need one another (`runners`): they run in one process, in several, or
 on a cluster, and those that a killed build had finished are not run again. The same specs, options and seed give the
 same bytes however the tasks were run, and however often the build was killed.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from small_builds import DIVIDED, build, contents, divide
-from test_task_runner import is_running, wait_until
+from test_runners import is_running, wait_until
 
 from data_pipelines.build import tasks as source_tasks
 from data_pipelines.build import write_corpus as corpus_writer

@@ -106,7 +106,7 @@ PARENT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from test_task_runner import LocalProcesses, Sleep, closing, run_tasks
+from test_runners import LocalProcesses, Sleep, closing, run_tasks
 if __name__ == "__main__":
     with closing(LocalProcesses(2)) as runner:
         run_tasks(runner, "s", [Sleep(Path(sys.argv[2]) / n) for n in "ab"], lambda *what: None)

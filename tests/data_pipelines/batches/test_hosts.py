@@ -132,7 +132,7 @@ for kind in KINDS:
 
 
 def test_two_real_processes_make_together_the_batches_of_one(paths, tmp_path):
-    folders = (REPOSITORY, REPOSITORY / "tests", Path(__file__).parent)
+    folders = (REPOSITORY, REPOSITORY / "tests", Path(__file__).parents[1], Path(__file__).parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
     command = [sys.executable, "-c", CODE]
     processes = [subprocess.Popen([*command, str(n), "2", str(tmp_path), *paths], env=environment) for n in (0, 1)]
