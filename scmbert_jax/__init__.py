@@ -5,8 +5,9 @@ neither JAX, TensorFlow nor anndata; each function brings in what it needs.
 """
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from scmbert_jax.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from data_pipelines.build.build_corpus import build_corpus as build_corpus
@@ -33,7 +34,6 @@ _HOMES = {
     "Run": "scmbert_jax.pretraining",
 }
 
-__version__ = (Path(__file__).parent / "VERSION").read_text().strip()
 __all__ = [*_HOMES, "__version__"]
 
 

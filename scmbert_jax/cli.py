@@ -14,7 +14,6 @@ from typing import Any
 
 import tyro
 
-from scmbert_jax import __version__
 from scmbert_jax.commands.align import LabelTransfer, MakePseudoPairs, Match
 from scmbert_jax.commands.bench import (
     BenchBuild,
@@ -36,6 +35,7 @@ from scmbert_jax.commands.train import Export, Pretrain
 from scmbert_jax.commands.use import Embed, Translate
 from scmbert_jax.compiled_programs import keep_compiled_programs
 from scmbert_jax.errors import ConfigError, ScmbertWarning, UserError, as_user_error
+from scmbert_jax.version import VERSION
 
 VERBS: dict[str, Any] = {
     "doctor": Doctor,
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `scmbert`; the exit code. Errors a user can cause are printed without a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
-        print(__version__)
+        print(VERSION)
         return 0
     debug = "--debug" in arguments
     for stream in (sys.stdout, sys.stderr):

@@ -23,7 +23,7 @@ from scmbert_jax.errors import (
     OutputError,
     TrainingError,
 )
-from scmbert_jax.evaluation.probe_table import markdown_table
+from scmbert_jax.text_table import markdown_table
 from scmbert_jax.training import loop
 
 VERBS = [

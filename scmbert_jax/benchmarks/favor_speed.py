@@ -22,10 +22,10 @@ from flax import nnx
 
 from scmbert_jax.benchmarks.peer_process import PeerProcess, bind_to_cpus
 from scmbert_jax.config import ModelConfig
-from scmbert_jax.evaluation.probe_table import markdown_table
 from scmbert_jax.models import attention_favor
 from scmbert_jax.models.encoder import Encoder
 from scmbert_jax.models.token_sequence import TokenSequence
+from scmbert_jax.text_table import markdown_table
 
 CALLS = ("forward", "step")
 _PARITY_TOKENS = 1000

@@ -20,7 +20,7 @@ from data_pipelines.corpus.corpus import Corpus, open_corpus
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.benchmarks.input_speed import BLOCK_CELLS, OUR_DEFAULTS, in_turns, make_stores
 from scmbert_jax.errors import CorpusError
-from scmbert_jax.evaluation.probe_table import markdown_table
+from scmbert_jax.text_table import markdown_table
 
 LENGTHS = (256, 512, 1024, 2048, 4096)
 WINDOWS = (1, 2, 4, 8, 16)

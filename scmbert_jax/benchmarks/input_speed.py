@@ -23,7 +23,7 @@ import numpy as np
 
 from scmbert_jax.benchmarks import loader_process
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.evaluation.probe_table import markdown_table
+from scmbert_jax.text_table import markdown_table
 
 NUM_DATASETS = 8
 BLOCK_CELLS = 256

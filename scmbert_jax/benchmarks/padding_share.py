@@ -15,7 +15,7 @@ import numpy as np
 from data_pipelines.batches.batch_reader import BatchReader
 from data_pipelines.batches.collate import TokenSampling
 from data_pipelines.corpus.corpus import Corpus, open_corpus
-from scmbert_jax.evaluation.probe_table import markdown_table
+from scmbert_jax.text_table import markdown_table
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ import jax
 
 from data_pipelines.synthetic.cells import synthetic_layout
 from experiments import load_experiment
-from scmbert_jax import __version__
 from scmbert_jax.batch import FeatureLayout
 from scmbert_jax.benchmarks.embedding_speed import EmbeddingCost, embedding_against_performer
 from scmbert_jax.benchmarks.timed_step import StepSpeed, measure_step
 from scmbert_jax.benchmarks.torch_speed import TorchCost, against_torch, costs_table, encoder_config
 from scmbert_jax.config import ExperimentConfig, ModelConfig
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.evaluation.probe_table import markdown_table
+from scmbert_jax.text_table import markdown_table
+from scmbert_jax.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ def _settings(layout: FeatureLayout, steps: int, warmup: int, padding: float, th
         "steps": steps,
         "warm-up": warmup,
         "padding asked for": padding,
-        "scmbert_jax": __version__,
+        "scmbert_jax": VERSION,
         "jax": jax.__version__,
         "flax": flax.__version__,
         "python": platform.python_version(),

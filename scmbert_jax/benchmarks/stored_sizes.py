@@ -15,7 +15,7 @@ import scipy.sparse
 
 from data_pipelines.corpus.corpus import Corpus
 from scmbert_jax.benchmarks.input_speed import bytes_of_counts
-from scmbert_jax.evaluation.probe_table import markdown_table
+from scmbert_jax.text_table import markdown_table
 
 
 @dataclass(frozen=True)

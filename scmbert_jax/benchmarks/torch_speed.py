@@ -30,11 +30,11 @@ from scmbert_jax.config import (
     ObjectivesConfig,
     TrainConfig,
 )
-from scmbert_jax.evaluation.probe_table import markdown_table
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.base import row_keys
 from scmbert_jax.objectives.masked_modeling import MaskedModeling, MaskedPositions, choose_masked
+from scmbert_jax.text_table import markdown_table
 from scmbert_jax.training.train_step import step_key
 
 PeerEncoder = Literal["ours", "bert"]

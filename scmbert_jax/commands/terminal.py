@@ -88,7 +88,7 @@ def fitted(text: str, width: int) -> str:
     A wide table becomes several with some of its columns each, all with the columns that name a row: those up to
     "method" or "score", else the first.
     """
-    from scmbert_jax.evaluation.probe_table import markdown_rows, markdown_table
+    from scmbert_jax.text_table import markdown_rows, markdown_table
 
     lines: list[str] = []
     for is_table, group in groupby(text.split("\n"), key=lambda line: line.startswith("|")):

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from scmbert_jax.evaluation.intervals import student_t_interval
-from scmbert_jax.evaluation.probe_table import markdown_table
+from scmbert_jax.text_table import markdown_table
+
+Array = np.ndarray
+Vectors = tuple[Array, Array]
 
 
 @dataclass(frozen=True)
@@ -112,3 +115,13 @@ def _figure(row: AlignmentRow) -> str:
 
 def _json_number(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True)
+class MatchingReport:
+    """The result, and vectors of the first fold for pictures: method -> (first [n, d], second [n, d])."""
+
+    result: AlignmentResult
+    vectors: Mapping[str, Vectors] = field(default_factory=dict)
+    cell_types: Array = field(default_factory=lambda: np.zeros(0, str))
+    modalities: tuple[str, str] = ("", "")

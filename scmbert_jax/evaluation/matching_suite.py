@@ -7,7 +7,7 @@ one modality's cells to the other's (`transfer_scores`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from scmbert_jax.evaluation.alignment_baselines import (
     ridge_space,
     type_vectors,
 )
-from scmbert_jax.evaluation.alignment_result import AlignmentResult, AlignmentRow, score_rows
+from scmbert_jax.evaluation.alignment_result import AlignmentResult, AlignmentRow, MatchingReport, Vectors, score_rows
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.label_transfer_scores import is_mosaic, transfer_rows
 from scmbert_jax.evaluation.model_vectors import embedded_models
@@ -36,7 +36,6 @@ from scmbert_jax.tasks.pseudo_pairs import match_unpaired
 
 Array = np.ndarray
 Say = Callable[[str], None]
-Vectors = tuple[Array, Array]
 
 DEFAULT_DATA = "example:pbmc_mosaic"
 TRAIN_FRACTION = 0.8
@@ -67,16 +66,6 @@ class MatchingFold:
     @property
     def tested(self) -> tuple[ModalityCells, ModalityCells]:
         return self.side(0, self.test[0]), self.side(1, self.test[1])
-
-
-@dataclass(frozen=True)
-class MatchingReport:
-    """The result, and vectors of the first fold for pictures: method -> (first [n, d], second [n, d])."""
-
-    result: AlignmentResult
-    vectors: Mapping[str, Vectors] = field(default_factory=dict)
-    cell_types: Array = field(default_factory=lambda: np.zeros(0, str))
-    modalities: tuple[str, str] = ("", "")
 
 
 def score_matching(a: Array, b: Array, batches: Array) -> dict[str, float]:

@@ -23,12 +23,12 @@ from scmbert_jax.evaluation.masked_values import (
     model_methods,
 )
 from scmbert_jax.evaluation.pretraining_result import PretrainingReport, run_drawings
-from scmbert_jax.evaluation.probe_table import modality_name
 from scmbert_jax.evaluation.report import write_report
 from scmbert_jax.evaluation.seen_cells import cells_trained_on, identified_cells, what_models_saw
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.modality_cells import obs_labels
 from scmbert_jax.tasks.model_cells import ModelCells, open_model_cells
+from scmbert_jax.text_table import modality_name
 from scmbert_jax.training.goodput import Goodput
 
 Array = np.ndarray

@@ -19,6 +19,7 @@ from data_pipelines.readers.open_dataset import Dataset, open_dataset
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE, pca_embedding
 from scmbert_jax.evaluation.probe import make_folds, run_probe
+from scmbert_jax.evaluation.probe_figures import score_drawing
 from scmbert_jax.evaluation.probe_result import AT_RANDOM, BY_BATCH, ProbeResult, ProbeSettings
 from scmbert_jax.evaluation.probe_table import method_notes, render_differences, render_table, summary_sentences
 from scmbert_jax.evaluation.projection import compute_umap
@@ -262,5 +263,5 @@ def write_probe_report(
         umaps=umaps,
         notes=[*report.seen, *method_notes(report.results)],
         summary=summary_sentences(report.results),
-        probe_results=report.results,
+        scores=[score_drawing(result) for result in report.results],
     )

@@ -1,13 +1,12 @@
 """The probe's results in words: markdown tables for a terminal, a README or a report, and plain sentences."""
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.probe_result import AT_RANDOM, MEAN_OVER_BATCHES, DifferenceRow, ProbeResult, ProbeRow
+from scmbert_jax.text_table import markdown_table, modality_name
 
-_MODALITY_NAMES = {"rna": "RNA", "atac": "ATAC"}
 _PROBE_NAMES = {"linear": "linear", "knn": "kNN"}
 _METRIC_NAMES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 
@@ -139,31 +138,6 @@ def method_notes(results: ProbeResult | Sequence[ProbeResult]) -> list[str]:
                     "; less regularisation might suit it better still."
                 )
     return notes
-
-
-def markdown_table(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """A GitHub-flavoured markdown table whose columns also line up as plain text; `|` in a cell is escaped."""
-    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [header, *body]]
-    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(header))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
-
-
-def markdown_rows(text: str) -> list[list[str]] | None:
-    """Cells of a markdown table, header first; None when the text is something else."""
-    lines = [line.strip() for line in text.strip().splitlines()]
-    if len(lines) < 2 or not re.fullmatch(r"\|[\s:|-]+\|", lines[1]) or not all(x.startswith("|") for x in lines):
-        return None
-    cells = [[c.strip().replace("\\|", "|") for c in re.split(r"(?<!\\)\|", x)[1:-1]] for x in [lines[0], *lines[2:]]]
-    return cells if len({len(row) for row in cells}) == 1 else None
-
-
-def modality_name(modality: str) -> str:
-    """How modalities are written for people: "RNA" for "rna", "RNA+protein" for "rna+protein"."""
-    return "+".join(_MODALITY_NAMES.get(name, name) for name in modality.split("+"))
 
 
 def _capital(sentence: str) -> str:

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from scmbert_jax.evaluation.figures import NUMBER_ID, Style, category_styles, loss_panels, scatter, score_figure
-from scmbert_jax.evaluation.probe_result import ProbeResult
-from scmbert_jax.evaluation.probe_table import markdown_rows, modality_name
+from scmbert_jax.evaluation.figures import NUMBER_ID, Style, category_styles, loss_panels, scatter
 from scmbert_jax.evaluation.report_style import STYLE
 from scmbert_jax.tasks.whole_file import written_whole
+from scmbert_jax.text_table import markdown_rows
 from scmbert_jax.training.goodput import Goodput
 
 Umap = tuple[str, np.ndarray, Mapping[str, Sequence[str]]]
@@ -37,7 +36,7 @@ def write_report(
     figures: Sequence[Drawing] = (),
     notes: Sequence[str] = (),
     summary: Sequence[str] = (),
-    probe_results: Sequence[ProbeResult] = (),
+    scores: Sequence[Drawing] = (),
     log_steps: bool = False,
     goodput: Goodput | None = None,
 ) -> Path:
@@ -56,7 +55,7 @@ def write_report(
       figures: (heading, inline SVG, caption); figures of one heading stand side by side.
       notes: sentences on what to keep in mind.
       summary: sentences on top of the page.
-      probe_results: drawn as one figure of scores each.
+      scores: figures as `figures`, above the tables.
       log_steps: logarithmic step axis.
       goodput: where the time of training went.
 
@@ -66,7 +65,7 @@ def write_report(
     path = Path(path)
     sections = [
         _list_section("What was found", summary),
-        _scores_section(tables, probe_results),
+        _scores_section(tables, scores),
         _umap_section(umaps),
         _drawings_section(figures),
         _loss_section(loss_rows, log_steps),
@@ -111,15 +110,8 @@ def _list_section(heading: str, sentences: Sequence[str]) -> str:
     return _section(heading, f"<ul>\n{items}\n</ul>")
 
 
-def _scores_section(tables: Sequence[Table], probe_results: Sequence[ProbeResult]) -> str:
-    parts = []
-    for result in probe_results:
-        heading = f"Scores by method, {modality_name(result.modality)} cells"
-        caption = (
-            f"Large marks: mean over each {result.split} held out, with the 95% interval over seeds. "
-            f"Small faint marks: every {result.split}."
-        )
-        parts.append(f"<h3>{escape(heading)}</h3>\n{_figure(score_figure(result), caption)}")
+def _scores_section(tables: Sequence[Table], scores: Sequence[Drawing]) -> str:
+    parts = [f"<h3>{escape(heading)}</h3>\n{_figure(svg, caption)}" for heading, svg, caption in scores]
     parts += [f"<h3>{escape(heading)}</h3>\n{_table(content)}" for heading, content in tables]
     return _section("Scores", "\n".join(parts)) if parts else ""
 

@@ -3,7 +3,6 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scmbert_jax import __version__
 from scmbert_jax.batch import FeatureLayout
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.planning.compile_process import Compilation, compile_apart
@@ -19,6 +18,7 @@ from scmbert_jax.planning.estimate import (
 )
 from scmbert_jax.planning.program_text import summary
 from scmbert_jax.planning.topologies import GIB, Topology
+from scmbert_jax.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Plan:
                 "chip": asdict(self.topology.chip),
                 "notes": list(ASSUMPTIONS),
             },
-            "version": __version__,
+            "version": VERSION,
         }
 
     def _step(self, step: CompiledStep) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from scmbert_jax.outputs import check_run_folder
 from scmbert_jax.plain_text import without_secrets
 from scmbert_jax.training.continuation import changes, changes_in_words, row_of_changes
 from scmbert_jax.training.run_information import run_information
+from scmbert_jax.version import VERSION
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu", "tensorflow", "anndata")
 
@@ -63,9 +64,7 @@ class DataIdentity(Protocol):
 
 def software_versions() -> dict[str, str]:
     """Installed versions of this package, Python and the libraries that decide a run's numbers."""
-    import scmbert_jax
-
-    versions = {"scmbert_jax": scmbert_jax.__version__, "python": platform.python_version()}
+    versions = {"scmbert_jax": VERSION, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -13,10 +13,12 @@ import pytest
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.figures import category_styles, loss_panels, scatter
 from scmbert_jax.evaluation.probe import run_probe
+from scmbert_jax.evaluation.probe_figures import score_drawing
 from scmbert_jax.evaluation.probe_result import ProbeSettings
-from scmbert_jax.evaluation.probe_table import markdown_table, render_table
+from scmbert_jax.evaluation.probe_table import render_table
 from scmbert_jax.evaluation.projection import compute_umap
 from scmbert_jax.evaluation.report import write_report
+from scmbert_jax.text_table import markdown_table
 from scmbert_jax.training.goodput import CATEGORIES, Goodput
 
 NASTY = '<script>alert("x")</script> & "CD4" $T_{reg}$'
@@ -78,7 +80,7 @@ def report(tmp_path_factory):
         umaps=[(f"RNA, trained {NASTY}", coords, colours), ("RNA, PCA", coords[:, ::-1], colours)],
         notes=[f"Kang 2018, https://example.org/{NASTY}"],
         summary=["trained is better"],
-        probe_results=[result],
+        scores=[score_drawing(result)],
         goodput=Goodput(dict.fromkeys(CATEGORIES, 10.0), wall=70.0, starts=3, steps_again=12, idle=4.0),
     )
 
