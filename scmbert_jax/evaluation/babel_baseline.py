@@ -10,8 +10,8 @@ import scipy.sparse as sp
 
 from scmbert_jax.evaluation import babel
 from scmbert_jax.evaluation.babel import BabelSettings, CountsSide, PeaksSide, Side
+from scmbert_jax.evaluation.data.value_scale import median_library_size
 from scmbert_jax.evaluation.translation_fold import TranslationFold
-from scmbert_jax.evaluation.value_scale import median_library_size
 
 Array = np.ndarray
 

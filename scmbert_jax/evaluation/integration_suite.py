@@ -21,7 +21,7 @@ from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.alignment_baselines import cca_space
 from scmbert_jax.evaluation.alignment_result import AlignmentResult, AlignmentRow, score_rows
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
-from scmbert_jax.evaluation.model_vectors import EmbeddedModels, embedded_models
+from scmbert_jax.evaluation.data.model_vectors import EmbeddedModels, embedded_models
 from scmbert_jax.evaluation.seen_cells import identified_cells, what_models_saw
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.match import comparison_space

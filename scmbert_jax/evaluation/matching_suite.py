@@ -26,8 +26,8 @@ from scmbert_jax.evaluation.alignment_baselines import (
 )
 from scmbert_jax.evaluation.alignment_result import AlignmentResult, AlignmentRow, MatchingReport, Vectors, score_rows
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
+from scmbert_jax.evaluation.data.model_vectors import embedded_models
 from scmbert_jax.evaluation.label_transfer_scores import is_mosaic, transfer_rows
-from scmbert_jax.evaluation.model_vectors import embedded_models
 from scmbert_jax.evaluation.seen_cells import identified_cells, what_models_saw
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.match import match_probabilities

@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation import metrics
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE, majority_class
+from scmbert_jax.evaluation.data.splits import Fold, inner_parts, leave_one_batch_out, subsample_training_cells
 from scmbert_jax.evaluation.intervals import bootstrap_weights, percentile_interval, student_t_interval
 from scmbert_jax.evaluation.probe_result import (
     BY_BATCH,
@@ -32,7 +33,6 @@ from scmbert_jax.evaluation.probe_result import (
     ProbeRow,
     ProbeSettings,
 )
-from scmbert_jax.evaluation.splits import Fold, inner_parts, leave_one_batch_out, subsample_training_cells
 from scmbert_jax.tasks.label_transfer import OneScale
 
 Array = np.ndarray

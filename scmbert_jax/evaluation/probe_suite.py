@@ -18,6 +18,7 @@ from data_pipelines.checks.input_report import InputReport
 from data_pipelines.readers.open_dataset import Dataset, open_dataset
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE, pca_embedding
+from scmbert_jax.evaluation.data.splits import inner_parts
 from scmbert_jax.evaluation.probe import make_folds, run_probe
 from scmbert_jax.evaluation.probe_figures import score_drawing
 from scmbert_jax.evaluation.probe_result import AT_RANDOM, BY_BATCH, ProbeResult, ProbeSettings
@@ -25,7 +26,6 @@ from scmbert_jax.evaluation.probe_table import method_notes, render_differences,
 from scmbert_jax.evaluation.projection import compute_umap
 from scmbert_jax.evaluation.report import Umap, write_report
 from scmbert_jax.evaluation.seen_cells import identified_cells, what_models_saw
-from scmbert_jax.evaluation.splits import inner_parts
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import CellEmbeddings, embed_dataset
 from scmbert_jax.tasks.modality_cells import full_batch_names, obs_labels

@@ -15,9 +15,9 @@ import scipy.sparse as sp
 from sklearn.decomposition import TruncatedSVD
 
 from scmbert_jax.evaluation.baselines import tf_idf
-from scmbert_jax.evaluation.measured_cells import FeatureColumns, MeasuredCells
-from scmbert_jax.evaluation.splits import Fold, subsample_training_cells
-from scmbert_jax.evaluation.value_scale import ValueScale
+from scmbert_jax.evaluation.data.measured_cells import FeatureColumns, MeasuredCells
+from scmbert_jax.evaluation.data.splits import Fold, subsample_training_cells
+from scmbert_jax.evaluation.data.value_scale import ValueScale
 
 Array = np.ndarray
 

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from scmbert_jax.errors import InputError
-from scmbert_jax.evaluation.measured_cells import FeatureColumns
+from scmbert_jax.evaluation.data.measured_cells import FeatureColumns
+from scmbert_jax.evaluation.data.value_scale import change_target_sum, clr_of_log1p
 from scmbert_jax.evaluation.translation_fold import TranslationFold
-from scmbert_jax.evaluation.value_scale import change_target_sum, clr_of_log1p
 
 Array = np.ndarray
 

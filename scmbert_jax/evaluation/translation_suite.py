@@ -14,14 +14,14 @@ import numpy as np
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.evaluation.babel_baseline import BabelBaseline
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
-from scmbert_jax.evaluation.intervals import student_t_interval
-from scmbert_jax.evaluation.measured_cells import (
+from scmbert_jax.evaluation.data.measured_cells import (
     MeasuredCells,
     batches_named,
     read_measured_cells,
     require_cells,
     types_named,
 )
+from scmbert_jax.evaluation.intervals import student_t_interval
 from scmbert_jax.evaluation.report import write_report
 from scmbert_jax.evaluation.seen_cells import what_models_saw
 from scmbert_jax.evaluation.translation_baselines import BASELINES, FittedBaseline

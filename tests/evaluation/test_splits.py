@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scmbert_jax.errors import InputError
-from scmbert_jax.evaluation.splits import (
+from scmbert_jax.evaluation.data.splits import (
     Fold,
     check_fold,
     inner_parts,

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from translation_cells import random_cells
 
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.evaluation.measured_cells import batches_named, read_measured_cells, types_named
+from scmbert_jax.evaluation.data.measured_cells import batches_named, read_measured_cells, types_named
 from scmbert_jax.evaluation.metrics import mean_pearson, rmse
 from scmbert_jax.evaluation.translation_baselines import BASELINES, cell_type_oracle, depth_only, links_only
 from scmbert_jax.evaluation.translation_fold import link_matrix, make_fold

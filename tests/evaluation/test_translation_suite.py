@@ -10,6 +10,7 @@ from conftest import scmbert
 from translation_cells import random_cells
 
 from scmbert_jax.errors import ConfigError, InputError
+from scmbert_jax.evaluation.data.value_scale import ValueScale
 from scmbert_jax.evaluation.translation_baselines import BASELINES
 from scmbert_jax.evaluation.translation_fold import make_fold
 from scmbert_jax.evaluation.translation_model import (
@@ -23,7 +24,6 @@ from scmbert_jax.evaluation.translation_suite import (
     run_translation,
     write_translation_report,
 )
-from scmbert_jax.evaluation.value_scale import ValueScale
 
 FAST = TranslationSettings(num_seeds=3, min_cells=2)
 MEAN = BASELINES[0]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scmbert_jax.evaluation.value_scale import ValueScale, change_target_sum, clr_of_log1p, median_library_size
+from scmbert_jax.evaluation.data.value_scale import ValueScale, change_target_sum, clr_of_log1p, median_library_size
 
 COUNTS = sp.csr_matrix(np.array([[3, 0, 1], [0, 0, 0], [10, 20, 10]]))
 

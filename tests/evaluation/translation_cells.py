@@ -3,7 +3,7 @@
 import numpy as np
 import scipy.sparse as sp
 
-from scmbert_jax.evaluation.measured_cells import FeatureColumns, MeasuredCells
+from scmbert_jax.evaluation.data.measured_cells import FeatureColumns, MeasuredCells
 
 NUM_GENES, PEAKS_PER_GENE = 12, 10
 NUM_PEAKS = NUM_GENES * PEAKS_PER_GENE

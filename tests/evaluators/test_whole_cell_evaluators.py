@@ -9,7 +9,7 @@ import pytest
 from conftest import shaken
 
 from scmbert_jax.config import ContrastiveAlignmentConfig, CrossModalTranslationConfig, ObjectivesConfig
-from scmbert_jax.evaluation.value_scale import ValueScale
+from scmbert_jax.evaluation.data.value_scale import ValueScale
 from scmbert_jax.evaluators import matching, probe, translation, whole_cells
 from scmbert_jax.evaluators.inputs import CannotEvaluate, EvaluatorInputs
 from scmbert_jax.models.linear_path import scores_of_counts

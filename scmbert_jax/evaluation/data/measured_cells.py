@@ -18,7 +18,7 @@ from data_pipelines.readers.dataset import CountsMatrix, Dataset
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.readers.whole_counts import whole
 from scmbert_jax.errors import ConfigError, InputError
-from scmbert_jax.evaluation.value_scale import ValueScale, median_library_size
+from scmbert_jax.evaluation.data.value_scale import ValueScale, median_library_size
 from scmbert_jax.tasks.modality_cells import full_batch_names
 
 Array = np.ndarray

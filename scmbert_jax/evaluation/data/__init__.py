@@ -1,0 +1,1 @@
+"""Which cells are scored, on which scale, in which parts."""
