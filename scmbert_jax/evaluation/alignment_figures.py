@@ -6,8 +6,8 @@ import numpy as np
 
 from scmbert_jax.evaluation import metrics
 from scmbert_jax.evaluation.alignment_result import MatchingReport
-from scmbert_jax.evaluation.modality_figures import error_per_type, joint_umap
-from scmbert_jax.evaluation.report import Drawing, Umap
+from scmbert_jax.evaluation.report.modality_figures import error_per_type, joint_umap
+from scmbert_jax.evaluation.report.report import Drawing, Umap
 
 
 def matching_figures(report: MatchingReport, umaps_of: Sequence[str]) -> tuple[list[Umap], list[Drawing]]:

@@ -285,8 +285,8 @@ def _notes(several_batches: bool) -> tuple[str, ...]:
 
 def write_integration_report(path: Path, report: IntegrationReport, run_info: Mapping[str, Any]) -> Path:
     """`report.html`: tables and UMAPs of each method, coloured by type and technical batch."""
-    from scmbert_jax.evaluation.projection import compute_umap
-    from scmbert_jax.evaluation.report import write_report
+    from scmbert_jax.evaluation.report.projection import compute_umap
+    from scmbert_jax.evaluation.report.report import write_report
 
     umaps = []
     for method, x in report.embeddings.items():

@@ -340,7 +340,7 @@ _NOTES = (
 def write_matching_report(path: Path, report: MatchingReport, run_info: Mapping[str, Any]) -> Path:
     """`report.html`: tables, joint UMAPs of both modalities for the best methods, per-type error."""
     from scmbert_jax.evaluation.alignment_figures import matching_figures
-    from scmbert_jax.evaluation.report import write_report
+    from scmbert_jax.evaluation.report.report import write_report
 
     shown = [name for name in ("model", "pseudo-pairs", "CCA") if name in report.vectors][:2]
     umaps, figures = matching_figures(report, shown) if shown else ([], [])

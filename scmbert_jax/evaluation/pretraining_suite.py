@@ -23,7 +23,7 @@ from scmbert_jax.evaluation.masked_values import (
     model_methods,
 )
 from scmbert_jax.evaluation.pretraining_result import PretrainingReport, run_drawings
-from scmbert_jax.evaluation.report import write_report
+from scmbert_jax.evaluation.report.report import write_report
 from scmbert_jax.evaluation.seen_cells import cells_trained_on, identified_cells, what_models_saw
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.modality_cells import obs_labels

@@ -23,8 +23,8 @@ from scmbert_jax.evaluation.probe import make_folds, run_probe
 from scmbert_jax.evaluation.probe_figures import score_drawing
 from scmbert_jax.evaluation.probe_result import AT_RANDOM, BY_BATCH, ProbeResult, ProbeSettings
 from scmbert_jax.evaluation.probe_table import method_notes, render_differences, render_table, summary_sentences
-from scmbert_jax.evaluation.projection import compute_umap
-from scmbert_jax.evaluation.report import Umap, write_report
+from scmbert_jax.evaluation.report.projection import compute_umap
+from scmbert_jax.evaluation.report.report import Umap, write_report
 from scmbert_jax.evaluation.seen_cells import identified_cells, what_models_saw
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import CellEmbeddings, embed_dataset

@@ -22,7 +22,7 @@ from scmbert_jax.evaluation.data.measured_cells import (
     types_named,
 )
 from scmbert_jax.evaluation.intervals import student_t_interval
-from scmbert_jax.evaluation.report import write_report
+from scmbert_jax.evaluation.report.report import write_report
 from scmbert_jax.evaluation.seen_cells import what_models_saw
 from scmbert_jax.evaluation.translation_baselines import BASELINES, FittedBaseline
 from scmbert_jax.evaluation.translation_figures import Picture, chosen_features, require_features

@@ -16,7 +16,7 @@ from scmbert_jax.evaluation.alignment_result import AlignmentResult, score_rows
 from scmbert_jax.evaluation.integration_suite import score_integration
 from scmbert_jax.evaluation.label_transfer_scores import transfer_rows
 from scmbert_jax.evaluation.matching_suite import evaluate_matching, matching_folds, score_matching, true_partner
-from scmbert_jax.evaluation.modality_figures import error_per_type, predicted_versus_measured
+from scmbert_jax.evaluation.report.modality_figures import error_per_type, predicted_versus_measured
 from scmbert_jax.evaluation.seen_cells import identified_cells
 from scmbert_jax.tasks.modality_cells import read_modalities
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from scmbert_jax.errors import InputError
-from scmbert_jax.evaluation.figures import category_styles, loss_panels, scatter
 from scmbert_jax.evaluation.probe import run_probe
 from scmbert_jax.evaluation.probe_figures import score_drawing
 from scmbert_jax.evaluation.probe_result import ProbeSettings
 from scmbert_jax.evaluation.probe_table import render_table
-from scmbert_jax.evaluation.projection import compute_umap
-from scmbert_jax.evaluation.report import write_report
+from scmbert_jax.evaluation.report.figures import category_styles, loss_panels, scatter
+from scmbert_jax.evaluation.report.projection import compute_umap
+from scmbert_jax.evaluation.report.report import write_report
 from scmbert_jax.text_table import markdown_table
 from scmbert_jax.training.goodput import CATEGORIES, Goodput
 
@@ -139,7 +139,7 @@ def test_ids_are_unique_and_references_lead_to_them(report):
 
 def test_the_same_arguments_give_the_same_bytes(tmp_path):
     code = (
-        "import sys, numpy as np; from scmbert_jax.evaluation.report import write_report;"
+        "import sys, numpy as np; from scmbert_jax.evaluation.report.report import write_report;"
         "write_report(sys.argv[1], title='t', run_info={}, loss_rows=[{'step': i, 'loss': 1.0} for i in range(9)],"
         "umaps=[('a', np.random.default_rng(0).normal(size=(50, 2)), {'batch': ['x', 'y'] * 25})])"
     )
@@ -233,7 +233,7 @@ def test_umap_repeats_itself_separates_groups_and_refuses_what_it_cannot_draw():
 
 def test_umap_is_imported_without_tensorflow_and_leaves_it_importable():
     code = (
-        "import sys; from scmbert_jax.evaluation.projection import _import_umap; _import_umap();"
+        "import sys; from scmbert_jax.evaluation.report.projection import _import_umap; _import_umap();"
         "assert 'tensorflow' not in sys.modules, 'tensorflow was loaded or is still hidden'"
     )
     subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], check=True)

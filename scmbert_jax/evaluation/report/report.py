@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from scmbert_jax.evaluation.figures import NUMBER_ID, Style, category_styles, loss_panels, scatter
-from scmbert_jax.evaluation.report_style import STYLE
+from scmbert_jax.evaluation.report.figures import NUMBER_ID, Style, category_styles, loss_panels, scatter
+from scmbert_jax.evaluation.report.style import STYLE
 from scmbert_jax.tasks.whole_file import written_whole
 from scmbert_jax.text_table import markdown_rows
 from scmbert_jax.training.goodput import Goodput

@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from scmbert_jax.evaluation import metrics
-from scmbert_jax.evaluation.figures import COLOURS, INK, MARKERS, RC, svg_element
 from scmbert_jax.evaluation.intervals import student_t_interval
-from scmbert_jax.evaluation.projection import compute_umap
-from scmbert_jax.evaluation.report import Umap
+from scmbert_jax.evaluation.report.figures import COLOURS, INK, MARKERS, RC, svg_element
+from scmbert_jax.evaluation.report.projection import compute_umap
+from scmbert_jax.evaluation.report.report import Umap
 
 Array = np.ndarray
 

@@ -1,0 +1,1 @@
+"""The report of a run or a suite as one HTML page, and its figures."""
