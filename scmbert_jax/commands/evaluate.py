@@ -63,7 +63,7 @@ class EvaluateProbe:
     """One JSON document on stdout."""
 
     def run(self) -> int:
-        from scmbert_jax.evaluation.probe_suite import probe_model, write_probe_report
+        from scmbert_jax.evaluation.probe.suite import probe_model, write_probe_report
         from scmbert_jax.pretrained import load_model
 
         if self.num_seeds < 1:

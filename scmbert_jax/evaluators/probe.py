@@ -19,8 +19,8 @@ from threadpoolctl import threadpool_limits
 from data_pipelines.counter_hash import fold_array
 from scmbert_jax.evaluation import metrics
 from scmbert_jax.evaluation.baselines import pca_embedding
-from scmbert_jax.evaluation.probe import FEWEST_CELLS, linear_probe
-from scmbert_jax.evaluation.probe_result import ProbeSettings
+from scmbert_jax.evaluation.probe.probe import FEWEST_CELLS, linear_probe
+from scmbert_jax.evaluation.probe.result import ProbeSettings
 from scmbert_jax.evaluators.inputs import CannotEvaluate, EvaluatorInputs
 from scmbert_jax.models.scmbert import ScMbert
 

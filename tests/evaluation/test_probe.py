@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from scmbert_jax.errors import InputError
-from scmbert_jax.evaluation import probe as probe_module
-from scmbert_jax.evaluation.probe import PROBES, Prediction, run_probe
-from scmbert_jax.evaluation.probe_result import DifferenceRow, FitCounts, ProbeResult, ProbeRow, ProbeSettings
-from scmbert_jax.evaluation.probe_table import method_notes, render_differences, render_table, summary_sentences
+from scmbert_jax.evaluation.probe import probe as probe_module
+from scmbert_jax.evaluation.probe.probe import PROBES, Prediction, run_probe
+from scmbert_jax.evaluation.probe.result import DifferenceRow, FitCounts, ProbeResult, ProbeRow, ProbeSettings
+from scmbert_jax.evaluation.probe.tables import method_notes, render_differences, render_table, summary_sentences
 from scmbert_jax.text_table import modality_name
 
 FAST = ProbeSettings(num_seeds=3, c_grid=(0.1, 1.0), num_resamples=100)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from scmbert_jax.evaluation.baselines import pca_embedding
-from scmbert_jax.evaluation.probe import run_probe
-from scmbert_jax.evaluation.probe_result import ProbeSettings
+from scmbert_jax.evaluation.probe.probe import run_probe
+from scmbert_jax.evaluation.probe.result import ProbeSettings
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 
 from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import ConfigError, InputError
-from scmbert_jax.evaluation import probe_suite
-from scmbert_jax.evaluation.probe_result import AT_RANDOM, BY_BATCH, ProbeSettings
+from scmbert_jax.evaluation.probe import suite as probe_suite
+from scmbert_jax.evaluation.probe.result import AT_RANDOM, BY_BATCH, ProbeSettings
 
 MODEL = SimpleNamespace(
     config=SimpleNamespace(modalities=SimpleNamespace(in_use=lambda: {"rna": None})), linear_path_alone=lambda: None

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from scmbert_jax.errors import InputError
-from scmbert_jax.evaluation.probe import run_probe
-from scmbert_jax.evaluation.probe_figures import score_drawing
-from scmbert_jax.evaluation.probe_result import ProbeSettings
-from scmbert_jax.evaluation.probe_table import render_table
+from scmbert_jax.evaluation.probe.figures import score_drawing
+from scmbert_jax.evaluation.probe.probe import run_probe
+from scmbert_jax.evaluation.probe.result import ProbeSettings
+from scmbert_jax.evaluation.probe.tables import render_table
 from scmbert_jax.evaluation.report.figures import category_styles, loss_panels, scatter
 from scmbert_jax.evaluation.report.projection import compute_umap
 from scmbert_jax.evaluation.report.report import write_report

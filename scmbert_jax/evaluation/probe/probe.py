@@ -23,7 +23,7 @@ from scmbert_jax.evaluation import metrics
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE, majority_class
 from scmbert_jax.evaluation.data.splits import Fold, inner_parts, leave_one_batch_out, subsample_training_cells
 from scmbert_jax.evaluation.intervals import bootstrap_weights, percentile_interval, student_t_interval
-from scmbert_jax.evaluation.probe_result import (
+from scmbert_jax.evaluation.probe.result import (
     BY_BATCH,
     MEAN_OVER_BATCHES,
     DifferenceRow,

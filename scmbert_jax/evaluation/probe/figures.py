@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from scmbert_jax.evaluation.probe_result import MEAN_OVER_BATCHES, ProbeResult
+from scmbert_jax.evaluation.probe.result import MEAN_OVER_BATCHES, ProbeResult
 from scmbert_jax.evaluation.report.figures import COLOURS, INK, MARKERS, RC, svg_element
 from scmbert_jax.evaluation.report.report import Drawing
 from scmbert_jax.text_table import modality_name

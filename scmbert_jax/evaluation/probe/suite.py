@@ -19,10 +19,10 @@ from data_pipelines.readers.open_dataset import Dataset, open_dataset
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE, pca_embedding
 from scmbert_jax.evaluation.data.splits import inner_parts
-from scmbert_jax.evaluation.probe import make_folds, run_probe
-from scmbert_jax.evaluation.probe_figures import score_drawing
-from scmbert_jax.evaluation.probe_result import AT_RANDOM, BY_BATCH, ProbeResult, ProbeSettings
-from scmbert_jax.evaluation.probe_table import method_notes, render_differences, render_table, summary_sentences
+from scmbert_jax.evaluation.probe.figures import score_drawing
+from scmbert_jax.evaluation.probe.probe import make_folds, run_probe
+from scmbert_jax.evaluation.probe.result import AT_RANDOM, BY_BATCH, ProbeResult, ProbeSettings
+from scmbert_jax.evaluation.probe.tables import method_notes, render_differences, render_table, summary_sentences
 from scmbert_jax.evaluation.report.projection import compute_umap
 from scmbert_jax.evaluation.report.report import Umap, write_report
 from scmbert_jax.evaluation.seen_cells import identified_cells, what_models_saw

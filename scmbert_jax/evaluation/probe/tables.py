@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
-from scmbert_jax.evaluation.probe_result import AT_RANDOM, MEAN_OVER_BATCHES, DifferenceRow, ProbeResult, ProbeRow
+from scmbert_jax.evaluation.probe.result import AT_RANDOM, MEAN_OVER_BATCHES, DifferenceRow, ProbeResult, ProbeRow
 from scmbert_jax.text_table import markdown_table, modality_name
 
 _PROBE_NAMES = {"linear": "linear", "knn": "kNN"}
