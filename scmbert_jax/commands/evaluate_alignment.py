@@ -59,7 +59,7 @@ class EvaluateMatching:
     """One JSON document on stdout."""
 
     def run(self) -> int:
-        from scmbert_jax.evaluation.matching_suite import evaluate_matching, write_matching_report
+        from scmbert_jax.evaluation.alignment.matching import evaluate_matching, write_matching_report
         from scmbert_jax.pretrained import load_model
 
         _check(self.num_seeds)
@@ -120,7 +120,7 @@ class EvaluateIntegration:
     """One JSON document on stdout."""
 
     def run(self) -> int:
-        from scmbert_jax.evaluation.integration_suite import evaluate_integration, write_integration_report
+        from scmbert_jax.evaluation.alignment.integration import evaluate_integration, write_integration_report
         from scmbert_jax.pretrained import load_model
 
         _check(self.num_seeds)

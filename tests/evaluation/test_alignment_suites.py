@@ -11,11 +11,12 @@ from conftest import scmbert
 from data_pipelines.batches.trained_cells import TrainedCells
 from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import ConfigError, InputError
-from scmbert_jax.evaluation import alignment_baselines, metrics
-from scmbert_jax.evaluation.alignment_result import AlignmentResult, score_rows
-from scmbert_jax.evaluation.integration_suite import score_integration
-from scmbert_jax.evaluation.label_transfer_scores import transfer_rows
-from scmbert_jax.evaluation.matching_suite import evaluate_matching, matching_folds, score_matching, true_partner
+from scmbert_jax.evaluation import metrics
+from scmbert_jax.evaluation.alignment import baselines as alignment_baselines
+from scmbert_jax.evaluation.alignment.integration import score_integration
+from scmbert_jax.evaluation.alignment.label_transfer import transfer_rows
+from scmbert_jax.evaluation.alignment.matching import evaluate_matching, matching_folds, score_matching, true_partner
+from scmbert_jax.evaluation.alignment.result import AlignmentResult, score_rows
 from scmbert_jax.evaluation.report.modality_figures import error_per_type, predicted_versus_measured
 from scmbert_jax.evaluation.seen_cells import identified_cells
 from scmbert_jax.tasks.modality_cells import read_modalities

@@ -18,8 +18,8 @@ from threadpoolctl import threadpool_limits
 
 from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import ConfigError, InputError
-from scmbert_jax.evaluation.alignment_baselines import cca_space
-from scmbert_jax.evaluation.alignment_result import AlignmentResult, AlignmentRow, score_rows
+from scmbert_jax.evaluation.alignment.baselines import cca_space
+from scmbert_jax.evaluation.alignment.result import AlignmentResult, AlignmentRow, score_rows
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.data.model_vectors import EmbeddedModels, embedded_models
 from scmbert_jax.evaluation.seen_cells import identified_cells, what_models_saw

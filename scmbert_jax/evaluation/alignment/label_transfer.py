@@ -11,8 +11,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from scmbert_jax.evaluation import metrics
-from scmbert_jax.evaluation.alignment_baselines import cca_space, links_vectors, ridge_space
-from scmbert_jax.evaluation.alignment_result import AlignmentRow, score_rows
+from scmbert_jax.evaluation.alignment.baselines import cca_space, links_vectors, ridge_space
+from scmbert_jax.evaluation.alignment.result import AlignmentRow, score_rows
 from scmbert_jax.evaluation.data.model_vectors import EmbeddedModels
 from scmbert_jax.tasks.label_transfer import METHODS, transfer_labels
 from scmbert_jax.tasks.modality_cells import ModalityCells, fit_projection

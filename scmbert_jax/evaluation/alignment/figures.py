@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scmbert_jax.evaluation import metrics
-from scmbert_jax.evaluation.alignment_result import MatchingReport
+from scmbert_jax.evaluation.alignment.result import MatchingReport
 from scmbert_jax.evaluation.report.modality_figures import error_per_type, joint_umap
 from scmbert_jax.evaluation.report.report import Drawing, Umap
 

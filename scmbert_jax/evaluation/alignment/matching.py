@@ -17,17 +17,17 @@ from data_pipelines.checks.shared_counts import CellSet
 from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation import metrics
-from scmbert_jax.evaluation.alignment_baselines import (
+from scmbert_jax.evaluation.alignment.baselines import (
     cca_space,
     links_vectors,
     random_vectors,
     ridge_space,
     type_vectors,
 )
-from scmbert_jax.evaluation.alignment_result import AlignmentResult, AlignmentRow, MatchingReport, Vectors, score_rows
+from scmbert_jax.evaluation.alignment.label_transfer import is_mosaic, transfer_rows
+from scmbert_jax.evaluation.alignment.result import AlignmentResult, AlignmentRow, MatchingReport, Vectors, score_rows
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.data.model_vectors import embedded_models
-from scmbert_jax.evaluation.label_transfer_scores import is_mosaic, transfer_rows
 from scmbert_jax.evaluation.seen_cells import identified_cells, what_models_saw
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.match import match_probabilities
@@ -339,7 +339,7 @@ _NOTES = (
 
 def write_matching_report(path: Path, report: MatchingReport, run_info: Mapping[str, Any]) -> Path:
     """`report.html`: tables, joint UMAPs of both modalities for the best methods, per-type error."""
-    from scmbert_jax.evaluation.alignment_figures import matching_figures
+    from scmbert_jax.evaluation.alignment.figures import matching_figures
     from scmbert_jax.evaluation.report.report import write_report
 
     shown = [name for name in ("model", "pseudo-pairs", "CCA") if name in report.vectors][:2]

@@ -1,0 +1,1 @@
+"""Are cells of two modalities matched, and are technical batches mixed?"""
