@@ -200,7 +200,7 @@ class EvaluateTranslation:
     """One JSON document on stdout."""
 
     def run(self) -> int:
-        from scmbert_jax.evaluation.translation_suite import (
+        from scmbert_jax.evaluation.translation.suite import (
             TranslationSettings,
             evaluate_translation,
             write_translation_report,
@@ -235,7 +235,7 @@ class EvaluateTranslation:
         return 0
 
     def _score_folder(self) -> int:
-        from scmbert_jax.evaluation.task_formats import score_folder
+        from scmbert_jax.evaluation.translation.task_formats import score_folder
 
         if self.model or self.report is not None:
             raise ConfigError(

@@ -7,11 +7,11 @@ import pytest
 import scipy.sparse as sp
 from translation_cells import random_cells
 
-from scmbert_jax.evaluation import babel
-from scmbert_jax.evaluation.babel import BabelSettings, CountsSide, PeaksSide
-from scmbert_jax.evaluation.babel_baseline import BabelBaseline, _prepare
 from scmbert_jax.evaluation.metrics import mean_pearson, rmse
-from scmbert_jax.evaluation.translation_fold import make_fold
+from scmbert_jax.evaluation.translation import babel
+from scmbert_jax.evaluation.translation.babel import BabelSettings, CountsSide, PeaksSide
+from scmbert_jax.evaluation.translation.babel_baseline import BabelBaseline, _prepare
+from scmbert_jax.evaluation.translation.fold import make_fold
 from scmbert_jax.models.negative_binomial import negative_binomial_nll
 
 SIDES = {"rna": CountsSide((0.0, 1.0, -1.0)), "atac": PeaksSide((2, 3), (-1.0,) * 5)}

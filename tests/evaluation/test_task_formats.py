@@ -12,8 +12,8 @@ from conftest import scmbert
 from scipy.stats import pearsonr, spearmanr
 
 from scmbert_jax.errors import InputError
-from scmbert_jax.evaluation.benchmark_metrics import kaggle_correlations, kaggle_score, openproblems_scores
-from scmbert_jax.evaluation.task_formats import score_folder
+from scmbert_jax.evaluation.translation.benchmark_metrics import kaggle_correlations, kaggle_score, openproblems_scores
+from scmbert_jax.evaluation.translation.task_formats import score_folder
 
 
 def linked_values(num_cells):

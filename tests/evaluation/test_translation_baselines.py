@@ -10,8 +10,8 @@ from translation_cells import random_cells
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.evaluation.data.measured_cells import batches_named, read_measured_cells, types_named
 from scmbert_jax.evaluation.metrics import mean_pearson, rmse
-from scmbert_jax.evaluation.translation_baselines import BASELINES, cell_type_oracle, depth_only, links_only
-from scmbert_jax.evaluation.translation_fold import link_matrix, make_fold
+from scmbert_jax.evaluation.translation.baselines import BASELINES, cell_type_oracle, depth_only, links_only
+from scmbert_jax.evaluation.translation.fold import link_matrix, make_fold
 
 # RMSE and per-feature r of published floors on example:pbmc_mosaic, trained on p3, tested on p4 (measured before us).
 FLOORS = {

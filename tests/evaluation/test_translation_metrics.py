@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from scmbert_jax.evaluation import translation_metrics as tm
 from scmbert_jax.evaluation.metrics import mean_pearson, rmse
+from scmbert_jax.evaluation.translation import metrics as tm
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from scmbert_jax.evaluation.data.measured_cells import batches_named, read_measured_cells
-from scmbert_jax.evaluation.translation_baselines import cell_type_oracle, depth_only, svd_ridge, train_mean
-from scmbert_jax.evaluation.translation_fold import make_fold
-from scmbert_jax.evaluation.translation_metrics import (
+from scmbert_jax.evaluation.translation.baselines import cell_type_oracle, depth_only, svd_ridge, train_mean
+from scmbert_jax.evaluation.translation.fold import make_fold
+from scmbert_jax.evaluation.translation.metrics import (
     mean_pearson_in_blocks,
     root_mean_squared_error,
     score_peaks,

@@ -11,14 +11,14 @@ from translation_cells import random_cells
 
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.data.value_scale import ValueScale
-from scmbert_jax.evaluation.translation_baselines import BASELINES
-from scmbert_jax.evaluation.translation_fold import make_fold
-from scmbert_jax.evaluation.translation_model import (
+from scmbert_jax.evaluation.translation.baselines import BASELINES
+from scmbert_jax.evaluation.translation.fold import make_fold
+from scmbert_jax.evaluation.translation.model import (
     TrainedModels,
     source_cells,
     uses_in_words,
 )
-from scmbert_jax.evaluation.translation_suite import (
+from scmbert_jax.evaluation.translation.suite import (
     TranslationSettings,
     make_splits,
     run_translation,

@@ -13,8 +13,8 @@ from stored_counts import as_anndata, random_counts, write_h5
 from data_pipelines.files.hdf5_file import open_hdf5
 from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import InputError
-from scmbert_jax.evaluation.pandas_frames import read_frame
-from scmbert_jax.evaluation.task_formats import score_folder
+from scmbert_jax.evaluation.translation.pandas_frames import read_frame
+from scmbert_jax.evaluation.translation.task_formats import score_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 

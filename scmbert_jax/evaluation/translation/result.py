@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from scmbert_jax.evaluation.translation_figures import Picture
+from scmbert_jax.evaluation.translation.figures import Picture
 from scmbert_jax.text_table import markdown_table
 
 METRICS = {

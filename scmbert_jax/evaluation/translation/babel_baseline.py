@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 
-from scmbert_jax.evaluation import babel
-from scmbert_jax.evaluation.babel import BabelSettings, CountsSide, PeaksSide, Side
 from scmbert_jax.evaluation.data.value_scale import median_library_size
-from scmbert_jax.evaluation.translation_fold import TranslationFold
+from scmbert_jax.evaluation.translation import babel
+from scmbert_jax.evaluation.translation.babel import BabelSettings, CountsSide, PeaksSide, Side
+from scmbert_jax.evaluation.translation.fold import TranslationFold
 
 Array = np.ndarray
 

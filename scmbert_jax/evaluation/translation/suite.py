@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.evaluation.babel_baseline import BabelBaseline
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.data.measured_cells import (
     MeasuredCells,
@@ -24,16 +23,17 @@ from scmbert_jax.evaluation.data.measured_cells import (
 from scmbert_jax.evaluation.intervals import student_t_interval
 from scmbert_jax.evaluation.report.report import write_report
 from scmbert_jax.evaluation.seen_cells import what_models_saw
-from scmbert_jax.evaluation.translation_baselines import BASELINES, FittedBaseline
-from scmbert_jax.evaluation.translation_figures import Picture, chosen_features, require_features
-from scmbert_jax.evaluation.translation_fold import TranslationFold, TranslationMethod, make_fold
-from scmbert_jax.evaluation.translation_metrics import mean_pearson_in_blocks, root_mean_squared_error, score_peaks
-from scmbert_jax.evaluation.translation_model import (
+from scmbert_jax.evaluation.translation.babel_baseline import BabelBaseline
+from scmbert_jax.evaluation.translation.baselines import BASELINES, FittedBaseline
+from scmbert_jax.evaluation.translation.figures import Picture, chosen_features, require_features
+from scmbert_jax.evaluation.translation.fold import TranslationFold, TranslationMethod, make_fold
+from scmbert_jax.evaluation.translation.metrics import mean_pearson_in_blocks, root_mean_squared_error, score_peaks
+from scmbert_jax.evaluation.translation.model import (
     TrainedModels,
     scmbert_translator,
     uses_in_words,
 )
-from scmbert_jax.evaluation.translation_result import CellTypeError, TranslationReport, TranslationRow
+from scmbert_jax.evaluation.translation.result import CellTypeError, TranslationReport, TranslationRow
 
 Array = np.ndarray
 Say = Callable[[str], None]

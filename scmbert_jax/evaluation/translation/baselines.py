@@ -13,7 +13,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.neighbors import NearestNeighbors
 
 from scmbert_jax.evaluation.ridge import ridge_predict
-from scmbert_jax.evaluation.translation_fold import TranslationFold, link_matrix
+from scmbert_jax.evaluation.translation.fold import TranslationFold, link_matrix
 
 Array = np.ndarray
 

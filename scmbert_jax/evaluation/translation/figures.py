@@ -8,7 +8,7 @@ import numpy as np
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.evaluation.report.modality_figures import error_per_type, predicted_versus_measured
 from scmbert_jax.evaluation.report.report import Drawing
-from scmbert_jax.evaluation.translation_fold import TranslationFold, TranslationMethod
+from scmbert_jax.evaluation.translation.fold import TranslationFold, TranslationMethod
 
 Array = np.ndarray
 

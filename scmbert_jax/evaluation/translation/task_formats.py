@@ -33,9 +33,9 @@ from sklearn.neighbors import NearestNeighbors
 from data_pipelines.files.hdf5_file import require_self_contained
 from data_pipelines.readers.stored_names import as_names
 from scmbert_jax.errors import InputError
-from scmbert_jax.evaluation.benchmark_metrics import kaggle_correlations, kaggle_score, openproblems_scores
-from scmbert_jax.evaluation.pandas_frames import Frame, read_frame
 from scmbert_jax.evaluation.ridge import ridge_predict
+from scmbert_jax.evaluation.translation.benchmark_metrics import kaggle_correlations, kaggle_score, openproblems_scores
+from scmbert_jax.evaluation.translation.pandas_frames import Frame, read_frame
 from scmbert_jax.text_table import markdown_table
 
 Array = np.ndarray

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import rankdata
 
-from scmbert_jax.evaluation.translation_metrics import mean_pearson_in_blocks
+from scmbert_jax.evaluation.translation.metrics import mean_pearson_in_blocks
 
 Array = np.ndarray
 

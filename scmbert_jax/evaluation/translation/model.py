@@ -13,7 +13,7 @@ import numpy as np
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.data.measured_cells import FeatureColumns
 from scmbert_jax.evaluation.data.value_scale import change_target_sum, clr_of_log1p
-from scmbert_jax.evaluation.translation_fold import TranslationFold
+from scmbert_jax.evaluation.translation.fold import TranslationFold
 
 Array = np.ndarray
 

@@ -1,0 +1,1 @@
+"""What a model predicts of a modality that was not measured."""
