@@ -252,7 +252,7 @@ def held_out_inputs(pbmc_corpus, tiny_config):
     from data_pipelines.batches.validation_data import ValidationData, held_out_mixture
     from data_pipelines.corpus.corpus import open_corpus
     from data_pipelines.sampling.mixture import Mixture, MixtureOptions
-    from scmbert_jax.evaluation.masked_cells import sampling_of
+    from scmbert_jax.evaluation.pretraining.masked_cells import sampling_of
     from scmbert_jax.evaluators.inputs import EvaluatorInputs
     from scmbert_jax.models.scmbert import ModelDefinition
     from scmbert_jax.parallel.mesh import make_mesh

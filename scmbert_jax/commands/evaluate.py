@@ -128,7 +128,7 @@ class EvaluatePretraining:
     """One JSON document on stdout."""
 
     def run(self) -> int:
-        from scmbert_jax.evaluation.pretraining_suite import evaluate_pretraining, write_pretraining_report
+        from scmbert_jax.evaluation.pretraining.suite import evaluate_pretraining, write_pretraining_report
         from scmbert_jax.pretrained import load_model
 
         if self.num_cells < 10:
@@ -270,7 +270,7 @@ class EvaluateLadder:
     overwrite: Overwrite = False
 
     def run(self) -> int:
-        from scmbert_jax.evaluation.ladder import ladder_figure, ladder_table, read_curve
+        from scmbert_jax.evaluation.pretraining.ladder import ladder_figure, ladder_table, read_curve
 
         if self.output.suffix not in (".png", ".svg", ".pdf"):
             raise ConfigError(f"{self.output}: expected a name that ends in .png, .svg or .pdf.")

@@ -19,8 +19,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from scmbert_jax.evaluation.masked_cells import METRIC_NAMES, all_bits, fit_baselines
-from scmbert_jax.evaluation.masked_values import ScoredTokens, by_modality, model_methods, score_tokens
+from scmbert_jax.evaluation.pretraining.masked_cells import METRIC_NAMES, all_bits, fit_baselines
+from scmbert_jax.evaluation.pretraining.masked_values import ScoredTokens, by_modality, model_methods, score_tokens
 from scmbert_jax.evaluators.held_out_losses import fixed_key
 from scmbert_jax.evaluators.inputs import CannotEvaluate, EvaluatorInputs
 

@@ -22,10 +22,10 @@ from scmbert_jax.config import (
     ObjectivesConfig,
     WholeProfileConfig,
 )
-from scmbert_jax.evaluation import masked_baselines, masked_cells, profile_tokens
-from scmbert_jax.evaluation.masked_baselines import CELL_RATE, MARGINAL, PCA
-from scmbert_jax.evaluation.masked_cells import fit_baselines, mask_key, scored_cells, token_batches
-from scmbert_jax.evaluation.masked_values import (
+from scmbert_jax.evaluation.pretraining import masked_baselines, masked_cells, profile_tokens
+from scmbert_jax.evaluation.pretraining.masked_baselines import CELL_RATE, MARGINAL, PCA
+from scmbert_jax.evaluation.pretraining.masked_cells import fit_baselines, mask_key, scored_cells, token_batches
+from scmbert_jax.evaluation.pretraining.masked_values import (
     MODEL,
     MODEL_FROM_CLS,
     MODEL_PROFILE,
@@ -35,7 +35,7 @@ from scmbert_jax.evaluation.masked_values import (
     masked_bits,
     masked_tokens,
 )
-from scmbert_jax.evaluation.profile_tokens import log_rarer_zeros
+from scmbert_jax.evaluation.pretraining.profile_tokens import log_rarer_zeros
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.pretrained import PretrainedModel

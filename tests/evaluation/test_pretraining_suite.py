@@ -9,10 +9,10 @@ import scipy.sparse as sp
 from conftest import scmbert, scmbert_ok
 
 from data_pipelines.readers.open_dataset import example_path
-from scmbert_jax.evaluation import masked_baselines, masked_cells
 from scmbert_jax.evaluation.intervals import CellInterval
-from scmbert_jax.evaluation.masked_baselines import CELL_RATE, MARGINAL, PCA
-from scmbert_jax.evaluation.pretraining_result import run_drawings
+from scmbert_jax.evaluation.pretraining import masked_baselines, masked_cells
+from scmbert_jax.evaluation.pretraining.masked_baselines import CELL_RATE, MARGINAL, PCA
+from scmbert_jax.evaluation.pretraining.result import run_drawings
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_the_curves_of_a_run_stand_beside_its_baselines():
 
 
 def test_the_verdict_is_that_of_the_interval():
-    from scmbert_jax.evaluation.pretraining_result import _verdict
+    from scmbert_jax.evaluation.pretraining.result import _verdict
 
     assert _verdict(CellInterval(-0.1, -0.2, -0.05)) == "better"
     assert _verdict(CellInterval(0.1, 0.05, 0.2)) == "worse"

@@ -8,7 +8,7 @@ import pytest
 from conftest import shaken
 
 from scmbert_jax.config import MaskedModelingConfig, WholeProfileConfig
-from scmbert_jax.evaluation import masked_baselines, masked_cells
+from scmbert_jax.evaluation.pretraining import masked_baselines, masked_cells
 from scmbert_jax.evaluators import masked
 from scmbert_jax.evaluators.inputs import CannotEvaluate, EvaluatorInputs
 from scmbert_jax.parallel.mesh import replicated

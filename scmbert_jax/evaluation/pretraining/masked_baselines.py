@@ -35,8 +35,8 @@ from data_pipelines.statistics.principal_components import principal_components
 from scmbert_jax.batch import FeatureLayout
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import InputError
-from scmbert_jax.evaluation.masked_values import CellTokens, levels_of
-from scmbert_jax.evaluation.profile_tokens import nll_of_token
+from scmbert_jax.evaluation.pretraining.masked_values import CellTokens, levels_of
+from scmbert_jax.evaluation.pretraining.profile_tokens import nll_of_token
 from scmbert_jax.models.likelihoods import (
     SPREAD_BOUNDS,
     Bernoulli,

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.intervals import CellInterval
-from scmbert_jax.evaluation.masked_baselines import CELL_RATE, MARGINAL, PCA
-from scmbert_jax.evaluation.masked_cells import METRIC_NAMES
-from scmbert_jax.evaluation.masked_values import MODEL, MODEL_FROM_CLS, MODEL_PROFILE, MaskedBits
+from scmbert_jax.evaluation.pretraining.masked_baselines import CELL_RATE, MARGINAL, PCA
+from scmbert_jax.evaluation.pretraining.masked_cells import METRIC_NAMES
+from scmbert_jax.evaluation.pretraining.masked_values import MODEL, MODEL_FROM_CLS, MODEL_PROFILE, MaskedBits
 from scmbert_jax.evaluation.report.figures import COLOURS, INK, MARKERS, RC, svg_element
 from scmbert_jax.text_table import markdown_table, modality_name
 

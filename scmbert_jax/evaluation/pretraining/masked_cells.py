@@ -23,8 +23,8 @@ from scmbert_jax.batch import CellBatch, CellProfile, FeatureLayout, ModalityTok
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
-from scmbert_jax.evaluation.masked_baselines import CELL_RATE, MARGINAL, PCA, MaskedBaselines
-from scmbert_jax.evaluation.masked_values import (
+from scmbert_jax.evaluation.pretraining.masked_baselines import CELL_RATE, MARGINAL, PCA, MaskedBaselines
+from scmbert_jax.evaluation.pretraining.masked_values import (
     MODEL,
     MODEL_FROM_CLS,
     MODEL_PROFILE,

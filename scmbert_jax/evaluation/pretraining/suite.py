@@ -14,15 +14,21 @@ from data_pipelines.build.corpus_overlap import KnownCells, cells_known
 from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
-from scmbert_jax.evaluation.masked_baselines import CELL_RATE, MARGINAL, PCA, MaskedBaselines
-from scmbert_jax.evaluation.masked_cells import all_bits, cells_of_file, fit_baselines, scored_cells, training_cells
-from scmbert_jax.evaluation.masked_values import (
+from scmbert_jax.evaluation.pretraining.masked_baselines import CELL_RATE, MARGINAL, PCA, MaskedBaselines
+from scmbert_jax.evaluation.pretraining.masked_cells import (
+    all_bits,
+    cells_of_file,
+    fit_baselines,
+    scored_cells,
+    training_cells,
+)
+from scmbert_jax.evaluation.pretraining.masked_values import (
     MODEL,
     MODEL_FROM_CLS,
     MODEL_PROFILE,
     model_methods,
 )
-from scmbert_jax.evaluation.pretraining_result import PretrainingReport, run_drawings
+from scmbert_jax.evaluation.pretraining.result import PretrainingReport, run_drawings
 from scmbert_jax.evaluation.report.report import write_report
 from scmbert_jax.evaluation.seen_cells import cells_trained_on, identified_cells, what_models_saw
 from scmbert_jax.pretrained import PretrainedModel

@@ -1,0 +1,1 @@
+"""Bits per masked token, beside what a linear model says."""
