@@ -11,7 +11,7 @@ from scmbert_jax.batch import FeatureLayout
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.models.bounds import within
 from scmbert_jax.models.linear_path import LinearMap, alignment_start
-from scmbert_jax.models.parameters import constant, weight
+from scmbert_jax.models.parameters import filled, weight
 
 
 class AlignmentHead(nnx.Module):
@@ -34,8 +34,8 @@ class AlignmentHead(nnx.Module):
                 if start.any():
                     projection[...] = jnp.zeros_like(projection[...])
             self.projections[name] = projection
-            self.biases[name] = constant(0.0, (own.projection_dim,), (None,), "bias")
-        self.log_temperature = constant(float(np.log(own.initial_temperature)), (), (), "scalar")
+            self.biases[name] = filled(0.0, (own.projection_dim,), (None,), "bias")
+        self.log_temperature = filled(float(np.log(own.initial_temperature)), (), (), "scalar")
         self.bounds = (float(np.log(own.min_temperature)), float(np.log(own.max_temperature)))
 
     def project(self, name: str, cell: jax.Array, scores: jax.Array | None) -> jax.Array:

@@ -23,7 +23,7 @@ from scmbert_jax.config import ModelConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.models import attention_chunked, attention_favor, attention_kernels
 from scmbert_jax.models.attention_shape import AttentionShape, shape_of
-from scmbert_jax.models.linear import linear
+from scmbert_jax.models.layers import linear
 
 
 class AttentionBackend(NamedTuple):

@@ -12,8 +12,9 @@ from flax import nnx
 
 from scmbert_jax.batch import MODALITIES, FeatureLayout
 from scmbert_jax.config import ExperimentConfig, ModalityConfig
-from scmbert_jax.models.linear import linear
-from scmbert_jax.models.parameters import Constant, constant, parameter, weight
+from scmbert_jax.models.layers import linear
+from scmbert_jax.models.likelihoods import expression_bins, relative_expression
+from scmbert_jax.models.parameters import Constant, filled, parameter, weight
 from scmbert_jax.models.token_sequence import TokenSequence
 from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.parallel.table_rows import pick_rows, sum_of_linked_rows, whole
@@ -47,17 +48,6 @@ def linked_genes(layout: FeatureLayout) -> dict[str, np.ndarray]:
         table[rows, place] = genes
         found[name] = table
     return found
-
-
-def relative_expression(counts: jax.Array, library_size: jax.Array, target_sum: jax.Array | float) -> jax.Array:
-    """count / library_size * target_sum, float32; 0 where the library is empty. CP10K for target_sum = 1e4."""
-    return counts / jnp.maximum(library_size, 1.0) * target_sum
-
-
-def expression_bins(relative: jax.Array, num_bins: int) -> jax.Array:
-    """scBERT's bins: floor(log2(1 + CP10K)) clipped at num_bins - 1; int32 (Yang et al. 2022, Methods)."""
-    # log2 of an exact power of two can fall just below its integer in float32; the nudge is far below one count.
-    return jnp.clip(jnp.floor(jnp.log2(1.0 + relative) + 1e-6), 0, num_bins - 1).astype(jnp.int32)
 
 
 class FeatureTable(nnx.Module):
@@ -105,7 +95,7 @@ class ContinuousValues(nnx.Module):
         self.centre = parameter(centre, ("features",), "bias")
         self.log_spread = parameter(np.log(spread), ("features",), "dispersion")
         self.scale = weight(rngs, (len(MODALITIES), embed_dim), 1, (None, None), "embedding")
-        self.bias = constant(0.0, (len(MODALITIES), embed_dim), (None, None), "bias")
+        self.bias = filled(0.0, (len(MODALITIES), embed_dim), (None, None), "bias")
         # Of the size of a feature row (1 / sqrt(D) per number), or values would drown the identities.
         self.out = weight(rngs, (embed_dim, embed_dim), embed_dim**2, ("embed", None))
         self.gate = weight(rngs, (embed_dim, embed_dim), embed_dim, ("embed", None))
@@ -140,7 +130,7 @@ class TokenEmbedding(nnx.Module):
         self.modalities = config.modalities.in_use()
         self.dtype = jnp.dtype(config.model.compute_dtype)
         # Zero: after the first layer it is what attention gathered of the cell, undiluted by a constant.
-        self.cls = constant(0.0, (dim,), (None,), "embedding")
+        self.cls = filled(0.0, (dim,), (None,), "embedding")
         self.modality = weight(rngs, (len(MODALITIES), dim), dim, (None, None), "embedding")
         self.mask = weight(rngs, (len(MODALITIES), dim), dim, (None, None), "embedding")
         encodings = {modality.value_encoding for modality in self.modalities.values()}

@@ -13,8 +13,8 @@ from flax import nnx
 
 from scmbert_jax.config import ModelConfig
 from scmbert_jax.models.attention import Attention
-from scmbert_jax.models.linear import linear
-from scmbert_jax.models.parameters import constant, weight
+from scmbert_jax.models.layers import LayerNorm, linear
+from scmbert_jax.models.parameters import filled, weight
 from scmbert_jax.models.token_sequence import TokenSequence, join_modalities, split_modalities
 from scmbert_jax.parallel.mesh import constrain
 
@@ -23,20 +23,6 @@ REMAT_POLICIES: dict[str, Callable | None] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-
-
-class LayerNorm(nnx.Module):
-    """Layer normalisation over the last axis, computed in float32, returned in the dtype of its input."""
-
-    def __init__(self, dim: int):
-        self.scale = constant(1.0, (dim,), (None,), "norm")
-        self.bias = constant(0.0, (dim,), (None,), "bias")
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + 1e-6)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 def computed_once(x: jax.Array, true: jax.Array) -> jax.Array:
@@ -74,12 +60,12 @@ class EncoderBlock(nnx.Module):
         self.attention_out = weight(
             rngs, (heads, head_dim, dim), heads * head_dim, ("heads", "head_dim", "embed"), "layer_matrix"
         )
-        self.attention_bias = constant(0.0, (dim,), (None,), "bias")
+        self.attention_bias = filled(0.0, (dim,), (None,), "bias")
         self.mlp_norm = LayerNorm(dim)
         self.mlp_in = weight(rngs, (num_experts, dim, mlp_dim), dim, (None, "embed", "mlp"), "layer_matrix")
-        self.mlp_in_bias = constant(0.0, (num_experts, mlp_dim), (None, "mlp"), "bias")
+        self.mlp_in_bias = filled(0.0, (num_experts, mlp_dim), (None, "mlp"), "bias")
         self.mlp_out = weight(rngs, (num_experts, mlp_dim, dim), mlp_dim, (None, "mlp", "embed"), "layer_matrix")
-        self.mlp_out_bias = constant(0.0, (num_experts, dim), (None, None), "bias")
+        self.mlp_out_bias = filled(0.0, (num_experts, dim), (None, None), "bias")
         self.attention, self.num_experts = Attention(config), num_experts
 
     def __call__(

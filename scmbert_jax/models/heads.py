@@ -9,13 +9,12 @@ import numpy as np
 from flax import nnx
 
 from scmbert_jax.batch import MODALITIES, FeatureLayout
-from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.config import ExperimentConfig, ModelConfig
 from scmbert_jax.models.bounds import within
 from scmbert_jax.models.embeddings import covariate_embedding, padded_rows
-from scmbert_jax.models.encoder import LayerNorm
+from scmbert_jax.models.layers import LayerNorm, linear
 from scmbert_jax.models.likelihoods import SPREAD_BOUNDS, Likelihood, Truth, make_likelihood
-from scmbert_jax.models.linear import linear
-from scmbert_jax.models.parameters import constant, parameter, weight
+from scmbert_jax.models.parameters import filled, parameter, weight
 from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.parallel.table_rows import pick_rows
 
@@ -54,6 +53,24 @@ def marginal_model(
     return bias, spread
 
 
+class CellDecoder(nnx.Module):
+    """(cell embedding [B, D], feature rows [B, M, D]) -> [B, M, D]: what the cell embedding says of each feature."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        dim = config.embed_dim
+        self.from_cell = weight(rngs, (dim, dim), dim, ("embed", None))
+        self.from_feature = weight(rngs, (dim, dim), dim, ("embed", None))
+        self.gate = weight(rngs, (dim, dim), dim, ("embed", None))
+
+    def __call__(self, cell: jax.Array, features: jax.Array) -> jax.Array:
+        dtype = cell.dtype
+        query = linear(features.astype(dtype), self.from_feature[...].astype(dtype))
+        # The product lets the embedding act as coordinates on feature directions (a bilinear decoder); the sum keeps
+        # what holds of the cell as a whole.
+        product = linear(cell, self.gate[...].astype(dtype))[:, None] * query
+        return product + query + linear(cell, self.from_cell[...].astype(dtype))[:, None]
+
+
 class ValueHead(nnx.Module):
     """Vectors that stand for (cell, feature) pairs [B, M, D] -> what is predicted of the pair's value.
 
@@ -80,13 +97,13 @@ class ValueHead(nnx.Module):
             for name, likelihood in likelihoods.items()
         }
         self.dense = weight(rngs, (dim, dim), dim, ("embed", None))
-        self.dense_bias = constant(0.0, (dim,), (None,), "bias")
+        self.dense_bias = filled(0.0, (dim,), (None,), "bias")
         self.norm = LayerNorm(dim)
         self.covariates = covariate_embedding("heads", config, layout, rngs)
         # Zero: the first prediction is the marginal model, undisturbed by an encoder that knows nothing yet.
         self.outputs: Any = nnx.Dict(
             {
-                name: constant(0.0, (dim, own.num_outputs), ("embed", None), "matrix")
+                name: filled(0.0, (dim, own.num_outputs), ("embed", None), "matrix")
                 for name, own in self.likelihoods.items()
             }
         )

@@ -18,7 +18,6 @@ import numpy as np
 
 from scmbert_jax.batch import LIBRARY_QUANTILES, MODALITIES, FeatureStatistics
 from scmbert_jax.config import ModalityConfig
-from scmbert_jax.models.embeddings import expression_bins, relative_expression
 from scmbert_jax.models.negative_binomial import negative_binomial_nll, nll_of_zero
 
 # Support for expectations over counts: every count up to 31, then ever coarser cells up to 100,000.
@@ -29,6 +28,17 @@ SPREAD_BOUNDS = (-15.0, 15.0)
 # One standard deviation of a linear value changes a log mean or a logit by at most this.
 MAX_GAIN = 5.0
 _GRID_WIDTH = np.maximum(np.gradient(_GRID), 1.0).astype(np.float32)
+
+
+def relative_expression(counts: jax.Array, library_size: jax.Array, target_sum: jax.Array | float) -> jax.Array:
+    """count / library_size * target_sum, float32; 0 where the library is empty. CP10K for target_sum = 1e4."""
+    return counts / jnp.maximum(library_size, 1.0) * target_sum
+
+
+def expression_bins(relative: jax.Array, num_bins: int) -> jax.Array:
+    """scBERT's bins: floor(log2(1 + CP10K)) clipped at num_bins - 1; int32 (Yang et al. 2022, Methods)."""
+    # log2 of an exact power of two can fall just below its integer in float32; the nudge is far below one count.
+    return jnp.clip(jnp.floor(jnp.log2(1.0 + relative) + 1e-6), 0, num_bins - 1).astype(jnp.int32)
 
 
 class Truth(NamedTuple):

@@ -31,7 +31,7 @@ from scmbert_jax.batch import (
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.models.embeddings import padded_rows
 from scmbert_jax.models.likelihoods import make_likelihood
-from scmbert_jax.models.parameters import Constant, constant, parameter, weight
+from scmbert_jax.models.parameters import Constant, filled, parameter, weight
 from scmbert_jax.models.token_sequence import TokenSequence
 from scmbert_jax.value_scales import linear_values
 
@@ -45,7 +45,7 @@ class LinearMap(nnx.Module):
 
     def __init__(self, starts: np.ndarray):
         self.starts = Constant(starts)
-        self.change = constant(0.0, starts.shape[1:], (None, None), "matrix")
+        self.change = filled(0.0, starts.shape[1:], (None, None), "matrix")
 
     def __call__(self, x: jax.Array, which: jax.Array | None = None) -> jax.Array:
         """`which` int32 [B], the start of each row; None: the first."""
@@ -91,10 +91,10 @@ class TranslationMap(nnx.Module):
         inputs, outputs = starts.shape[1:]
         self.linear = LinearMap(starts * (1.0 - share))
         self.neighbours: Any = nnx.data(neighbours)
-        self.share = constant(share, (), (), "scalar")
+        self.share = filled(share, (), (), "scalar")
         self.hidden = weight(rngs, (inputs, hidden), inputs, (None, None))
-        self.hidden_bias = constant(0.0, (hidden,), (None,), "bias")
-        self.out = constant(0.0, (hidden, outputs), (None, None), "matrix")
+        self.hidden_bias = filled(0.0, (hidden,), (None,), "bias")
+        self.out = filled(0.0, (hidden, outputs), (None, None), "matrix")
 
     def __call__(self, x: jax.Array, which: jax.Array | None = None) -> jax.Array:
         bent = jax.nn.gelu(x @ self.hidden[...] + self.hidden_bias[...]) @ (self.out[...] * CHANGE_SCALE)

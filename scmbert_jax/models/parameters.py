@@ -38,6 +38,6 @@ def weight(
     return parameter(jax.random.normal(rngs.params(), shape) * fan_in**-0.5, logical_axes, role)
 
 
-def constant(value: float, shape: tuple[int, ...], logical_axes: LogicalAxes, role: Role) -> nnx.Param:
+def filled(value: float, shape: tuple[int, ...], logical_axes: LogicalAxes, role: Role) -> nnx.Param:
     """One that starts at one value everywhere."""
     return parameter(jnp.full(shape, value, jnp.float32), logical_axes, role)

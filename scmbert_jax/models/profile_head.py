@@ -20,7 +20,7 @@ from scmbert_jax.models.bounds import within
 from scmbert_jax.models.embeddings import covariate_embedding, padded_rows
 from scmbert_jax.models.heads import ROW_SCALE, marginal_model
 from scmbert_jax.models.likelihoods import SPREAD_BOUNDS, Truth, make_likelihood
-from scmbert_jax.models.parameters import constant, parameter, weight
+from scmbert_jax.models.parameters import filled, parameter, weight
 from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.parallel.table_rows import whole
 
@@ -77,13 +77,13 @@ class ProfileHead(nnx.Module):
         }
         self.covariates = covariate_embedding("heads", config, layout, rngs)
         self.hidden = weight(rngs, (dim, hidden_dim), dim, ("embed", None))
-        self.hidden_bias = constant(0.0, (hidden_dim,), (None,), "bias")
+        self.hidden_bias = filled(0.0, (hidden_dim,), (None,), "bias")
         # Zero: the first prediction is the marginal model.
-        self.rows = constant(0.0, (padded_rows(layout), hidden_dim), ("features", None), "matrix")
+        self.rows = filled(0.0, (padded_rows(layout), hidden_dim), ("features", None), "matrix")
         # Output 0 is a row times the hidden layer; what further outputs a likelihood has, times a product with it.
         self.further: Any = nnx.Dict(
             {
-                name: constant(0.0, (hidden_dim, own.num_outputs - 1, hidden_dim), (None, None, None), "matrix")
+                name: filled(0.0, (hidden_dim, own.num_outputs - 1, hidden_dim), (None, None, None), "matrix")
                 for name, own in self.likelihoods.items()
                 if own.num_outputs > 1
             }

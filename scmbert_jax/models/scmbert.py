@@ -16,12 +16,12 @@ from scmbert_jax.models.alignment import AlignmentHead
 from scmbert_jax.models.attention_favor import redraw
 from scmbert_jax.models.embeddings import FeatureTable, TokenEmbedding
 from scmbert_jax.models.encoder import make_encoder
-from scmbert_jax.models.heads import ValueHead
+from scmbert_jax.models.heads import CellDecoder, ValueHead
 from scmbert_jax.models.likelihoods import Likelihood, Prediction, Truth, make_likelihood
 from scmbert_jax.models.linear_path import LinearPath
 from scmbert_jax.models.profile_head import ProfileHead
 from scmbert_jax.models.token_sequence import CutBatch, TokenSequence, pack_tokens
-from scmbert_jax.models.translation_decoder import CellDecoder, TranslationDecoder
+from scmbert_jax.models.translation_decoder import TranslationDecoder
 from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.parallel.table_rows import pick_rows
 

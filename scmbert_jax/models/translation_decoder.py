@@ -11,28 +11,10 @@ from flax import nnx
 from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import ModelConfig
 from scmbert_jax.models.attention import Attention
-from scmbert_jax.models.encoder import LayerNorm
-from scmbert_jax.models.linear import linear
-from scmbert_jax.models.parameters import constant, weight
+from scmbert_jax.models.heads import CellDecoder
+from scmbert_jax.models.layers import LayerNorm, linear
+from scmbert_jax.models.parameters import filled, weight
 from scmbert_jax.parallel.mesh import constrain
-
-
-class CellDecoder(nnx.Module):
-    """(cell embedding [B, D], feature rows [B, M, D]) -> [B, M, D]: what the cell embedding says of each feature."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        dim = config.embed_dim
-        self.from_cell = weight(rngs, (dim, dim), dim, ("embed", None))
-        self.from_feature = weight(rngs, (dim, dim), dim, ("embed", None))
-        self.gate = weight(rngs, (dim, dim), dim, ("embed", None))
-
-    def __call__(self, cell: jax.Array, features: jax.Array) -> jax.Array:
-        dtype = cell.dtype
-        query = linear(features.astype(dtype), self.from_feature[...].astype(dtype))
-        # The product lets the embedding act as coordinates on feature directions (a bilinear decoder); the sum keeps
-        # what holds of the cell as a whole.
-        product = linear(cell, self.gate[...].astype(dtype))[:, None] * query
-        return product + query + linear(cell, self.from_cell[...].astype(dtype))[:, None]
 
 
 class CrossAttentionBlock(nnx.Module):
@@ -53,9 +35,9 @@ class CrossAttentionBlock(nnx.Module):
         )
         self.mlp_norm = LayerNorm(dim)
         self.mlp_in = weight(rngs, (dim, mlp_dim), dim, ("embed", "mlp"), "layer_matrix")
-        self.mlp_in_bias = constant(0.0, (mlp_dim,), ("mlp",), "bias")
+        self.mlp_in_bias = filled(0.0, (mlp_dim,), ("mlp",), "bias")
         self.mlp_out = weight(rngs, (mlp_dim, dim), mlp_dim, ("mlp", "embed"), "layer_matrix")
-        self.mlp_out_bias = constant(0.0, (dim,), (None,), "bias")
+        self.mlp_out_bias = filled(0.0, (dim,), (None,), "bias")
         self.attention = Attention(config)
 
     def __call__(self, x: jax.Array, states: jax.Array, lengths: jax.Array) -> jax.Array:

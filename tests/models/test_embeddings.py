@@ -7,7 +7,7 @@ import pytest
 from conftest import padded
 
 from scmbert_jax.batch import FeatureLayout, ModalityTokens
-from scmbert_jax.models.embeddings import expression_bins, relative_expression
+from scmbert_jax.models.likelihoods import expression_bins, relative_expression
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from scmbert_jax.config import ModelConfig
-from scmbert_jax.models.encoder import Encoder, LayerNorm
+from scmbert_jax.models.encoder import Encoder
+from scmbert_jax.models.layers import LayerNorm
 from scmbert_jax.models.token_sequence import TokenSequence
 
 CONFIG = ModelConfig(embed_dim=16, num_layers=3, num_heads=2, head_dim=8, mlp_dim=64)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scmbert_jax.models.linear import linear
+from scmbert_jax.models.layers import linear
 
 SHAPES = [((2, 5, 8), (8, 12), 1), ((2, 5, 8), (8, 3, 2, 4), 1), ((2, 5, 2, 4), (2, 4, 6), 2), ((7, 8), (8, 4), 1)]
 

@@ -19,7 +19,7 @@ from scmbert_jax.config import ExperimentConfig, ModalityConfig
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.intervals import CellInterval, bootstrap_weights, percentile_interval
 from scmbert_jax.evaluation.pretraining.profile_tokens import log_rarer_zeros, profile_nll, profiled_modalities
-from scmbert_jax.models.embeddings import expression_bins, relative_expression
+from scmbert_jax.models.likelihoods import expression_bins, relative_expression
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.base import row_keys

@@ -1,9 +1,13 @@
-"""The product of activations and a weight, whose gradient XLA computes well on CPUs, too."""
+"""Layers that encoder, decoders and heads are made of."""
 
 from functools import partial
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 from jax.lax import dot_general
+
+from scmbert_jax.models.parameters import filled
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -38,3 +42,17 @@ def _backward(num_axes: int, saved: tuple[jax.Array, jax.Array], g: jax.Array) -
 
 
 linear.defvjp(_forward, _backward)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis, computed in float32, returned in the dtype of its input."""
+
+    def __init__(self, dim: int):
+        self.scale = filled(1.0, (dim,), (None,), "norm")
+        self.bias = filled(0.0, (dim,), (None,), "bias")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + 1e-6)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
