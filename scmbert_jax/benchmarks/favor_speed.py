@@ -22,7 +22,7 @@ from flax import nnx
 
 from scmbert_jax.benchmarks.peer_process import PeerProcess, bind_to_cpus
 from scmbert_jax.config import ModelConfig
-from scmbert_jax.models import attention_favor
+from scmbert_jax.models.attention import favor as attention_favor
 from scmbert_jax.models.encoder import Encoder
 from scmbert_jax.models.token_sequence import TokenSequence
 from scmbert_jax.text_table import markdown_table

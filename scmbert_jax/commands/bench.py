@@ -132,7 +132,7 @@ class BenchStep:
         from data_pipelines.synthetic.cells import synthetic_layout
         from scmbert_jax.benchmarks.peer_process import bind_to_cpus
         from scmbert_jax.benchmarks.step_suites import SUITES, measure_suite, narrowed, suite_of_experiment
-        from scmbert_jax.models.attention import BACKENDS
+        from scmbert_jax.models.attention.backends import BACKENDS
 
         unknown = [name for name in self.attention if name not in BACKENDS]
         if unknown:

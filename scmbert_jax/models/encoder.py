@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from scmbert_jax.config import ModelConfig
-from scmbert_jax.models.attention import Attention
+from scmbert_jax.models.attention.backends import Attention
 from scmbert_jax.models.layers import LayerNorm, linear
 from scmbert_jax.models.parameters import filled, weight
 from scmbert_jax.models.token_sequence import TokenSequence, join_modalities, split_modalities

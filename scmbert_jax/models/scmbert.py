@@ -13,7 +13,7 @@ from scmbert_jax.batch import CellBatch, FeatureLayout
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.alignment import AlignmentHead
-from scmbert_jax.models.attention_favor import redraw
+from scmbert_jax.models.attention.favor import redraw
 from scmbert_jax.models.embeddings import FeatureTable, TokenEmbedding
 from scmbert_jax.models.encoder import make_encoder
 from scmbert_jax.models.heads import CellDecoder, ValueHead

@@ -10,7 +10,7 @@ from flax import nnx
 
 from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import ModelConfig
-from scmbert_jax.models.attention import Attention
+from scmbert_jax.models.attention.backends import Attention
 from scmbert_jax.models.heads import CellDecoder
 from scmbert_jax.models.layers import LayerNorm, linear
 from scmbert_jax.models.parameters import filled, weight

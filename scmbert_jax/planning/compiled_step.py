@@ -14,8 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scmbert_jax.batch import CellBatch, CellProfile, FeatureLayout, ModalityTokens
 from scmbert_jax.config import ExperimentConfig, batch_covariates
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models.attention import attention_backend
-from scmbert_jax.models.attention_shape import shape_of_run
+from scmbert_jax.models.attention.backends import attention_backend
+from scmbert_jax.models.attention.shape import shape_of_run
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import objectives_of
 from scmbert_jax.parallel.mesh import RULES, check_process_order, make_mesh, replicated

@@ -12,7 +12,7 @@ from typing import Any
 
 from scmbert_jax.config import ExperimentConfig, differing_fields
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models.attention import BACKENDS
+from scmbert_jax.models.attention.backends import BACKENDS
 from scmbert_jax.training.optimizer import learning_rate_schedule
 
 # Numbers may differ by rounding after some of them, `model.compute_dtype` above all; the computation is the same.

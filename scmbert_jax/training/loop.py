@@ -21,8 +21,8 @@ from jax.sharding import Mesh
 from scmbert_jax.batch import CellBatch, FeatureLayout
 from scmbert_jax.config import ExperimentConfig, flat_fields
 from scmbert_jax.errors import TrainingError
-from scmbert_jax.models.attention import attention_backend
-from scmbert_jax.models.attention_shape import shape_of_run
+from scmbert_jax.models.attention.backends import attention_backend
+from scmbert_jax.models.attention.shape import shape_of_run
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import objective_at, objectives_of
 from scmbert_jax.parallel.mesh import batch_to_devices, check_process_order, make_mesh, replicated

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from scmbert_jax.config import MeshConfig
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models import attention_chunked
-from scmbert_jax.models.attention import BACKENDS, attention_backend
-from scmbert_jax.models.attention_chunked import join_tokens, split_tokens, valid_tokens
-from scmbert_jax.models.attention_favor import random_directions
-from scmbert_jax.models.attention_kernels import splash_attend
-from scmbert_jax.models.attention_shape import AttentionShape
+from scmbert_jax.models.attention import chunked as attention_chunked
+from scmbert_jax.models.attention.backends import BACKENDS, attention_backend
+from scmbert_jax.models.attention.chunked import join_tokens, split_tokens, valid_tokens
+from scmbert_jax.models.attention.favor import random_directions
+from scmbert_jax.models.attention.kernels import splash_attend
+from scmbert_jax.models.attention.shape import AttentionShape
 from scmbert_jax.parallel.mesh import make_mesh
 
 SHAPE = AttentionShape(num_heads=2, head_dim=8, dtype="float32", platform="cpu")
@@ -270,7 +270,7 @@ def test_an_unknown_backend_is_refused_with_the_known_ones():
 
 
 def test_the_platform_is_that_of_the_mesh():
-    from scmbert_jax.models.attention_shape import shape_of
+    from scmbert_jax.models.attention.shape import shape_of
 
     (q, _, _), _ = inputs()
     assert shape_of(q) == SHAPE

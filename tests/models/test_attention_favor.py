@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scmbert_jax.models import attention_favor
-from scmbert_jax.models.attention_favor import attend, default_num_features, random_directions
+from scmbert_jax.models.attention import favor as attention_favor
+from scmbert_jax.models.attention.favor import attend, default_num_features, random_directions
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.base import LossSum
 from scmbert_jax.training.optimizer import make_optimizer

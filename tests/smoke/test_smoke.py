@@ -26,7 +26,7 @@ from scmbert_jax.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from scmbert_jax.models.attention import BACKENDS
+from scmbert_jax.models.attention.backends import BACKENDS
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import objectives_of
 from scmbert_jax.parallel.mesh import batch_to_devices, make_mesh, replicated

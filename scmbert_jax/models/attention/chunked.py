@@ -11,7 +11,7 @@ Glossary: n blocks of c tokens; `q_blocks` [n, B, c, H, D], so that a scan takes
 import jax
 import jax.numpy as jnp
 
-from scmbert_jax.models.attention_shape import AttentionShape, shape_of
+from scmbert_jax.models.attention.shape import AttentionShape, shape_of
 from scmbert_jax.parallel.mesh import on_each_device
 
 # Tokens per block at most: a block pair of 64 cells and 8 heads takes 512 MiB in float32.

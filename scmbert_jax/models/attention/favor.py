@@ -21,8 +21,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from scmbert_jax.models.attention_chunked import HIDDEN, join_tokens, split_tokens, valid_tokens
-from scmbert_jax.models.attention_shape import AttentionShape, shape_of
+from scmbert_jax.models.attention.chunked import HIDDEN, join_tokens, split_tokens, valid_tokens
+from scmbert_jax.models.attention.shape import AttentionShape, shape_of
 
 EPSILON = 1e-4
 # Tokens per block at most. On a CPU the features of a block should stay in the cache (256 x 10 heads x 266: 2.7 MB);

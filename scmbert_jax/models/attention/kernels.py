@@ -11,7 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from scmbert_jax.models.attention_shape import AttentionShape
+from scmbert_jax.models.attention.shape import AttentionShape
 from scmbert_jax.parallel.mesh import on_each_device
 
 BLOCK = 128

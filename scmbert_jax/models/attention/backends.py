@@ -21,8 +21,10 @@ from flax import nnx
 
 from scmbert_jax.config import ModelConfig
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models import attention_chunked, attention_favor, attention_kernels
-from scmbert_jax.models.attention_shape import AttentionShape, shape_of
+from scmbert_jax.models.attention import chunked as attention_chunked
+from scmbert_jax.models.attention import favor as attention_favor
+from scmbert_jax.models.attention import kernels as attention_kernels
+from scmbert_jax.models.attention.shape import AttentionShape, shape_of
 from scmbert_jax.models.layers import linear
 
 

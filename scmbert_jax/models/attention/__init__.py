@@ -1,0 +1,1 @@
+"""Attention: what a backend is asked, and the backends."""
