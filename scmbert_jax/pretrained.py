@@ -25,9 +25,9 @@ from jax.sharding import SingleDeviceSharding
 from data_pipelines.batches.trained_cells import TRAINED_CELLS, TrainedCells, load_trained_cells
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.statistics.feature_statistics import load_statistics
-from scmbert_jax.batch import NUM_COMPONENTS
 from scmbert_jax.config import ExperimentConfig, load_config, to_dict
 from scmbert_jax.errors import CheckpointError, ConfigError
+from scmbert_jax.feature_layout import NUM_COMPONENTS
 from scmbert_jax.folder_digests import check_document, write_document
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.outputs import MODEL, check_output_folder, partial_beside, put_folder

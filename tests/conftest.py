@@ -26,7 +26,7 @@ os.environ["SCMBERT_COMPILATION_CACHE"] = "off"
 import numpy as np
 import pytest
 
-from scmbert_jax.batch import CellBatch, FeatureLayout
+from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import (
     ContrastiveAlignmentConfig,
     CrossModalTranslationConfig,
@@ -41,6 +41,7 @@ from scmbert_jax.config import (
     TrainConfig,
     without_modalities,
 )
+from scmbert_jax.feature_layout import FeatureLayout
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MOST_MAPS = 20_000  # a module of tests adds up to 4,000
@@ -292,7 +293,7 @@ def cells_of_batch(batch: CellBatch, layout: FeatureLayout):
     import scipy.sparse as sp
 
     from data_pipelines.batches.whole_cells import CellCounts, WholeCells
-    from scmbert_jax.batch import fold_of
+    from scmbert_jax.feature_layout import fold_of
 
     modalities = {}
     for name, tokens in batch.modalities.items():

@@ -22,7 +22,8 @@ from data_pipelines.statistics.feature_statistics import (
     load_statistics,
     save_statistics,
 )
-from scmbert_jax.batch import CellBatch, FeatureLayout, FeatureStatistics
+from scmbert_jax.batch import CellBatch
+from scmbert_jax.feature_layout import FeatureLayout, FeatureStatistics
 
 # How batches are read ahead; all give the same batches bit for bit. `threads` needs neither TensorFlow nor Grain.
 FRONT_ENDS: dict[str, Callable[[BatchReader, int, int], Iterator[tuple[int, CellBatch]]]] = {

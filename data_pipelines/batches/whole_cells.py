@@ -14,7 +14,7 @@ from data_pipelines.corpus.packed_counts import unpack_some
 from data_pipelines.sampling.joined_corpora import JoinedCorpora
 from data_pipelines.sampling.sampling_order import Piece
 from data_pipelines.statistics.cell_counts import CellCounts, WholeCells
-from scmbert_jax.batch import fold_of
+from scmbert_jax.feature_layout import fold_of
 
 
 def first_cells(reader: BatchReader, max_counts: int) -> WholeCells:

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.files.parquet_file import read_parquet_table
-from scmbert_jax.batch import MODALITIES, FeatureLayout
+from scmbert_jax.batch import MODALITIES
 from scmbert_jax.errors import InputError
+from scmbert_jax.feature_layout import FeatureLayout
 
 FORMAT_VERSION = 1
 _quoted = json.encoder.encode_basestring_ascii

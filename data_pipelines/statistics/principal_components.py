@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import LinearOperator, svds
 
-from scmbert_jax.batch import NUM_COMPONENTS
+from scmbert_jax.feature_layout import NUM_COMPONENTS
 
 # Directions among which components are sought: some more, because the last of a part are noise.
 _NUM_DIRECTIONS = NUM_COMPONENTS + 16

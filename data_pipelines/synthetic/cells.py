@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from scmbert_jax.batch import MODALITIES, CellBatch, CellProfile, FeatureLayout, ModalityTokens, panel_bits
+from scmbert_jax.batch import MODALITIES, CellBatch, CellProfile, ModalityTokens, panel_bits
+from scmbert_jax.feature_layout import FeatureLayout
 
 if TYPE_CHECKING:
     from mudata import MuData

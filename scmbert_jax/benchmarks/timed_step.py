@@ -15,9 +15,10 @@ import jax
 import numpy as np
 
 from data_pipelines.synthetic.cells import profile_of_tokens, synthetic_batch
-from scmbert_jax.batch import CellBatch, FeatureLayout
+from scmbert_jax.batch import CellBatch
 from scmbert_jax.benchmarks.device_peaks import peak_flops
 from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.flops import counts_of_batch, step_flops
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import objectives_of

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from scmbert_jax.batch import CellBatch, FeatureLayout
+from scmbert_jax.batch import CellBatch
 from scmbert_jax.benchmarks.peer_process import PeerProcess
 from scmbert_jax.benchmarks.timed_step import TimedStep, peak_bytes, synthetic_cells_of
 from scmbert_jax.config import (
@@ -30,6 +30,7 @@ from scmbert_jax.config import (
     ObjectivesConfig,
     TrainConfig,
 )
+from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.base import row_keys

@@ -9,8 +9,8 @@ from scmbert_jax.commands.terminal import CorpusFolder, print_json, say, show
 from scmbert_jax.errors import ConfigError
 
 if TYPE_CHECKING:
-    from scmbert_jax.batch import FeatureLayout
     from scmbert_jax.config import ExperimentConfig
+    from scmbert_jax.feature_layout import FeatureLayout
     from scmbert_jax.planning.search import SearchResult
 
 # Exit code where the step does not fit: the answer to the question, not an error of the program.

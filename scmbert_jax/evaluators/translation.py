@@ -21,8 +21,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from data_pipelines.statistics.cell_counts import CellCounts
-from scmbert_jax.batch import FeatureStatistics
 from scmbert_jax.evaluators.inputs import CannotEvaluate, EvaluatorInputs
+from scmbert_jax.feature_layout import FeatureStatistics
 from scmbert_jax.models.scmbert import ScMbert
 from scmbert_jax.models.token_sequence import CutBatch
 from scmbert_jax.objectives.cross_modal_translation import CrossModalTranslation

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from scmbert_jax.batch import FeatureLayout
 from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.bounds import within
 from scmbert_jax.models.linear_path import LinearMap, alignment_start
 from scmbert_jax.models.parameters import filled, weight

@@ -24,8 +24,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scmbert_jax.batch import MODALITIES, CellBatch, FeatureLayout
+from scmbert_jax.batch import MODALITIES, CellBatch
 from scmbert_jax.config import ExperimentConfig, ModelConfig
+from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.embeddings import link_arrays, padded_rows
 
 # A forward pass, and the two products of the backward pass for each of it.

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scmbert_jax.batch import LIBRARY_QUANTILES, MODALITIES, FeatureStatistics
+from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import ModalityConfig
+from scmbert_jax.feature_layout import LIBRARY_QUANTILES, FeatureStatistics
 from scmbert_jax.models.negative_binomial import negative_binomial_nll, nll_of_zero
 
 # Support for expectations over counts: every count up to 31, then ever coarser cells up to 100,000.

@@ -18,9 +18,10 @@ import numpy as np
 import scipy.sparse as sp
 from flax import nnx
 
-from scmbert_jax.batch import (
+from scmbert_jax.batch import MODALITIES
+from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.feature_layout import (
     LIBRARY_QUANTILES,
-    MODALITIES,
     NEIGHBOUR_COMPONENTS,
     NUM_COMPONENTS,
     NUM_FOLDS,
@@ -28,7 +29,6 @@ from scmbert_jax.batch import (
     FeatureLayout,
     FeatureStatistics,
 )
-from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.models.embeddings import padded_rows
 from scmbert_jax.models.likelihoods import make_likelihood
 from scmbert_jax.models.parameters import Constant, filled, parameter, weight

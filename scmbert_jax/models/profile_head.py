@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scmbert_jax.batch import CellProfile, FeatureLayout, ModalityTokens
+from scmbert_jax.batch import CellProfile, ModalityTokens
 from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.bounds import within
 from scmbert_jax.models.embeddings import covariate_embedding, padded_rows
 from scmbert_jax.models.heads import ROW_SCALE, marginal_model

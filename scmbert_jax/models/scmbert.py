@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from scmbert_jax.batch import CellBatch, FeatureLayout
+from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
+from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.alignment import AlignmentHead
 from scmbert_jax.models.attention.favor import redraw
 from scmbert_jax.models.embeddings import FeatureTable, TokenEmbedding

@@ -14,8 +14,9 @@ from itertools import permutations
 import jax
 import jax.numpy as jnp
 
-from scmbert_jax.batch import MODALITIES, CellBatch, fold_of
+from scmbert_jax.batch import MODALITIES, CellBatch
 from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.feature_layout import fold_of
 from scmbert_jax.models.likelihoods import Truth
 from scmbert_jax.models.scmbert import ScMbert
 from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens, subsample_tokens

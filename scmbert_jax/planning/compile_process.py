@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from scmbert_jax.batch import FeatureLayout
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError, UserError
+from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.planning.compiled_step import CompiledExperiment, compile_experiment
 from scmbert_jax.planning.topologies import Topology, check_compiler
 

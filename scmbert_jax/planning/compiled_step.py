@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from scmbert_jax.batch import CellBatch, CellProfile, FeatureLayout, ModalityTokens
+from scmbert_jax.batch import CellBatch, CellProfile, ModalityTokens
 from scmbert_jax.config import ExperimentConfig, batch_covariates
 from scmbert_jax.errors import ConfigError
+from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.attention.backends import attention_backend
 from scmbert_jax.models.attention.shape import shape_of_run
 from scmbert_jax.models.scmbert import ModelDefinition

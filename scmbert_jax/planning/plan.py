@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scmbert_jax.batch import FeatureLayout
 from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.planning.compile_process import Compilation, compile_apart
 from scmbert_jax.planning.compiled_step import CompiledStep
 from scmbert_jax.planning.estimate import (

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from jax.sharding import Mesh
 
-from scmbert_jax.batch import CellBatch, FeatureLayout
+from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import ExperimentConfig, flat_fields
 from scmbert_jax.errors import TrainingError
+from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.attention.backends import attention_backend
 from scmbert_jax.models.attention.shape import shape_of_run
 from scmbert_jax.models.scmbert import ModelDefinition

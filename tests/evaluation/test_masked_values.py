@@ -12,7 +12,6 @@ from scipy import stats
 from data_pipelines.statistics.cell_counts import CellCounts, WholeCells
 from data_pipelines.statistics.feature_statistics import feature_statistics
 from data_pipelines.synthetic.cells import synthetic_cells, synthetic_layout
-from scmbert_jax.batch import FeatureLayout
 from scmbert_jax.config import (
     ExperimentConfig,
     MaskedModelingConfig,
@@ -36,6 +35,7 @@ from scmbert_jax.evaluation.pretraining.masked_values import (
     masked_tokens,
 )
 from scmbert_jax.evaluation.pretraining.profile_tokens import log_rarer_zeros
+from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.pretrained import PretrainedModel

@@ -22,14 +22,7 @@ import scipy.sparse as sp
 from data_pipelines.features.feature_space import FeatureSpace, ModalityFeatures
 from data_pipelines.features.gene_tables import load_gene_table
 from data_pipelines.statistics.feature_statistics import from_arrays
-from scmbert_jax.batch import (
-    LIBRARY_QUANTILES,
-    MODALITIES,
-    NUM_COMPONENTS,
-    NUM_FOLDS,
-    FeatureStatistics,
-    LinearStatistics,
-)
+from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import (
     ContrastiveAlignmentConfig,
     CrossModalTranslationConfig,
@@ -39,6 +32,7 @@ from scmbert_jax.config import (
     ModelConfig,
     ObjectivesConfig,
 )
+from scmbert_jax.feature_layout import LIBRARY_QUANTILES, NUM_COMPONENTS, NUM_FOLDS, FeatureStatistics, LinearStatistics
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.pretrained import FORMAT_VERSION, PretrainedModel
 from scmbert_jax.tasks.embed import embed_dataset

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from conftest import padded
 
-from scmbert_jax.batch import FeatureLayout, ModalityTokens
+from scmbert_jax.batch import ModalityTokens
+from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.likelihoods import expression_bins, relative_expression
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens

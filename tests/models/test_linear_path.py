@@ -13,15 +13,7 @@ from flax import nnx
 from sklearn.neighbors import KNeighborsRegressor
 
 from data_pipelines.statistics.feature_statistics import feature_statistics
-from scmbert_jax.batch import (
-    NEIGHBOUR_COMPONENTS,
-    NUM_FOLDS,
-    NUM_NEIGHBOURS,
-    CellBatch,
-    FeatureLayout,
-    ModalityTokens,
-    fold_of,
-)
+from scmbert_jax.batch import CellBatch, ModalityTokens
 from scmbert_jax.config import (
     CrossModalTranslationConfig,
     ExperimentConfig,
@@ -30,6 +22,7 @@ from scmbert_jax.config import (
     ObjectivesConfig,
 )
 from scmbert_jax.errors import ConfigError
+from scmbert_jax.feature_layout import NEIGHBOUR_COMPONENTS, NUM_FOLDS, NUM_NEIGHBOURS, FeatureLayout, fold_of
 from scmbert_jax.models.linear_path import LinearPath, NeighbourMean, scores_of_counts
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens, subsample_tokens

@@ -32,11 +32,11 @@ import scipy.optimize
 from data_pipelines.statistics.cell_counts import CellCounts, WholeCells
 from data_pipelines.statistics.feature_statistics import DrawnTokens, cell_statistics, token_statistics
 from data_pipelines.statistics.principal_components import principal_components
-from scmbert_jax.batch import FeatureLayout
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.pretraining.masked_values import CellTokens, levels_of
 from scmbert_jax.evaluation.pretraining.profile_tokens import nll_of_token
+from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.likelihoods import (
     SPREAD_BOUNDS,
     Bernoulli,

@@ -19,7 +19,7 @@ from data_pipelines.corpus.manifest import MANIFEST
 from data_pipelines.corpus.storage import is_url
 from data_pipelines.sampling.mixture import Mixture, MixtureOptions
 from data_pipelines.statistics.cell_counts import CellCounts, WholeCells
-from scmbert_jax.batch import CellBatch, CellProfile, FeatureLayout, ModalityTokens
+from scmbert_jax.batch import CellBatch, CellProfile, ModalityTokens
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
@@ -36,6 +36,7 @@ from scmbert_jax.evaluation.pretraining.masked_values import (
     masked_tokens,
     score_tokens,
 )
+from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.model_cells import ModelCells, open_model_cells
 
