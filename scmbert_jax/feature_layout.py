@@ -1,4 +1,4 @@
-"""What a model must know of a feature space before it has seen a batch: its rows, its links, and what cells say of them."""
+"""What a model must know of a feature space: its rows, its links, and what cells say of them."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple

@@ -16,6 +16,7 @@ LAYERS = (
     (
         "errors",
         "batch",
+        "feature_layout",
         "value_scales",
         "compiled_programs",
         "outputs",

@@ -22,7 +22,7 @@ from flax import nnx
 
 from scmbert_jax.benchmarks.peer_process import PeerProcess, bind_to_cpus
 from scmbert_jax.config import ModelConfig
-from scmbert_jax.models.attention import favor as attention_favor
+from scmbert_jax.models.attention import favor
 from scmbert_jax.models.encoder import Encoder
 from scmbert_jax.models.token_sequence import TokenSequence
 from scmbert_jax.text_table import markdown_table
@@ -176,7 +176,7 @@ def _our_calls(sizes: EncoderSizes) -> dict[str, Callable[[], None]]:
     parts: Any = nnx.split(Encoder(config, (), nnx.Rngs(0)), nnx.Param, ...)
     graph, params, constants = parts
     graph_constants = jax.tree.structure(constants)
-    drawn = attention_favor.redraw(nnx.to_pure_dict(constants), 0, 0)
+    drawn = favor.redraw(nnx.to_pure_dict(constants), 0, 0)
     tokens = _all_real(sizes.tokens - 1)
     x = jax.random.normal(jax.random.key(0), (1, sizes.tokens, sizes.width))
     optimizer = optax.adam(1e-4)
@@ -186,7 +186,7 @@ def _our_calls(sizes: EncoderSizes) -> dict[str, Callable[[], None]]:
 
     def step(state: Any, constants: Any, x: jax.Array, number: jax.Array) -> Any:
         params, opt_state = state
-        constants = attention_favor.redraw(constants, 0, number // config.favor_redraw_every)
+        constants = favor.redraw(constants, 0, number // config.favor_redraw_every)
         gradients = jax.grad(lambda params: jnp.mean(encoded(params, constants, x) ** 2))(params)
         updates, opt_state = optimizer.update(gradients, opt_state)
         return optax.apply_updates(params, updates), opt_state
@@ -223,13 +223,13 @@ def _agreement(peer: PeerProcess, sizes: EncoderSizes) -> dict[str, float]:
     names = ("q", "k", "v", "cotangent")
     keys = jax.random.split(jax.random.key(0), len(names))
     arrays = {name: jax.random.normal(key, (heads, _PARITY_TOKENS, dim)) for name, key in zip(names, keys, strict=True)}
-    features = attention_favor.default_num_features(dim)
-    arrays["directions"] = attention_favor.random_directions(jax.random.key(1), (features, dim))
+    features = favor.default_num_features(dim)
+    arrays["directions"] = favor.random_directions(jax.random.key(1), (features, dim))
     lengths = jnp.asarray([_PARITY_TOKENS])
 
     def attended(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:  # [H, S, D] each
         rows = (jnp.swapaxes(x, 0, 1)[None] for x in (q, k, v))
-        return jnp.swapaxes(attention_favor.attend(*rows, lengths, arrays["directions"])[0], 0, 1)
+        return jnp.swapaxes(favor.attend(*rows, lengths, arrays["directions"])[0], 0, 1)
 
     out, back = jax.vjp(attended, arrays["q"], arrays["k"], arrays["v"])
     ours = dict(zip(("out", "q_bar", "k_bar", "v_bar"), (out, *back(arrays["cotangent"])), strict=True))

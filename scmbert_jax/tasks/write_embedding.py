@@ -13,8 +13,7 @@ from scmbert_jax.errors import InputError
 from scmbert_jax.outputs import check_output_file
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import CellEmbeddings, provenance
-from scmbert_jax.tasks.whole_file import size_in_file, written_whole
-from scmbert_jax.tasks.writable_table import writable_table
+from scmbert_jax.tasks.whole_file import size_in_file, writable_table, written_whole
 
 KEY = "X_scmbert"
 

@@ -19,8 +19,7 @@ from scmbert_jax.outputs import check_output_file
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import model_provenance
 from scmbert_jax.tasks.translate import Translation
-from scmbert_jax.tasks.whole_file import size_in_file, written_whole
-from scmbert_jax.tasks.writable_table import writable_table
+from scmbert_jax.tasks.whole_file import size_in_file, writable_table, written_whole
 
 # As Cell Ranger names them: readers, ours too, tell modalities by it.
 FEATURE_TYPES = {"rna": "Gene Expression", "protein": "Antibody Capture", "atac": "Peaks"}

@@ -14,7 +14,7 @@ from multimodal_model import multimodal_model  # noqa: F401
 
 import scmbert_jax
 from data_pipelines.readers.open_dataset import example_path, open_dataset
-from scmbert_jax.tasks.writable_table import writable_table
+from scmbert_jax.tasks.whole_file import writable_table
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 

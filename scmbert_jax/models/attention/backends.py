@@ -21,9 +21,7 @@ from flax import nnx
 
 from scmbert_jax.config import ModelConfig
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models.attention import chunked as attention_chunked
-from scmbert_jax.models.attention import favor as attention_favor
-from scmbert_jax.models.attention import kernels as attention_kernels
+from scmbert_jax.models.attention import chunked, favor, kernels
 from scmbert_jax.models.attention.shape import AttentionShape, shape_of
 from scmbert_jax.models.layers import linear
 
@@ -57,10 +55,10 @@ def _xla_attend(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) ->
 
 BACKENDS: dict[str, AttentionBackend] = {
     "xla": AttentionBackend(_xla_refusal, _xla_attend),
-    "xla_chunked": AttentionBackend(attention_chunked.refusal, attention_chunked.attend),
-    "cudnn": AttentionBackend(attention_kernels.cudnn_refusal, attention_kernels.cudnn_attend),
-    "splash": AttentionBackend(attention_kernels.splash_refusal, attention_kernels.splash_attend),
-    "favor": AttentionBackend(attention_favor.refusal, attention_favor.attend, attention_favor.default_num_features),
+    "xla_chunked": AttentionBackend(chunked.refusal, chunked.attend),
+    "cudnn": AttentionBackend(kernels.cudnn_refusal, kernels.cudnn_attend),
+    "splash": AttentionBackend(kernels.splash_refusal, kernels.splash_attend),
+    "favor": AttentionBackend(favor.refusal, favor.attend, favor.default_num_features),
 }
 
 
@@ -121,6 +119,6 @@ class Attention(nnx.Module):
         attention_backend(self.name, shape_of(q))  # refuses what it refuses for all queries
         asked = jnp.einsum("bqhk,dhk->bqhd", q, keys)[:, 0]  # [B, H, D]
         logits = jnp.einsum("bhd,bsd->bhs", asked, x, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-        logits = jnp.where(jnp.arange(x.shape[1]) < lengths[:, None, None], logits, attention_chunked.HIDDEN)
+        logits = jnp.where(jnp.arange(x.shape[1]) < lengths[:, None, None], logits, chunked.HIDDEN)
         mean = jnp.einsum("bhs,bsd->bhd", jax.nn.softmax(logits).astype(x.dtype), x)
         return jnp.einsum("bhd,dhk->bhk", mean, values)[:, None]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scmbert_jax.config import MeshConfig
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models.attention import chunked as attention_chunked
+from scmbert_jax.models.attention import chunked
 from scmbert_jax.models.attention.backends import BACKENDS, attention_backend
 from scmbert_jax.models.attention.chunked import join_tokens, split_tokens, valid_tokens
 from scmbert_jax.models.attention.favor import random_directions
@@ -28,7 +28,7 @@ DIRECTIONS = random_directions(jax.random.key(5), (16, 8))
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Blocks of 8 tokens at most, so that short rows have several."""
-    monkeypatch.setattr(attention_chunked, "BLOCK", 8)
+    monkeypatch.setattr(chunked, "BLOCK", 8)
 
 
 def attend_here(name):
@@ -88,7 +88,7 @@ def test_an_exact_backend_equals_the_reference_with_its_gradients(name, dtype, t
 def test_chunked_attention_equals_the_reference_for_any_lengths(lengths, seed):
     (q, k, v), cotangent = inputs(seed=seed)
     lengths = jnp.asarray(lengths)
-    ours = value_and_gradients(attention_chunked.attend)(q, k, v, lengths, cotangent)
+    ours = value_and_gradients(chunked.attend)(q, k, v, lengths, cotangent)
     wanted = value_and_gradients(reference)(q, k, v, lengths, cotangent)
     assert_close(ours, wanted, 1e-5)
 
@@ -143,7 +143,7 @@ def test_huge_logits_do_not_overflow(name):
 
 
 def test_chunked_attention_takes_memory_linear_in_the_tokens(monkeypatch):
-    monkeypatch.setattr(attention_chunked, "BLOCK", 128)
+    monkeypatch.setattr(chunked, "BLOCK", 128)
 
     def temporary_bytes(name, length):
         q = jax.ShapeDtypeStruct((2, length, 2, 8), jnp.float32)

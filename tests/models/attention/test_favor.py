@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scmbert_jax.models.attention import favor as attention_favor
+from scmbert_jax.models.attention import favor
 from scmbert_jax.models.attention.favor import attend, default_num_features, random_directions
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.base import LossSum
@@ -19,7 +19,7 @@ from scmbert_jax.training.train_step import make_train_step
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Blocks of 8 tokens at most, so that short rows have several."""
-    monkeypatch.setattr(attention_favor, "_BLOCK_ON_CPU", 8)
+    monkeypatch.setattr(favor, "_BLOCK_ON_CPU", 8)
 
 
 def reference(q, k, v, lengths, directions, still=None):
