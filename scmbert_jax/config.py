@@ -125,8 +125,8 @@ class ModelConfig:
     decoder_layers: int = 1
     """Cross-attention layers of the translation decoder."""
     attention: str = "xla"
-    """How attention is computed (models/attention/): `xla`, memory of tokens squared; `xla_chunked`, memory linear in the
-    tokens; `cudnn`, NVIDIA GPUs, bfloat16; `splash`, TPUs. All four give the same. `favor`: an estimate in linear
+    """How attention is computed (models/attention/): `xla`, memory of tokens squared; `xla_chunked`, memory linear in
+    the tokens; `cudnn`, NVIDIA GPUs, bfloat16; `splash`, TPUs. All four give the same. `favor`: an estimate in linear
     time and memory, for rows of 10,000 tokens and more. One that cannot serve the run is an error, never replaced."""
     favor_features: int = 0
     """Random features per head of `favor`; more estimate better. 0: floor(head_dim * ln(head_dim)), 266 for 64."""
