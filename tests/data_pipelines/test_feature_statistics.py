@@ -12,6 +12,7 @@ from data_pipelines.build_corpus import build_corpus
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus import open_corpus
 from data_pipelines.feature_statistics import as_arrays, feature_statistics, load_statistics, save_statistics
+from data_pipelines.input_pipeline import ReadAhead
 from data_pipelines.mixture import Mixture, MixtureOptions
 from data_pipelines.synthetic import synthetic_cells
 from data_pipelines.training_data import MixtureData
@@ -223,7 +224,7 @@ def test_a_linear_path_starts_from_cells_of_the_whole_corpus_and_of_none_that_is
     found = {}
     for max_counts in (500, 10**9):
         monkeypatch.setattr(training_data, "MAX_COUNTS", max_counts)
-        found[max_counts] = MixtureData(reader, "threads", {"rna": 1e4}).layout.statistics
+        found[max_counts] = MixtureData(reader, ReadAhead("threads"), {"rna": 1e4}).layout.statistics
     streamed, exact = found[500], found[10**9]
     typical = np.median(parts[0].library_size)
     counts = together.toarray() / np.asarray(together.sum(1)) * typical
@@ -272,7 +273,7 @@ def test_components_are_those_of_a_pca_of_the_same_counts(tmp_path):
         num_streams=2,
         window_blocks=2,
     )
-    data = MixtureData(reader, "threads", {"rna": 1e4})
+    data = MixtureData(reader, ReadAhead("threads"), {"rna": 1e4})
     linear, names = data.layout.statistics.linear, reader.mixture.joined.feature_space.modalities["rna"].ids.tolist()
     order = [names.index(gene) for gene in adata.var_names]
     loadings = linear.loadings[order].astype(np.float64)

@@ -10,6 +10,7 @@ from data_pipelines.cell_identity import barcode_keys
 from data_pipelines.cell_metadata import KEY_COLUMNS
 from data_pipelines.collate import TokenSampling
 from data_pipelines.corpus import open_corpus
+from data_pipelines.input_pipeline import ReadAhead
 from data_pipelines.synthetic import synthetic_cells
 from data_pipelines.trained_cells import TRAINED_CELLS, load_trained_cells
 from data_pipelines.training_data import MixtureData
@@ -29,7 +30,7 @@ def data_of(corpus_path, started_run) -> MixtureData:
     sampling = {"rna": TokenSampling(20, 0.25)}
     corpus = open_corpus(corpus_path)
     reader = BatchReader(corpus, sampling, seed=0, global_batch_size=12, num_streams=2, window_blocks=2)
-    return MixtureData(reader, "threads", {"rna": 1e4}, started_run=started_run)
+    return MixtureData(reader, ReadAhead("threads"), {"rna": 1e4}, started_run=started_run)
 
 
 @pytest.fixture
