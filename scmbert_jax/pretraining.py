@@ -16,8 +16,9 @@ import jax
 
 from data_pipelines.batches.batch_reader import BatchReader
 from data_pipelines.batches.collate import TokenSampling
+from data_pipelines.batches.read_ahead import DEFAULT_PREFETCH, DEFAULT_THREADS, ReadAhead
 from data_pipelines.batches.trained_cells import trained_cells
-from data_pipelines.batches.training_data import FRONT_ENDS, MixtureData
+from data_pipelines.batches.training_data import MixtureData
 from data_pipelines.batches.validation_data import held_out_mixture
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.sampling.mixture import Mixture, MixtureOptions
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
     from scmbert_jax.tasks.model import Model
 
-# How batches are read ahead: names of `data_pipelines.batches.training_data.FRONT_ENDS`.
-Reader = Literal["tfdata", "threads", "grain"]
 ALL_CELLS = MixtureOptions()
 
 
@@ -88,7 +87,9 @@ def pretrain(
     mixture: MixtureOptions = ALL_CELLS,
     validation: str | Path | None = None,
     init_from: str | Path | None = None,
-    reader: Reader = "tfdata",
+    reader: Literal["auto", "tfdata", "threads", "grain"] = "auto",
+    reader_threads: int = DEFAULT_THREADS,
+    reader_prefetch: int = DEFAULT_PREFETCH,
     cache_dir: str | Path | None = None,
     cache_gigabytes: float | None = None,
     restore_step: int | None = None,
@@ -118,7 +119,9 @@ def pretrain(
       init_from: a model folder, or a run folder with a checkpoint, whose weights a new run starts from: features are
         found by id, all else must have the same shape (training/init_from.py). What the model did not have starts
         fresh, which is told. A run that has a checkpoint continues from that, with the same option or without it.
-      reader: how batches are read ahead; "threads" needs neither TensorFlow nor Grain. All give the same batches.
+      reader: how batches are read ahead: by tf.data, threads, or Grain; "auto": tf.data where TensorFlow is installed,
+        else threads, which is told. All give the same batches.
+      reader_threads, reader_prefetch: threads that make batches, and batches that wait beside those being made.
       cache_dir, cache_gigabytes: where blocks that were read once are kept, and the most they take (`open_corpus`).
       restore_step: continue from the checkpoint of this step; later ones are moved to `run_dir`/set_aside.
       profile_steps: (A, B): steps A .. B - 1 are traced by jax.profiler into `run_dir`/profile.
@@ -144,8 +147,7 @@ def pretrain(
     paths = [str(path) for path in ([corpus] if isinstance(corpus, str | Path) else corpus)]
     if not paths:
         raise ConfigError("no corpus is given; give the folder of one (made by scmbert corpus build).")
-    if reader not in FRONT_ENDS:
-        raise ConfigError(f"reader {reader!r}: expected one of {', '.join(FRONT_ENDS)}.")
+    read_ahead = ReadAhead(reader, reader_threads, reader_prefetch)
     run_dir = Path(run_dir)
     processes.join()
     with failing_at_once(), ExitStack() as opened:
@@ -181,6 +183,7 @@ def pretrain(
         lonely = _lonely(batches.share_together())
         for line in [*(mixed.in_words() or [f"{mixed.num_cells:,} cells of {' '.join(paths)}"]), *lonely]:
             tell(line)
+        tell(read_ahead.in_words())
         judged_by = None
         if validation is not None:
             there = open_corpus(str(validation), cache_dir=cache_dir, cache_gigabytes=cache_gigabytes)
@@ -199,7 +202,7 @@ def pretrain(
                     tell(line)
         data = MixtureData(
             batches,
-            reader,
+            read_ahead,
             target_sums,
             started_run=run_dir,
             made_once=from_process_zero,

@@ -249,6 +249,7 @@ def held_out_inputs(pbmc_corpus, tiny_config):
     import jax
 
     from data_pipelines.batches.batch_reader import BatchReader
+    from data_pipelines.batches.read_ahead import ReadAhead
     from data_pipelines.batches.training_data import MixtureData
     from data_pipelines.batches.validation_data import ValidationData, held_out_mixture
     from data_pipelines.corpus.corpus import open_corpus
@@ -271,7 +272,7 @@ def held_out_inputs(pbmc_corpus, tiny_config):
             num_streams=usual.data.num_streams,
             window_blocks=usual.data.window_blocks,
         )
-        layout = MixtureData(reader, "threads", {"rna": 1e4, "protein": 1e4}).layout
+        layout = MixtureData(reader, ReadAhead("threads"), {"rna": 1e4, "protein": 1e4}).layout
         data = ValidationData(held_out_mixture(mixture), reader, 90)
 
         def make(number_of_devices: int = 1, config: ExperimentConfig = usual) -> EvaluatorInputs:

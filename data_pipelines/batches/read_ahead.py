@@ -2,14 +2,16 @@
 
 `tf_batches` makes them inside a tf.data graph (parallel, in order, prefetched); `grain_batches` in the threads of a
 Grain data set; `thread_batches` in plain threads, for machines with neither. All give the same batches bit for bit.
-TensorFlow and Grain are imported when they are asked for.
+TensorFlow and Grain are imported when they are asked for. `ReadAhead` says which, and how far ahead.
 """
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
 
 import numpy as np
 
@@ -60,10 +62,16 @@ def tf_batches(
     """(step, batch) for start_step <= step < stop_step through tf.data, in order; the batches of `thread_batches`.
 
     TensorFlow is kept off the GPUs: JAX owns them. An error of `batch_at` is raised as itself, not as TensorFlow's.
+
+    Raises:
+      ConfigError: TensorFlow is not installed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its notes on CPU features are not for our users
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # nor is its note on these; no such operation is used
-    import tensorflow as tf
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise _not_installed("tfdata", "tensorflow", error) from error
 
     try:
         tf.config.set_visible_devices([], "GPU")
@@ -130,13 +138,73 @@ def grain_batches(
     try:
         import grain
     except ImportError as error:
-        raise ConfigError(
-            f"--reader grain needs the package grain ({error}): install scmbert_jax[grain], or read with threads"
-        ) from error
+        raise _not_installed("grain", "grain", error) from error
 
     steps = grain.MapDataset.source(_Steps(reader, start_step, stop_step))
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads + prefetch)
     yield from steps.to_iter_dataset(options)
+
+
+def _not_installed(front_end: str, package: str, error: ImportError) -> ConfigError:
+    return ConfigError(
+        f"--reader {front_end} needs the package {package} ({error}): install scmbert_jax[{package}], or read with "
+        "--reader threads, which gives the same batches."
+    )
+
+
+FRONT_ENDS: dict[str, Callable[..., Iterator[tuple[int, CellBatch]]]] = {
+    "tfdata": tf_batches,
+    "threads": thread_batches,
+    "grain": grain_batches,
+}
+_NAMES = {"tfdata": "tf.data", "threads": "threads", "grain": "Grain"}
+
+
+@dataclass(frozen=True)
+class ReadAhead:
+    """How batches are made before they are needed; it changes none of them.
+
+    Attributes:
+      front_end: of `FRONT_ENDS`; "auto": tf.data where TensorFlow is installed, else threads.
+      num_threads: that make batches side by side, 1 or more.
+      prefetch: batches that wait for the training, 0 or more, beside those that are being made.
+
+    Raises `ConfigError` for other values.
+    """
+
+    front_end: Literal["auto", "tfdata", "threads", "grain"] = "auto"
+    num_threads: int = DEFAULT_THREADS
+    prefetch: int = DEFAULT_PREFETCH
+
+    def __post_init__(self) -> None:
+        if self.front_end not in ("auto", *FRONT_ENDS):
+            raise ConfigError(f"reader {self.front_end!r}: expected one of auto, {', '.join(FRONT_ENDS)}.")
+        if self.num_threads < 1:
+            raise ConfigError(f"--reader-threads {self.num_threads}: expected 1 or more.")
+        if self.prefetch < 0:
+            raise ConfigError(f"--reader-prefetch {self.prefetch}: expected 0 or more.")
+
+    @property
+    def chosen(self) -> str:
+        """The name of the front end in `FRONT_ENDS`."""
+        if self.front_end != "auto":
+            return self.front_end
+        return "threads" if find_spec("tensorflow") is None else "tfdata"
+
+    def batches(self, reader: BatchReader, start_step: int, stop_step: int) -> Iterator[tuple[int, CellBatch]]:
+        """(step, batch) for start_step <= step < stop_step, in order."""
+        make = FRONT_ENDS[self.chosen]
+        return make(reader, start_step, stop_step, num_threads=self.num_threads, prefetch=self.prefetch)
+
+    def in_words(self) -> str:
+        """For people, when a run starts."""
+        why = ""
+        if self.front_end == "auto":
+            why = f"; TensorFlow is {'not ' if self.chosen == 'threads' else ''}installed"
+        return (
+            f"batches are read by {_NAMES[self.chosen]} (--reader {self.chosen}{why}): made by {self.num_threads} "
+            f"threads, up to {self.prefetch} in waiting"
+        )
 
 
 class _Steps:

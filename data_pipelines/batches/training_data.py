@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipelines.batches.batch_reader import BatchReader
 from data_pipelines.batches.mixture_information import information_of_mixture
-from data_pipelines.batches.read_ahead import grain_batches, tf_batches, thread_batches
+from data_pipelines.batches.read_ahead import ReadAhead
 from data_pipelines.batches.trained_cells import TRAINED_CELLS, TrainedCells, save_trained_cells, trained_cells
 from data_pipelines.batches.whole_cells import drawn_cells, first_cells
 from data_pipelines.statistics.feature_statistics import (
@@ -25,12 +25,6 @@ from data_pipelines.statistics.feature_statistics import (
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.feature_layout import FeatureLayout, FeatureStatistics
 
-# How batches are read ahead; all give the same batches bit for bit. `threads` needs neither TensorFlow nor Grain.
-FRONT_ENDS: dict[str, Callable[[BatchReader, int, int], Iterator[tuple[int, CellBatch]]]] = {
-    "tfdata": tf_batches,
-    "threads": thread_batches,
-    "grain": grain_batches,
-}
 # Counts of the cells that statistics are made of: some thousand cells of a whole transcriptome, some ten thousand of a
 # few hundred genes. Cells are in memory in parts of as many.
 MAX_COUNTS = 8_000_000
@@ -53,7 +47,7 @@ class MixtureData:
     def __init__(
         self,
         reader: BatchReader,
-        front_end: str,
+        read_ahead: ReadAhead,
         target_sums: Mapping[str, float],
         started_run: Path | None = None,
         made_once: Callable[[Callable[[], Mapping[str, np.ndarray]]], Mapping[str, np.ndarray]] = lambda make: make(),
@@ -71,7 +65,7 @@ class MixtureData:
         which raises `InputError` when those of a run cannot be read.
         """
         joined = reader.mixture.joined
-        self._reader, self._batches = reader, FRONT_ENDS[front_end]
+        self._reader, self._read_ahead = reader, read_ahead
         self.covariates = {name: joined.vocabularies[name] for name in reader.covariates}
         self._target_sums, self._linear_path, self._with_earlier = target_sums, linear_path, with_earlier
         self._started_run, self._made_once = started_run, made_once
@@ -106,7 +100,7 @@ class MixtureData:
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[tuple[int, CellBatch]]:
         """(step, this process's rows of its batch), a pure function of (seed, step)."""
-        return self._batches(self._reader, start_step, stop_step)
+        return self._read_ahead.batches(self._reader, start_step, stop_step)
 
     def save_features(self, folder: Path) -> None:
         """Writes feature_space.parquet, feature_statistics.npz and, where the cells can be told, trained_cells.npz."""

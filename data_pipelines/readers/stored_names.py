@@ -41,17 +41,21 @@ def read_names(array: StoredArray, where: str) -> np.ndarray:
 def as_names(values: Iterable[Any], where: str) -> np.ndarray:
     """str [n] of text, bytes (UTF-8) or numbers. Raises InputError as `read_names`."""
     found = np.asarray(values).astype(object)
-    missing = np.asarray(pd.isna(found))
-    if missing.any():
-        raise InputError(
-            f"{where}: entry {int(np.argmax(missing)):,} is missing; every cell and every feature needs a name"
-        )
+    refuse_missing(np.asarray(pd.isna(found)), where)
     names = [_text(value, row, where) for row, value in enumerate(found.tolist())]
     longest = max(map(len, names), default=0)
     if longest > LONGEST_NAME:
         row = next(row for row, name in enumerate(names) if len(name) == longest)
         _refuse_length(longest, f"entry {row:,} ({names[row][:20]!r} ...) is a name", where)
     return np.array(names, dtype=str)
+
+
+def refuse_missing(missing: np.ndarray, where: str) -> None:
+    """Raises InputError where a name is missing (bool [n])."""
+    if missing.any():
+        raise InputError(
+            f"{where}: entry {int(np.argmax(missing)):,} is missing; every cell and every feature needs a name"
+        )
 
 
 def _text(value: Any, row: int, where: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from data_pipelines.features.column_names import plain_name
-from data_pipelines.readers.stored_names import as_names, read_names
+from data_pipelines.readers.stored_names import as_names, read_names, refuse_missing
 from data_pipelines.readers.stored_nodes import StoredGroup, attribute_text, is_array, is_group, read_values
 from scmbert_jax.errors import InputError
 
@@ -89,8 +89,23 @@ def _columns(node: StoredGroup, where: str) -> _Table:
                 return pd.Categorical.from_codes(stored[:], categories)
         return read_elem(stored)
 
-    held, named = node[index], f"{where}/{index}"
-    return read_names(held, named) if is_array(held) else as_names(read_elem(held), named), names, column
+    return _index(node[index], f"{where}/{index}"), names, column
+
+
+def _index(held: Any, where: str) -> np.ndarray:
+    """Names of rows: an array; with pandas 3 an array beside a mask of those that are missing; or anything else."""
+    from anndata.io import read_elem
+
+    if is_array(held):
+        return read_names(held, where)
+    if not all(part in held and is_array(held[part]) for part in ("values", "mask")):
+        return as_names(read_elem(held), where)
+    names = read_names(held["values"], where)
+    missing = np.asarray(read_values(held["mask"], slice(None), where))
+    if missing.shape != names.shape:
+        raise InputError(f"{where}: {len(names):,} names with a mask of shape {missing.shape}; write the file again")
+    refuse_missing(missing, where)
+    return names
 
 
 def _is_inside(name: str, node: StoredGroup) -> bool:

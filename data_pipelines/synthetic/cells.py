@@ -4,6 +4,7 @@
 `synthetic_cells` makes count matrices whose cell types, technical batches and true profiles are known.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from scmbert_jax.batch import MODALITIES, CellBatch, CellProfile, ModalityTokens
 from scmbert_jax.feature_layout import FeatureLayout
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from mudata import MuData
 
 NUM_BATCH_CELL_TYPES = 8  # cell types of `synthetic_batch`: row r of a batch is of a type drawn per (seed, step)
@@ -225,7 +227,6 @@ class SyntheticCells:
     def to_mudata(self) -> "MuData":
         """A MuData with one AnnData per modality, of the cells measured in it; obs stands in both. Needs mudata."""
         import anndata
-        import mudata
 
         parts = {
             name: anndata.AnnData(
@@ -235,13 +236,22 @@ class SyntheticCells:
             )
             for name in self.counts
         }
-        with mudata.set_options(pull_on_update=False):
-            joined = mudata.MuData(parts)
+        joined = mudata_of(parts)
         for column in self.obs:
             joined.obs[column] = self.obs[column].reindex(joined.obs_names)
         if "atac" in joined.mod:
             joined.mod["atac"].uns["genome"] = "GRCh38"
         return joined
+
+
+def mudata_of(parts: "dict[str, AnnData]") -> "MuData":
+    """A MuData of AnnData by modality, whose metadata stay where they are. Needs mudata."""
+    import mudata
+
+    # The default since 0.4, which lacks the option.
+    options = getattr(mudata, "set_options", None)
+    with nullcontext() if options is None else options(pull_on_update=False):
+        return mudata.MuData(parts)
 
 
 def synthetic_cells(

@@ -23,6 +23,8 @@ _MOST = {
     "num_seeds": 1_000,
     "num_tokens": 1 << 20,
     "peer_turns": 10_000,
+    "reader_prefetch": 1 << 16,
+    "reader_threads": 4_096,
     "rounds": 10_000,
     "starts": 10_000,
     "steps_per_turn": 1 << 20,

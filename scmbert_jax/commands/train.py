@@ -67,8 +67,13 @@ class Pretrain:
     init_from: Path | None = None
     """Start a new run from the weights of a model folder, or of a run folder with a checkpoint, on any corpus of the
     same species: features are found by id, new ones start from their linked genes or fresh, which is told."""
-    reader: Literal["tfdata", "threads", "grain"] = "tfdata"
-    """How batches are read ahead; `threads` needs neither TensorFlow nor Grain. All give the same batches."""
+    reader: Literal["auto", "tfdata", "threads", "grain"] = "auto"
+    """How batches are read ahead; `auto`: by tf.data where TensorFlow is installed, else by threads. All give the same
+    batches."""
+    reader_threads: int = 2
+    """Threads that make batches. Two keep a GPU busy; more help on large hosts."""
+    reader_prefetch: int = 4
+    """Batches that wait for the training, beside those that are being made; each takes memory."""
     restore_step: int | None = None
     """Continue from the checkpoint of this step; later ones are moved to RUN-DIR/set_aside. Done once: repeated, the
     command continues from the newest."""
@@ -118,6 +123,8 @@ class Pretrain:
             validation=self.validation,
             init_from=self.init_from,
             reader=self.reader,
+            reader_threads=self.reader_threads,
+            reader_prefetch=self.reader_prefetch,
             cache_dir=self.cache_dir,
             cache_gigabytes=self.cache_gigabytes,
             restore_step=self.restore_step,

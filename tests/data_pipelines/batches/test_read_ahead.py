@@ -13,8 +13,7 @@ import pytest
 
 from data_pipelines.batches.batch_reader import BatchReader
 from data_pipelines.batches.collate import TokenSampling
-from data_pipelines.batches.read_ahead import thread_batches
-from data_pipelines.batches.training_data import FRONT_ENDS
+from data_pipelines.batches.read_ahead import FRONT_ENDS, ReadAhead, thread_batches
 from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.synthetic.cells import synthetic_cells
@@ -141,8 +140,10 @@ def test_all_front_ends_give_the_same_batches_bit_for_bit(reader):
     start, stop = 3, reader.steps_per_epoch + 4
     expected = [reader.batch_at(step) for step in range(start, stop)]
     assert list(FRONT_ENDS) == ["tfdata", "threads", "grain"]
-    for batches in FRONT_ENDS.values():
-        steps, found = zip(*batches(reader, start, stop, num_threads=3), strict=True)
+    ways = [ReadAhead(name, num_threads=3) for name in FRONT_ENDS]
+    ways += [ReadAhead(name, num_threads=1, prefetch=0) for name in FRONT_ENDS]
+    for way in [*ways, ReadAhead()]:
+        steps, found = zip(*way.batches(reader, start, stop), strict=True)
         assert list(steps) == list(range(start, stop))
         for batch, right in zip(found, expected, strict=True):
             assert type(batch) is CellBatch
@@ -166,9 +167,29 @@ def test_batches_are_made_ahead_in_threads_of_their_own_and_no_more_than_that(re
 
 
 def test_a_front_end_that_is_not_installed_says_what_to_install(reader, monkeypatch):
-    monkeypatch.setitem(sys.modules, "grain", None)
-    with pytest.raises(ConfigError, match=r"--reader grain needs the package grain .*scmbert_jax\[grain\]"):
-        next(FRONT_ENDS["grain"](reader, 0, 3))
+    for name, package in (("grain", "grain"), ("tfdata", "tensorflow")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ConfigError, match=rf"--reader {name} needs the package {package}.*\[{package}\].*threads"):
+            next(FRONT_ENDS[name](reader, 0, 3))
+
+
+def test_tf_data_reads_where_tensorflow_is_installed_and_threads_elsewhere_and_it_is_said(monkeypatch):
+    assert ReadAhead().chosen == "tfdata"
+    assert "tf.data (--reader tfdata; TensorFlow is installed): made by 2 threads, up to 4" in ReadAhead().in_words()
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    assert ReadAhead().chosen == "threads"
+    said = ReadAhead(num_threads=8, prefetch=1).in_words()
+    assert "threads (--reader threads; TensorFlow is not installed): made by 8 threads, up to 1" in said
+    assert ReadAhead("tfdata").chosen == "tfdata", "what is asked for is never replaced"
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [({"front_end": "torch"}, "reader 'torch'"), ({"num_threads": 0}, "--reader-threads 0"), ({"prefetch": -1}, "-1")],
+)
+def test_no_other_way_to_read_ahead_is_taken(values, named):
+    with pytest.raises(ConfigError, match=named):
+        ReadAhead(**values)
 
 
 def test_many_threads_may_share_a_reader(corpus, reader):
@@ -277,6 +298,8 @@ from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.batches.batch_reader import BatchReader
 from data_pipelines.batches.collate import TokenSampling
 from data_pipelines.batches.read_ahead import thread_batches
+from data_pipelines.batches.read_ahead import FRONT_ENDS
+from data_pipelines.batches.read_ahead import ReadAhead
 reader = BatchReader(open_corpus({str(corpus_path)!r}), {{"rna": TokenSampling(16, 0.2)}}, **{json.dumps(SETTINGS)})
 print(sum(len(batch.row) for _, batch in thread_batches(reader, 0, 3)))
 """

@@ -6,6 +6,7 @@ import pytest
 from data_pipelines.batches import training_data
 from data_pipelines.batches.batch_reader import BatchReader
 from data_pipelines.batches.collate import TokenSampling
+from data_pipelines.batches.read_ahead import ReadAhead
 from data_pipelines.batches.trained_cells import TRAINED_CELLS, load_trained_cells
 from data_pipelines.batches.training_data import MixtureData
 from data_pipelines.build.build_corpus import build_corpus
@@ -29,7 +30,7 @@ def data_of(corpus_path, started_run) -> MixtureData:
     sampling = {"rna": TokenSampling(20, 0.25)}
     corpus = open_corpus(corpus_path)
     reader = BatchReader(corpus, sampling, seed=0, global_batch_size=12, num_streams=2, window_blocks=2)
-    return MixtureData(reader, "threads", {"rna": 1e4}, started_run=started_run)
+    return MixtureData(reader, ReadAhead("threads"), {"rna": 1e4}, started_run=started_run)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.checks.input_check import check_dataset
 from data_pipelines.features.gene_tables import load_gene_table
 from data_pipelines.readers.open_dataset import open_dataset
+from data_pipelines.synthetic.cells import mudata_of
 from scmbert_jax.errors import InputError
 
 ANTIBODIES = ["CD3", "CD4", "CD8", "CD19", "CD14"]
@@ -110,24 +111,20 @@ def test_equal_numbers_in_another_spelling_and_unknown_values_are_no_contradicti
 
 
 def test_the_modalities_of_one_mudata_are_compared_as_well():
-    mudata = pytest.importorskip("mudata")
     parts = {
         "rna": cells(genes_of("human"), donor=["a"] * NUM_CELLS),
         "protein": cells(ANTIBODIES, donor=["b"] * NUM_CELLS),
     }
-    with mudata.set_options(pull_on_update=False):
-        report = check_dataset(open_dataset(mudata.MuData(parts)), min_genes=1)
+    report = check_dataset(open_dataset(mudata_of(parts)), min_genes=1)
     assert "40 of 40 cells" in report.problems[0]
 
 
 def test_pairs_that_a_program_made_of_two_batches_are_declared_and_not_refused():
-    mudata = pytest.importorskip("mudata")
     parts = {
         "rna": cells(genes_of("human"), batch=["p1"] * NUM_CELLS),
         "protein": cells(ANTIBODIES, batch=["p2"] * NUM_CELLS),
     }
-    with mudata.set_options(pull_on_update=False):
-        data = mudata.MuData(parts)
+    data = mudata_of(parts)
     assert not check_dataset(open_dataset(data), min_genes=1).usable
     data.uns["scmbert_pseudo_pairs"] = {"method": "sinkhorn"}
     report = check_dataset(open_dataset(data), min_genes=1)

@@ -196,10 +196,10 @@ def test_thirty_thousand_columns_take_seconds_and_those_that_mean_something_are_
     path = written(tmp_path, cells())
     names = [f"score_{i}" for i in range(29_999)]
     with h5py.File(path, "r+", libver="latest") as file:  # others cannot hold so many names
-        index, attributes = file["obs/_index"][:], dict(file["obs"].attrs)
+        index, attributes = ad.io.read_elem(file["obs/_index"]), dict(file["obs"].attrs)
         del file["obs"]
         file.create_group("obs").attrs.update(attributes)
-        file["obs"]["_index"] = index
+        ad.io.write_elem(file["obs"], "_index", index)
         for name in names:
             file["obs"][name] = np.zeros(30)
         ad.io.write_elem(file["obs"], "Cell Type", pd.Categorical(["T", "B", "NK"] * 10))
@@ -219,12 +219,46 @@ def test_thirty_thousand_columns_take_seconds_and_those_that_mean_something_are_
 def index_with(value, table="obs"):
     def spoil(file):
         name = file[table].attrs["_index"]
-        names = file[table][name][:].astype(object)
+        names = ad.io.read_elem(file[table][name]).astype(object)
         names[3] = value
         del file[table][name]
         file[table].create_dataset(name, data=names, dtype=h5py.string_dtype())
 
     return spoil
+
+
+def beside_a_mask(spoil, missing=(), length=None):
+    """After `spoil`: the names of the cells as pandas 3 has them stored, with these entries missing."""
+
+    def change(file):
+        spoil(file)
+        names = file["obs/_index"][:] if isinstance(file["obs/_index"], h5py.Dataset) else file["obs/_index/values"][:]
+        del file["obs/_index"]
+        group = file.create_group("obs/_index")
+        group.attrs.update({"encoding-type": "nullable-string-array", "encoding-version": "0.1.0"})
+        group.create_dataset("values", data=names, dtype=h5py.string_dtype())
+        group["mask"] = np.isin(np.arange(len(names) if length is None else length), missing)
+
+    return change
+
+
+def test_names_beside_a_mask_are_read(tmp_path):
+    dataset = open_dataset(written(tmp_path, cells(), beside_a_mask(lambda file: None)))
+    assert dataset.cell_ids.tolist() == list(BARCODES)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (beside_a_mask(lambda file: None, missing=[3]), "obs/_index: entry 3 is missing"),
+        (beside_a_mask(lambda file: None, length=7), r"30 names with a mask of shape \(7,\)"),
+        (beside_a_mask(index_with(b"AACG\xff-1")), "entry 3 .* is not UTF-8"),
+        (beside_a_mask(index_with(b"A" * 300_000)), "is a name of 300,000 characters; at most 1,000"),
+    ],
+)
+def test_names_beside_a_mask_are_refused_as_others_are(change, words, tmp_path):
+    with pytest.raises(InputError, match=words):
+        open_dataset(written(tmp_path, cells(), change))
 
 
 @pytest.mark.parametrize("table", ["obs", "var"])

@@ -1,7 +1,6 @@
 """Cells without pairs: what one modality's barcodes say of the other's never reaches the corpus."""
 
 import anndata
-import mudata
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +9,7 @@ from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.build.describe import describe_corpus, describe_text
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.readers.open_dataset import open_dataset
-from data_pipelines.synthetic.cells import synthetic_cells
+from data_pipelines.synthetic.cells import mudata_of, synthetic_cells
 from scmbert_jax.errors import InputError
 
 SMALL = {"min_genes": 5, "block_size": 16}
@@ -27,8 +26,7 @@ def with_other_barcodes(whole, modality: str, seed: int = 0):
     shuffled = np.random.default_rng(seed).permutation(parts[modality].obs_names.to_numpy())
     assert not np.array_equal(shuffled, parts[modality].obs_names)
     parts[modality].obs_names = shuffled
-    with mudata.set_options(pull_on_update=False):
-        return mudata.MuData(parts)
+    return mudata_of(parts)
 
 
 def shards_of(corpus) -> dict[str, bytes]:
@@ -89,8 +87,7 @@ def test_metadata_that_only_the_mudata_has_reach_each_modality_but_a_copy_of_the
         for name, ids in rows.items()
     }
     parts["rna"].var_names, parts["protein"].var_names = ["CD4", "CD8A"], ["cd4", "cd8a"]
-    with mudata.set_options(pull_on_update=False):
-        data = mudata.MuData(parts)
+    data = mudata_of(parts)
     data.obs["donor"] = [f"donor_{cell}" for cell in data.obs_names]
     dataset = open_dataset(data, unpaired=True)
     assert dataset.cell_ids.tolist() == ["a:rna", "b:rna", "c:rna", "b:protein", "c:protein", "d:protein"]

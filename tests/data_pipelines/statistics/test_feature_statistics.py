@@ -8,6 +8,7 @@ from sklearn.decomposition import PCA
 from data_pipelines.batches import training_data
 from data_pipelines.batches.batch_reader import BatchReader
 from data_pipelines.batches.collate import TokenSampling
+from data_pipelines.batches.read_ahead import ReadAhead
 from data_pipelines.batches.training_data import MixtureData
 from data_pipelines.batches.whole_cells import drawn_cells, first_cells
 from data_pipelines.build.build_corpus import build_corpus
@@ -225,7 +226,7 @@ def test_a_linear_path_starts_from_cells_of_the_whole_corpus_and_of_none_that_is
     found = {}
     for max_counts in (500, 10**9):
         monkeypatch.setattr(training_data, "MAX_COUNTS", max_counts)
-        found[max_counts] = MixtureData(reader, "threads", {"rna": 1e4}).layout.statistics
+        found[max_counts] = MixtureData(reader, ReadAhead("threads"), {"rna": 1e4}).layout.statistics
     streamed, exact = found[500], found[10**9]
     typical = np.median(parts[0].library_size)
     counts = together.toarray() / np.asarray(together.sum(1)) * typical
@@ -274,7 +275,7 @@ def test_components_are_those_of_a_pca_of_the_same_counts(tmp_path):
         num_streams=2,
         window_blocks=2,
     )
-    data = MixtureData(reader, "threads", {"rna": 1e4})
+    data = MixtureData(reader, ReadAhead("threads"), {"rna": 1e4})
     linear, names = data.layout.statistics.linear, reader.mixture.joined.feature_space.modalities["rna"].ids.tolist()
     order = [names.index(gene) for gene in adata.var_names]
     loadings = linear.loadings[order].astype(np.float64)
