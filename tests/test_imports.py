@@ -53,6 +53,14 @@ ROOMS = (
     ("batches",),
 )
 
+# Those of scmbert_jax/evaluation: a suite knows neither another suite nor who draws for it.
+EVALUATION = (
+    ("metrics", "intervals", "ridge", "seen_cells", "baselines"),
+    ("data",),
+    ("report",),
+    ("probe", "alignment", "translation", "pretraining"),
+)
+
 # Makes `import NAME` fail and `find_spec(NAME)` find nothing, as where the package is not installed.
 BLOCKER = "import sys\nsys.modules.update(dict.fromkeys({names!r}))\n"
 
@@ -121,14 +129,23 @@ def test_no_part_of_the_package_imports_one_above_it(path):
             assert layer_of(names[1]) <= layer_of(part), f"{path.name} ({part}) imports {module}"
 
 
-@pytest.mark.parametrize("path", sources("data_pipelines"), ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_no_room_of_data_pipelines_imports_one_above_it(path):
-    """Rooms of one floor do not know each other."""
-    room = path.relative_to(REPOSITORY / "data_pipelines").parts[0].removesuffix(".py")
+@pytest.mark.parametrize(
+    ("house", "rooms", "path"),
+    [
+        pytest.param(house, rooms, path, id=str(path.relative_to(REPOSITORY)))
+        for house, rooms in (("data_pipelines", ROOMS), ("scmbert_jax/evaluation", EVALUATION))
+        for path in sources(house)
+    ],
+)
+def test_no_room_imports_one_above_it_or_beside_it(house, rooms, path):
+    """Files that stand in no room of the lowest floor may know each other."""
+    room = path.relative_to(REPOSITORY / house).parts[0].removesuffix(".py")
+    inside = house.replace("/", ".") + "."
     for module in imported_by(path):
-        names = module.split(".")
-        if names[0] == "data_pipelines" and names[1] != room:
-            assert layer_of(names[1], ROOMS) < layer_of(room, ROOMS), f"{path.name} ({room}) imports {module}"
+        other = module.removeprefix(inside).split(".")[0]
+        if module.startswith(inside) and other != room:
+            floor, own = layer_of(other, rooms), layer_of(room, rooms)
+            assert floor < own or floor == own == 0, f"{path.name} ({room}) imports {module}"
 
 
 def test_no_two_files_import_each_other_not_even_by_way_of_others():
