@@ -120,8 +120,9 @@ class ModelConfig:
     encoder_sharing: Literal["shared", "multiway", "per_modality"] = "shared"
     """What modalities share of the encoder: all of it; the attention, with a feed-forward layer each; nothing."""
     linear_path: bool = True
-    """Principal components of up to 100,000 cells beside the transformer, into the cell embedding and out of it
-    (models/linear_path.py): what few cells and steps do not teach. Off in the experiments from small_10m up."""
+    """Principal components of up to 100,000 cells, added to the cell embedding and to what is predicted from it
+    (models/linear_path.py): few cells and steps do not teach a transformer as much. Off in the experiments from
+    small_10m up."""
     decoder_layers: int = 1
     """Cross-attention layers of the translation decoder."""
     attention: str = "xla"
@@ -131,7 +132,7 @@ class ModelConfig:
     favor_features: int = 0
     """Random features per head of `favor`; more estimate better. 0: floor(head_dim * ln(head_dim)), 266 for 64."""
     favor_redraw_every: int = 1000
-    """Steps after which `favor` draws its random features anew, so that no model relies on one draw; 0: never. A
+    """Steps after which `favor` draws new random features, so that no model relies on one draw; 0: never. A
     trained model keeps those of the last step of its run."""
     scan_layers: bool = True
     """Compile one layer and scan over it; False unrolls (slower to compile, sometimes faster to run)."""
@@ -189,9 +190,9 @@ class CrossModalTranslationConfig:
     pair_weight: float = 1.0
     """Weight of predicting the measured other modality; 0: pairs are not used."""
     cycle_weight: float = 0.0
-    """Weight of coming back from the predicted other modality to the measured one; needs no pairs."""
+    """Weight of predicting the measured modality back from the predicted other one; needs no pairs."""
     cycle_features: int = 64
-    """Features of the other modality that are predicted on the way there."""
+    """Features of the other modality that are predicted in the first half of that cycle."""
     source_fraction: float = 1.0
     """Share of the source's tokens that the encoder is shown; the rest changes from epoch to epoch."""
     covariate_dropout: float = 0.1
@@ -256,11 +257,11 @@ class WholeProfileConfig:
     hidden_dim: int = 256
     """Width of the one layer between the cell embedding and the features."""
     profile_tokens: int = 2048
-    """Expressed features per cell and modality that are compared with their counts; of a cell with more, so many are
-    drawn anew in every epoch, and each counts for several. Zeros need no place: they are what is not expressed."""
+    """Expressed features per cell and modality that are compared with their counts. Of a cell with more, each epoch
+    draws others at random, and each counts for several. Zeros need no place: they are what is not expressed."""
     features_per_step: int = 16_384
-    """Features of a modality that are predicted in a step; of more, so many are drawn anew in each step, the same for
-    all its cells. 0: all. Counts by negative binomial are always of all: they share the cell's library."""
+    """Features of a modality that are predicted in a step. If there are more, each step draws as many at random, the
+    same for all its cells. 0: all. With negative binomial counts always all: they share the cell's library."""
     source_fraction: float = 1.0
     """Share of a cell's tokens that the encoder is shown. Below 1, also cells of fewer expressed features than
     `num_tokens` are predicted from a part of them."""
@@ -346,12 +347,12 @@ class TrainConfig:
     num_steps: int = 1000
     """Optimizer steps of the whole run (the learning rate schedule ends here)."""
     num_microbatches: int = 1
-    """Gradient accumulation: the global batch is worked off in this many parts, sums divided once."""
+    """Gradient accumulation: the global batch is processed in this many parts; sums are divided once."""
     row_widths: tuple[int, ...] = ()
-    """Widths in tokens, of all modalities together, that a part may be cut to besides the whole row: the narrowest that
-    holds its longest cell. With any, parts are of cells of like length, so that little padding is computed; each width
-    is compiled by itself. `scmbert bench padding` finds those of a corpus. Not for objectives that compare cells of the
-    whole batch."""
+    """Widths in tokens, of all modalities together, to which a microbatch may be cut: the narrowest that holds its
+    longest cell. If there are any, microbatches are made of cells of similar length, so that little padding is
+    computed; each width is compiled separately. `scmbert bench padding` finds good ones for a corpus. Not for
+    objectives that compare cells of the whole batch."""
     log_every: int = 10
     """Steps between rows of metrics.jsonl."""
     checkpoint_every: int = 200
@@ -359,7 +360,7 @@ class TrainConfig:
     keep_checkpoints: int = 3
     """The newest checkpoints that are kept."""
     keep_every: int = 0
-    """Checkpoints of steps that are multiples of this are kept for ever, besides the newest; 0: none."""
+    """Checkpoints of steps that are multiples of this are kept forever, in addition to the newest; 0: none."""
 
     def validate(self, where: str) -> None:
         for name in (
@@ -387,16 +388,18 @@ class TrainConfig:
 @dataclass(frozen=True)
 class ValidationConfig:
     """How a run is judged on cells that it does not train on (evaluators/); all of it may change when a run continues.
-    Without held-out cells (--validation CORPUS, --held-out FIELD=FRACTION, or a rule of the corpus) nothing is."""
+    Without held-out cells (--validation CORPUS, --held-out FIELD=FRACTION, or a rule of the corpus) there is no
+    validation.
+    """
 
     every: int = 0
     """Steps between evaluations, before each of which a checkpoint is saved; 0: only at the end."""
     evaluators: tuple[str, ...] = ("loss", "lift")
     """NAME, or NAME:STEPS for one with a schedule of its own (evaluators/table.py)."""
     cells: int = 1024
-    """Held-out cells that are looked at, at most; always the same."""
+    """Held-out cells that are evaluated, at most; always the same."""
     best: str = ""
-    """NAME/METRIC of an evaluator, such as loss/loss: the checkpoint of its lowest value is kept whatever comes after.
+    """NAME/METRIC of an evaluator, such as loss/loss: the checkpoint of its lowest value is kept, whatever comes after.
     NAME/METRIC:highest where more is better, such as probe/macro_f1:highest."""
     patience: int = 0
     """The run ends after this many evaluations without a better `best`; 0: it does not."""

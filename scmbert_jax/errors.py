@@ -9,7 +9,7 @@ import errno
 from scmbert_jax.plain_text import without_secrets
 
 # What a run exits with that a signal stopped before its last step. It saved and continues, so this is no error; but it
-# is not done either, and whoever waits for 0 must not go on. 75: "try again" (EX_TEMPFAIL of sysexits.h).
+# is not done either, and whoever waits for 0 must not continue. 75: "try again" (EX_TEMPFAIL of sysexits.h).
 INTERRUPTED = 75
 
 

@@ -214,7 +214,7 @@ def export_model(
 
 
 def _remove(folder: Path) -> None:
-    """Removes a folder for good. When one of Orbax's writes fails, its others go on for a moment and make it anew."""
+    """Removes a folder for good. When one of Orbax's writes fails, the others continue and may make it again."""
     seen_gone = 0
     for _ in range(50):
         shutil.rmtree(folder, ignore_errors=True)

@@ -79,7 +79,7 @@ def warm_start(
         found = "neither a model folder nor a run folder" if folder.is_dir() else "there is no such folder"
         raise CheckpointError(
             f"--init-from {folder}: {found}. Give one that scmbert export or scmbert pretrain wrote. A run that has a "
-            "checkpoint goes on without the option."
+            "checkpoint continues without the option."
         )
     there = load_config(folder / "config.json")
     check_fits(there, config, str(folder))

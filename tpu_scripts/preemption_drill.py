@@ -10,7 +10,7 @@ The run folder must be seen from here. `local` starts the run itself, and lets i
 under way. On GKE and Slurm the run starts again by itself, on a queued resource by the command --restart. What must
 hold afterwards:
 
-- it was started again, and went on from a checkpoint at least as new as the newest at the moment of the signal;
+- it was started again, and continued from a checkpoint at least as new as the newest at the moment of the signal;
 - what was logged up to that checkpoint stands there unchanged, every step once, none missing;
 - steps after it that had to be done again have the same loss and saw the same number of masked values.
 
@@ -179,7 +179,7 @@ def drill_there(options: argparse.Namespace) -> tuple[Progress, Progress]:
         raise DrillError(f"exit code {code} of: {preemption(options)}")
     if options.restart:
         time.sleep(options.restart_delay)
-        start(shlex.split(options.restart))  # goes on after the drill, as long as the run
+        start(shlex.split(options.restart))  # continues after the drill, as long as the run
     wait_until("second start", lambda: progress_of(run_dir).starts > before.starts, patience)
 
     def went_on() -> bool:

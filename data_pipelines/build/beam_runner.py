@@ -63,7 +63,7 @@ class BeamPipelines:
             for path in sorted(self._failures.glob("failure-*")):
                 raise _failure(path) from error
             raise CorpusError(
-                f"the Beam pipeline failed ({error}). What was finished is kept: run the same command again to go on"
+                f"the Beam pipeline failed ({error}). What was finished is kept: run the same command again to continue"
             ) from error
         missing = [task.output for task in tasks if not task.output.exists()]
         if missing:

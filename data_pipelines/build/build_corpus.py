@@ -121,14 +121,14 @@ def build_corpus(
         this process may use, or this one alone where there are few cells.
       beam_options: given, the tasks run as Apache Beam pipelines with these options (`beam_runner`).
       progress: called with (what is being done, how much is done, of how much).
-      notice: called with what a person should know, such as that an unfinished build goes on.
+      notice: called with what a person should know, such as that an unfinished build continues.
 
     Raises:
       ConfigError: a text in `held_out` that is no rule.
       InputError: a data set that cannot be used, data sets that cannot be together in one corpus, or rules that hold
         out no cell or all of them.
       CorpusError: `out` is there already, another process builds it, the disk refuses, or a worker was killed. What was
-        finished stays in `OUT.building`, and the same call goes on with it.
+        finished stays in `OUT.building`, and the same call continues with it.
     """
     if is_url(out):
         raise CorpusError(

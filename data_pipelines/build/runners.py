@@ -87,7 +87,7 @@ class LocalProcesses:
         except BrokenProcessPool as error:
             raise CorpusError(
                 f"one of {self._workers} worker processes was killed, by the system if memory ran out. What was "
-                "finished is kept: run the same command again to go on, with fewer --workers if memory was short"
+                "finished is kept: run the same command again to continue, with fewer --workers if memory was short"
             ) from error
 
     def close(self) -> None:

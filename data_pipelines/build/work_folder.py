@@ -91,7 +91,7 @@ def open_work(folder: GrowingFolder, plan: dict[str, Any], notice: Callable[[str
 
 
 def remove_work(folder: GrowingFolder, work: WorkFolder) -> None:
-    """What is not of the corpus. Killed in the middle, the next call goes on, and finds its shards finished."""
+    """What is not of the corpus. If it is killed midway, the next call continues, and finds its shards finished."""
     with writing(folder.path):
         shutil.rmtree(work.path / "segments")
         shutil.rmtree(work.path)

@@ -54,7 +54,7 @@ def check_dataset(
     What was decided when the data set was opened (`ReadingOptions` of its matrices: assembly, regions, links,
     full-length assays) holds here.
 
-    Which cells go on (`ModalityReport.keep`): a row without counts is dropped from its modality (the assay failed
+    Which cells are kept (`ModalityReport.keep`): a row without counts is dropped from its modality (the assay failed
     there, which is not a zero); a cell whose RNA has fewer than `min_genes` genes is dropped from all modalities.
 
     Args:
@@ -304,7 +304,7 @@ def _check_names(matrix: CountsMatrix, mapping: FeatureMapping | None, report: I
 def _drop_cells(
     part: ModalityReport, matrix: CountsMatrix, report: InputReport, *, empty: np.ndarray, detected: np.ndarray
 ) -> None:
-    """Marks the rows that do not go on. Dropping more than half is a problem, not a filter."""
+    """Marks the rows that are not kept. Dropping more than half is a problem, not a filter."""
     reasons = {"without counts": empty}
     if part.modality == "rna":
         assert report.min_genes is not None  # settled by now

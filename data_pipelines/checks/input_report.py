@@ -24,7 +24,7 @@ class ModalityReport:
     Attributes:
       mapping: None where the modality, organism or assembly is not known (then there is a problem that says so).
       column_to_feature: int64 [columns], index into `features.ids` of the modality, -1 = unmapped.
-      keep: bool [cells of the matrix], the rows that go on; the others are counted in `dropped`.
+      keep: bool [cells of the matrix], the rows that are kept; the others are counted in `dropped`.
       dropped: reason -> number of cells.
       examples: reason -> first few cell ids.
       total_counts: float64 [cells of the matrix], over the mapped features.

@@ -10,7 +10,8 @@ appear by rename under the lock, so the limit holds for all of them together. Re
 least recently go first.
 
 The cache may lose anything at any time and never says more than "perhaps": who reads a block checks its CRC, and calls
-`forget` on damage. A disk that is full or read-only ends the writing with one warning; reading goes on from the source.
+`forget` on damage. A disk that is full or read-only ends the writing with one warning; reading continues from the
+source.
 
 Why our own: fsspec's caches know no limit of bytes. diskcache does, but has had no release since August 2023, and its
 index in SQLite costs a committed transaction for every read that is to count as a use.

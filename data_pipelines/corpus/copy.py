@@ -1,6 +1,6 @@
 """Copies a corpus between a folder and object storage, file by file, each read back and compared, the manifest last.
 
-A copy that was broken off is no corpus, since it has no manifest; the same command goes on where it stopped: a file
+A copy that was broken off is no corpus, since it has no manifest; the same command continues where it stopped: a file
 that lies there with the right size and sha256 is not sent again.
 """
 

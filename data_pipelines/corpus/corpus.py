@@ -48,7 +48,7 @@ from scmbert_jax.batch import MODALITIES
 from scmbert_jax.errors import CorpusError, InputError
 
 _HASH_CHUNK = 1 << 22
-_SIZES_AT_ONCE = 16  # files asked for their size together; each answer may take a journey
+_SIZES_AT_ONCE = 16  # files asked for their size together; each answer may come from far away
 
 
 def balanced_block_sizes(num_cells: int, block_size: int) -> np.ndarray:

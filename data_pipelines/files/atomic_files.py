@@ -91,7 +91,7 @@ def _refuse_what_is_no_build(path: Path) -> None:
 class GrowingFolder:
     """Use as `with GrowingFolder(out, building, replace) as folder:`; fill `folder.path`, then `folder.publish()`.
 
-    What an earlier call left in `building` is there again: the caller goes on with it, or calls `clear`. Left without
+    What an earlier call left in `building` is there again: the caller continues with it, or calls `clear`. Left without
     `publish`, it keeps what was made, unless it is left by an InputError: what is built from has to change then.
 
     Args:

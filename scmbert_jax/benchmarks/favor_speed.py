@@ -1,8 +1,9 @@
 """The encoder with `favor` attention beside performer-pytorch's, at scBERT's sizes: the same numbers? how fast?
 
 performer-pytorch runs in a Python of its own that has torch (`performer_peer.py`). Both do one forward pass or one
-training step (mean square of the output, its gradient, Adam) of one row in float32 on the same CPUs, by turns, so that
-a noisy machine is noisy for both. Beside the times stands whether the two attentions agree, given the same directions.
+training step (mean square of the output, its gradient, Adam) of one row in float32 on the same CPUs, alternately, so
+that a noisy machine is noisy for both. Beside the times stands whether the two attentions agree, given the same
+directions.
 """
 
 import json
@@ -108,7 +109,7 @@ def measure_favor(
     threads: int = 2,
     say: Callable[[str], None] = lambda message: None,
 ) -> FavorCosts:
-    """Times our encoder with `favor` and, by turns, performer-pytorch's.
+    """Times our encoder with `favor` and performer-pytorch's, alternately.
 
     Args:
       sizes: of both.

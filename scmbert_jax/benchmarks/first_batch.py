@@ -2,7 +2,7 @@
 
     python -m scmbert_jax.benchmarks.first_batch CORPUS STEP
 
-All that a run needs to go on is its step (8 bytes), so this is what a restart waits for before its first batch.
+All that a run needs to continue is its step (8 bytes), so this is what a restart waits for before its first batch.
 """
 
 import json

@@ -1,8 +1,8 @@
 """How speed, memory and mixing of our input pipeline depend on what can be chosen, one thing at a time.
 
-Every row is a process of its own (loader_process.py), the rows of a table in turns. Mixing is that of the data sets,
-which came one after the other into the build: their number in a batch, and the entropy of their shares in it, beside
-the same of a perfect shuffle of all cells (mean over the batches of an epoch).
+Every row is a process of its own (loader_process.py), the rows of a table measured alternately. Mixing is that of the
+data sets, which came one after the other into the build: their number in a batch, and the entropy of their shares in
+it, beside the same of a perfect shuffle of all cells (mean over the batches of an epoch).
 """
 
 import hashlib
@@ -151,7 +151,7 @@ def measure_corpora(
 
     Args:
       corpora: their folders.
-      rounds: each figure is the median over so many turns of 256 batches of 1,024 cells, which go on where the turn
+      rounds: each figure is the median over so many turns of 256 batches of 1,024 cells, which continue where the turn
         before ended.
       cold: their shards are dropped from the page cache before every batch.
 

@@ -1,9 +1,9 @@
 """How many cells per second of processor time the input pipeline gives, beside the loaders of other projects.
 
 All read the same synthetic cells (input_cells.py), each from its own kind of store, each in a process of its own
-(loader_process.py). They take turns, so that a noisy machine is noisy for all of them; a ratio is the median over the
-rounds of the ratios within a round. Ours gives sampled, padded tokens (ids and counts int32 [B, L]); the others give
-CSR float32 that still has to be made into tokens.
+(loader_process.py). They are measured alternately, so that a noisy machine is noisy for all of them; a ratio is the
+median over the rounds of the ratios within a round. Ours gives sampled, padded tokens (ids and counts int32 [B, L]);
+the others give CSR float32 that still has to be made into tokens.
 """
 
 import json
@@ -313,7 +313,7 @@ def _settings(num_cells: int, rounds: int, versions: dict[str, dict[str, str]]) 
     return {
         "cells": num_cells,
         "rounds": rounds,
-        "method": "cells per second of user and system time of the loader's process; loaders in turns; medians",
+        "method": "cells per second of user and system time of the loader's process, loaders alternating; medians",
         "ours": {name: value for name, value in OUR_DEFAULTS.items() if name not in ("loader", "cold")},
         "scdataset": SCDATASET_SETTINGS,
         "processors": os.cpu_count(),

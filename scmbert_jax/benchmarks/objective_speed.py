@@ -1,7 +1,7 @@
 """What a training step of each objective costs beside one of masked modelling: time and memory, same cells, same model.
 
-Synthetic cells with both modalities. The objectives take turns, so that a noisy machine is noisy for all of them; each
-figure is the median over the turns.
+Synthetic cells with both modalities. The objectives are timed alternately, so that a noisy machine is noisy for all of
+them; each figure is the median over the rounds.
 """
 
 import time

@@ -2,7 +2,7 @@
 
 A suite is a list of models, each with the lengths, batches and recompute policies worth knowing on that hardware. Every
 combination is compiled and timed by itself (`timed_step`); what does not fit, or what a backend refuses, is a row that
-says so, and the others go on. Beside each model stand PyTorch and Hugging Face's BERT where they are at hand
+says so, and the others continue. Beside each model stand PyTorch and Hugging Face's BERT where they are at hand
 (`torch_speed`), and on GPUs scBERT's full-length embedding beside performer-pytorch's (`embedding_speed`).
 """
 

@@ -1,8 +1,8 @@
-"""Cells per second out of a corpus whose every read takes a journey, beside the same corpus in a folder.
+"""Cells per second from a corpus whose storage answers late, compared with the same corpus in a folder.
 
-The journey is injected: an fsspec file system over the folder that waits before each answer, so that nothing but the
-latency differs. Ways of reading, in turns within one process: from the folder; from afar, one read after the other;
-from afar with the reads of a step and of the next windows under way together; from a warm cache of blocks.
+The delay is simulated: an fsspec file system over the folder that waits before each answer, so that nothing but the
+latency differs. Ways of reading, measured alternately in one process: from the folder; from afar, one read after the
+other; from afar with the reads of a step and of the next windows under way together; from a warm cache of blocks.
 """
 
 import asyncio

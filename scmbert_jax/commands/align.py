@@ -35,15 +35,15 @@ class Match:
     k: int = 5
     """Partners per cell."""
     method: Literal["sinkhorn", "cosine"] = "sinkhorn"
-    """Optimal transport within technical batches, or each cell for itself."""
+    """Optimal transport within technical batches, or the nearest for each cell by itself."""
     epsilon: float = 0.05
-    """Entropic regularisation, in units of the cosine: smaller is surer of itself."""
+    """Entropic regularisation, in units of the cosine: smaller spreads a cell over fewer partners."""
     space: Literal["cell", "aligned"] | None = None
-    """Embeddings that are compared; the contrastive (aligned) ones where the model has them, when left out."""
+    """Embeddings that are compared. Default: the contrastive (aligned) ones if the model has them."""
     organism: Organism = None
-    """Taken from the gene names when left out."""
+    """Default: taken from the gene names."""
     assembly: str | None = None
-    """Genome build of regions; the model's when left out."""
+    """Genome build of regions. Default: the model's."""
     allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
 
@@ -101,11 +101,11 @@ class LabelTransfer:
     method: Literal["knn", "logistic"] = "knn"
     """Share of the 15 nearest neighbours, or a logistic regression."""
     space: Literal["cell", "aligned"] | None = None
-    """Embeddings that are compared; the contrastive (aligned) ones where the model has them, when left out."""
+    """Embeddings that are compared. Default: the contrastive (aligned) ones if the model has them."""
     organism: Organism = None
-    """Taken from the gene names when left out."""
+    """Default: taken from the gene names."""
     assembly: str | None = None
-    """Genome build of regions; the model's when left out."""
+    """Genome build of regions. Default: the model's."""
     allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
 
@@ -156,17 +156,17 @@ class MakePseudoPairs:
     second_file: str | None = None
     """The second modality, where it is in another file."""
     only: tuple[str, ...] = ()
-    """Technical batches to use; all when left out."""
+    """Technical batches to use. Default: all."""
     keep_share: float = 1.0
     """Share of the pairs, the most probable first, that become one cell."""
     rounds: int = 3
-    """Of CCA and transport; 0: links alone."""
+    """Rounds of CCA and transport; 0: links alone."""
     epsilon: float = 0.05
     """Entropic regularisation, in units of the cosine cost."""
     check_links: bool = False
     """Also match with four fifths of the links and print how well the others are predicted: choose settings by it."""
     organism: Organism = None
-    """Taken from the gene names when left out."""
+    """Default: taken from the gene names."""
     assembly: str | None = None
     """Genome build of regions, such as hg38 or mm10."""
     overwrite: Overwrite = False

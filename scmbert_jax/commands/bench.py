@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BenchObjectives:
-    """Time and memory of a training step of each objective, beside one of masked modelling.
+    """Time and memory of a training step of each objective, compared with one of masked modelling.
 
-    Synthetic cells, one model size, the objectives in turns; no file is needed.
+    Synthetic cells and one model size; the objectives are timed alternately. No file is needed.
 
     Example:  scmbert bench objectives
               scmbert bench objectives --batch-size 64 --embed-dim 256 --num-layers 6 --json
@@ -34,9 +34,9 @@ class BenchObjectives:
     num_tokens: tuple[int, int] = (192, 96)
     """Of RNA and of protein per cell."""
     turns: int = 7
-    """Each figure is the median over so many."""
+    """Rounds of measurement; each figure is their median."""
     steps_per_turn: int = 3
-    """Timed together."""
+    """Steps in a round, timed together."""
     json: bool = False
     """One JSON document on stdout."""
 
@@ -69,7 +69,7 @@ class BenchObjectives:
 
 @dataclass(frozen=True)
 class BenchStep:
-    """Time, MFU and memory of a training step: attention backend x length x remat x batch, beside PyTorch's.
+    """Time, MFU and memory of a training step: attention backend x length x remat x batch, compared with PyTorch's.
 
     Synthetic cells, masked modelling of RNA; no file is needed, nor TensorFlow or anndata. Steady state: mean over the
     timed steps with a 95% interval. The peer is the same model in PyTorch (same parameters, same loss); with --suite
@@ -85,30 +85,30 @@ class BenchStep:
     experiment: str | None = None
     """Instead of a suite: the model of this experiment, at its own tokens per cell and batch."""
     attention: tuple[str, ...] = ()
-    """Backends; left out: those of the suite."""
+    """Backends. Default: those of the suite."""
     lengths: tuple[int, ...] = ()
-    """Tokens per cell; left out: those of the suite."""
+    """Tokens per cell. Default: those of the suite."""
     remat: tuple[Literal["none", "dots", "full"], ...] = ()
-    """What the backward pass recomputes; left out: that of the suite."""
+    """What the backward pass recomputes. Default: that of the suite."""
     batch_sizes: tuple[int, ...] = ()
-    """Cells per step; left out: those of the suite."""
+    """Cells per step. Default: those of the suite."""
     num_features: int = 20_000
     """Genes; rows of the feature table."""
     padding: float = 0.0
     """Share of the token positions that are padding."""
     steps: int = 200
-    """Timed, of each combination."""
+    """Timed steps of each combination."""
     warmup: int = 10
-    """Before those."""
+    """Steps before the timed ones."""
     peer_python: Path | None = None
     """A Python that has torch (python -m venv peer; peer/bin/pip install torch numpy); for h200 also transformers and
-    performer-pytorch, and left out: this one, if it has torch."""
+    performer-pytorch. Default for h200: this one, if it has torch."""
     compile_peer: bool = False
-    """On CPUs, beside the plain peer also one with torch.compile; on GPUs it always is."""
+    """On CPUs, also measure a peer with torch.compile; on GPUs that is always done."""
     peer_turns: int = 7
-    """Each figure beside a peer is the median over so many turns of 5 steps."""
+    """Rounds of 5 steps of each program; figures that are compared are their medians."""
     threads: int = 2
-    """CPUs that either may use, on CPUs."""
+    """CPU threads of each program, on CPUs."""
     trace: Path | None = None
     """Folder for an XProf trace of three steps of each combination."""
     json: bool = False
@@ -170,10 +170,11 @@ class BenchStep:
 
 @dataclass(frozen=True)
 class BenchPadding:
-    """How much of a corpus' rows is padding, and which few widths leave least of it.
+    """Measure how much of a corpus's rows is padding, and find the few widths that leave least of it.
 
-    Microbatches of cells of like length are cut to one of a few widths: the best for this corpus are found, and printed
-    as the settings of scmbert pretrain. Counts tokens of one epoch (at most --batches): what is computed, not how fast.
+    Microbatches of cells of similar length are cut to one of a few widths: the best for this corpus are found, and
+    printed as the settings of scmbert pretrain. Counts tokens of one epoch (at most --batches): what is computed, not
+    how fast.
 
     Example:  scmbert bench padding my_corpus
               scmbert bench padding my_corpus --num-tokens 2047 --microbatches 16 --widths 8 --json
@@ -188,13 +189,13 @@ class BenchPadding:
     batch_size: int = 256
     """Cells per step; a multiple of 4, the number of streams."""
     microbatches: tuple[int, ...] = (8, 16, 32)
-    """Parts of a batch."""
+    """Numbers of microbatches to try."""
     widths: tuple[int, ...] = (4, 8, 16)
-    """Widths that a part may be cut to, the whole row among them; each is compiled."""
+    """Numbers of widths to try, the whole row among them; each width is compiled."""
     multiple_of: int = 8
     """Widths are multiples of this, [CLS] included; 128 suits the kernels of TPUs."""
     batches: int = 40
-    """Counted at most."""
+    """Batches that are counted, at most."""
     json: bool = False
     """One JSON document on stdout."""
 
@@ -228,9 +229,9 @@ class BenchPadding:
 
 @dataclass(frozen=True)
 class BenchStorage:
-    """Cells per second out of a corpus whose every read takes a journey, beside the same corpus in its folder.
+    """Cells per second from storage that answers late, compared with the same corpus in a local folder.
 
-    The latency is injected; no network is used.
+    The delay is simulated; no network is used.
 
     Example:  scmbert bench storage my_corpus
               scmbert bench storage my_corpus --milliseconds 100 --batch-size 1024 --json
@@ -239,15 +240,15 @@ class BenchStorage:
     folder: tyro.conf.Positional[CorpusFolder]
     """Written by scmbert corpus build."""
     milliseconds: float = 50.0
-    """Until each read is answered."""
+    """Delay of each read."""
     batch_size: int = 256
     """Cells per step; a multiple of 4, the number of streams."""
     num_tokens: int = 1024
     """Per cell, of each modality."""
     num_steps: int = 100
-    """Timed together."""
+    """Steps in a round, timed together."""
     turns: int = 5
-    """Each figure is the median over so many."""
+    """Rounds of measurement; each figure is their median."""
     json: bool = False
     """One JSON document on stdout."""
 
@@ -282,13 +283,13 @@ class BenchBuild:
     """
 
     cells: int
-    """How many; of 36,601 genes, about 1,635 with a count."""
+    """Cells to make, of 36,601 genes, about 1,635 with a count."""
     workers: int | None = None
-    """Processes; left out: one for each CPU."""
+    """Processes. Default: one for each CPU."""
     folder: Path | None = None
-    """Where to build, with about 4 kB of room per cell. Left out: the temporary folder."""
+    """Where to build, with about 4 kB of room per cell. Default: the temporary folder."""
     starts: int = 3
-    """Of a process, for the wait for its first batch; the least of them counts."""
+    """How often a process is started to measure the wait for its first batch; the shortest counts."""
     keep: bool = False
     """Leave the corpus there (the settings say where) instead of removing it."""
     json: bool = False
@@ -315,10 +316,10 @@ class BenchBuild:
 
 @dataclass(frozen=True)
 class BenchFavor:
-    """Time and memory of the encoder with `favor` attention at scBERT's sizes, beside performer-pytorch's.
+    """Time and memory of the encoder with `favor` attention at scBERT's sizes, compared with performer-pytorch's.
 
-    One row of 16,907 tokens in float32 on CPUs: a forward pass and a training step, the two programs by turns; and
-    whether their attentions agree, given the same random directions.
+    One row of 16,907 tokens in float32 on CPUs: a forward pass and a training step, the two programs
+    alternately; and whether their attentions agree, given the same random directions.
 
     Example:  scmbert bench favor --torch-python peer/bin/python
     """
@@ -331,9 +332,9 @@ class BenchFavor:
     layers: int = 6
     """Of the encoder."""
     turns: int = 3
-    """Each figure is the median over so many."""
+    """Rounds of measurement; each figure is their median."""
     threads: int = 2
-    """CPUs that either may use."""
+    """CPU threads of each program."""
     json: bool = False
     """One JSON document on stdout."""
 
@@ -356,10 +357,11 @@ class BenchFavor:
 
 @dataclass(frozen=True)
 class BenchInput:
-    """Cells per second of the input pipeline, beside the loaders of annbatch and scDataset.
+    """Cells per second of the input pipeline, compared with the loaders of annbatch and scDataset.
 
     Synthetic cells (1,635 genes each of 36,601), the same for all; every loader reads its own kind of store, in a
-    process of its own, and they take turns. The others need a Python that has them; annbatch, 3.12 or later.
+    process of its own, and they are measured alternately. The others need a Python that has them; annbatch, 3.12 or
+    later.
 
     Example:  scmbert bench input --annbatch-python other/bin/python
               scmbert bench input --cells 16384 --lengths 2048 --json
@@ -369,7 +371,7 @@ class BenchInput:
     """
 
     cells: int = 32_768
-    """Of an epoch."""
+    """Cells in an epoch."""
     lengths: tuple[int, ...] = (1024, 2048)
     """Tokens per cell."""
     front_ends: tuple[Literal["threads", "tfdata"], ...] = ("threads",)
@@ -381,7 +383,7 @@ class BenchInput:
     scdataset_python: str | None = None
     """A Python with scdataset and anndata."""
     rounds: int = 5
-    """Each figure is the median over so many epochs of every loader."""
+    """Epochs of every loader; each figure is their median."""
     scaling: bool = False
     """Instead of the above: speed and memory against corpus size, tokens per cell, window and streams; mixing; hosts;
     a cold page cache."""
@@ -392,7 +394,7 @@ class BenchInput:
     files: tuple[str, ...] = ()
     """Instead of the above: bytes per cell of these counts files as a corpus, as gzip h5ad and as zarr."""
     folder: Path | None = None
-    """For the stores, which are used again; otherwise they are made in a temporary folder and removed."""
+    """Folder for the stores, which are used again. Default: a temporary folder that is removed."""
     json: bool = False
     """One JSON document on stdout."""
 

@@ -42,7 +42,7 @@ Exclude = Annotated[
 class Doctor:
     """Check counts files: raw counts? known features? duplicates? A report; exit code 2 if one cannot be used.
 
-    Several files are also compared: a cell that an earlier one has already is counted as a copy.
+    Several files are also compared: a cell that is in an earlier file as well is counted as a copy.
 
     Example:  scmbert doctor cells.h5ad
               scmbert doctor study_1.h5ad study_2.h5ad --only is_primary_data=True
@@ -56,15 +56,15 @@ class Doctor:
     files: tyro.conf.Positional[CountsFiles]
     """.h5ad, .h5mu, .zarr, 10x .h5, a 10x folder with matrix.mtx (or one of its .mtx files), a fragments file
     (.tsv.gz), soma:PLACE, census:VERSION?organism=human, A+B (files of the same cells), or example:pbmc_mosaic.
-    Options for one file stand behind it: 'FILE?assay=Smart-seq2&full_length=length-normalise'."""
+    Options for one file follow its name: 'FILE?assay=Smart-seq2&full_length=length-normalise'."""
     organism: Organism = None
-    """Taken from the gene names when left out."""
+    """Default: taken from the gene names."""
     min_genes: int | None = None
-    """Cells with fewer detected genes would be dropped. Left out: 200, or 1% of the genes of a panel."""
+    """Cells with fewer detected genes would be dropped. Default: 200, or 1% of the genes of a panel."""
     min_coverage: float = 0.5
-    """A file of which a smaller share of features is known would be refused."""
+    """Least share of its features that must be known; a file with less would be refused."""
     obs_field: ObsFields = ()
-    """Which column of obs holds cell_type, technical_batch, donor, ...; e.g. cell_type=my_labels. NAME= for none."""
+    """Which column of obs holds cell_type, technical_batch, donor, ...; e.g. cell_type=my_labels. NAME= means none."""
     only: Only = ()
     exclude: Exclude = ()
     keep_duplicates: bool = False
@@ -115,7 +115,7 @@ class CorpusBuild:
               scmbert corpus build blood 'census:2025-11-08?organism=human&obs_value_filter=tissue_general == "blood"'
               scmbert corpus build atlas shared/*.h5ad --runner beam -- --runner=FlinkRunner --flink_master=host:8081
 
-    A build that was stopped or killed goes on when the same command is given again.
+    A build that was stopped or killed continues when the same command is given again.
     """
 
     out: tyro.conf.Positional[CorpusFolder]
@@ -123,36 +123,37 @@ class CorpusBuild:
     files: tyro.conf.Positional[CountsFiles]
     """One data set each, whatever scmbert doctor takes; A+B for files of the same cells."""
     organism: Organism = None
-    """Taken from the gene names when left out."""
+    """Default: taken from the gene names."""
     min_genes: int | None = None
-    """Drop cells with fewer detected genes. Left out: 200, or 1% of the genes of a panel."""
+    """Drop cells with fewer detected genes. Default: 200, or 1% of the genes of a panel."""
     min_coverage: float = 0.5
-    """Refuse a file of which a smaller share of features is known."""
+    """Least share of its features that must be known; a file with less is refused."""
     block_size: int = 256
     """Cells per block; smaller for small corpora, so that there are enough blocks to shuffle."""
     codec: Literal["zstd", "none"] = "zstd"
     seed: int = 0
     """Of the global shuffle."""
     obs_field: ObsFields = ()
-    """Which column of obs holds cell_type, technical_batch, donor, ...; e.g. cell_type=my_labels. NAME= for none."""
+    """Which column of obs holds cell_type, technical_batch, donor, ...; e.g. cell_type=my_labels. NAME= means none."""
     unpaired: bool = False
-    """Every modality of every file becomes cells of its own: none is joined to another by its id."""
+    """Each modality of each file becomes separate cells; they are never joined by their ids."""
     only: Only = ()
     exclude: Exclude = ()
     held_out: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=FRACTION")] = ()
-    """Cells that no run on this corpus trains on, and by which it is judged: cell=0.05 or donor=0.2 (by a hash of the
-    barcode or the name: the same for ever, in any corpus), or donor=NAME,NAME; FIELD is cell or a field of obs."""
+    """Cells that no run on this corpus trains on, and by which runs are judged: cell=0.05 or donor=0.2 (decided by a
+    hash of the barcode or the name, so the same in every corpus), or donor=NAME,NAME. FIELD is cell or a field of
+    obs."""
     keep_duplicates: bool = False
     """Keep cells that have the barcode and the counts of another, in the same file or in one given before it."""
     disjoint_from: Annotated[tuple[str, ...], tyro.conf.arg(metavar="OTHER...")] = ()
-    """Corpora or counts files (held-out data) of which no cell may be in this corpus: copies of theirs are dropped."""
+    """Corpora or counts files, such as held-out data: copies of their cells are dropped from this corpus."""
     licence: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=TEXT")] = ()
     """The licence of a data set, for DATA_CARD.md, where its file does not state it; e.g. 'cells=CC BY 4.0'."""
     reading: tyro.conf.OmitArgPrefixes[ReadingOptions] = DEFAULT_READING
     overwrite: bool = False
     """Replace OUT if it is a corpus."""
     workers: int | None = None
-    """Processes. Left out: one for each CPU, or a single one where there are few cells. The bytes are the same."""
+    """Processes. Default: one for each CPU, or a single one if there are few cells. The bytes are the same."""
     runner: Literal["local", "beam"] = "local"
     """beam: as Apache Beam pipelines, in this process or where the options after -- say."""
     beam_options: tyro.conf.Suppress[tuple[str, ...]] = ()
@@ -261,7 +262,7 @@ class CorpusInfo:
 
 @dataclass(frozen=True)
 class CorpusOverlap:
-    """How many cells of other data are in a corpus: the same barcode and the same counts. And which donors, files, ...
+    """Count the cells of other data that are in a corpus (same barcode, same counts); list shared donors, files, ...
 
     Example:  scmbert corpus overlap my_corpus held_out.h5ad
               scmbert corpus overlap my_corpus held_out_corpus --json
@@ -272,11 +273,11 @@ class CorpusOverlap:
     other: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OTHER")]]
     """Another corpus, or whatever scmbert doctor takes."""
     organism: Organism = None
-    """Of a file: taken from the gene names when left out."""
+    """Of a file. Default: taken from the gene names."""
     assembly: str | None = None
     """Of a file: genome build of regions (hg38, mm10, ...)."""
     obs_field: ObsFields = ()
-    """Of a file: which column of obs holds donor, technical_batch, ...; e.g. donor=patient. NAME= for none."""
+    """Of a file: which column of obs holds donor, technical_batch, ...; e.g. donor=patient. NAME= means none."""
     json: bool = False
     """One JSON document on stdout."""
 
@@ -323,7 +324,7 @@ class CorpusVerify:
 class CorpusCopy:
     """Copy a corpus between a folder and object storage; every file is read back and compared.
 
-    A copy that was broken off is completed by the same command; until then there is no corpus.
+    A copy that was interrupted is completed by the same command; until then the target is no corpus.
 
     Example:  scmbert corpus copy my_corpus s3://bucket/my_corpus
               scmbert corpus copy gs://bucket/my_corpus my_corpus

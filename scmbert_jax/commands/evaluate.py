@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class EvaluateProbe:
     """Score embeddings by linear and kNN probes of the cell type on held-out cells.
 
-    Held out are technical batches, or random parts of each type where there is one batch. Beside the trained model
-    stand its linear path alone, the same model untrained, PCA and the majority class.
+    Technical batches are held out, or random parts of each type if there is one batch. The trained model is compared
+    with its linear path alone, the same model untrained, PCA and the majority class.
 
     Example:  scmbert evaluate probe --model my_model --report report.html
               scmbert evaluate probe --model my_model --data cells.h5ad --obs-field cell_type=louvain
@@ -43,16 +43,16 @@ class EvaluateProbe:
     data: str = "example:pbmc_mosaic"
     """Labelled cells: an obs column for cell_type, perhaps one for technical_batch."""
     obs_field: ObsFields = ()
-    """Which column of obs holds cell_type or technical_batch, e.g. cell_type=louvain. technical_batch= for none: then
-    random parts are held out."""
+    """Which column of obs holds cell_type or technical_batch, e.g. cell_type=louvain. technical_batch= means none:
+    then random parts are held out."""
     num_seeds: int = 5
     """Embeddings of the trained model, and untrained models, that are scored; the spread gives the interval."""
     test_batches: tuple[str, ...] = ()
-    """Technical batches that are held out together; each batch (or random part) in turn when left out."""
+    """Technical batches that are held out together; by default each batch (or random part) in turn."""
     organism: Organism = None
-    """Taken from the gene names when left out."""
+    """Default: taken from the gene names."""
     assembly: str | None = None
-    """Genome build of regions; the model's when left out."""
+    """Genome build of regions. Default: the model's."""
     run_dir: Path | None = None
     """Run folder, for the loss curve of the report and where the time of training went."""
     report: Path | None = None
@@ -94,8 +94,9 @@ class EvaluateProbe:
 class EvaluatePretraining:
     """Score the values that pre-training predicts, in bits per masked token, on cells it has not seen.
 
-    By modality and expression level, beside each feature alone, the cell's rate, the model's linear path alone, and PCA
-    with a ridge fitted to the same task on --training. Cells that the model or the baselines know are left out.
+    By modality and expression level, compared with each feature alone, the cell's rate, the model's linear path alone,
+    and PCA with a ridge fitted to the same task on --training. Cells that the model or a baseline has seen are left
+    out.
 
     Example:  scmbert evaluate pretraining --model my_model --data other_donors.h5ad --training my_corpus
               scmbert evaluate pretraining --model my_model --data cells.h5ad --training my_corpus
@@ -109,17 +110,17 @@ class EvaluatePretraining:
     training: str
     """What the baselines are fitted on: the corpus of the model, or a file of cells like those it was trained on."""
     num_cells: int = 1000
-    """Cells that are scored, drawn by chance."""
+    """Cells that are scored, drawn at random."""
     obs_field: ObsFields = ()
     """Which column of obs holds the donor, e.g. donor=patient: of 5 donors or more, intervals are over donors."""
     seed: int = 0
     """Which tokens a cell shows and which of them are masked."""
     organism: Organism = None
-    """Taken from the gene names when left out."""
+    """Default: taken from the gene names."""
     assembly: str | None = None
-    """Genome build of regions; the model's when left out."""
+    """Genome build of regions. Default: the model's."""
     run_dir: Path | None = None
-    """Run folder, for the curves of the report: validation beside the baselines, losses, where the time went."""
+    """Run folder, for the curves of the report: validation with the baselines, losses, where the time went."""
     report: Path | None = None
     """Write report.html here."""
     allow_low_coverage: LowCoverage = False
@@ -157,7 +158,7 @@ class EvaluatePretraining:
 
 @dataclass(frozen=True)
 class EvaluateTranslation:
-    """Score the translation of one modality into another on held-out cells, beside baselines and traps.
+    """Score the translation of one modality into another on held-out cells, compared with baselines and controls.
 
     Without --model: the baselines alone. A folder as --data: the files of OpenProblems, NeurIPS 2021 or Kaggle 2022,
     scored by their own definitions.
@@ -171,25 +172,25 @@ class EvaluateTranslation:
     data: str = "example:pbmc_mosaic"
     """Cells with both modalities and technical batches or cell types; or a folder of a public benchmark."""
     train_batches: tuple[str, ...] = ()
-    """Technical batches that baselines train on; all but the held-out ones when left out."""
+    """Technical batches that baselines train on; by default all but the held-out ones."""
     test_batches: tuple[str, ...] = ()
-    """Technical batches that are held out; each in turn when left out."""
+    """Technical batches that are held out; by default each in turn."""
     held_out_types: tuple[str, ...] = ()
     """Hold out cell types instead of batches."""
     directions: tuple[str, ...] = ()
-    """Such as "rna>protein"; all that the data has when left out."""
+    """Such as "rna>protein"; by default all that the data has."""
     skip: tuple[str, ...] = ()
     """Baselines to leave out, by name ("BABEL-type network" is the slow one)."""
     baselines: bool = True
     """Off: score the models alone."""
     features: tuple[str, ...] = ()
-    """Features whose predictions the report draws; those that vary most when left out."""
+    """Features whose predictions the report draws; by default those that vary most."""
     num_seeds: int = 5
     """Fits of each baseline on random 80% of the training cells; the spread gives the interval."""
     name: str = "scMBERT"
-    """Of the models, in the table."""
+    """Name of the models in the table."""
     organism: Organism = None
-    """Taken from the gene names when left out."""
+    """Default: taken from the gene names."""
     assembly: str | None = None
     """Genome build of regions."""
     report: Path | None = None
@@ -251,8 +252,8 @@ class EvaluateTranslation:
 class EvaluateLadder:
     """Draw what runs of several sizes reach on held-out cells against the compute they took, and print it as a table.
 
-    Seeds of one rung share a colour. Operations are counted as for scmbert plan, of cells with as many tokens as they
-    may have.
+    Seeds of one rung share a colour. Operations are counted as for scmbert plan, for cells with as many tokens as
+    they may have.
 
     Example:  scmbert evaluate ladder runs/small runs/medium runs/large -o ladder.png
               scmbert evaluate ladder runs/* -o ladder.svg --metric validation/masked/rna/bits_profile
@@ -266,7 +267,7 @@ class EvaluateLadder:
     metric: str = "validation/loss/loss"
     """A field of metrics.jsonl."""
     beside: tuple[str, ...] = ()
-    """Other fields, of what does not learn, drawn as lines."""
+    """Other fields that are drawn as lines, such as those of a baseline."""
     overwrite: Overwrite = False
 
     def run(self) -> int:

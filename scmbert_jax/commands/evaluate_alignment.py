@@ -20,9 +20,9 @@ from scmbert_jax.errors import ConfigError
 
 @dataclass(frozen=True)
 class EvaluateMatching:
-    """Score which profiles of two modalities a model takes for one cell, and label transfer between modalities.
+    """Score matching (which profiles of two modalities are of one cell) and label transfer between modalities.
 
-    Beside the model stand CCA and ridge on the training pairs, pseudo-pairs and links without pairs, the cell type
+    The model is compared with CCA and ridge on the training pairs, pseudo-pairs and links without pairs, the cell type
     alone, and chance. Without --model the baselines alone are scored.
 
     Example:  scmbert evaluate matching
@@ -34,9 +34,9 @@ class EvaluateMatching:
     data: str = "example:pbmc_mosaic"
     """Cells of which some were measured in two modalities; obs columns for technical_batch and cell_type."""
     train_batches: tuple[str, ...] = ()
-    """Technical batches whose pairs baselines learn from; all but the test batches when left out."""
+    """Technical batches whose pairs baselines learn from; by default all but the test batches."""
     test_batches: tuple[str, ...] = ()
-    """Technical batches that are scored; each in turn when left out."""
+    """Technical batches that are scored; by default each in turn."""
     held_out_types: tuple[str, ...] = ()
     """Cell types that are scored instead, and that baselines do not see."""
     num_seeds: int = 5
@@ -46,9 +46,9 @@ class EvaluateMatching:
     labels_only: bool = False
     """Score label transfer alone: in a mosaic its cells have no partner, so models may know all pairs."""
     space: Literal["cell", "aligned"] | None = None
-    """Embeddings of the model; the contrastive (aligned) ones where it has them, when left out."""
+    """Embeddings of the model. Default: the contrastive (aligned) ones if it has them."""
     organism: Organism = None
-    """Taken from the gene names when left out."""
+    """Default: taken from the gene names."""
     assembly: str | None = None
     """Genome build of regions, such as hg38 or mm10."""
     report: Path | None = None
@@ -90,8 +90,8 @@ class EvaluateMatching:
 class EvaluateIntegration:
     """Score one embedding of all cells: cell types apart, technical batches mixed (scib-metrics).
 
-    Beside the model stand its linear path alone, PCA, CCA on the pairs, and pseudo-pairs. Without --model the baselines
-    alone are scored. Cells of one technical batch are scored for their types alone.
+    The model is compared with its linear path alone, PCA, CCA on the pairs, and pseudo-pairs. Without --model the
+    baselines alone are scored. If there is one technical batch, only the separation of cell types is scored.
 
     Example:  scmbert evaluate integration --model my_model --report report.html
               scmbert evaluate integration --data cells.h5ad --obs-field cell_type=louvain
@@ -106,10 +106,9 @@ class EvaluateIntegration:
     num_seeds: int = 5
     """Subsamples each baseline is fitted to; the spread gives the interval."""
     space: Literal["cell", "aligned"] | None = None
-    """Embeddings of the model; when left out both, where it was trained for aligned ones, else those of the encoder
-    (cell)."""
+    """Embeddings of the model. Default: both if it was trained for aligned ones, else those of the encoder (cell)."""
     organism: Organism = None
-    """Taken from the gene names when left out."""
+    """Default: taken from the gene names."""
     assembly: str | None = None
     """Genome build of regions, such as hg38 or mm10."""
     report: Path | None = None

@@ -37,20 +37,20 @@ class MakePlan:
     """Name of a file in experiments/, or the path of one."""
     topology: str = ""
     """v5e-4 .. v5e-256, v6e-4 .. v6e-256, v5p-128 .. v5p-1024 (N TensorCores: N / 2 chips), h200-1, h200-8 .. h200-64;
-    cpu-N: N devices played by this CPU (memory and traffic alone)."""
+    cpu-N: N devices simulated by this CPU (memory and traffic alone)."""
     cells: int = 100_000_000
     """Cells to train on, for days and dollars; a cell seen twice counts twice."""
     corpus: tuple[CorpusFolder, ...] = ()
-    """Corpora whose features and covariates the model has; left out: --num-features."""
+    """Corpora whose features and covariates the model has. Default: --num-features."""
     num_features: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODALITY=N")] = ()
-    """Features of each modality, such as rna=20000; left out: rna=36601 protein=228 atac=200000. Each protein is linked
+    """Features of each modality, such as rna=20000. Default: rna=36601 protein=228 atac=200000. Each protein is linked
     to one gene, each region to one or two."""
     search: bool = False
     """Find the largest batch and the cheapest remat that fit, and plan the experiment's own batch with them."""
     efficiency: float = 0.5
     """ASSUMED share of the roofline that a step reaches."""
     price: float | None = None
-    """Dollars per chip hour; left out: an ASSUMED list price (v5e 1.20, v5p 4.20, v6e 2.70, H200 4.00)."""
+    """Dollars per chip hour. Default: an ASSUMED list price (v5e 1.20, v5p 4.20, v6e 2.70, H200 4.00)."""
     json: bool = False
     """One JSON document on stdout."""
     overrides: tyro.conf.Suppress[tuple[str, ...]] = ()

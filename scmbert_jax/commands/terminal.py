@@ -23,7 +23,7 @@ Overwrite = Annotated[bool, tyro.conf.arg(help="Replace the output if it is ther
 CountsFile = Annotated[str, tyro.conf.arg(metavar="FILE")]
 ObsFields = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=COLUMN")]
 CountsFiles = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE...")]
-LowCoverage = Annotated[bool, tyro.conf.arg(help="Go on where a file measures few of the model's features.")]
+LowCoverage = Annotated[bool, tyro.conf.arg(help="Continue even if a file measures few of the model's features.")]
 
 
 def obs_fields_of(given: tuple[str, ...]) -> dict[str, str | None] | None:

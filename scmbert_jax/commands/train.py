@@ -37,10 +37,11 @@ class Pretrain:
     run_dir: Path | None = None
     """Folder of the run; made when missing."""
     cache_dir: Path | None = None
-    """Where blocks of the corpus that were read once are kept on this machine; shared by all processes here. For a
-    corpus at a URL also $SCMBERT_CACHE_DIR, else the user's cache folder; a local corpus is cached only on request."""
+    """Where blocks of the corpus that were read once are kept on this machine; shared by all processes here. Default
+    for a corpus at a URL: $SCMBERT_CACHE_DIR, else the user's cache folder. A local corpus is cached only on
+    request."""
     cache_gigabytes: float | None = None
-    """Size limit of that cache; 0 for none. When left out, 32 or half of what the disk has free."""
+    """Size limit of that cache; 0: no limit. Default: 32, or half of the free disk space if that is less."""
     steps: int | None = None
     """Short for --train.num-steps."""
     only: CellChoice = ()
@@ -48,7 +49,7 @@ class Pretrain:
     exclude: CellChoice = ()
     """No cells that have one of the values."""
     corpus_weights: str | None = None
-    """How often each corpus is drawn, e.g. 2,1,1; left out: by --corpus-temperature."""
+    """How often each corpus is drawn, e.g. 2,1,1. Default: by --corpus-temperature."""
     corpus_temperature: float = 1.0
     """Corpora are drawn in proportion to cells^(1/T): 1 by size, inf equally."""
     balance_by: str | None = None
@@ -60,28 +61,29 @@ class Pretrain:
     max_repeats: float | None = None
     """No corpus (with --balance-by: no value) is drawn more often than this while all cells would be drawn once."""
     held_out: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=FRACTION")] = ()
-    """Cells that are not trained on, in place of those that the rules of the corpora say: cell=0.05, donor=0.2 (by a
-    hash: the same for ever) or dataset=NAME,NAME. The run is judged by them (--validation.every). `none`: none."""
+    """Cells that are not trained on, in place of those that the rules of the corpora name: cell=0.05, donor=0.2
+    (decided by a hash, so the same in every run) or dataset=NAME,NAME. The run is judged by them (--validation.every).
+    `none`: no cell is held out."""
     validation: str | None = None
     """A corpus whose cells the run is judged by; the run must not train on them, and must have all its features."""
     init_from: Path | None = None
     """Start a new run from the weights of a model folder, or of a run folder with a checkpoint, on any corpus of the
-    same species: features are found by id, new ones start from their linked genes or fresh, which is told."""
+    same species: features are found by id; new ones start from their linked genes or fresh, and a message says so."""
     reader: Literal["auto", "tfdata", "threads", "grain"] = "auto"
     """How batches are read ahead; `auto`: by tf.data where TensorFlow is installed, else by threads. All give the same
     batches."""
     reader_threads: int = 2
     """Threads that make batches. Two keep a GPU busy; more help on large hosts."""
     reader_prefetch: int = 4
-    """Batches that wait for the training, beside those that are being made; each takes memory."""
+    """Finished batches that are kept ready, besides those that are being made; each takes memory."""
     restore_step: int | None = None
     """Continue from the checkpoint of this step; later ones are moved to RUN-DIR/set_aside. Done once: repeated, the
     command continues from the newest."""
     profile_steps: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
     """Trace steps A to B - 1 with jax.profiler into RUN-DIR/profile, for TensorBoard or ui.perfetto.dev. The first step
-    of a start compiles."""
+    of a start includes compilation."""
     log_to: tuple[Literal["wandb", "mlflow"], ...] = ()
-    """Services that get the rows of metrics.jsonl, too (extras [wandb], [mlflow]); their own environment variables
+    """Services that also get the rows of metrics.jsonl (extras [wandb], [mlflow]); their own environment variables
     (WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, ...) say where."""
     processes: tyro.conf.OmitArgPrefixes[Processes] = ALONE
     fields: bool = False
@@ -173,13 +175,13 @@ class Export:
     model_dir: tyro.conf.Positional[ModelFolder]
     """Folder to write."""
     step: int | None = None
-    """Of another checkpoint than the newest."""
+    """Step of the checkpoint. Default: the newest."""
     best: bool = False
-    """Of the checkpoint that was best on the held-out cells (--validation.best of pretrain)."""
+    """Export the checkpoint that was best on the held-out cells (--validation.best of pretrain)."""
     unfinished: bool = False
-    """Also where the newest checkpoint is not of the run's last step."""
+    """Export even if the run has not reached its last step."""
     attention: str | None = None
-    """Another backend than that of training, for other hardware; xla_chunked runs anywhere."""
+    """Attention backend, if it is to run on other hardware than that of training; xla_chunked runs anywhere."""
     overwrite: bool = False
     """Replace MODEL_DIR if it is a model folder."""
 

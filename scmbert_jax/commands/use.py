@@ -31,19 +31,19 @@ class Embed:
     file: tyro.conf.Positional[CountsFile]
     """Raw counts; whatever scmbert doctor takes."""
     output: Output
-    """.h5ad (or .h5mu for an .h5mu). Of a 10x or .zarr FILE it holds cells, metadata and embedding, no counts."""
+    """.h5ad (or .h5mu for an .h5mu). For a 10x or .zarr FILE it holds cells, metadata and embedding, no counts."""
     joint: bool = False
     """Also the space in which modalities are compared: obsm["X_scmbert_rna"], ... of each modality read alone, and
     their mean, obsm["X_scmbert_joint"]. For models trained with contrastive_alignment."""
     organism: Organism = None
-    """Taken from the gene names when left out."""
+    """Default: taken from the gene names."""
     assembly: str | None = None
-    """Genome build of regions; the model's when left out."""
+    """Genome build of regions. Default: the model's."""
     batch_size: int = 64
     """Cells per device call, fewer where cells are long; changes speed and memory only."""
     num_tokens: int | None = None
-    """Most tokens of a cell, of each modality; 4,096, or what training had, when left out. What share of the expressed
-    features is shown is told where it is not all."""
+    """Most tokens of a cell, for each modality. Default: 4,096, or what training had. If a cell has more expressed
+    features, a message says which share is shown."""
     allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
 
@@ -96,18 +96,18 @@ class Translate:
     source: Annotated[Modality | None, tyro.conf.arg(name="from")] = None
     """The modality to read; may be left out where the file and the model share one other than the target."""
     features: tuple[str, ...] = ()
-    """Names or ids of features to predict, as `A B` or `A,B`; all that the model knows when left out."""
+    """Names or ids of features to predict, as `A B` or `A,B`; by default all that the model knows."""
     draws: int = 1
-    """Predictions are averaged over this many draws of a cell's tokens, where it has more features than tokens."""
+    """Predictions are averaged over this many draws of a cell's tokens, if it has more features than tokens."""
     organism: Organism = None
-    """Taken from the gene names when left out."""
+    """Default: taken from the gene names."""
     assembly: str | None = None
-    """Genome build of regions; the model's when left out."""
+    """Genome build of regions. Default: the model's."""
     batch_size: int = 64
     """Cells per device call, fewer where cells are long; changes speed and memory only."""
     num_tokens: int | None = None
-    """Most tokens of a cell, of each modality; 4,096, or what training had, when left out. What share of the expressed
-    features is shown is told where it is not all."""
+    """Most tokens of a cell, for each modality. Default: 4,096, or what training had. If a cell has more expressed
+    features, a message says which share is shown."""
     allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
 

@@ -44,7 +44,9 @@ def linked_genes(layout: FeatureLayout) -> dict[str, np.ndarray]:
     for name, (rows, genes) in link_arrays(layout).items():
         order = np.argsort(rows, kind="stable")
         rows, genes = rows[order], genes[order]
-        place = np.arange(len(rows)) - np.searchsorted(rows, rows)  # the how manieth link of its row
+        place = np.arange(len(rows)) - np.searchsorted(
+            rows, rows
+        )  # 0 for the first link of its row, 1 for the second, ...
         table = np.full((padded_rows(layout), int(place.max()) + 1), -1, np.int32)
         table[rows, place] = genes
         found[name] = table

@@ -15,15 +15,16 @@ class Processes:
     multihost: bool = False
     """One of several processes with this same command, started by Cloud TPU, GKE, Slurm or Open MPI."""
     coordinator: str | None = None
-    """Elsewhere: HOST:PORT of process 0, for a run of several processes."""
+    """Without --multihost: HOST:PORT of process 0, for a run of several processes."""
     num_processes: int = 1
-    """Started with the same command but for --process-index; all see the same CORPUS and RUN_DIR."""
+    """Processes of the run, started with the same command but for --process-index; all see the same CORPUS and
+    RUN_DIR."""
     process_index: int = 0
     """Which of them this is, from 0."""
     join_timeout: int = 300
     """Of several processes: seconds to wait for all to start."""
     host_timeout: int = 100
-    """Of several processes: seconds without a heartbeat after which one is dead, and all others end."""
+    """Of several processes: seconds without a heartbeat after which one counts as dead, and all others end."""
     stall_timeout: float = 1800
     """Of several processes: seconds without a finished step after which the process ends (exit code 7)."""
 

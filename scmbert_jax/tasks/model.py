@@ -76,7 +76,7 @@ class Model:
           cells: AnnData or MuData with raw counts, or whatever `scmbert doctor` accepts as a file.
           modalities, space, num_tokens, organism, assembly, batch_size, seed: as those of
             `scmbert_jax.tasks.embed.embed_dataset`.
-          allow_low_coverage: go on where the cells measure few of the model's features.
+          allow_low_coverage: continue even if the cells measure few of the model's features.
           progress: True: a bar; or a function of (cells done, cells in all).
 
         Raises:

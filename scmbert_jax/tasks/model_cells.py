@@ -236,7 +236,7 @@ def _check_coverage(model: PretrainedModel, path: str, modality: str, overlap: O
     if share < LEAST_COVERAGE and not model.allow_low_coverage:
         raise InputError(
             f"{found}; below {LEAST_COVERAGE:.0%} its answers mean little. Give the file as it was before features "
-            "were selected, use a model trained on such a panel, or go on all the same: --allow-low-coverage "
+            "were selected, use a model trained on such a panel, or continue all the same: --allow-low-coverage "
             "(allow_low_coverage=True)."
         )
     warnings.warn(f"{found}: the others are taken for their mean.", ScmbertWarning, stacklevel=4)

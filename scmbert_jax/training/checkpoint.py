@@ -25,7 +25,7 @@ _IO_ERRORS = Exception
 
 
 class _PinnedStep(ocp.training.preservation_policies.PreservationPolicy):
-    """Keeps the checkpoint of a step that changes while a run goes on; Orbax's `CustomSteps` copies its argument."""
+    """Keeps the checkpoint of a step that changes while a run continues; Orbax's `CustomSteps` copies its argument."""
 
     def __init__(self) -> None:
         self.step: int | None = None

@@ -1,7 +1,7 @@
 """What may change when a run continues, and what is told of it.
 
 A run is its data and their order, its objectives, the shape of its model and its optimizer: with another of those it
-would be another run, and is refused. How long it goes on, how often it says so and how the machine works on it may
+would be another run, and is refused. How long it takes, how often it reports and how the machine works on it may
 change: parameters and optimizer state are the same arrays for all of them.
 """
 

@@ -3,7 +3,7 @@
 Every second between the first start and the last row belongs to one category of `CATEGORIES`. The ledger is
 `goodput.jsonl` in the run folder: rows are only appended, whenever metrics are written or a checkpoint is saved.
 
-    {"time": T, "start": S}                                              a process started at T, to go on from step S
+    {"time": T, "start": S}                                              a process started at T, to continue from step S
     {"time": T, "from_step": A, "to_step": B, "seconds": {category: s}}  spent since the row before
 
 When a run continues from a checkpoint of step S, rows that go beyond S tell of steps that are done a second time; what
@@ -62,7 +62,7 @@ class GoodputLedger:
         self._step = 0
 
     def begin(self, step: int) -> None:
-        """Ends start-up: the run goes on from `step`, and time is of category `step` unless it is said otherwise."""
+        """Ends start-up: the run continues from `step`, and time is of category `step` unless it is said otherwise."""
         self._turn_to("step")
         self._step = step
         if self._path is not None:

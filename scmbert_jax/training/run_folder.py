@@ -179,7 +179,7 @@ class RunFolder:
                 )
 
     def _check_same_beginning(self, there: Mapping[str, Any] | None) -> None:
-        """Raises `ConfigError` where the run, started from `there`, would go on from another model's weights."""
+        """Raises `ConfigError` where the run, started from `there`, would continue from another model's weights."""
         now = self._init_from
         before = "random weights" if there is None else f"{there['model']} (step {there['step']})"
         if now is not None and (there is None or there["identity"] != now["identity"]):
@@ -228,7 +228,7 @@ class RunFolder:
     def _drop_rows_after(self, step: int) -> list[dict[str, Any]]:
         """Cuts the file behind its last row of `step` or before; gives the rows that were cut off.
 
-        Only those are read: a run of a million steps has a hundred thousand rows and goes on from its last ones.
+        Only those are read: a run of a million steps has a hundred thousand rows and continues from its last ones.
         """
         dropped, damaged = list[dict[str, Any]](), 0
         end = self.metrics_path.stat().st_size

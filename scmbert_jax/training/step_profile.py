@@ -32,7 +32,7 @@ class StepProfile:
     Args:
       steps: None: none are traced.
       folder: None: nothing is written (processes other than the coordinator).
-      start_step: from which the run goes on.
+      start_step: from which the run continues.
     """
 
     def __init__(self, steps: ProfileSteps | None, folder: Path | None, start_step: int):
@@ -40,7 +40,7 @@ class StepProfile:
         self._steps = range(0) if steps is None or folder is None else range(*steps)
         if self._steps and self._steps[0] < start_step:
             left = "what remains is traced" if start_step in self._steps else "nothing is traced"
-            done = f"the run goes on from step {start_step}"
+            done = f"the run continues from step {start_step}"
             print(f"scmbert: --profile-steps {self._steps[0]}:{self._steps.stop}: {done}; {left}", file=sys.stderr)
 
     def dispatched(self, done: int, state: Any) -> None:

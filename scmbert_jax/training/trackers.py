@@ -263,7 +263,7 @@ class Tracker:
         if not self._told:
             self._told = True
             warnings.warn(
-                f"{self._name}: rows are not taken ({what}). Training goes on and metrics.jsonl has every row; they "
+                f"{self._name}: rows are not taken ({what}). Training continues and metrics.jsonl has every row; they "
                 "are offered again with later rows, and by the next start.",
                 ScmbertWarning,
                 stacklevel=2,

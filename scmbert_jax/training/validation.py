@@ -163,8 +163,8 @@ class ValidationRun:
             with contextlib.suppress(OSError):
                 traceback.print_exc()
                 print(
-                    f"scmbert: step {step}: the evaluator {name} failed ({error}); training goes on, and the run will "
-                    "end with an exit code that says so",
+                    f"scmbert: step {step}: the evaluator {name} failed ({error}); training continues, and the run "
+                    "will end with an exit code that says so",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -217,7 +217,7 @@ def _is_out_of_patience(values: Sequence[tuple[int, float]], config: ValidationC
 
 
 def stopped_early(run_dir: Path, config: ExperimentConfig) -> int | None:
-    """The step at which `validation.patience` ended a run; None: it goes on to its last step."""
+    """The step at which `validation.patience` ended a run; None: it continues to its last step."""
     path = run_dir / "metrics.jsonl"
     if not config.validation.patience or not path.exists():
         return None

@@ -1,4 +1,4 @@
-"""A run that goes on with another configuration: what may change, what is told of it, what is refused."""
+"""A run that continues with another configuration: what may change, what is told of it, what is refused."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def changed(config, **fields):
 
 @pytest.fixture(scope="module")
 def short_config(tiny_config):
-    """As small as a model can be: each way to go on is compiled."""
+    """As small as a model can be: each way to continue is compiled."""
     silent = {name: replace(getattr(tiny_config.modalities, name), num_tokens=0) for name in ("protein", "atac")}
     return changed(tiny_config, modalities=silent, train={"num_steps": 4, "checkpoint_every": 2})
 
@@ -70,7 +70,7 @@ def test_a_run_goes_on_for_more_steps_by_their_schedule_in_another_precision_and
     np.testing.assert_allclose(rates[:4], [before(step) for step in range(4)], rtol=1e-6)
     np.testing.assert_allclose(rates[4:], [after(step) for step in (4, 5)], rtol=1e-6)
     assert all(leaf.dtype != "bfloat16" for leaf in jax.tree.leaves(final_state(longer, tiny_layout, copied, 6)))
-    assert "--profile-steps 2:5: the run goes on from step 4; what remains is traced" in told
+    assert "--profile-steps 2:5: the run continues from step 4; what remains is traced" in told
     (trace,) = (copied / "profile").rglob("*.xplane.pb")
     lines = [line for plane in jax.profiler.ProfileData.from_file(str(trace)).planes for line in plane.lines]
     names = [event.name for line in lines for event in line.events]

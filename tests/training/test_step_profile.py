@@ -42,7 +42,7 @@ def test_what_is_done_or_another_processs_is_not_traced(events, capsys):
             for done in range(4, 7):
                 profile.dispatched(done, ())
     assert events == []
-    assert capsys.readouterr().err == "scmbert: --profile-steps 2:4: the run goes on from step 4; nothing is traced\n"
+    assert capsys.readouterr().err == "scmbert: --profile-steps 2:4: the run continues from step 4; nothing is traced\n"
 
 
 @pytest.mark.parametrize("steps", [(-1, 2), (3, 3), (4, 2), (8, 11)])

@@ -88,7 +88,9 @@ def test_an_evaluator_that_fails_is_told_and_the_run_goes_on(judged, capsys):
     error = {"validation/broken/error": "ValueError: no such cell"}
     nothing = {"validation/whole/a": None}
     assert judged.rows() == [(3, nothing), (4, error), (6, error), (6, nothing)]
-    assert "step 4: the evaluator broken failed (ValueError: no such cell); training goes on" in capsys.readouterr().err
+    assert (
+        "step 4: the evaluator broken failed (ValueError: no such cell); training continues" in capsys.readouterr().err
+    )
 
 
 def test_the_best_checkpoint_is_kept_and_patience_ends_the_run_once(judged, tiny_config):

@@ -1,4 +1,4 @@
-"""The data of a run that goes on: what was measured at its start is read again, not measured again."""
+"""The data of a run that continues: what was measured at its start is read again, not measured again."""
 
 import chex
 import pytest
