@@ -17,7 +17,7 @@ from data_pipelines.checks.input_check import InputReport, check_dataset, requir
 from data_pipelines.checks.region_check import refuse_several_region_spaces
 from data_pipelines.checks.shared_counts import Keys, cells_of_dataset
 from data_pipelines.features.feature_space import FeatureSpace
-from data_pipelines.readers.open_dataset import ACCEPTED, CountsMatrix, Dataset, ReadingOptions, open_datasets
+from data_pipelines.readers.open_dataset import CountsMatrix, Dataset, ReadingOptions, accepted, open_datasets
 from scmbert_jax.errors import InputError
 
 
@@ -88,7 +88,7 @@ def open_sources(
       InputError: a data set that cannot be opened, or a selection of what is not there.
     """
     if not specs:
-        raise InputError(f"no input files; give at least one {ACCEPTED}")
+        raise InputError(f"no input files; give at least one {accepted()}")
     datasets = open_datasets(specs, unpaired=unpaired, reading=reading, obs_fields=obs_fields)
     refuse_several_region_spaces(datasets)
     names: list[str] = []

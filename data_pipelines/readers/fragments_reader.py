@@ -16,9 +16,9 @@ never held: 16 bytes per cell and region go to the temporary folder, and as much
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,7 @@ from data_pipelines.features.region_space import HOW_TO_LIFT, RegionSpace, regio
 from data_pipelines.readers.compressed_copy import CompressedCopy, ScratchArray, compress_by_cell
 from data_pipelines.readers.dataset import CountsMatrix, Dataset
 from data_pipelines.readers.name_lines import name_lines
+from data_pipelines.readers.reader import Cells, Reader, Request
 from data_pipelines.readers.reading_options import ReadingOptions
 from data_pipelines.readers.stored_matrix import StoredMatrix, canonical
 from scmbert_jax.errors import InputError
@@ -39,37 +40,23 @@ _SLAB_VALUES = 1 << 20
 _REFERENCE = re.compile(r"^#+\s*(reference_path|reference|genome|assembly)\s*=\s*(?P<said>.+)$")
 
 
-def is_fragments(path: Path) -> bool:
+def is_fragments(place: str) -> bool:
     """By its name: any .tsv[.gz], and .bed[.gz] or .txt[.gz] that call themselves fragments."""
+    path = Path(place)
     match = _NAME.match(path.name)
-    return match is not None and (match["kind"] == "tsv" or "fragments" in path.name.lower())
+    return match is not None and (match["kind"] == "tsv" or "fragments" in path.name.lower()) and path.exists()
 
 
-def default_fragments_name(path: Path) -> str:
-    """ "pbmc_fragments.tsv.gz" -> "pbmc_fragments"; "pbmc/fragments.tsv.gz" -> "pbmc"."""
-    match = _NAME.match(path.name)
-    stem = match["stem"] if match else path.stem
-    return path.resolve().parent.name if stem == "fragments" else stem
-
-
-class Cells(NamedTuple):
-    """Barcodes that are cells, and who says so."""
-
-    barcodes: Sequence[str]
-    said_by: str
-
-
-def read_fragments(path: Path, name: str, reading: ReadingOptions, partners: Cells | None = None) -> Dataset:
+def read_fragments(request: Request) -> list[Dataset]:
     """Counts a fragments file.
 
-    Args:
-      reading: `regions` is needed, and `assembly` unless the header of the file names it; `barcodes` or
-        `min_fragments`, unless there are partners.
-      partners: the cells of the files it is joined to by `+`; `barcodes` and `min_fragments` stand before them.
+    Of `request.reading` it needs `regions`, and `assembly` unless the header of the file names it; `barcodes` or
+    `min_fragments`, which stand before `request.partners`, unless there are those.
 
     Raises InputError when a choice is missing or impossible, or the file is damaged, unsorted, of another assembly, or
     has none of the cells.
     """
+    path, reading = request.path, request.reading
     header = header_lines(path)
     genome = next((match["said"] for line in header if (match := _REFERENCE.match(line))), None)
     assembly = _assembly(path, reading.assembly, genome)
@@ -79,7 +66,7 @@ def read_fragments(path: Path, name: str, reading: ReadingOptions, partners: Cel
             "(ENCODE cCREs, or the peaks of this data set) or --regions windows:5000"
         )
     space = region_space(reading.regions, assembly)
-    listed = _listed_cells(path, reading, partners)
+    listed = _listed_cells(path, reading, request.partners)
     counting = _Counting(path, space, reading.fragment_counts, listed)
     try:
         chosen, unseen = counting.run(reading.min_fragments)
@@ -123,7 +110,14 @@ def read_fragments(path: Path, name: str, reading: ReadingOptions, partners: Cel
         )
     if unseen:
         notes.append(f"{path}: {unseen:,} of {unseen + len(chosen):,} cells ({said_by}) have no fragment; not read")
-    return Dataset(name, [matrix], cell_ids, matrix.obs, notes)
+    return [Dataset(request.name or _default_name(path), [matrix], cell_ids, matrix.obs, notes)]
+
+
+def _default_name(path: Path) -> str:
+    """ "pbmc_fragments.tsv.gz" -> "pbmc_fragments"; "pbmc/fragments.tsv.gz" -> "pbmc"."""
+    match = _NAME.match(path.name)
+    stem = match["stem"] if match else path.stem
+    return path.resolve().parent.name if stem == "fragments" else stem
 
 
 def _assembly(path: Path, stated: str | None, genome: str | None) -> str:
@@ -321,4 +315,7 @@ class FragmentCounts:
 
 def _count_again(path: Path, reading: ReadingOptions, cell_ids: np.ndarray) -> StoredMatrix:
     cells = Cells(cell_ids.tolist(), "those counted before")
-    return read_fragments(path, path.name, reading, cells).matrices[0].stored
+    return read_fragments(Request(str(path), reading=reading, partners=cells))[0].matrices[0].stored
+
+
+READER = Reader(is_fragments, read_fragments, "fragments .tsv.gz", opened_last=True)

@@ -6,54 +6,69 @@
     open_dataset("GSM1_a_matrix.mtx.gz")       one sample of a folder that holds several
     open_dataset("rna.h5ad+atac.h5ad")         several files of one dataset, paired by cell id
     open_dataset("fragments.tsv.gz", reading=...) ATAC fragments, counted on regions (`ReadingOptions`)
-    open_dataset("soma:experiment.soma")       a TileDB-SOMA experiment; "census:2025-11-08?organism=human": the public
-    Census open_dataset("cells.h5ad?assay=Smart-seq2") options for one file behind its name
+    open_dataset("soma:experiment.soma")       a TileDB-SOMA experiment
+    open_dataset("census:2025-11-08?organism=human") the public Census
+    open_dataset("cells.h5ad?assay=Smart-seq2") options for one file behind its name
     open_dataset("example:pbmc_mosaic")        the data set that travels with the package
     open_dataset(adata)                        an AnnData or MuData; a Dataset, as it is
 
-Opening reads names and metadata; the values are read later, chunk by chunk (`CountsMatrix.chunks`).
+Each format has a file of its own and a line in `READERS` (docs/extending.md). Opening reads names and metadata; the
+values are read later, chunk by chunk (`CountsMatrix.chunks`).
 """
 
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from data_pipelines.cells.cell_metadata import recognise_obs_fields
-from data_pipelines.files.hdf5_file import open_hdf5
-from data_pipelines.readers.anndata_reader import read_anndata, read_mudata, read_stored_anndata, read_stored_mudata
+from data_pipelines.readers import (
+    example_reader,
+    fragments_reader,
+    hdf5_reader,
+    soma_reader,
+    tenx_folder,
+    zarr_store,
+)
+from data_pipelines.readers.anndata_reader import read_anndata, read_mudata
 from data_pipelines.readers.dataset import CountsMatrix, Dataset, join_matrices
-from data_pipelines.readers.fragments_reader import Cells, default_fragments_name, is_fragments, read_fragments
+from data_pipelines.readers.example_reader import EXAMPLES, example_path
 from data_pipelines.readers.full_length import length_normalised
-from data_pipelines.readers.other_formats import described, of_other_program
+from data_pipelines.readers.other_formats import described
 from data_pipelines.readers.pair_check import require_shared_cells
+from data_pipelines.readers.reader import Cells, Reader, Request
 from data_pipelines.readers.reading_options import DEFAULT_READING, ReadingOptions, split_query
-from data_pipelines.readers.soma_reader import OPTIONS, PREFIXES, is_soma, read_soma
-from data_pipelines.readers.tenx_folder import default_name, is_matrix_market, matrices_in, matrix_in, read_tenx_folder
-from data_pipelines.readers.tenx_reader import is_tenx, read_tenx
 from data_pipelines.readers.unpaired_cells import separate_modalities
-from data_pipelines.readers.zarr_store import is_zarr, read_zarr
 from scmbert_jax.errors import InputError
 
-__all__ = ["open_dataset", "open_datasets", "ReadingOptions", "CountsMatrix", "Dataset", "ACCEPTED", "EXAMPLES"]
+__all__ = [
+    "open_dataset",
+    "open_datasets",
+    "ReadingOptions",
+    "CountsMatrix",
+    "Dataset",
+    "READERS",
+    "EXAMPLES",
+    "example_path",
+    "accepted",
+]
 
-# Name after "example:" -> file in data_pipelines/example, of which its README.md says more; what data cards say of it.
-EXAMPLES = {"pbmc_mosaic": "pbmc_mosaic.h5mu"}
-_STATEMENTS = {
-    "pbmc_mosaic": {
-        "title": "1,600 human blood cells in four technical batches, with RNA, surface proteins or both",
-        "citation": "He Z. et al. Mosaic integration and knowledge transfer of single-cell multimodal data with MIDAS. "
-        "Nature Biotechnology 42, 1594-1605 (2024)",
-        "doi": "10.1038/s41587-023-02040-y",
-        "licence": "MIT, as the Python package scmidas 0.3.0 that it is from",
-    }
-}
-ACCEPTED = ".h5ad, .h5mu, .zarr, 10x .h5, 10x .mtx folder, fragments .tsv.gz, soma:, census: or example:pbmc_mosaic"
-_EXPECTED = f"expected an {ACCEPTED}"
+# The first that recognises a place reads it.
+READERS: list[Reader] = [
+    hdf5_reader.READER,
+    zarr_store.READER,
+    tenx_folder.READER,
+    fragments_reader.READER,
+    soma_reader.READER,
+    example_reader.READER,
+]
+
+
+def accepted() -> str:
+    """ ".h5ad, .h5mu, ... or example:pbmc_mosaic": what people are told that they can give."""
+    *others, last = [reader.accepts for reader in READERS]
+    return f"{', '.join(others)} or {last}"
 
 
 def open_dataset(
@@ -78,17 +93,14 @@ def open_dataset(
     Raises InputError when there is no such file, it is not one of the formats, truncated, damaged or empty, a decision
     about it is missing, the files of `A+B` do not hold the same cells, or a SOMA store holds several data sets.
     """
-    # A file whose own name has a "+" stands before the reading as several files.
-    if isinstance(spec, (str, os.PathLike)) and _names_several(os.fspath(spec)):
-        return _open_together(os.fspath(spec), name, unpaired, reading, obs_fields)
-    datasets = _open_alone(spec, name, reading, obs_fields)
+    datasets = _open(spec, name, unpaired, reading, obs_fields)
     if len(datasets) > 1:
         listed = ", ".join(dataset.name for dataset in datasets[:3])
         raise InputError(
             f"{spec}: {len(datasets):,} data sets ({listed} ...), and here one is needed; select it with "
             f"obs_value_filter=dataset_id == '{datasets[0].name}'"
         )
-    return separate_modalities(datasets[0].name, datasets) if unpaired else datasets[0]
+    return datasets[0]
 
 
 def open_datasets(
@@ -102,13 +114,7 @@ def open_datasets(
 
     Raises InputError also where an option for all files has no use for any of them.
     """
-    datasets: list[Dataset] = []
-    for spec in specs:
-        if isinstance(spec, str) and is_soma(spec):
-            found = _open_alone(spec, None, reading, obs_fields)
-            datasets += [separate_modalities(part.name, [part]) for part in found] if unpaired else found
-        else:
-            datasets.append(open_dataset(spec, unpaired=unpaired, reading=reading, obs_fields=obs_fields))
+    datasets = [dataset for spec in specs for dataset in _open(spec, None, unpaired, reading, obs_fields)]
     _refuse_soma_cells_twice(datasets)
     _refuse_unused(dataclasses.asdict(reading), [matrix for dataset in datasets for matrix in dataset.matrices])
     return datasets
@@ -143,8 +149,18 @@ def _refuse_unused(options: Mapping[str, Any], matrices: list[CountsMatrix]) -> 
             raise InputError(f"{option} {options[option]}: none of {where} {lacks}; leave the option out")
 
 
+def _open(
+    spec: Any, name: str | None, unpaired: bool, reading: ReadingOptions, obs_fields: Mapping[str, str | None] | None
+) -> list[Dataset]:
+    if isinstance(spec, (str, os.PathLike)) and _names_several(os.fspath(spec)):
+        return [_open_together(os.fspath(spec), name, unpaired, reading, obs_fields)]
+    datasets = _open_alone(spec, name, reading, obs_fields)
+    return [separate_modalities(part.name, [part]) for part in datasets] if unpaired else datasets
+
+
 def _names_several(text: str) -> bool:
-    return "+" in text and not text.startswith(("example:", *PREFIXES)) and not Path(text).exists()
+    """A place whose own text has a "+" stands before the reading as several."""
+    return "+" in text and not Path(text).exists() and _reader_of(text) is None
 
 
 def _open_alone(
@@ -154,20 +170,17 @@ def _open_alone(
     obs_fields: Mapping[str, str | None] | None,
     partners: Cells | None = None,
 ) -> list[Dataset]:
-    """One data set, or those of a SOMA store; the reading options are carried out, or go with the matrices."""
+    """The data sets of one place; the reading options are carried out, or go with the matrices."""
     query: dict[str, str] = {}
     if not isinstance(spec, (str, os.PathLike)):
         datasets = [_open_object(spec, name, reading.layer)]
     else:
         place, query = split_query(os.fspath(spec))
-        if is_soma(place):
-            soma_options = {option: query.pop(option) for option in list(query) if option in OPTIONS}
-            reading = reading.replaced(query, os.fspath(spec))
-            datasets = read_soma(place, soma_options, name)
-        else:
-            reading = reading.replaced(query, os.fspath(spec))
-            opened = _open_example if place.startswith("example:") else _open_place
-            datasets = [opened(place, name, reading, partners)]
+        reader = _reader_of(place)
+        own = reader.options if reader is not None else ()
+        options = {option: query.pop(option) for option in list(query) if option in own}
+        reading = reading.replaced(query, os.fspath(spec))
+        datasets = _read(reader, Request(place, name, reading, options, partners))
     return [_as_decided(dataset, reading, query, obs_fields) for dataset in datasets]
 
 
@@ -198,21 +211,6 @@ def _open_object(spec: Any, name: str | None, layer: str | None) -> Dataset:
     if all(hasattr(spec, part) for part in ("X", "obs", "var", "layers")):
         return read_anndata(spec, name or "adata", layer)
     raise InputError(f"a {type(spec).__name__} is not a data set; expected a path, an AnnData or a MuData")
-
-
-def _open_example(text: str, name: str | None, reading: ReadingOptions, partners: Cells | None) -> Dataset:
-    example = text.partition(":")[2]
-    if example not in EXAMPLES:
-        raise InputError(f"{text}: no such example; there is {', '.join('example:' + known for known in EXAMPLES)}")
-    dataset = _open_place(str(example_path(example)), name or example, reading, partners)
-    for matrix in dataset.matrices:
-        matrix.statements = _STATEMENTS[example]
-    return dataset
-
-
-def example_path(example: str) -> Path:
-    """Where a built-in example lies. Packages are installed as folders, so the path stays valid."""
-    return Path(str(resources.files("data_pipelines") / "example" / EXAMPLES[example]))
 
 
 def _open_together(
@@ -247,85 +245,56 @@ def _open_together(
 def _open_parts(
     parts: list[str], unpaired: bool, reading: ReadingOptions, obs_fields: Mapping[str, str | None] | None
 ) -> list[Dataset]:
-    """In the order given. Fragments files come last to be opened: the cells of the others are their cells."""
+    """In the order given. What asks for the cells of the others is opened after them."""
+
+    def is_last(part: str) -> bool:
+        reader = _reader_of(split_query(part)[0])
+        return reader is not None and reader.opened_last
+
     opened: dict[int, Dataset] = {}
     partners: Cells | None = None
-    for number in sorted(range(len(parts)), key=lambda number: _is_fragments_file(parts[number])):
+    for number in sorted(range(len(parts)), key=lambda number: is_last(parts[number])):
         (opened[number],) = _open_alone(parts[number], None, reading, obs_fields, None if unpaired else partners)
-        if not _is_fragments_file(parts[number]):
+        if not is_last(parts[number]):
             ids = {cell: None for dataset in opened.values() for cell in dataset.cell_ids.tolist()}
             partners = Cells(list(ids), f"cells of {'+'.join(Path(dataset.path).name for dataset in opened.values())}")
     return [opened[number] for number in range(len(parts))]
 
 
-def _is_fragments_file(spec: str) -> bool:
-    return is_fragments(Path(split_query(spec)[0]))
+def _reader_of(place: str) -> Reader | None:
+    return next((reader for reader in READERS if reader.recognises(place)), None)
 
 
-def _open_place(path: str, name: str | None, reading: ReadingOptions, partners: Cells | None) -> Dataset:
-    place = Path(path)
-    if not place.exists():
-        raise InputError(f"{path}: no such file; {_EXPECTED}")
-    if is_fragments(place):
-        return read_fragments(place, name or default_fragments_name(place), reading, partners)
+def _read(reader: Reader | None, request: Request) -> list[Dataset]:
     try:
-        if place.is_dir():
-            return _open_folder(place, name, reading.layer)
-        if is_matrix_market(place):
-            return read_tenx_folder(place, name or default_name(place))
-        return _open_file(place, name or place.stem, reading.layer)
+        if reader is None:
+            raise InputError(_nobody_reads(request.place))
+        return reader.read(request)
     except InputError:
         raise
     except Exception as error:  # a file that somebody spoilt or forged brings all kinds out of h5py, zarr and anndata
+        if not request.path.exists():
+            raise
         raise InputError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}). If anndata can read it, write it again in "
-            "Python: anndata.read_h5ad(FILE).write_h5ad(NEW); else it is damaged: copy or download it again"
+            f"{request.place}: cannot be read ({type(error).__name__}: {error}). If anndata can read it, write it "
+            "again in Python: anndata.read_h5ad(FILE).write_h5ad(NEW); else it is damaged: copy or download it again"
         ) from error
 
 
-def _open_folder(folder: Path, name: str | None, layer: str | None) -> Dataset:
-    if is_zarr(folder):
-        return read_zarr(folder, name or folder.resolve().name.removesuffix(".zarr"), layer)
-    matrix = matrix_in(folder)
-    if matrix is not None:
-        return read_tenx_folder(matrix, name or default_name(matrix))
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and (is_zarr(path) or matrices_in(path)))
-    hint = f". Did you mean {inside[0]}?" if inside else ""
-    raise InputError(f"{folder}: a folder with neither matrix.mtx[.gz] nor zarr metadata in it; {_EXPECTED}{hint}")
-
-
-def _open_file(place: Path, name: str, layer: str | None) -> Dataset:
-    path, file = str(place), _open_hdf5(place)
-    try:
-        return _of_hdf5(file, path, name, layer)
-    except BaseException:
-        file.close()  # nobody else knows of it, and whoever mends the file wants to open it
-        raise
-
-
-def _of_hdf5(file: h5py.File, path: str, name: str, layer: str | None) -> Dataset:
-    if "mod" in file:
-        return read_stored_mudata(file, path, name, layer)
-    if "obs" in file and "var" in file:
-        return read_stored_anndata(file, path, name, layer)
-    known = of_other_program(list(file), Path(path))
-    if known is not None:
-        raise InputError(f"{path}: {known}")
-    if is_tenx(file):
-        return read_tenx(file, path, name)
-    raise InputError(f"{path}: HDF5 with {', '.join(list(file)[:6]) or 'nothing in it'}; {_EXPECTED}")
-
-
-def _open_hdf5(place: Path) -> h5py.File:
-    with open(place, "rb") as stream:
+def _nobody_reads(place: str) -> str:
+    """Why, and what to do."""
+    path, expected = Path(place), f"expected an {accepted()}"
+    if not path.exists():
+        return f"{place}: no such file; {expected}"
+    if path.is_dir():
+        inside = (str(inside) for inside in sorted(path.iterdir()) if inside.is_dir())
+        inner = next((inside for inside in inside if _reader_of(inside)), None)
+        hint = f". Did you mean {inner}?" if inner else ""
+        return f"{place}: a folder with neither matrix.mtx[.gz] nor zarr metadata in it; {expected}{hint}"
+    with open(path, "rb") as stream:
         start = stream.read(8)
     if not start:
-        raise InputError(f"{place}: an empty file (0 bytes); copy or download it again")
-    if not h5py.is_hdf5(place):  # a .h5mu begins with 512 bytes of text, which HDF5 allows
-        known = described(place)
-        found = f" but {known}" if known else f" (it begins with {start!r}); {_EXPECTED}"
-        raise InputError(f"{place}: not an HDF5 file{found}")
-    try:
-        return open_hdf5(place)
-    except OSError as error:
-        raise InputError(f"{place}: truncated or damaged HDF5 ({error}); copy or download it again") from error
+        return f"{place}: an empty file (0 bytes); copy or download it again"
+    known = described(path)
+    found = f" but {known}" if known else f" (it begins with {start!r}); {expected}"
+    return f"{place}: not an HDF5 file{found}"

@@ -27,6 +27,7 @@ import scipy.sparse as sp
 
 from data_pipelines.features.modality_names import modality_of_name
 from data_pipelines.readers.dataset import CountsMatrix, Dataset
+from data_pipelines.readers.reader import Reader, Request
 from data_pipelines.readers.stored_matrix import canonical
 from data_pipelines.readers.stored_names import as_names
 from data_pipelines.readers.whole_counts import widened
@@ -67,20 +68,18 @@ class _Store(NamedTuple):
     about: dict[str, Any]  # for the manifest
 
 
-def is_soma(spec: str) -> bool:
-    return spec.startswith(PREFIXES)
+def is_soma(place: str) -> bool:
+    return place.startswith(PREFIXES)
 
 
-def read_soma(place: str, options: dict[str, str], name: str | None = None) -> list[Dataset]:
+def read_soma(request: Request) -> list[Dataset]:
     """The data sets of an experiment, in the order of their first cells.
 
-    Args:
-      place: with its prefix, without the options: "soma:PLACE" or "census:VERSION".
-      options: of `OPTIONS`.
-      name: of the data set; of several, what stands before their ids. None: they are called by id, or by the folder.
+    Of several data sets, `request.name` stands before their ids; without it they are called by id, or by the folder.
 
     Raises InputError when tiledbsoma is not installed, nothing can be opened there, or nothing is selected.
     """
+    place, options, name = request.place, request.options, request.name
     _open.cache_clear()  # what another process has changed since is seen
     frozen = tuple(options.items())
     store = _open(place, frozen)
@@ -338,3 +337,6 @@ def _base_name(place: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+READER = Reader(is_soma, read_soma, ", ".join(PREFIXES), OPTIONS)

@@ -8,6 +8,7 @@ All may have one prefix, as in GEO (`GSM123_sample_matrix.mtx.gz`); of several s
 matrix file. A matrix of cells x features instead of features x cells is read as what it is.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from data_pipelines.features.modality_names import modality_of_features
 from data_pipelines.readers.dataset import CountsMatrix, Dataset, join_matrices
 from data_pipelines.readers.matrix_market import MatrixMarketFile, MatrixMarketHeader, read_header
 from data_pipelines.readers.name_lines import name_lines
+from data_pipelines.readers.reader import Reader, Request
 from data_pipelines.readers.tenx_reader import split_by_feature_type
 from scmbert_jax.errors import InputError
 
@@ -33,33 +35,34 @@ class _Names(NamedTuple):
     rows: list[list[str]]  # the columns of each line
 
 
-def is_matrix_market(path: Path) -> bool:
-    return path.name.endswith((".mtx", ".mtx.gz"))
+def is_tenx_folder(place: str) -> bool:
+    """Also for one matrix of it, which may be called something else than matrix.mtx."""
+    path = Path(place)
+    if path.is_dir():
+        return os.access(path, os.R_OK) and any(_MATRIX.match(inside.name) for inside in path.iterdir())
+    return path.exists() and path.name.endswith((".mtx", ".mtx.gz"))
 
 
-def matrices_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if _MATRIX.match(path.name))
+def read_tenx_folder(request: Request) -> list[Dataset]:
+    """The matrix of a folder, or one .mtx or .mtx.gz; the other two files are found beside it.
+
+    Raises InputError when a file is missing or damaged, they do not belong together, or a folder has several matrices.
+    """
+    matrix = _matrix_in(request.path) if request.path.is_dir() else request.path
+    # "GSM123_sample_matrix.mtx.gz" -> "GSM123_sample"; "pbmc/matrix.mtx" -> "pbmc"
+    name = request.name or _prefix(matrix).rstrip("_.-") or matrix.resolve().parent.name
+    return [join_matrices(name, _matrices_of(matrix))]
 
 
-def matrix_in(folder: Path) -> Path | None:
-    """The one matrix of a folder; None where there is none. Raises InputError where there are several."""
-    found = matrices_in(folder)
+def _matrix_in(folder: Path) -> Path:
+    found = sorted(path for path in folder.iterdir() if _MATRIX.match(path.name))
     if len(found) > 1:
         listed = ", ".join(path.name for path in found[:4]) + (", ..." if len(found) > 4 else "")
         raise InputError(f"{folder}: {len(found)} matrices ({listed}); name one of them, e.g. {found[0]}")
-    return found[0] if found else None
+    return found[0]
 
 
-def default_name(matrix: Path) -> str:
-    """ "GSM123_sample_matrix.mtx.gz" -> "GSM123_sample"; "pbmc/matrix.mtx" -> "pbmc"."""
-    return _prefix(matrix).rstrip("_.-") or matrix.resolve().parent.name
-
-
-def read_tenx_folder(matrix: Path, name: str) -> Dataset:
-    """`matrix`: the .mtx or .mtx.gz; the other two files are found beside it.
-
-    Raises InputError when a file is missing or damaged, or they do not belong together.
-    """
+def _matrices_of(matrix: Path) -> list[CountsMatrix]:
     header = read_header(matrix)
     # As far from the sizes of the matrix as a heading, comments, or the file of another sample may be.
     most_lines = 2 * max(header.num_rows, header.num_columns) + 10_000
@@ -76,8 +79,8 @@ def read_tenx_folder(matrix: Path, name: str) -> Dataset:
     cell_ids = np.array([row[0] for row in barcodes.rows], dtype=str)
     if kind == "features.tsv" and len(features.rows[0]) >= 3:
         table = _typed_features(features.rows)
-        return join_matrices(name, split_by_feature_type(str(matrix), table, stored, cell_ids))
-    return join_matrices(name, [_untyped_matrix(matrix, features, kind, stored, cell_ids)])
+        return split_by_feature_type(str(matrix), table, stored, cell_ids)
+    return [_untyped_matrix(matrix, features, kind, stored, cell_ids)]
 
 
 def _typed_features(rows: list[list[str]]) -> pd.DataFrame:
@@ -171,3 +174,6 @@ def _read_names(path: Path, most_lines: int, num_columns: int, most_columns: int
             raise InputError(f"{path}, line {number:,}: {found}; expected {columns}. Write the file again")
         rows.append(words)
     return _Names(path, rows)
+
+
+READER = Reader(is_tenx_folder, read_tenx_folder, "10x .mtx folder")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_pipelines.readers.anndata_reader import read_stored_anndata, read_stored_mudata
 from data_pipelines.readers.dataset import Dataset
+from data_pipelines.readers.reader import Reader, Request
 from data_pipelines.readers.stored_nodes import StoredGroup
 from data_pipelines.readers.zarr_metadata import require_plain_store
 from scmbert_jax.errors import InputError
@@ -15,18 +16,21 @@ from scmbert_jax.errors import InputError
 _METADATA = ("zarr.json", ".zgroup", ".zarray", ".zmetadata")
 
 
-def is_zarr(folder: Path) -> bool:
+def is_zarr(place: str) -> bool:
     """Also for a folder that is only called so: `read_zarr` tells what it lacks."""
-    return folder.suffix == ".zarr" or any((folder / name).is_file() for name in _METADATA)
+    folder = Path(place)
+    return folder.is_dir() and (folder.suffix == ".zarr" or any((folder / name).is_file() for name in _METADATA))
 
 
-def read_zarr(folder: Path, name: str, layer: str | None = None) -> Dataset:
+def read_zarr(request: Request) -> list[Dataset]:
     """Raises InputError when it is no AnnData or MuData, or damaged."""
+    folder, layer = request.path, request.reading.layer
+    name = request.name or folder.resolve().name.removesuffix(".zarr")
     store = _open(folder)
     if "mod" in store:
-        return read_stored_mudata(store, str(folder), name, layer)
+        return [read_stored_mudata(store, str(folder), name, layer)]
     if "obs" in store or "var" in store or "X" in store:
-        return read_stored_anndata(store, str(folder), name, layer)
+        return [read_stored_anndata(store, str(folder), name, layer)]
     found = ", ".join(sorted(store.keys())[:6]) or "nothing"
     inner = next((path for path in ("tables/table", "tables/counts") if f"{path}/obs" in store), None)
     hint = f"; its table of cells is {folder / inner}" if inner else ""
@@ -48,3 +52,6 @@ def _open(folder: Path) -> StoredGroup:
         raise InputError(
             f"{folder}: no zarr group can be opened ({error}); give the folder that holds obs, var and X"
         ) from error
+
+
+READER = Reader(is_zarr, read_zarr, ".zarr")

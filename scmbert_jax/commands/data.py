@@ -77,10 +77,10 @@ class Doctor:
         import json
 
         from data_pipelines.build.sources import check_files
-        from data_pipelines.readers.open_dataset import ACCEPTED
+        from data_pipelines.readers.open_dataset import accepted
 
         if not self.files:
-            raise InputError(f"doctor: no files given; give at least one {ACCEPTED}.")
+            raise InputError(f"doctor: no files given; give at least one {accepted()}.")
         options = {
             "organism": self.organism,
             "assembly": self.reading.assembly,
