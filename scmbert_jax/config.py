@@ -141,7 +141,7 @@ class ModelConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations and matrix products; parameters, softmax, norms and losses stay float32."""
     covariates: tuple[str, ...] = ()
-    """Known cell covariates (such as technical_batch) the model is told of."""
+    """Known cell covariates (such as technical_batch) that the model is given."""
     covariates_at: Literal["heads", "tokens"] = "heads"
     """`heads`: where values are predicted, so that the embedding need not carry them; `tokens`: with every token."""
 

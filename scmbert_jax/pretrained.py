@@ -326,7 +326,7 @@ A multi-omic single-cell transformer, pre-trained by scmbert_jax ({", ".join(wei
 
 Raw integer counts go in; normalised values are refused. Features that the model does not know are reported.
 
-## What it was told beside counts
+## Which information it used besides counts
 {told}
 
 ## Use

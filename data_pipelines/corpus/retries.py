@@ -29,7 +29,7 @@ class Fault(Enum):
     )
     MISSING = (
         "no such file or bucket: check the URL; bring a corpus there with `scmbert corpus copy FOLDER URL`; the same "
-        "command completes a copy that was broken off"
+        "command completes a copy that was interrupted"
     )
     REFUSED = (
         "access was refused: check that credentials are there and not expired (s3: AWS_PROFILE, or AWS_ACCESS_KEY_ID "

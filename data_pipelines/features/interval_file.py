@@ -217,7 +217,7 @@ def _expected(layout: Layout) -> str:
 
 def _check(path: str | Path, block: IntervalBlock) -> None:
     _refuse(path, block.first_line, block.start < 0, "starts at {0}; positions are 0-based, not negative", block.start)
-    message = "ends at {0}, not behind its start {1}; intervals are 0-based and half-open, so end > start"
+    message = "ends at {0}, not after its start {1}; intervals are 0-based and half-open, so end > start"
     _refuse(path, block.first_line, block.end <= block.start, message, block.end, block.start)
 
 

@@ -71,7 +71,7 @@ def _by_content(path: Path, start: bytes) -> str | None:
             "object: Seurat::as.SingleCellExperiment(x))"
         )
     if start.startswith(b"%%MatrixMarket"):
-        return "a Matrix Market file; call it matrix.mtx[.gz], with barcodes.tsv and features.tsv beside it"
+        return "a Matrix Market file; call it matrix.mtx[.gz], with barcodes.tsv and features.tsv next to it"
     first_line, *more = start.split(b"\n")
     separator = max((b",", b"\t"), key=first_line.count)
     if b"\0" in start or not more or separator not in first_line:

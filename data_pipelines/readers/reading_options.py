@@ -22,18 +22,19 @@ FullLength = Literal["refuse", "length-normalise"]
 
 @dataclasses.dataclass(frozen=True)
 class ReadingOptions:
-    """For all files; for one of them behind its name: 'FILE?option=value&option=value' (min_fragments=1000).
+    """For all files; for one of them after its name: 'FILE?option=value&option=value' (min_fragments=1000).
 
     Attributes:
       assembly: genome build of regions ("hg38", "mm10", ...); None: the one the file names.
       regions: a BED file (.bed, .bed.gz), or "windows:5000" for windows of so many base pairs; None: a file's own
-      peaks. region_links: from regions to genes: "distance" (TSS within 100,000 bp), "distance:BP", "none", or a table
+        peaks.
+      region_links: from regions to genes: "distance" (TSS within 100,000 bp), "distance:BP", "none", or a table
         with the columns region and gene.
       barcodes: the file that lists the cells of a fragments file, one barcode a line.
-      min_fragments: or: every barcode with so many fragments is a cell.
+      min_fragments: instead of barcodes: every barcode with at least so many fragments is a cell.
       fragment_counts: "fragments" (each counts once in a region that holds at least one of its two ends) or "cut-sites"
         (every end counts).
-      assay: of all cells of a file whose obs has no assay.
+      assay: the assay of all cells, for a file whose obs does not say it.
       full_length: what to do with cells of assays that read whole transcripts (Smart-seq2, ...): "refuse" them, or
         "length-normalise" their counts.
       gene_lengths: a table with the columns gene and length (base pairs); None: var["feature_length"].
@@ -102,6 +103,6 @@ def split_query(spec: str) -> tuple[str, dict[str, str]]:
     for part in query.split("&"):
         name, equals, value = part.partition("=")
         if not (name and equals and value) or name in options:
-            raise InputError(f"{spec}: {part!r} behind the '?'; expected NAME=VALUE, each name once, joined by '&'")
+            raise InputError(f"{spec}: {part!r} after the '?'; expected NAME=VALUE, each name once, joined by '&'")
         options[name] = unquote(value)
     return place, options

@@ -67,7 +67,7 @@ def _text(value: Any, row: int, where: str) -> str:
         return text
     except UnicodeError as error:
         raise InputError(
-            f"{where}: entry {row:,} ({str(value)[:40]!r}) is not UTF-8; write the names anew, as UTF-8"
+            f"{where}: entry {row:,} ({str(value)[:40]!r}) is not UTF-8; write the names again, as UTF-8"
         ) from error
 
 

@@ -59,7 +59,7 @@ def _check_codecs(metadata: dict[str, Any], where: str) -> None:
         if not isinstance(name, str) or name.removeprefix("numcodecs.") not in _CODECS:
             raise InputError(
                 f"{where} names the codec {str(name)[:40]!r}, which is not among those that are read, since codecs are "
-                "code. If the store is yours, write it anew with the codecs of zarr: anndata.read_zarr(STORE)"
+                "code. If the store is yours, write it again with the codecs of zarr: anndata.read_zarr(STORE)"
                 ".write_zarr(NEW)"
             )
         if isinstance(codec, dict) and isinstance(codec.get("configuration"), dict):

@@ -88,7 +88,7 @@ class InputSpeeds:
         }
 
     def text(self) -> str:
-        head = ["loader", "cells per CPU-second", "cells/s (wall)", "peak memory (MiB)", f"beside {REFERENCE}"]
+        head = ["loader", "cells per CPU-second", "cells/s (wall)", "peak memory (MiB)", f"compared with {REFERENCE}"]
         lines = [
             [
                 row.name,

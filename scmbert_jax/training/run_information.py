@@ -27,7 +27,7 @@ def run_information(of_corpus: Mapping[str, Any], covariates: Mapping[str, list[
 def information_in_words(information: Mapping[str, Any] | None) -> list[str]:
     """One sentence or more per kind of information; None: a run of an earlier version, which did not record it."""
     if information is None:
-        return ["What it was told beside counts is not recorded: it was trained by an earlier version."]
+        return ["Which information it used besides counts is not recorded: an earlier version trained it."]
     return [
         _pairs(information),
         *_pseudo_pairs(information),

@@ -40,7 +40,7 @@ class PretrainingReport:
     def tables(self) -> list[tuple[str, str]]:
         """(heading, markdown table): of each modality a line per method, fewest bits first; then the differences."""
         found = [(f"{modality_name(own.modality)}, bits per masked token", _levels_table(own)) for own in self.bits]
-        return [*found, ("The model beside each", self._differences())]
+        return [*found, ("The model compared with each", self._differences())]
 
     def _differences(self) -> str:
         body = []
@@ -109,7 +109,7 @@ class PretrainingReport:
             costs = {method: [own.mean(method, level) for level in own.used_levels] for method in _by_bits(own)}
             saved = {method: np.subtract(costs[MARGINAL], of).tolist() for method, of in costs.items()}
             found.append((heading, _levels_figure(own, costs, "bits per masked token"), "What a masked token costs"))
-            caption = "What is saved beside each feature alone: above 0 is better"
+            caption = "Bits saved, compared with each feature alone: above 0 is better"
             found.append((heading, _levels_figure(own, saved, "bits saved per masked token"), caption))
         return found
 

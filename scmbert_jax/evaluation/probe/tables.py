@@ -74,7 +74,7 @@ def summary_sentences(results: ProbeResult | Sequence[ProbeResult]) -> list[str]
             parts = [f"{_VERDICTS[verdict]} by {', '.join(scores)}" for verdict, scores in said.items() if scores]
             worst = next(place for place, scores in enumerate(said.values()) if scores)
             name = _capital(modality_name(result.modality))
-            sentences.append((worst, f"{name} cells: {method} beside {other} is {'; '.join(parts)}."))
+            sentences.append((worst, f"{name} cells: compared with {other}, {method} is {'; '.join(parts)}."))
     return [sentence for _, sentence in sorted(sentences, key=lambda pair: pair[0])]
 
 

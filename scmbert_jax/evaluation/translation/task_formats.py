@@ -222,7 +222,7 @@ def _submission_correlations(submission: Path, evaluation_ids: Path, truths: lis
     """float64 [evaluated cells], from the long tables row_id -> target and row_id -> cell_id, gene_id."""
     if not evaluation_ids.is_file() or not truths:
         raise InputError(
-            f"{submission}: to score it, {evaluation_ids.name} and the test inputs and targets must lie beside it."
+            f"{submission}: to score it, {evaluation_ids.name} and test inputs and targets must be in its folder."
         )
     ids = pd.read_csv(evaluation_ids, dtype={"cell_id": str, "gene_id": str})
     answers = pd.read_csv(submission)

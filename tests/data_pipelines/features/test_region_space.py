@@ -89,7 +89,7 @@ def test_an_interval_goes_to_the_region_it_shares_most_with(data):
     [
         ([("chr1", 100, 300), ("chr1", 200, 400)], r"line 2: overlaps the region of line 1 .*bedtools merge"),
         ([("chr1", 100, 300), ("chr1", 100, 300)], r"line 2: overlaps the region of line 1"),
-        ([("chr1", 100, 300), ("chr1", 500, 400)], r"line 2: ends at 400, not behind its start 500"),
+        ([("chr1", 100, 300), ("chr1", 500, 400)], r"line 2: ends at 400, not after its start 500"),
         ([("chr1", -1, 300)], r"line 1: starts at -1; positions are 0-based"),
         ([("chr1", 1, 300), ("chr1", "x", 400)], r"line 2: start is not a whole number in 'chr1\\tx\\t400'"),
         ([("chr1", 1, 300), ("chr1", 400)], r"line 2: .* has 2 columns; expected chrom, start, end, separated by tabs"),

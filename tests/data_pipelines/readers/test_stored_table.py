@@ -265,7 +265,7 @@ def test_names_beside_a_mask_are_refused_as_others_are(change, words, tmp_path):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (b"AACG\xff-1", "entry 3 .* is not UTF-8; write the names anew"),
+        (b"AACG\xff-1", "entry 3 .* is not UTF-8; write the names again"),
         (b"A" * 300_000, r"entry 3 \('AAAAAAAAAAAAAAAAAAAA' ...\) is a name of 300,000 characters; at most 1,000"),
     ],
 )

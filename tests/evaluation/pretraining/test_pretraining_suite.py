@@ -58,7 +58,7 @@ def test_a_model_is_scored_beside_its_baselines_on_cells_it_has_not_seen(
         assert 0.95 < bits[modality, "model"]["bits"] / bits[modality, MARGINAL]["bits"] < 1.1
         assert bits[modality, MARGINAL]["low"] < bits[modality, MARGINAL]["bits"] < bits[modality, MARGINAL]["high"]
     page = report.read_text()
-    assert "What is saved beside each feature alone" in page
+    assert "Bits saved, compared with each feature alone" in page
     assert "bits per masked token" in page
 
 

@@ -290,9 +290,9 @@ def test_every_verdict_is_said_and_what_is_worse_first(small_result):
     text = render_differences(small_result)
     assert sum("trained - untrained" in line for line in text.splitlines()) == 4
     pca, untrained = summary_sentences(small_result)
-    assert "trained beside untrained is better by linear accuracy" in untrained
+    assert "compared with untrained, trained is better by linear accuracy" in untrained
     assert "kNN macro-F1" in untrained
-    assert "trained beside pca is not clearly different by linear accuracy" in pca
+    assert "compared with pca, trained is not clearly different by linear accuracy" in pca
 
     def difference(other, probe, mean):
         low, high = mean - 0.01, mean + 0.01
@@ -307,6 +307,6 @@ def test_every_verdict_is_said_and_what_is_worse_first(small_result):
     result = ProbeResult("protein", tuple(rows), differences, (), ("a", "b"), 0, FitCounts())
     assert "| worse " in render_differences(result).splitlines()[2]
     first, second = summary_sentences(result)
-    assert first.startswith("Protein cells: trained beside pca is worse by kNN accuracy")
+    assert first.startswith("Protein cells: compared with pca, trained is worse by kNN accuracy")
     assert "not clearly different by linear accuracy" in first
     assert "better" in second
