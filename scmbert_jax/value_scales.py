@@ -1,23 +1,81 @@
-"""Counts as the values that linear models of each modality use; the same function for numpy and for JAX arrays."""
+"""Counts as values in which cells compare: the one place where counts become values, for numpy and for JAX arrays.
+
+    log1p        log1p(count / library_size * target_sum)                           RNA
+    clr          log1p(count / g), g the cell's geometric mean of count + 1         protein
+    tf_idf       log1p(1e4 * tf * (cells / cells with the region open))             ATAC, in a model
+    tf_log_idf   log1p(1e4 * tf * log1p(cells / cells with the region open))        ATAC, of a set of cells by itself
+
+Each is 0 for a count of 0, so that whoever holds sparse counts changes the stored ones alone. All arguments are of any
+shapes that broadcast; `xp` is numpy or jax.numpy. A size below 1, of a cell without counts, counts as 1.
+
+Two TF-IDFs, because a model and a baseline know different things. A model sees some of a cell's regions, and how often
+each is open among the first cells of its run: tf is per count of the cell, idf the plain ratio, as in Signac. A
+baseline sees all regions of all its cells: tf is per open region, and idf is the logarithm of Cusanovich et al., by
+which regions that are open in few cells weigh less than by the ratio. Scores on one scale are not scores on the other.
+"""
 
 from typing import Any
 
+import numpy as np
+
+
+def relative_expression(counts: Any, library_size: Any, target_sum: Any, xp: Any = np) -> Any:
+    """count / library_size * target_sum; 0 where the library is empty. CP10K for target_sum = 1e4."""
+    return counts / xp.maximum(library_size, 1.0) * target_sum
+
+
+def log1p_values(counts: Any, library_size: Any, target_sum: Any, xp: Any = np) -> Any:
+    """log1p(count / library_size * target_sum)."""
+    return xp.log1p(relative_expression(counts, library_size, target_sum, xp))
+
+
+def clr_values(counts: Any, mean_log_count: Any, xp: Any = np) -> Any:
+    """log1p(count / g), g = exp(mean_log_count), the mean over the cell's measured features of log1p(count).
+
+    The centred log ratio of Stoeckius et al. 2017 (CITE-seq), per cell instead of per feature.
+    """
+    return xp.log1p(counts * xp.exp(-mean_log_count))
+
+
+def tf_idf_values(counts: Any, library_size: Any, detection: Any, xp: Any = np) -> Any:
+    """log1p(1e4 * [count > 0] / library_size / detection), `detection` the fraction of cells with the region open.
+
+    log(TF x IDF) of Stuart et al. 2019 (`RunTFIDF` of Signac, method 1), of open and closed instead of counts.
+    """
+    return xp.log1p(1e4 * xp.where(counts > 0, 1.0, 0.0) / xp.maximum(library_size, 1.0) / xp.maximum(detection, 1e-4))
+
+
+def tf_log_idf_values(counts: Any, num_open: Any, cells_per_open: Any, xp: Any = np) -> Any:
+    """log1p(1e4 * [count > 0] / num_open * log1p(cells_per_open)).
+
+    TF x log(1 + 1 / fraction of cells with the region open) of Cusanovich et al. 2015, on the scale log1p(1e4 x) of
+    `tf_idf_values`.
+
+    Args:
+      num_open: open regions of the cell.
+      cells_per_open: number of cells / cells with the region open.
+    """
+    return xp.log1p(1e4 * xp.where(counts > 0, 1.0, 0.0) / xp.maximum(num_open, 1.0) * xp.log1p(cells_per_open))
+
 
 def linear_values(modality: str, counts: Any, library_size: Any, mean_log_count: Any, typical: Any, xp: Any) -> Any:
-    """Values in which principal components are taken; zero for a count of zero.
-
-    rna: log1p(count / library_size * median library size). protein: log1p(count / g), g the geometric mean of count + 1
-    over the cell's measured features (CLR, Stoeckius et al. 2017). atac: log1p(1e4 * [count > 0] / library_size / share
-    of cells in which the region is open) (TF-IDF, Stuart et al. 2019).
+    """Values in which principal components are taken: `log1p_values`, `clr_values` or `tf_idf_values`.
 
     Args:
       counts, library_size, mean_log_count: of the tokens, any shape; see `ModalityTokens`.
       typical: of the tokens; rna: the median library size; atac: the detection rate of the region; protein: not read.
-      xp: numpy or jax.numpy.
     """
-    if modality == "protein":
-        return xp.log1p(counts * xp.exp(-mean_log_count))
-    per_count = counts / xp.maximum(library_size, 1.0)
     if modality == "rna":
-        return xp.log1p(per_count * typical)
-    return xp.log1p(1e4 * xp.where(counts > 0, 1.0, 0.0) / xp.maximum(library_size, 1.0) / xp.maximum(typical, 1e-4))
+        return log1p_values(counts, library_size, typical, xp)
+    if modality == "protein":
+        return clr_values(counts, mean_log_count, xp)
+    return tf_idf_values(counts, library_size, typical, xp)
+
+
+def expression_bins(relative: Any, num_bins: int, xp: Any = np) -> Any:
+    """scBERT's bins of relative expression: floor(log2(1 + CP10K)) clipped at num_bins - 1; int32.
+
+    Yang et al. 2022, Methods.
+    """
+    # log2 of an exact power of two can fall just below its integer in float32; the nudge is far below one count.
+    return xp.clip(xp.floor(xp.log2(1.0 + relative) + 1e-6), 0, num_bins - 1).astype(xp.int32)

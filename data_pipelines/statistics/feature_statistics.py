@@ -34,7 +34,7 @@ from scmbert_jax.feature_layout import (
     FeatureStatistics,
     LinearStatistics,
 )
-from scmbert_jax.value_scales import linear_values
+from scmbert_jax.value_scales import clr_values, linear_values, log1p_values
 
 MAX_TOKENS = 1_000_000
 # log of the negative binomial's inverse dispersion: the values among which the likelihood chooses.
@@ -268,11 +268,10 @@ def _of_cells(
         average = squares.sum() / max(number.sum(), 1.0)
         return mean, np.sqrt((squares + 2 * average) / (number + 2.0) + 1e-4)
 
-    relative = counts / np.maximum(cells.library_size, 1.0)[of_cell]
-    value_mean, value_std = moments(np.log1p(relative * target_sum))
-    log1p_mean, log1p_std = moments(np.log1p(relative * median_library))
-    mean_log_counts = cells.mean_log_count[of_cell]
-    clr_mean, clr_std = moments(np.log1p(counts * np.exp(-mean_log_counts)))
+    libraries = cells.library_size[of_cell]
+    value_mean, value_std = moments(log1p_values(counts, libraries, target_sum))
+    log1p_mean, log1p_std = moments(log1p_values(counts, libraries, median_library))
+    clr_mean, clr_std = moments(clr_values(counts, cells.mean_log_count[of_cell]))
     values = _values_of(modality, cells, median_library, detection)
     linear_mean, linear_std = moments(values.data)
     found = {

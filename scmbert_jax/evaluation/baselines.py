@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from sklearn.decomposition import PCA, TruncatedSVD
 
 from scmbert_jax.errors import InputError
-from scmbert_jax.tasks.normalisation import centred_log_ratio, log1p_cp10k, tf_idf
+from scmbert_jax.tasks.normalisation import centred_log_ratio, log1p_cp10k, tf_log_idf
 
 Array = np.ndarray
 
@@ -21,7 +21,7 @@ _COVARIANCE_FEATURES = 2000
 # The row of a model without its transformer (`PretrainedModel.linear_path_alone`), beside that of the model.
 LINEAR_PATH_ALONE = "linear path alone"
 
-NORMALISATIONS = {"rna": log1p_cp10k, "protein": centred_log_ratio, "atac": tf_idf}
+NORMALISATIONS = {"rna": log1p_cp10k, "protein": centred_log_ratio, "atac": tf_log_idf}
 
 
 def pca_embedding(counts: Any, modality: str, embed_dim: int, seed: int = 0) -> Array:
@@ -29,7 +29,7 @@ def pca_embedding(counts: Any, modality: str, embed_dim: int, seed: int = 0) -> 
 
     Args:
       counts: raw counts, dense or scipy sparse [n cells, f features]; never densified.
-      modality: "rna" (log1p CP10k), "protein" (CLR per cell) or "atac" (TF-IDF).
+      modality: "rna" (log1p CP10k), "protein" (CLR per cell) or "atac" (TF-log-IDF).
       embed_dim: the wanted number of dimensions, usually the model's.
       seed: starting vector of the Lanczos iterations (their result hardly depends on it).
 

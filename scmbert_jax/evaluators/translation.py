@@ -26,6 +26,7 @@ from scmbert_jax.feature_layout import FeatureStatistics
 from scmbert_jax.models.scmbert import ScMbert
 from scmbert_jax.models.token_sequence import CutBatch
 from scmbert_jax.objectives.cross_modal_translation import CrossModalTranslation
+from scmbert_jax.value_scales import clr_values, log1p_values
 
 _MOST_FEATURES = 2048
 _FEATURES_AT_A_TIME = 1024
@@ -97,8 +98,9 @@ def _on_scale(scale: str, median_library: float, own: CellCounts, rows: np.ndarr
     counts = sp.csr_matrix(own.counts[rows][:, features]).toarray()
     if scale == "probability":
         return (counts > 0).astype(np.float32)
-    unit = own.library_size[rows] / median_library if scale == "log1p" else np.exp(own.mean_log_count[rows])
-    return np.log1p(counts / unit[:, None]).astype(np.float32)
+    if scale == "log1p":
+        return log1p_values(counts, own.library_size[rows, None], median_library).astype(np.float32)
+    return clr_values(counts, own.mean_log_count[rows, None]).astype(np.float32)
 
 
 def _mean_on_scale(scale: str, statistics: FeatureStatistics, rows: np.ndarray) -> np.ndarray:

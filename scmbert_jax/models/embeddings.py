@@ -14,11 +14,11 @@ from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import ExperimentConfig, ModalityConfig
 from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.layers import linear
-from scmbert_jax.models.likelihoods import expression_bins, relative_expression
 from scmbert_jax.models.parameters import Constant, filled, parameter, weight
 from scmbert_jax.models.token_sequence import TokenSequence
 from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.parallel.table_rows import pick_rows, sum_of_linked_rows, whole
+from scmbert_jax.value_scales import expression_bins, relative_expression
 
 # Rows of the feature table are padded to a multiple of this, so that any FSDP size up to 256 divides them.
 FEATURE_ROWS_MULTIPLE = 256
@@ -121,7 +121,7 @@ class BinnedValues(nnx.Module):
         self.table = weight(rngs, shape, embed_dim, (None, None), "embedding")
 
     def __call__(self, relative: jax.Array, modality: jax.Array, last_bin: jax.Array) -> jax.Array:
-        bins = jnp.minimum(expression_bins(relative, self.num_bins), last_bin)
+        bins = jnp.minimum(expression_bins(relative, self.num_bins, jnp), last_bin)
         return self.table[...][modality * self.num_bins + bins]  # [B, S, D]
 
 
@@ -155,7 +155,7 @@ class TokenEmbedding(nnx.Module):
         target_sum = one_hot @ self.per_modality({name: m.target_sum for name, m in self.modalities.items()})
         # Hidden counts are replaced before anything is computed from them.
         counts = jnp.where(hidden, 0.0, tokens.counts)
-        relative = relative_expression(counts, tokens.library_size, target_sum)
+        relative = relative_expression(counts, tokens.library_size, target_sum, jnp)
         value = jnp.zeros(())
         if self.continuous is not None:
             value = self.continuous(relative, tokens.feature_ids, one_hot, rows)

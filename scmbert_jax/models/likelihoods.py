@@ -4,9 +4,8 @@ A likelihood turns the numbers that a head gives for a (cell, feature) pair into
 pair's count, into its expected value on the modality's value scale (what translation reports), and into an expected
 count (what a cell that exists only as a prediction would show). Adding one is one class and one line in `LIKELIHOODS`.
 
-Value scales: `log1p`, log1p(count / library_size * median library size); `clr`, log1p(count / g), g = exp(mean over
-the cell's measured features of log1p(count)) (Stoeckius et al. 2017); `probability`, of a count above 0; `bin`, of
-scBERT.
+Value scales: `log1p` (of the median library size) and `clr`, see `value_scales`; `probability`, of a count above 0;
+`bin`, of scBERT.
 """
 
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import ModalityConfig
 from scmbert_jax.feature_layout import LIBRARY_QUANTILES, FeatureStatistics
 from scmbert_jax.models.negative_binomial import negative_binomial_nll, nll_of_zero
+from scmbert_jax.value_scales import clr_values, expression_bins, log1p_values, relative_expression
 
 # Support for expectations over counts: every count up to 31, then ever coarser cells up to 100,000.
 _GRID = np.unique(np.concatenate([np.arange(32.0), np.round(np.geomspace(32, 1e5, 64))])).astype(np.float32)
@@ -29,17 +29,6 @@ SPREAD_BOUNDS = (-15.0, 15.0)
 # One standard deviation of a linear value changes a log mean or a logit by at most this.
 MAX_GAIN = 5.0
 _GRID_WIDTH = np.maximum(np.gradient(_GRID), 1.0).astype(np.float32)
-
-
-def relative_expression(counts: jax.Array, library_size: jax.Array, target_sum: jax.Array | float) -> jax.Array:
-    """count / library_size * target_sum, float32; 0 where the library is empty. CP10K for target_sum = 1e4."""
-    return counts / jnp.maximum(library_size, 1.0) * target_sum
-
-
-def expression_bins(relative: jax.Array, num_bins: int) -> jax.Array:
-    """scBERT's bins: floor(log2(1 + CP10K)) clipped at num_bins - 1; int32 (Yang et al. 2022, Methods)."""
-    # log2 of an exact power of two can fall just below its integer in float32; the nudge is far below one count.
-    return jnp.clip(jnp.floor(jnp.log2(1.0 + relative) + 1e-6), 0, num_bins - 1).astype(jnp.int32)
 
 
 class Truth(NamedTuple):
@@ -139,7 +128,7 @@ class NegativeBinomial(Likelihood):
     def predict(self, outputs, spread):
         def of_library(library: jax.Array) -> tuple[jax.Array, jax.Array]:
             log_mean = self.log_mean(outputs, library)
-            values = jnp.log1p(_GRID / library * self.median_library)
+            values = log1p_values(_GRID, library, self.median_library, jnp)
             return _expectation(-negative_binomial_nll(_GRID, log_mean[..., None], spread[..., None]), values)
 
         return _over_libraries(of_library, self.libraries)
@@ -239,7 +228,7 @@ class GaussianLog1p(_Gaussian):
     """log1p(count / library_size * median library size), normal."""
 
     def value(self, truth):
-        return jnp.log1p(relative_expression(truth.counts, truth.library_size, self.median_library))
+        return log1p_values(truth.counts, truth.library_size, self.median_library, jnp)
 
     def expected_counts(self, outputs, spread):
         return jnp.expm1(jnp.clip(outputs[..., 0], 0.0, 12.0))
@@ -251,7 +240,7 @@ class GaussianClr(_Gaussian):
     scale = "clr"
 
     def value(self, truth):
-        return jnp.log1p(truth.counts * jnp.exp(-truth.mean_log_count))
+        return clr_values(truth.counts, truth.mean_log_count, jnp)
 
     def expected_counts(self, outputs, spread):
         return jnp.expm1(jnp.clip(outputs[..., 0], 0.0, 12.0)) * self.geometric_mean
@@ -294,8 +283,8 @@ class Bins(Likelihood):
         return np.zeros((len(share), self.config.num_bins), np.float32), np.zeros_like(log_dispersion)
 
     def nll(self, outputs, spread, truth):
-        relative = relative_expression(truth.counts, truth.library_size, self.config.target_sum)
-        bins = expression_bins(relative, self.config.num_bins)
+        relative = relative_expression(truth.counts, truth.library_size, self.config.target_sum, jnp)
+        bins = expression_bins(relative, self.config.num_bins, jnp)
         log_probability = jax.nn.log_softmax(outputs)
         return -jnp.take_along_axis(log_probability, bins[..., None], axis=-1)[..., 0]
 

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from scmbert_jax.errors import InputError
 from scmbert_jax.tasks.modality_cells import ModalityCells
 from scmbert_jax.tasks.normalisation import log1p_of_depth
+from scmbert_jax.value_scales import log1p_values
 
 Array = np.ndarray
 
@@ -81,7 +82,7 @@ def linked_values(cells: ModalityCells, weights: sp.csr_matrix) -> Array:
         opened = sp.csr_matrix((cells.counts > 0).astype(np.float64))
         depth = np.asarray(opened.sum(1)).ravel()
         activity = (opened @ (weights > 0).astype(np.float64)).toarray()
-        return np.log1p(activity * (np.median(depth) / np.maximum(depth, 1.0))[:, None])
+        return log1p_values(activity, depth[:, None], np.median(depth))
     values = log1p_of_depth(cells.counts.astype(np.float64)) if cells.modality == "rna" else cells.values
     return (values @ weights).toarray()
 

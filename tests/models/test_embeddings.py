@@ -8,9 +8,9 @@ from conftest import padded
 
 from scmbert_jax.batch import ModalityTokens
 from scmbert_jax.feature_layout import FeatureLayout
-from scmbert_jax.models.likelihoods import expression_bins, relative_expression
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
+from scmbert_jax.value_scales import expression_bins, relative_expression
 
 
 def build(config, layout, seed=0):
@@ -22,12 +22,12 @@ def build(config, layout, seed=0):
 def test_bins_are_those_of_scbert():
     # floor(log2(1 + CP10K)) clipped at 5: the edges lie at 1, 3, 7, 15, 31
     cp10k = jnp.asarray([0.0, 0.999, 1.0, 2.999, 3.0, 6.999, 7.0, 14.9, 15.0, 30.9, 31.0, 1e6])
-    assert expression_bins(cp10k, 6).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert expression_bins(cp10k, 6, jnp).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
 
 
 def test_one_count_in_a_shallow_cell_is_already_bin_three():
     # 1 of 1,000 counts = 10 CP10K: the known trap that bins encode library size
-    assert int(expression_bins(relative_expression(jnp.asarray(1.0), jnp.asarray(1000.0), 1e4), 6)) == 3
+    assert int(expression_bins(relative_expression(jnp.asarray(1.0), jnp.asarray(1000.0), 1e4, jnp), 6, jnp)) == 3
 
 
 def test_a_linked_row_moves_with_its_gene_and_an_unlinked_one_does_not(tiny_config):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from scmbert_jax.evaluation.baselines import centred_log_ratio
+from scmbert_jax.tasks.normalisation import centred_log_ratio, log1p_of_depth
+from scmbert_jax.value_scales import clr_values
 
 Array = np.ndarray
 
@@ -56,9 +57,7 @@ class ValueScale:
             return centred_log_ratio(matrix).astype(np.float32)
         if self.modality == "atac":
             return sp.csr_matrix((matrix > 0).astype(np.float32))
-        totals = np.asarray(matrix.sum(1)).ravel()
-        factors = float(self.target_sum or 0) / np.where(totals > 0, totals, 1.0)
-        return sp.csr_matrix(sp.diags(factors) @ matrix).log1p().astype(np.float32)
+        return log1p_of_depth(matrix, self.target_sum).astype(np.float32)
 
 
 def median_library_size(counts: sp.csr_matrix) -> float:
@@ -79,4 +78,4 @@ def clr_of_log1p(values: Array) -> Array:
     in log1p, so the counts should be those of a cell of usual depth.
     """
     log_counts = np.maximum(np.asarray(values, np.float64), 0.0)
-    return np.log1p(np.expm1(log_counts) * np.exp(-log_counts.mean(1, keepdims=True))).astype(np.float32)
+    return clr_values(np.expm1(log_counts), log_counts.mean(1, keepdims=True)).astype(np.float32)

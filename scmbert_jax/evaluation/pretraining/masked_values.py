@@ -20,11 +20,11 @@ from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.intervals import CellInterval, bootstrap_weights, percentile_interval
 from scmbert_jax.evaluation.pretraining.profile_tokens import log_rarer_zeros, profile_nll, profiled_modalities
 from scmbert_jax.feature_layout import FeatureLayout
-from scmbert_jax.models.likelihoods import expression_bins, relative_expression
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.base import row_keys
 from scmbert_jax.objectives.masked_modeling import MaskedModeling, choose_masked
+from scmbert_jax.value_scales import expression_bins, relative_expression
 
 Array = np.ndarray
 
@@ -187,8 +187,8 @@ def levels_of(config: ModalityConfig, tokens: CellTokens) -> Array:
         return (tokens.counts > 0).astype(np.int64)
     if config.likelihood == "bins":
         counts, library_size = jnp.asarray(tokens.counts), jnp.asarray(tokens.library_size)
-        relative = relative_expression(counts, library_size, config.target_sum)
-        return np.asarray(expression_bins(relative, config.num_bins), np.int64)
+        relative = relative_expression(counts, library_size, config.target_sum, jnp)
+        return np.asarray(expression_bins(relative, config.num_bins, jnp), np.int64)
     return np.minimum(np.frexp(tokens.counts)[1], _DOUBLINGS).astype(np.int64)
 
 
