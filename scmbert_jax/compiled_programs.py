@@ -6,8 +6,10 @@ The files are keyed by program, versions and device, so the folder can be shared
 
 import os
 import platform
+import re
 import zlib
 from collections.abc import MutableMapping
+from importlib.metadata import version
 from pathlib import Path
 
 FOLDER_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -31,6 +33,13 @@ def keep_compiled_programs(environment: MutableMapping[str, str] = os.environ) -
     # Shorter ones are compiled sooner than they are found.
     environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     return Path(environment[FOLDER_VARIABLE]) if environment[FOLDER_VARIABLE] else None
+
+
+def flags_to_compile_quickly() -> str:
+    """XLA's, for programs for CPUs that are hardly run: not optimised by LLVM, nor by MLIR where that is a choice."""
+    jaxlib = tuple(map(int, re.findall(r"\d+", version("jaxlib"))[:3]))
+    emitters = " --xla_cpu_use_fusion_emitters=false" if jaxlib < (0, 11, 1) else ""  # later ones end at its name
+    return f"--xla_backend_optimization_level=0{emitters}"
 
 
 def _kind_of_cpu() -> str:

@@ -11,14 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from scmbert_jax.compiled_programs import flags_to_compile_quickly
+
 # Before JAX starts: eight devices on one CPU, so that every test can ask for a mesh. Programs run for milliseconds here
 # and compile for minutes: without optimisation by LLVM and MLIR they compile six times as fast.
 # `make smoke` leaves the choice of the platform to JAX, and with it the flags.
 if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
     os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "")
-        + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-        + " --xla_force_host_platform_device_count=8"
+        os.environ.get("XLA_FLAGS", "") + f" {flags_to_compile_quickly()}" + " --xla_force_host_platform_device_count=8"
     )
 # Commands keep compiled programs in the user's cache folder; tests leave nothing there.
 os.environ["SCMBERT_COMPILATION_CACHE"] = "off"

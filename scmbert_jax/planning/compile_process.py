@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from scmbert_jax.compiled_programs import flags_to_compile_quickly
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError, UserError
 from scmbert_jax.feature_layout import FeatureLayout
@@ -42,8 +43,7 @@ def environment(topology: Topology) -> dict[str, str]:
     if topology.platform == "cpu":
         # The program is never run: memory and collectives are settled before machine code is optimised.
         settings["XLA_FLAGS"] = (
-            f"--xla_force_host_platform_device_count={topology.num_chips} --xla_backend_optimization_level=0 "
-            "--xla_cpu_use_fusion_emitters=false"
+            f"--xla_force_host_platform_device_count={topology.num_chips} {flags_to_compile_quickly()}"
         )
     return settings
 
