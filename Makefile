@@ -1,7 +1,8 @@
 # make demo   the whole way on the built-in cells, in a few minutes
 # make smoke  whether this host can train: every objective, save, restore, its kernels; two minutes (tests/smoke)
 # make test   lint, types, all tests
-# make nightly   the tests of the libraries' numbers with the lowest versions that setup.py allows, in .venv-lowest
+# make nightly   the tests of the libraries' numbers with the lowest versions that setup.py allows and with the newest that
+#             there are (.venv-lowest, .venv-newest); the package is installed from its wheel and its sdist, and run
 # All do their own set-up: .venv is made on the first call and kept until setup.py or constraints.txt change.
 # .venv has JAX for CPUs. On a GPU or TPU host whose own Python has JAX: make smoke PYTHON_BIN=python3 (installs nothing)
 PYTHON ?= python3
@@ -17,16 +18,16 @@ unexport PYTHONDONTWRITEBYTECODE
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 
-.PHONY: help install lint test nightly demo smoke clean
+.PHONY: help install lint test nightly nightly-lowest nightly-newest nightly-installed demo smoke clean
 
 help:
-	@sed -n '1,6s/^# //p' Makefile
+	@sed -n '1,7s/^# //p' Makefile
 
 install: $(INSTALLED_TEST)
 
 # Bytecode is written when a module is first imported: most never are, and it is half of the time to install.
 $(INSTALLED): setup.py constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Python 3.11 to 3.13 is needed, found %d.%d; say make PYTHON=python3.12" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "the versions tested together need Python 3.11 to 3.13, found %d.%d; say make PYTHON=python3.12" % v)'
 	@echo "installing into $(VENV) (about a minute)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) --no-compile -e . 2> $(VENV)/pip.log || (cat $(VENV)/pip.log; exit 1)
@@ -34,7 +35,7 @@ $(INSTALLED): setup.py constraints.txt
 
 $(INSTALLED_TEST): $(INSTALLED)
 	@echo "installing what the tests need besides (about a minute)"
-	@$(PIP) --no-compile -e '.[test]' 2> $(VENV)/pip.log || (cat $(VENV)/pip.log; exit 1)
+	@$(PIP) --no-compile -e '.[test,census]' 2> $(VENV)/pip.log || (cat $(VENV)/pip.log; exit 1)
 	@touch $@
 
 lint: $(INSTALLED_TEST)
@@ -46,13 +47,30 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 20
 
 # What is slow trains: the same programs, run for longer.
-nightly:
-	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.13'
-	.venv-lowest/bin/uv pip compile --quiet --python .venv-lowest/bin/python --resolution lowest-direct --extra test setup.py -o .venv-lowest/lowest.txt
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-lowest/lowest.txt -e .
-	.venv-lowest/bin/python -m pytest -n 2 --dist worksteal -m 'not slow' tests/models tests/objectives tests/training \
-		tests/data_pipelines tests/tasks tests/evaluation
+NIGHTLY_TESTS := -n 2 --dist worksteal -m 'not slow' tests/models tests/objectives tests/training tests/data_pipelines \
+	tests/tasks tests/evaluation tests/planning
+# $(1): the folder; $(2): what uv resolves to.
+define nightly_environment
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.13'
+	echo 'pandas>=$(3)' > $(1)/constraints.in
+	$(1)/bin/uv pip compile --quiet --python $(1)/bin/python $(2) setup.py -c $(1)/constraints.in -o $(1)/versions.txt
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check -r $(1)/versions.txt -e .
+endef
+
+nightly: nightly-lowest nightly-newest nightly-installed
+
+nightly-lowest:
+	$(call nightly_environment,.venv-lowest,--resolution lowest-direct --extra test --extra census,2)
+	.venv-lowest/bin/python -m pytest $(NIGHTLY_TESTS)
+
+# Without [census], which would keep pandas below 3.
+nightly-newest:
+	$(call nightly_environment,.venv-newest,--extra test,3)
+	.venv-newest/bin/python -m pytest $(NIGHTLY_TESTS)
+
+nightly-installed: $(INSTALLED_TEST)
+	SCMBERT_INSTALL=1 $(BIN)/python -m pytest tests/test_installed.py
 
 demo: $(INSTALLED)
 	@PATH="$(BIN):$$PATH" bash experiments/demo.sh
@@ -73,4 +91,4 @@ smoke: $(INSTALLED)
 endif
 
 clean:
-	rm -rf $(VENV) .venv-lowest demo_run .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build
+	rm -rf $(VENV) .venv-lowest .venv-newest demo_run .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build

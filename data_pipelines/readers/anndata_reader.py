@@ -188,7 +188,8 @@ def _first_of_obsm(group: StoredGroup) -> Iterator[tuple[str, Any]]:
 def _matrices_of_object(
     adata: Any, path: str, prefix: str, declared: str | None, layer: str | None, notes: list[str]
 ) -> list[CountsMatrix]:
-    fields = _Fields(adata.layers, adata.var)
+    # Since anndata 0.13 X is among the layers, too: under None.
+    fields = _Fields({name: adata.layers[name] for name in adata.layers if name is not None}, adata.var)
     if adata.raw is not None:
         fields["raw.X"] = (adata.raw.X, adata.raw.var)
     if adata.X is not None:

@@ -162,9 +162,11 @@ def test_counts_in_another_layer_are_offered_by_name_and_the_advice_leads_to_the
 
 
 def test_a_layer_that_is_not_there_is_refused_with_those_that_are(tmp_path):
-    log_with_layers(spliced=lambda raw: raw).write_h5ad(tmp_path / "x.h5ad")
-    with pytest.raises(InputError, match=r"no layers\['raw'\]; there is layers\['spliced'\], X"):
-        open_dataset(f"{tmp_path / 'x.h5ad'}?layer=raw")
+    adata = log_with_layers(spliced=lambda raw: raw)
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    for where in (tmp_path / "x.h5ad", adata):
+        with pytest.raises(InputError, match=r"no layers\['raw'\]; there is layers\['spliced'\], X$"):
+            open_dataset(where, reading=ReadingOptions(layer="raw"))
     assert open_dataset(f"{tmp_path / 'x.h5ad'}?layer=X").matrices[0].field == "X"
 
 
