@@ -8,8 +8,15 @@ HERE = Path(__file__).parent
 BEAM = ["apache-beam>=2.77"]
 S3 = ["s3fs>=2025.3"]
 GCS = ["gcsfs>=2025.3"]
-CENSUS = ["tiledbsoma>=2.3"]
+CENSUS = ["tiledbsoma>=2.3"]  # has no pandas 3 yet
 GRAIN = ["grain>=0.2.18"]
+# tf.data, and TensorFlow Datasets, which can read a corpus.
+LINUX = "platform_machine == 'x86_64' and sys_platform == 'linux'"
+TENSORFLOW = {
+    "tensorflow-cpu>=2.21": LINUX,
+    "tensorflow>=2.21": "platform_machine != 'x86_64' or sys_platform != 'linux'",
+    "tensorflow-datasets>=4.9.10": "python_version >= '3'",
+}
 INTEGRATION = ["scib-metrics>=0.5.10"]
 
 setup(
@@ -19,12 +26,13 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["scmbert_jax*", "data_pipelines*", "experiments*"]),
+    python_requires=">=3.11,<3.15",
+    # Experiments are no modules: they lie in a folder of the package, which in the repository stands beside it.
+    packages=[*find_packages(include=["scmbert_jax*", "data_pipelines*"]), "scmbert_jax.experiments"],
+    package_dir={"scmbert_jax.experiments": "experiments"},
     package_data={
         "scmbert_jax": ["VERSION", "py.typed"],
         "data_pipelines": ["tables/*", "example/*", "py.typed"],
-        "experiments": ["py.typed"],
     },
     install_requires=[
         # the model and the training
@@ -35,16 +43,14 @@ setup(
         "chex>=0.1.92",
         "numpy>=2.0",
         # the corpus and the input pipeline
-        "tensorflow-cpu>=2.21; platform_machine == 'x86_64' and sys_platform == 'linux'",
-        "tensorflow>=2.21; platform_machine != 'x86_64' or sys_platform != 'linux'",
-        "tensorflow-datasets>=4.9.10",
+        *(f"{package}; ({where}) and python_version < '3.14'" for package, where in TENSORFLOW.items()),
         "anndata>=0.12",
         "mudata>=0.3.8",
         "h5py>=3.12.1",
         "zarr>=3.1.3",
         "numcodecs>=0.16.1",
         "numba>=0.63",
-        "pandas>=2.2.2,<3",
+        "pandas>=2.2.2",
         "pyarrow>=18",
         "scipy>=1.15",
         "zstandard>=0.23",
@@ -69,6 +75,8 @@ setup(
         "census": CENSUS,
         # building on a cluster
         "beam": BEAM,
+        # on Python 3.14, of which it has no release yet; batches are read by threads where it is not installed
+        "tensorflow": [f"{package}; {where}" for package, where in TENSORFLOW.items()],
         # another way to read ahead
         "grain": GRAIN,
         # `scmbert pretrain --log-to`
@@ -79,11 +87,12 @@ setup(
         # the JAX of an accelerator (tpu_scripts/setup_host.sh); also its compiler, for `scmbert plan` without one
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda13": ["jax[cuda13]>=0.10.2"],
+        # with [census] (it would keep pandas below 3), all that the tests need
         "test": [
             *("pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18", "pysam>=0.23"),
-            *(*S3, *GCS, "moto[server]>=5", *CENSUS, *BEAM, *GRAIN, *INTEGRATION, "jsonschema>=4.23", "PyYAML>=6"),
+            *(*S3, *GCS, "moto[server]>=5", *BEAM, *GRAIN, *INTEGRATION, "jsonschema>=4.23", "PyYAML>=6"),
             # The compiler for TPUs that are not there (213 MB): two plans are compared with their goldens.
-            "jax[tpu]>=0.10.2; platform_machine == 'x86_64' and sys_platform == 'linux'",
+            f"jax[tpu]>=0.10.2; {LINUX}",
         ],
     },
     entry_points={"console_scripts": ["scmbert=scmbert_jax.cli:main"]},

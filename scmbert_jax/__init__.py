@@ -1,10 +1,13 @@
 """scmbert_jax: pre-training of multi-omic single-cell transformers, from a laptop to a TPU pod.
 
 The verbs of the command line as functions: `build_corpus`, `pretrain`, `export`, `load`. Importing this package loads
-neither JAX, TensorFlow nor anndata; each function brings in what it needs.
+neither JAX, TensorFlow nor anndata; each function brings in what it needs. It raises `ForeignPackage` (an ImportError)
+where another `data_pipelines` is found than the one beside it.
 """
 
 import importlib
+import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scmbert_jax.version import VERSION as __version__
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
     from data_pipelines.build.build_corpus import build_corpus as build_corpus
     from data_pipelines.cells.cell_selection import CellSelection as CellSelection
     from data_pipelines.sampling.mixture import MixtureOptions as MixtureOptions
-    from experiments import load_experiment as load_experiment
+    from scmbert_jax.experiment_files import load_experiment as load_experiment
     from scmbert_jax.parallel.processes import Processes as Processes
     from scmbert_jax.pretraining import Run as Run
     from scmbert_jax.pretraining import pretrain as pretrain
@@ -26,7 +29,7 @@ _HOMES = {
     "pretrain": "scmbert_jax.pretraining",
     "export": "scmbert_jax.tasks.model",
     "load": "scmbert_jax.tasks.model",
-    "load_experiment": "experiments",
+    "load_experiment": "scmbert_jax.experiment_files",
     "CellSelection": "data_pipelines.cells.cell_selection",
     "MixtureOptions": "data_pipelines.sampling.mixture",
     "Model": "scmbert_jax.tasks.model",
@@ -35,6 +38,24 @@ _HOMES = {
 }
 
 __all__ = [*_HOMES, "__version__"]
+
+
+def _check_data_pipelines() -> None:
+    """Many projects have a package of this name, and Python takes the first that it finds: their code would be run."""
+    ours = Path(__file__).resolve().parent.parent / "data_pipelines"
+    spec = importlib.util.find_spec("data_pipelines")
+    found = [Path(folder).resolve() for folder in (spec and spec.submodule_search_locations) or ()]
+    if ours not in found[:1]:
+        from scmbert_jax.errors import ForeignPackage
+
+        where = found[0] if found else spec.origin if spec else "no package data_pipelines"
+        raise ForeignPackage(
+            f"{where}: found where {ours} is needed, a part of scmbert_jax. Rename the other package, or take its "
+            "folder off the import path (PYTHONPATH, or the folder you started Python in), then start Python again."
+        )
+
+
+_check_data_pipelines()
 
 
 def __getattr__(name: str) -> Any:

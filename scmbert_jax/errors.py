@@ -83,6 +83,12 @@ class EvaluationError(UserError):
     exit_code = 11
 
 
+class ForeignPackage(UserError, ImportError):
+    """Another package stands where one of ours is looked for."""
+
+    exit_code = 12
+
+
 class RunInProgress(CheckpointError):
     """Another run holds the run folder; after a crash, the lock of a shared file system may outlive it for minutes."""
 

@@ -22,10 +22,10 @@ from data_pipelines.batches.training_data import MixtureData
 from data_pipelines.batches.validation_data import held_out_mixture
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.sampling.mixture import Mixture, MixtureOptions
-from experiments import load_experiment
 from scmbert_jax.config import ExperimentConfig, batch_covariates, compared_within, with_fields, without_modalities
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.evaluators.table import validation_of
+from scmbert_jax.experiment_files import load_experiment
 from scmbert_jax.outputs import check_run_folder
 from scmbert_jax.parallel.multihost import check_joined, failing_at_once, from_process_zero
 from scmbert_jax.parallel.processes import ALONE, Processes

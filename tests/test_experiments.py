@@ -7,12 +7,13 @@ import jax
 import pytest
 
 from data_pipelines.synthetic.cells import synthetic_layout
-from experiments import blood, experiment_names, load_experiment
 from scmbert_jax.config import differing_fields
 from scmbert_jax.errors import ConfigError
+from scmbert_jax.experiment_files import EXPERIMENTS, experiment_module, experiment_names, load_experiment
 from scmbert_jax.models.flops import encoder_parameters
 from scmbert_jax.models.scmbert import ModelDefinition
 
+blood = experiment_module("blood")
 MILLION = 1e6
 SIZES = {"small_10m": 10 * MILLION, "base_110m": 110 * MILLION, "large_350m": 350 * MILLION, "xl_1b": 1000 * MILLION}
 
@@ -46,7 +47,7 @@ def test_a_size_lies_well_on_matrix_units_and_meshes(name):
 @pytest.mark.parametrize("name", experiment_names())
 def test_every_experiment_builds_and_says_its_command(name):
     load_experiment(name)
-    text = (Path(__file__).resolve().parent.parent / "experiments" / f"{name}.py").read_text()
+    text = (EXPERIMENTS / f"{name}.py").read_text()
     assert f"scmbert pretrain {name}" in text
 
 

@@ -26,6 +26,7 @@ LAYERS = (
         "folder_digests",
     ),
     ("config",),
+    ("experiment_files",),
     ("parallel",),
     ("models",),
     ("objectives",),
@@ -161,7 +162,7 @@ def test_no_two_files_import_each_other_not_even_by_way_of_others():
 def test_data_pipelines_know_only_what_stands_below_both_packages_and_never_jax(path):
     for module in imported_by(path):
         names = module.split(".")
-        assert names[0] not in ("jax", "jaxlib", "flax", "optax", "orbax", "experiments"), module
+        assert names[0] not in ("jax", "jaxlib", "flax", "optax", "orbax"), module
         if names[0] == "scmbert_jax":
             assert names[1] in ("batch", "feature_layout", "errors", "outputs", "plain_text", "value_scales"), module
         if names[0] in ("tensorflow", "grain"):
@@ -244,6 +245,32 @@ def test_a_corpus_is_trained_on_without_tensorflow_and_anndata(pbmc_corpus, tmp_
     assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
 
 
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["data_pipelines/__init__.py", "data_pipelines.py"])
+def test_another_package_of_the_name_of_ours_is_refused_by_its_place(file, tmp_path):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    code = "import sys; sys.path.insert(0, sys.argv[1])\ntry: import scmbert_jax\n"
+    said = python(code + "except ImportError as error: print(error)", tmp_path)
+    assert said.startswith(f"{tmp_path / file}".removesuffix("/__init__.py") + ": found where ")
+    assert f"{REPOSITORY / 'data_pipelines'} is needed" in said
+    assert "Rename the other package" in said
+
+
+def test_a_project_may_have_experiments_and_folders_of_data_of_its_own(tmp_path):
+    """A folder that is no package (no __init__.py) hides no package behind it."""
+    for name in ("experiments", "data_pipelines"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "experiments" / "__init__.py").write_text("MINE = 1\n")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\nimport experiments, scmbert_jax\n"
+        "print(experiments.MINE, scmbert_jax.load_experiment('tiny').seed)"
+    )
+    assert python(code, tmp_path).split() == ["1", "0"]
+
+
 # --- side effects ----------------------------------------------------------------------------------------------------
 
 # Other packages do change the process when they are imported, so ours are imported twice: once with all that they
@@ -252,8 +279,8 @@ IMPORT_ALL = """
 import faulthandler, importlib, logging, os, pkgutil, signal, sys, warnings
 
 def modules():
-    import data_pipelines, experiments, scmbert_jax
-    for package in (scmbert_jax, data_pipelines, experiments):
+    import data_pipelines, scmbert_jax
+    for package in (scmbert_jax, data_pipelines):
         yield package.__name__
         for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             yield found.name
@@ -282,7 +309,7 @@ for name in names:
     importlib.import_module(name)
 os.environ.clear()
 os.environ.update(environment)
-for name in [n for n in sys.modules if n.split(".")[0] in ("scmbert_jax", "data_pipelines", "experiments")]:
+for name in [n for n in sys.modules if n.split(".")[0] in ("scmbert_jax", "data_pipelines")]:
     del sys.modules[name]
 before = state()
 for name in names:

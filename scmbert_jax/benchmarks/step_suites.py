@@ -16,12 +16,12 @@ from typing import Any
 import jax
 
 from data_pipelines.synthetic.cells import synthetic_layout
-from experiments import load_experiment
 from scmbert_jax.benchmarks.embedding_speed import EmbeddingCost, embedding_against_performer
 from scmbert_jax.benchmarks.timed_step import StepSpeed, measure_step
 from scmbert_jax.benchmarks.torch_speed import TorchCost, against_torch, costs_table, encoder_config
 from scmbert_jax.config import ExperimentConfig, ModelConfig
 from scmbert_jax.errors import ConfigError
+from scmbert_jax.experiment_files import load_experiment
 from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.text_table import markdown_table
 from scmbert_jax.version import VERSION

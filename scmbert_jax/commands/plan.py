@@ -56,8 +56,8 @@ class MakePlan:
     overrides: tyro.conf.Suppress[tuple[str, ...]] = ()
 
     def run(self) -> int:
-        from experiments import load_experiment
         from scmbert_jax.config import ExperimentConfig
+        from scmbert_jax.experiment_files import load_experiment
         from scmbert_jax.planning.topologies import check_compiler, topology_named
 
         default = load_experiment(self.experiment)

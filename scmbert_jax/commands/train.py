@@ -92,8 +92,8 @@ class Pretrain:
 
     def run(self) -> int:
         started = time.monotonic()
-        from experiments import load_experiment
         from scmbert_jax.config import ExperimentConfig, differing_fields
+        from scmbert_jax.experiment_files import load_experiment
 
         default = load_experiment(self.experiment)
         arguments = ["--help"] if self.fields else [*self.overrides]

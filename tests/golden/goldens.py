@@ -18,12 +18,12 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data_pipelines.synthetic.cells import synthetic_layout
-from experiments import load_experiment
 from scmbert_jax.config import (
     DataConfig,
     ExperimentConfig,
     MeshConfig,
 )
+from scmbert_jax.experiment_files import load_experiment
 from scmbert_jax.planning.compile_process import compile_apart
 from scmbert_jax.planning.compiled_step import CompiledExperiment
 from scmbert_jax.planning.program_text import summary

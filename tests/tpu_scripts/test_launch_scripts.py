@@ -8,7 +8,7 @@ import pytest
 from conftest import REPOSITORY
 from fake_tools import SCRIPTS, FakeTools
 
-from experiments import experiment_names
+from scmbert_jax.experiment_files import experiment_names
 
 SHELL_SCRIPTS = ("gke_jobset.sh", "queued_resource.sh", "run_on_all_hosts.sh", "setup_host.sh", "slurm.sh")
 TPU = ("--name", "pod", "--zone", "us-east5-b")
