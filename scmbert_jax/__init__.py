@@ -14,6 +14,7 @@ from scmbert_jax.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from data_pipelines.build.build_corpus import build_corpus as build_corpus
+    from data_pipelines.build.options import BuildOptions as BuildOptions
     from data_pipelines.cells.cell_selection import CellSelection as CellSelection
     from data_pipelines.sampling.mixture import MixtureOptions as MixtureOptions
     from scmbert_jax.experiment_files import load_experiment as load_experiment
@@ -30,6 +31,7 @@ _HOMES = {
     "export": "scmbert_jax.tasks.model",
     "load": "scmbert_jax.tasks.model",
     "load_experiment": "scmbert_jax.experiment_files",
+    "BuildOptions": "data_pipelines.build.options",
     "CellSelection": "data_pipelines.cells.cell_selection",
     "MixtureOptions": "data_pipelines.sampling.mixture",
     "Model": "scmbert_jax.tasks.model",

@@ -162,6 +162,7 @@ class CorpusBuild:
     def run(self) -> int:
         from data_pipelines.build.build_corpus import build_corpus
         from data_pipelines.build.describe import describe_corpus, describe_text
+        from data_pipelines.build.options import BuildOptions
 
         if self.beam_options and self.runner != "beam":
             raise ConfigError(f"-- {' '.join(self.beam_options)}: options of Beam, but --runner beam is not given.")
@@ -169,9 +170,7 @@ class CorpusBuild:
             raise ConfigError(f"--workers {self.workers}: expected at least 1.")
         if self.workers is not None and self.runner == "beam":
             raise ConfigError("--workers is for --runner local; give Beam its own option after --.")
-        build_corpus(
-            self.out,
-            list(self.files),
+        options = BuildOptions(
             organism=self.organism,
             reading=self.reading,
             min_genes=self.min_genes,
@@ -187,6 +186,11 @@ class CorpusBuild:
             keep_duplicates=self.keep_duplicates,
             disjoint_from=self.disjoint_from,
             licences=_licences(self.licence),
+        )
+        build_corpus(
+            self.out,
+            list(self.files),
+            options,
             overwrite=self.overwrite,
             workers=self.workers,
             beam_options=self.beam_options if self.runner == "beam" else None,
