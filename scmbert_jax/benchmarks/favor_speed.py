@@ -1,6 +1,6 @@
 """The encoder with `favor` attention beside performer-pytorch's, at scBERT's sizes: the same numbers? how fast?
 
-performer-pytorch runs in a Python of its own that has torch (`performer_peer.py`). Both do one forward pass or one
+performer-pytorch runs in a Python of its own that has torch (peers/performer_peer.py). Both do one forward pass or one
 training step (mean square of the output, its gradient, Adam) of one row in float32 on the same CPUs, alternately, so
 that a noisy machine is noisy for both. Beside the times stands whether the two attentions agree, given the same
 directions.

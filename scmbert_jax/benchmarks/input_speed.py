@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from scmbert_jax.benchmarks import loader_process
+from scmbert_jax.benchmarks.peer_process import peer_program
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.text_table import markdown_table
 
@@ -127,6 +128,7 @@ def measure_input(
       annbatch_python, scdataset_python: Pythons that have these packages; None: not measured.
       rounds: every loader goes through an epoch once a round, after one to warm up.
     """
+    peers = str(peer_program("loaders.py")) if annbatch_python or scdataset_python else ""
     files, corpora = make_stores(folder, num_cells, say)
     loaders: dict[str, dict[str, Any]] = {}
     for codec, length, zero_fraction, front_end in product(corpora, lengths, zero_fractions, front_ends):
@@ -146,7 +148,7 @@ def measure_input(
         common = {"loader": "annbatch", "files": list(map(str, files)), "store": str(store), "batch_size": 4096}
         for origin, chunks in ANNBATCH_SETTINGS.items():
             name = f"annbatch, {chunks['preload_nchunks']} chunks of {chunks['chunk_size']} ({origin})"
-            loaders[name] = {**common, **chunks}
+            loaders[name] = {**common, **chunks, "peers": peers}
             pythons[name] = annbatch_python
     if scdataset_python is None:
         not_measured["scdataset"] = "no --scdataset-python (with scdataset and anndata)"
@@ -155,7 +157,7 @@ def measure_input(
             name = f"scdataset, h5ad {compression or 'plain'}"
             path = _one_file(folder, files, compression)
             sizes[f"h5ad, {compression or 'plain'}"] = path.stat().st_size / num_cells
-            loaders[name] = {"loader": "scdataset", "file": str(path), **SCDATASET_SETTINGS}
+            loaders[name] = {"loader": "scdataset", "file": str(path), **SCDATASET_SETTINGS, "peers": peers}
             pythons[name] = scdataset_python
     found, versions = in_turns(loaders, pythons, rounds, say)
     if annbatch_python is not None:

@@ -8,6 +8,7 @@ One line in, one epoch, one line of JSON out, until the input ends. The first li
 import json
 import os
 import resource
+import runpy
 import sys
 import time
 import warnings
@@ -53,73 +54,11 @@ def corpus_batches(settings: dict[str, Any]) -> tuple[Epochs, dict[str, str]]:
     return epochs(), {"zstandard": zstandard.__version__}
 
 
-def annbatch_batches(settings: dict[str, Any]) -> tuple[Epochs, dict[str, str]]:
-    """annbatch on its own sharded zarr store, as its documentation says: through zarrs, with the obs columns needed.
-    Settings: files, store (made of the files where it is not there), batch_size, chunk_size, preload_nchunks."""
-    import annbatch
-    import anndata
-    import numpy as np
-    import zarr
-
-    zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
-    if not os.path.exists(settings["store"]):
-        collection = annbatch.DatasetCollection(settings["store"])
-        collection.add_adatas(settings["files"], shuffle=True, rng=np.random.default_rng(0))
-
-    def load(group: Any) -> anndata.AnnData:
-        counts = anndata.io.sparse_dataset(group["X"])
-        return anndata.AnnData(X=counts, obs=anndata.io.read_elem(group["obs"])[["cell_type"]])
-
-    def epochs() -> Epochs:
-        loader = annbatch.Loader(
-            batch_size=settings["batch_size"],
-            chunk_size=settings["chunk_size"],
-            preload_nchunks=settings["preload_nchunks"],
-            shuffle=True,
-            rng=np.random.default_rng(0),
-            to=None,
-        ).use_collection(annbatch.DatasetCollection(settings["store"], mode="r"), load_adata=load)
-        while True:
-            yield sum(batch["X"].shape[0] for batch in loader)
-
-    versions = {"annbatch": annbatch.__version__, "zarr": zarr.__version__, "anndata": anndata.__version__}
-    return epochs(), versions
-
-
-def scdataset_batches(settings: dict[str, Any]) -> tuple[Epochs, dict[str, str]]:
-    """scDataset on one .h5ad. Settings: file, batch_size, block_size, fetch_factor."""
-    from importlib.metadata import version
-
-    import anndata
-    from scdataset import BlockShuffling, scDataset
-
-    counts = anndata.read_h5ad(settings["file"], backed="r").X
-
-    class Rows:  # scDataset asks for a length, which counts on disk have not
-        def __len__(self) -> int:
-            return counts.shape[0]
-
-        def __getitem__(self, rows: Any) -> Any:
-            return counts[rows]
-
-    def epochs() -> Epochs:
-        dataset = scDataset(
-            Rows(),
-            BlockShuffling(block_size=settings["block_size"]),
-            batch_size=settings["batch_size"],
-            fetch_factor=settings["fetch_factor"],
-        )
-        while True:
-            yield sum(batch.shape[0] for batch in dataset)
-
-    return epochs(), {"scdataset": version("scdataset"), "anndata": anndata.__version__}
-
-
-LOADERS: dict[str, Callable[[dict[str, Any]], tuple[Epochs, dict[str, str]]]] = {
-    "scmbert_jax": corpus_batches,
-    "annbatch": annbatch_batches,
-    "scdataset": scdataset_batches,
-}
+def loader(settings: dict[str, Any]) -> Callable[[dict[str, Any]], tuple[Epochs, dict[str, str]]]:
+    """Ours, or the one of that name in the file `peers` (peers/loaders.py of the repository)."""
+    if settings["loader"] == "scmbert_jax":
+        return corpus_batches
+    return runpy.run_path(settings["peers"])["LOADERS"][settings["loader"]]
 
 
 def drop_from_page_cache(paths: list) -> None:
@@ -136,7 +75,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     settings = json.loads(sys.argv[1])
     out, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
-    epochs, versions = LOADERS[settings["loader"]](settings)
+    epochs, versions = loader(settings)(settings)
     next(epochs)  # compiled, and everything open
     versions["python"] = sys.version.split()[0]
     print(json.dumps({"versions": versions}), file=out, flush=True)

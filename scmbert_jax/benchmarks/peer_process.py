@@ -9,25 +9,39 @@ from typing import Any
 
 from scmbert_jax.errors import ConfigError
 
+# They are no part of a wheel: who compares has a checkout of the repository.
+PEERS = Path(__file__).resolve().parents[2] / "peers"
+
+
+def peer_program(name: str) -> Path:
+    """A file of the repository's folder `peers`. Raises `ConfigError` where the package was installed without it."""
+    if not (PEERS / name).is_file():
+        raise ConfigError(
+            f"{PEERS / name}: not there. The programs that measure other projects are in the repository alone, not in "
+            "an installed scmbert_jax: run this command from a checkout (pip install -e CHECKOUT), or without another "
+            "Python, which measures ours alone."
+        )
+    return PEERS / name
+
 
 class PeerProcess:
     """Starts `PYTHON SCRIPT ARGUMENTS`, which says one line of JSON when it is ready and one for each line it is sent.
 
     Args:
       python: the interpreter; `option`: the option of the command line that named it, for messages.
-      script: beside this file.
+      script: of the folder `peers`.
       packages: what it must have, as pip names them.
 
     Attributes:
       hello: its first answer.
 
     Raises:
-      ConfigError: it cannot be run, or says what is wrong in a field `error`.
+      ConfigError: it is not there (`peer_program`), cannot be run, or says what is wrong in a field `error`.
     """
 
     def __init__(self, python: Path, script: str, arguments: Sequence[str], option: str, packages: str):
         self._option, self._packages = option, packages
-        command = [str(python), str(Path(__file__).with_name(script)), *arguments]
+        command = [str(python), str(peer_program(script)), *arguments]
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

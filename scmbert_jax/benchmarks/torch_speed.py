@@ -1,8 +1,9 @@
 """Our train step beside the same model in PyTorch: the same parameters, cells and loss; how fast is each?
 
-PyTorch runs in a process of its own (`torch_peer.py`). Before anything is timed the two say the loss of one batch with
-the same masked positions, so that what is compared is the same. On CPUs they are timed alternately, so that a noisy
-machine is noisy for both; on a GPU the peer takes all its rounds first, and its memory is free before ours takes any.
+PyTorch runs in a process of its own (peers/torch_peer.py). Before anything is timed the two say the loss of one batch
+with the same masked positions, so that what is compared is the same. On CPUs they are timed alternately, so that a
+noisy machine is noisy for both; on a GPU the peer takes all its rounds first, and its memory is free before ours takes
+any.
 """
 
 import json

@@ -130,7 +130,7 @@ class BenchStep:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
         from data_pipelines.synthetic.cells import synthetic_layout
-        from scmbert_jax.benchmarks.peer_process import bind_to_cpus
+        from scmbert_jax.benchmarks.peer_process import PEERS, bind_to_cpus
         from scmbert_jax.benchmarks.step_suites import SUITES, measure_suite, narrowed, suite_of_experiment
         from scmbert_jax.models.attention.backends import BACKENDS
 
@@ -146,7 +146,9 @@ class BenchStep:
             bind_to_cpus(self.threads)
         peer = self.peer_python
         if peer is None and self.suite == "h200" and find_spec("torch") is not None:
-            peer = Path(sys.executable)
+            peer = Path(sys.executable) if PEERS.is_dir() else None
+            if peer is None:
+                say(f"measured without PyTorch: its programs ({PEERS}) are in a checkout of the repository alone")
         found = measure_suite(
             suite,
             synthetic_layout(self.num_features),

@@ -13,6 +13,7 @@ from scmbert_jax.benchmarks import input_scaling
 from scmbert_jax.benchmarks.input_cells import draw_counts
 from scmbert_jax.benchmarks.input_scaling import PROCESSES, hash_of_batches, mixing_of
 from scmbert_jax.benchmarks.input_speed import in_turns
+from scmbert_jax.benchmarks.peer_process import peer_program
 from scmbert_jax.errors import ConfigError
 
 
@@ -34,7 +35,8 @@ def test_ours_is_measured_where_the_others_are_not_there_and_the_report_says_so(
 
 
 def test_a_loader_that_cannot_be_run_is_an_error_that_says_why(tmp_path):
-    settings = {"annbatch": {"loader": "annbatch", "files": [], "store": str(tmp_path)}}
+    peers = str(peer_program("loaders.py"))
+    settings = {"annbatch": {"loader": "annbatch", "files": [], "store": str(tmp_path), "peers": peers}}
     with pytest.raises(ConfigError, match="no_python cannot be run"):
         in_turns(settings, {"annbatch": "no_python"}, 1, lambda message: None)
     with pytest.raises(ConfigError, match=r"with annbatch stopped: [\s\S]*No module named 'annbatch'"):

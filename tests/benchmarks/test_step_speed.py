@@ -18,6 +18,7 @@ from scmbert_jax.benchmarks.step_suites import Suite, SuiteModel, h200_suite, me
 from scmbert_jax.benchmarks.timed_step import synthetic_cells_of
 from scmbert_jax.benchmarks.torch_speed import encoder_config
 from scmbert_jax.config import ModelConfig
+from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.flops import counts_of_batch, step_flops
 
 TINY_MODEL = ModelConfig(embed_dim=16, num_layers=1, num_heads=2, head_dim=8, mlp_dim=32)
@@ -169,3 +170,16 @@ def test_the_model_in_pytorch_has_our_loss(padding):
         assert peer.take(2) > 0
     finally:
         peer.close()
+
+
+def test_an_installed_package_says_where_the_peers_are(monkeypatch, tmp_path):
+    monkeypatch.setattr("scmbert_jax.benchmarks.peer_process.PEERS", tmp_path / "peers")
+    for command in (
+        ("bench", "favor", "--tokens", "40", "--threads", "1", "--torch-python", sys.executable),
+        ("bench", "input", "--scdataset-python", sys.executable, "--folder", tmp_path / "stores"),
+    ):
+        ran = scmbert(*command)
+        assert ran.code == ConfigError.exit_code
+        assert "run this command from a checkout" in ran.err
+        assert str(tmp_path / "peers") in ran.err
+    assert not (tmp_path / "stores").exists(), "refused before anything is made"
