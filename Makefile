@@ -1,6 +1,7 @@
 # make demo   the whole way on the built-in cells, in a few minutes
 # make smoke  whether this host can train: every objective, save, restore, its kernels; two minutes (tests/smoke)
 # make test   lint, types, all tests
+# make docs   the pages of docs/ as a site in build/docs; what they refer to must exist
 # make nightly   the tests of the libraries' numbers with the lowest versions that setup.py allows and with the newest that
 #             there are (.venv-lowest, .venv-newest); the package is installed from its wheel and its sdist, and run
 # All do their own set-up: .venv is made on the first call and kept until setup.py or constraints.txt change.
@@ -18,10 +19,10 @@ unexport PYTHONDONTWRITEBYTECODE
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 
-.PHONY: help install lint test nightly nightly-lowest nightly-newest nightly-installed demo smoke clean
+.PHONY: help install lint test docs notebooks nightly nightly-lowest nightly-newest nightly-installed demo smoke clean
 
 help:
-	@sed -n '1,7s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
 install: $(INSTALLED_TEST)
 
@@ -45,6 +46,13 @@ lint: $(INSTALLED_TEST)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 20
+
+docs: $(INSTALLED_TEST)
+	$(BIN)/python -m sphinx -q -n -W --keep-going docs build/docs
+
+# Runs the tutorials and stores what they print; `make docs` shows what is stored, a test runs them without storing.
+notebooks: $(INSTALLED_TEST)
+	PATH="$(BIN):$$PATH" $(BIN)/python docs/run_notebooks.py
 
 # What is slow trains: the same programs, run for longer.
 NIGHTLY_TESTS := -n 2 --dist worksteal -m 'not slow' tests/models tests/objectives tests/training tests/data_pipelines \

@@ -18,6 +18,7 @@ TENSORFLOW = {
     "tensorflow-datasets>=4.9.10": "python_version >= '3'",
 }
 INTEGRATION = ["scib-metrics>=0.5.10"]
+DOCS = ["sphinx>=8.2", "myst-nb>=1.3", "furo>=2025.7.19"]
 
 setup(
     name="scmbert_jax",
@@ -87,10 +88,13 @@ setup(
         # the JAX of an accelerator (tpu_scripts/setup_host.sh); also its compiler, for `scmbert plan` without one
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda13": ["jax[cuda13]>=0.10.2"],
+        # what builds docs/ (`make docs`), and runs its notebooks
+        "docs": DOCS,
         # with [census] (it would keep pandas below 3), all that the tests need
         "test": [
             *("pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18", "pysam>=0.23"),
-            *(*S3, *GCS, "moto[server]>=5", *BEAM, *GRAIN, *INTEGRATION, "jsonschema>=4.23", "PyYAML>=6"),
+            *(*S3, *GCS, *BEAM, *GRAIN, *INTEGRATION, *DOCS),
+            *("moto[server]>=5", "jsonschema>=4.23", "PyYAML>=6"),
             # The compiler for TPUs that are not there (213 MB): two plans are compared with their goldens.
             f"jax[tpu]>=0.10.2; {LINUX}",
         ],

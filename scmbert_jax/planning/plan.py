@@ -198,7 +198,7 @@ class Plan:
             lines.append(f"does not fit: {self.missing / GIB:.2f} GiB a chip too much. What helps:")
             lines += [f"  - {line}" for line in self.advice()]
         elif self.topology.platform == "cpu":
-            lines.append("devices that one CPU plays have no speed and no price: no time is estimated")
+            lines.append("devices that one CPU simulates have no speed and no price: no time is estimated")
         return lines
 
 

@@ -50,7 +50,7 @@ CPU = Chip("a CPU device", 64 * GIB, 0.0, 0.0, 0.0, 0.0, 0.0, "xla_chunked")
 
 @dataclass(frozen=True)
 class Topology:
-    """A slice of a TPU pod, GPUs in nodes, or devices that one CPU plays.
+    """A slice of a TPU pod, GPUs in nodes, or devices that one CPU simulates.
 
     Attributes:
       name: as people say it; Google counts TensorCores in v5p-N, two to a chip.
@@ -94,13 +94,13 @@ TOPOLOGIES: dict[str, Topology] = {
 
 
 def topology_named(name: str) -> Topology:
-    """The topology of this name; `cpu-N`: N devices that one CPU plays. Raises `ConfigError` that lists the names."""
+    """The topology of this name; `cpu-N`: N devices simulated by one CPU. Raises `ConfigError` that lists the names."""
     if re.fullmatch(r"cpu-[1-9]\d{0,2}", name):
         number = int(name.removeprefix("cpu-"))
         return Topology(name, CPU, "cpu", number, number, "")
     if name not in TOPOLOGIES:
         raise ConfigError(
-            f"topology {name!r} is not known. There are: {', '.join(TOPOLOGIES)}; and cpu-N for N devices played by "
+            f"topology {name!r} is not known. There are: {', '.join(TOPOLOGIES)}; and cpu-N for N devices simulated by "
             "one CPU. v5p-N has N / 2 chips (N TensorCores, as Google counts)."
         )
     return TOPOLOGIES[name]
