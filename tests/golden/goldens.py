@@ -32,6 +32,7 @@ from scmbert_jax.planning.topologies import topology_named
 FOLDER = Path(__file__).resolve().parent
 # Memory may grow by this share before a golden fails: schedulers differ a little between machines.
 MARGIN = 0.05
+_COMPILERS = ("jax", "jaxlib", "libtpu")
 
 
 class Case(NamedTuple):
@@ -93,7 +94,14 @@ def compiler_versions() -> dict[str, str]:
         except PackageNotFoundError:
             return ""
 
-    return {package: of(package) for package in ("jax", "jaxlib", "libtpu")}
+    return {package: of(package) for package in _COMPILERS}
+
+
+def pinned_versions() -> dict[str, str]:
+    """The same of constraints.txt, with which the goldens are made."""
+    lines = (FOLDER.parents[1] / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    return {package: pins[package] for package in _COMPILERS}
 
 
 def snapshot(experiment: CompiledExperiment) -> dict[str, Any]:

@@ -8,21 +8,17 @@ A failure means that folders of this format version would give other answers tha
 
 import json
 import sys
-import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import anndata
-import jax
 import mudata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from fixed_numbers import fixed, with_fixed_statistics
 
 from data_pipelines.features.feature_space import FeatureSpace, ModalityFeatures
 from data_pipelines.features.gene_tables import load_gene_table
-from data_pipelines.statistics.feature_statistics import from_arrays
-from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import (
     ContrastiveAlignmentConfig,
     CrossModalTranslationConfig,
@@ -32,8 +28,6 @@ from scmbert_jax.config import (
     ModelConfig,
     ObjectivesConfig,
 )
-from scmbert_jax.feature_layout import LIBRARY_QUANTILES, NUM_COMPONENTS, NUM_FOLDS, FeatureStatistics, LinearStatistics
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.pretrained import FORMAT_VERSION, PretrainedModel
 from scmbert_jax.tasks.embed import embed_dataset
 from scmbert_jax.tasks.translate import translate_dataset
@@ -77,38 +71,13 @@ CONFIG = ExperimentConfig(
 
 
 def fixed_model() -> PretrainedModel:
-    """Numbers by the name of each parameter, and of each array that the linear path has of a corpus: neither an
-    initialiser nor a training step has a part in them."""
     table = load_gene_table("human")
     ids = {table.ids[table.rows_of_symbol[symbol][0]]: symbol for symbol in GENES}
     space = FeatureSpace({"rna": features("rna", ids), "protein": features("protein", dict.fromkeys(PROTEINS))})
-    rng = np.random.default_rng(1)
-    rows, many = space.num_features, len(MODALITIES)
-    shapes = {
-        "loadings": (rows, NUM_COMPONENTS),
-        "component_offset": (many, NUM_COMPONENTS),
-        "translation_maps": (1 + NUM_FOLDS, many, many, NUM_COMPONENTS, NUM_COMPONENTS),
-        "alignment_maps": (many, NUM_COMPONENTS, NUM_COMPONENTS),
-        "memory_scores": (10, many, NUM_COMPONENTS),
-        "memory_measured": (10, many),
-        "memory_folds": (10,),
-        "neighbour_shares": (many, many),
-        "library_quantiles": (many, len(LIBRARY_QUANTILES)),
-    }
-    names = [*FeatureStatistics._fields[:-2], *LinearStatistics._fields, "library_quantiles"]
-    numbers = {name: rng.random(shapes.get(name, (rows,)), np.float32) for name in names}
-    numbers["memory_measured"] = np.ones(shapes["memory_measured"], bool)
-    numbers["memory_folds"] = np.arange(10, dtype=np.int32) % NUM_FOLDS + 1
-    numbers["library_quantiles"] = 50 + 100 * np.sort(numbers["library_quantiles"], axis=1)
-    definition = ModelDefinition(CONFIG, replace(space.layout(), statistics=from_arrays(numbers, linear_path=True)))
-
-    def numbers_of(path, leaf):
-        own = np.random.default_rng(zlib.crc32(jax.tree_util.keystr(path).encode()))
-        return (0.3 * own.standard_normal(leaf.shape)).astype(np.float32)
-
-    params = jax.tree_util.tree_map_with_path(numbers_of, definition.abstract_params)
+    definition = with_fixed_statistics(CONFIG, space.layout())
+    params = fixed(definition.abstract_params, 0.3)
     linear = {name: definition.constants[name] for name in ("linear", "alignment_head")}
-    constants = definition.constants | jax.tree_util.tree_map_with_path(numbers_of, linear)
+    constants = definition.constants | fixed(linear, 0.3)
     info = {"step": 1, "covariates": {}, "provenance": {}}
     return PretrainedModel(CONFIG, space, definition, params, constants, info)
 

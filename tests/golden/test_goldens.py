@@ -1,6 +1,5 @@
 """Memory, sharding and collectives of compiled steps are those of the files beside this one (see goldens.py)."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -17,12 +16,17 @@ from scmbert_jax.planning.topologies import topology_named
 
 
 def check(name: str) -> None:
+    """Skips only where the compiler is another than the one of constraints.txt."""
+    of_compiler = "libtpu" if ".v" in name else "jaxlib"
+    found, pinned = goldens.compiler_versions()[of_compiler], goldens.pinned_versions()[of_compiler]
+    if found != pinned:
+        pytest.skip(f"goldens are of {of_compiler} {pinned} (constraints.txt), here is {found or 'none'}")
     golden = goldens.read(name)
     assert golden is not None, f"no golden of {name}: python tests/golden/goldens.py --refresh"
-    of_compiler = "libtpu" if ".v" in name else "jaxlib"
-    found = goldens.compiler_versions()
-    if golden["made_with"][of_compiler] != found[of_compiler]:
-        pytest.skip(f"the golden is of {of_compiler} {golden['made_with'][of_compiler]}, here is {found[of_compiler]}")
+    assert golden["made_with"][of_compiler] == pinned, (
+        f"{name}.json was made with {of_compiler} {golden['made_with'][of_compiler]}, constraints.txt has {pinned}: "
+        "python tests/golden/goldens.py shows what changed, with --refresh it writes it anew"
+    )
     lines = goldens.differences(golden, goldens.snapshot(goldens.compiled(name)))
     assert not lines, "\n".join([name, *lines, "if this was meant: python tests/golden/goldens.py --refresh"])
 
@@ -35,8 +39,6 @@ def test_a_step_on_eight_devices_keeps_and_moves_what_it_did(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in goldens.CASES if not name.endswith("cpu-8")])
 def test_a_step_for_a_tpu_slice_keeps_and_moves_what_it_did(name):
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed: pip install 'scmbert_jax[tpu]'")
     check(name)
 
 
