@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tyro
@@ -83,17 +84,18 @@ def parse(arguments: list[str]) -> None:
             raise ConfigError(f"scmbert {shlex.join(arguments)} is refused") from stop
 
 
+def verbs(group: dict[str, Any], prefix: str = "scmbert ") -> Iterator[tuple[str, str]]:
+    """Each verb and its docstring."""
+    for name, verb in group.items():
+        if isinstance(verb, dict):
+            yield from verbs(verb, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", verb.__doc__
+
+
 def docstrings() -> Iterator[tuple[str, str]]:
     """The help of every verb and the docstring of every experiment, both of which have commands."""
-
-    def verbs(group, prefix):
-        for name, verb in group.items():
-            if isinstance(verb, dict):
-                yield from verbs(verb, f"{prefix}{name} ")
-            else:
-                yield f"{prefix}{name}", verb.__doc__
-
-    yield from verbs(cli.VERBS, "scmbert ")
+    yield from verbs(cli.VERBS)
     for name in experiment_names():
         path = REPOSITORY / "experiments" / f"{name}.py"
         yield f"experiments/{name}.py", ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
@@ -125,6 +127,13 @@ def test_a_command_that_does_not_exist_would_be_found():
     for command in (wrong_verb, wrong_field):
         with pytest.raises(ConfigError):
             parse(arguments_of(command))
+
+
+def test_every_verb_has_its_help_on_a_page_and_every_public_name_its_entry():
+    sections = re.findall(r"^```\{scmbert-help\} (.+)$", (REPOSITORY / "docs" / "commands.md").read_text(), re.M)
+    assert [f"scmbert {verb}" for verb in sections] == [verb for verb, _ in verbs(cli.VERBS)]
+    entries = re.findall(r"^\.\. auto\w+:: scmbert_jax\.(\w+)$", (REPOSITORY / "docs" / "api.md").read_text(), re.M)
+    assert {*scmbert_jax.__all__} - {*entries} == {"__version__"}
 
 
 def test_every_target_of_make_on_a_page_exists():
