@@ -3,7 +3,8 @@
 # make test   lint, types, all tests
 # make docs   the pages of docs/ as a site in build/docs; what they refer to must exist
 # make nightly   the tests of the libraries' numbers with the lowest versions that setup.py allows and with the newest that
-#             there are (.venv-lowest, .venv-newest); the package is installed from its wheel and its sdist, and run
+#             there are (.venv-lowest, .venv-newest); the package is installed from its wheel and its sdist, and run; the
+#             tests of models and objectives as XLA compiles for users
 # All do their own set-up: .venv is made on the first call and kept until setup.py or constraints.txt change.
 # .venv has JAX for CPUs. On a GPU or TPU host whose own Python has JAX: make smoke PYTHON_BIN=python3 (installs nothing)
 PYTHON ?= python3
@@ -19,10 +20,10 @@ unexport PYTHONDONTWRITEBYTECODE
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 
-.PHONY: help install lint test docs notebooks nightly nightly-lowest nightly-newest nightly-installed demo smoke clean
+.PHONY: help install lint test docs notebooks nightly nightly-lowest nightly-newest nightly-installed nightly-default demo smoke clean
 
 help:
-	@sed -n '1,6s/^# //p' Makefile
+	@sed -n '1,7s/^# //p' Makefile
 
 install: $(INSTALLED_TEST)
 
@@ -66,7 +67,7 @@ define nightly_environment
 	$(1)/bin/python -m pip install --quiet --disable-pip-version-check -r $(1)/versions.txt -e .
 endef
 
-nightly: nightly-lowest nightly-newest nightly-installed
+nightly: nightly-lowest nightly-newest nightly-installed nightly-default
 
 nightly-lowest:
 	$(call nightly_environment,.venv-lowest,--resolution lowest-direct --extra test --extra census,2)
@@ -76,6 +77,11 @@ nightly-lowest:
 nightly-newest:
 	$(call nightly_environment,.venv-newest,--extra test,3)
 	.venv-newest/bin/python -m pytest $(NIGHTLY_TESTS)
+
+# The programs that users run: other tests compile theirs without optimisation, in a quarter of the time.
+nightly-default: $(INSTALLED_TEST)
+	SCMBERT_TESTS_XLA=default $(BIN)/python -m pytest -n 2 --dist worksteal tests/models tests/objectives \
+		tests/training/test_train_step.py
 
 nightly-installed: $(INSTALLED_TEST)
 	SCMBERT_INSTALL=1 $(BIN)/python -m pytest tests/test_installed.py

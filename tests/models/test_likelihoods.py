@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from conftest import XLA_DEFAULT
 from jax.scipy.special import gammaln
 
 from scmbert_jax.config import ModalityConfig
@@ -84,7 +85,10 @@ def test_float32_is_exact_over_the_whole_range_of_the_parameters(name):
     outputs, spread, measured = anywhere(name)
 
     def all_of(nll):
-        return jax.jit(lambda *x: (nll(*x), *jax.grad(lambda *y: nll(*y).sum(), argnums=(0, 1))(*x)))
+        def values_and_gradients(*x):
+            return nll(*x), *jax.grad(lambda *y: nll(*y).sum(), argnums=(0, 1))(*x)
+
+        return jax.jit(values_and_gradients, compiler_options=XLA_DEFAULT)
 
     found = jax.device_get(all_of(likelihood(name).nll)(outputs, spread, measured))
     with jax.enable_x64(True):

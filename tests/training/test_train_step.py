@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import shaken
+from conftest import XLA_DEFAULT, shaken
 
 from scmbert_jax.config import MeshConfig
 from scmbert_jax.errors import ConfigError
@@ -132,7 +132,8 @@ def test_training_lowers_the_loss_on_cells_with_structure(tiny_config, tiny_layo
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         state = initial_state(model, optimizer, mesh)
-        step = jax.jit(make_train_step(model, MaskedModeling(config), optimizer), donate_argnums=0)
+        train_step = make_train_step(model, MaskedModeling(config), optimizer)
+        step = jax.jit(train_step, donate_argnums=0, compiler_options=XLA_DEFAULT)
         losses = []
         for number in range(120):
             state, metrics = step(state, model.constants, tiny_batch(number))

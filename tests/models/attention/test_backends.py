@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import XLA_DEFAULT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -61,7 +62,7 @@ def value_and_gradients(function):
         out = function(q, k, v, lengths)
         return jnp.sum(out.astype(jnp.float32) * cotangent), out
 
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True), compiler_options=XLA_DEFAULT)
 
 
 def assert_close(ours, wanted, tolerance):
