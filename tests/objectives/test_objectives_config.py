@@ -94,7 +94,7 @@ def test_an_impossible_profile_is_refused(fields, message):
 @pytest.mark.parametrize("which", ["translation", "contrastive"])
 def test_what_compares_modalities_needs_two_of_them(which):
     alone = ModalitiesConfig(rna=ModalityConfig(num_tokens=8))
-    with pytest.raises(ConfigError, match=r"weight is 1\.0; expected 0, or two modalities .*there is only rna"):
+    with pytest.raises(ConfigError, match=r"weight is 1\.0; .*only rna"):
         config(alone, **{which: {"weight": 1.0}})
     config(alone, **{which: {"weight": 0.0}})
 

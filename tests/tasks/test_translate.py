@@ -186,9 +186,7 @@ def test_genes_are_found_by_symbol_alias_and_versioned_id(model, mdata):
 
 
 def test_a_feature_the_model_does_not_know_is_named_with_what_was_probably_meant(model, rna):
-    with pytest.raises(
-        InputError, match=r"does not know 2 of the 3 protein features .*\(CD19x, nothing\); did you mean cd19"
-    ):
+    with pytest.raises(InputError, match=r"2 of the 3 protein features .*\(CD19x, nothing\).* cd19"):
         translate_dataset(model.pretrained, rna, target="protein", features=["cd3", "CD19x", "nothing"])
     with pytest.raises(InputError, match="no protein feature is asked for"):
         translate_dataset(model.pretrained, rna, target="protein", features=[])
@@ -265,7 +263,7 @@ UNPAIRED = {"a/b1": {"rna": 100}, "a/b2": {"protein": 100}}
 
 
 def test_a_model_that_was_not_trained_to_translate_is_not_asked(model, rna):
-    with pytest.raises(InputError, match="not trained with cross_modal_translation: it cannot translate"):
+    with pytest.raises(InputError, match="cross_modal_translation"):
         translate_dataset(told(model, weight=0.0), rna, target="protein")
 
 
@@ -283,7 +281,7 @@ def test_a_direction_that_was_not_trained_is_refused(model, mdata):
 
 
 def test_a_model_that_saw_no_pair_and_no_cycle_has_learned_nothing_to_tell(model, rna):
-    with pytest.raises(InputError, match="no cell with both rna and protein, and it was trained without the cycle"):
+    with pytest.raises(InputError, match=r"both rna and protein, .*cycle"):
         translate_dataset(told(model, cells=UNPAIRED), rna, target="protein")
 
 
@@ -297,7 +295,7 @@ def test_pairs_or_the_cycle_are_enough_to_be_asked(model, rna, otherwise):
 
 
 def test_data_without_the_source_are_refused_with_what_they_have(model, mdata):
-    with pytest.raises(InputError, match=r"has protein; protein is predicted from rna\. Give a file in which rna was"):
+    with pytest.raises(InputError, match=r"has protein; .*from rna"):
         translate_dataset(model.pretrained, mdata.mod["adt"].copy(), target="protein")
 
 
@@ -368,7 +366,7 @@ def test_regions_are_found_in_any_spelling(region_model):
 @pytest.mark.parametrize("target", ["atac", "rna"])
 def test_another_species_is_refused_though_the_file_may_not_tell(region_model, target):
     cells = cells_of(REGIONS if target == "rna" else gene_symbols("human", 40))
-    with pytest.raises(InputError, match=rf"organism mouse: the model predicts {target} of .*, which is human"):
+    with pytest.raises(InputError, match=rf"organism mouse: .*{target} of .*human"):
         region_model.translate(cells, to=target, organism="mouse")
 
 

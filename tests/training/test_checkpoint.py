@@ -36,7 +36,7 @@ def test_a_checkpoint_of_an_earlier_version_says_who_can_go_on_with_it(tmp_path)
     checkpoints = RunCheckpoints(tmp_path / "checkpoints", keep=1)
     checkpoints.save(5, TrainState(EARLIER, KEPT, jnp.zeros((), jnp.int32)))
     checkpoints.wait()
-    with pytest.raises(CheckpointError, match=r"linear/loadings and 0 more. .* git_commit of its provenance.json"):
+    with pytest.raises(CheckpointError, match=r"linear/loadings .*git_commit of its provenance.json"):
         checkpoints.restore_params(5, abstract(KEPT))
     assert set(checkpoints.restore_params(5, abstract(EARLIER))["linear"]) == {"into_cell", "loadings"}
     checkpoints.close()

@@ -137,7 +137,7 @@ def test_another_species_is_refused(config):
 def test_a_model_without_a_feature_of_the_run_and_a_folder_without_a_model_are_refused(config, tmp_path):
     some = FeatureSpace({"rna": features("rna", "gene:human", ["ENSG1", "ENSG2"])})
     others = FeatureSpace({"rna": features("rna", "gene:human", ["ENSG3"])})
-    with pytest.raises(ConfigError, match=r"the model knows none of the 1 features of the corpus\. It reads rna"):
+    with pytest.raises(ConfigError, match=r"none of the 1 features .*rna"):
         _rows(Path("MODEL"), others, some, config)
     with pytest.raises(CheckpointError, match="neither a model folder nor a run folder"):
         warm_start(tmp_path, config, some, {})
@@ -174,7 +174,7 @@ def test_a_run_records_its_beginning_and_keeps_to_it(source_of, config, layout, 
     np.testing.assert_allclose(trained["table"]["learned"][:52], params["table"]["learned"][:52], atol=1e-6)
     run(source)
     run(None)
-    with pytest.raises(ConfigError, match=r"started from MODEL \(step 7\); --init-from MODEL .* another beginning"):
+    with pytest.raises(ConfigError, match=r"MODEL \(step 7\); --init-from MODEL "):
         run(make(np.arange(52), identity="b"))
     (folder / "checkpoints").rename(folder / "gone")
     with pytest.raises(ConfigError, match=r"has no checkpoint yet\. Give --init-from MODEL again"):

@@ -140,13 +140,13 @@ def test_another_corpus_judges_a_run_that_has_none_of_its_cells(corpora):
     assert data.labels("disease") is None
     # Held out of the run, they may judge it, though they are in its corpus.
     without = Mixture([corpora["all"]], MixtureOptions(held_out=("donor=d0,d1,d2,d3",)))
-    with pytest.raises(ConfigError, match=r"some: 40 of its 80 cells are among those that the run trains on"):
+    with pytest.raises(ConfigError, match=r"some: 40 of its 80 cells"):
         held_out_mixture(without, corpora["some"])
 
 
 def test_a_corpus_that_cannot_judge_a_run_is_refused(corpora, monkeypatch):
     training = Mixture([corpora["first"]])
-    with pytest.raises(ConfigError, match=r"genes: 1 features of rna, such as ENSG00000251562, are not among the"):
+    with pytest.raises(ConfigError, match=r"genes: 1 features of rna, such as ENSG00000251562"):
         held_out_mixture(training, corpora["genes"])
     with pytest.raises(ConfigError, match="80 of its 80 cells are among those that the run trains on"):
         held_out_mixture(training, corpora["first"])

@@ -147,7 +147,7 @@ def test_a_cell_goes_when_any_of_its_modalities_is_known(whole, tmp_path):
 
 
 def test_files_of_which_nothing_is_left_are_refused(whole, tmp_path):
-    with pytest.raises(InputError, match="every cell is in adata, from which the corpus is to be disjoint"):
+    with pytest.raises(InputError, match="every cell is in adata"):
         build_corpus(tmp_path / "c", [whole.mod["rna"][:50].copy()], **SMALL, disjoint_from=[whole.mod["rna"]])
 
 
@@ -164,7 +164,7 @@ def test_a_corpus_of_an_earlier_version_says_what_it_lacks(whole, tmp_path):
     corpus = build_corpus(tmp_path / "keys", [whole.mod["rna"]], **SMALL)
     del corpus.manifest["cell_keys"], corpus.manifest["manifest_sha256"]
     (corpus.path / "manifest.json").write_text(json.dumps(corpus.manifest))
-    with pytest.raises(CorpusError, match=r"its cell keys are not those of this version.*: build it again"):
+    with pytest.raises(CorpusError, match=r"cell keys .*build it again"):
         found(corpus, whole.mod["rna"])
 
 

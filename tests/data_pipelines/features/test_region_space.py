@@ -108,7 +108,7 @@ def test_what_is_wrong_with_a_catalogue_is_named_by_line(tmp_path, rows, message
     ("name", "head"), [("ccre_hg19.bed", ""), ("GRCh37-ccre.bed", ""), ("x.bed", "track name=x db=hg19\n")]
 )
 def test_a_catalogue_that_says_another_assembly_is_refused_with_what_to_do(tmp_path, name, head):
-    with pytest.raises(InputError, match=r"says hg19, but the assembly is hg38.*not lifted over.*liftOver or CrossMap"):
+    with pytest.raises(InputError, match=r"says hg19, .*hg38.*liftOver or CrossMap"):
         region_space(bed(tmp_path / name, head=head), "hg38")
     assert len(region_space(bed(tmp_path / name, head=head), "hg19")) == 5
 

@@ -141,7 +141,7 @@ def test_values_that_are_no_counts_do_not_become_counts():
 
 
 def test_without_lengths_the_choice_is_refused():
-    with pytest.raises(InputError, match=r"no lengths of genes: var has no feature_length .*--gene-lengths FILE"):
+    with pytest.raises(InputError, match=r"feature_length .*--gene-lengths FILE"):
         open_dataset(cells(lengths=None), reading=NORMALISE)
     lengths = LENGTHS.copy()
     lengths[3] = np.nan

@@ -76,7 +76,7 @@ def test_corpora_and_copies_are_the_same_from_every_stored_dtype(as_int32, tmp_p
     file = written(tmp_path / "cells.h5ad", name, "csr")
     corpus = build_corpus(tmp_path / "corpus", [file], **SMALL)
     assert corpus.manifest["content_sha256"] == as_int32.manifest["content_sha256"]
-    with pytest.raises(InputError, match="every cell is in corpus, from which the corpus is to be disjoint"):
+    with pytest.raises(InputError, match="every cell is in corpus"):
         build_corpus(tmp_path / "disjoint", [file], **SMALL, disjoint_from=[as_int32.path])
     with pytest.raises(InputError, match="every cell of cells is in the other files already"):
         build_corpus(tmp_path / "twice", [described(sp.csr_matrix(np.minimum(COUNTS, 120))), file], **SMALL)
@@ -130,7 +130,7 @@ def test_a_count_that_its_dtype_may_have_rounded_is_refused(dtype, count):
 
 
 def test_what_is_no_number_is_refused_by_its_dtype():
-    with pytest.raises(InputError, match="here: values of dtype complex128; counts are whole numbers: write them as"):
+    with pytest.raises(InputError, match="here: values of dtype complex128"):
         widened(np.zeros(2, complex), "here")
 
 
