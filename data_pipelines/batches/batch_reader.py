@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from data_pipelines.batches.collate import (
-    MeasuredFeatures,
     TokenSampling,
     check_sampling,
     clear_tokens,
@@ -19,6 +18,7 @@ from data_pipelines.batches.collate import (
     unwritten_tokens,
     with_profile,
 )
+from data_pipelines.batches.draw_tokens import MeasuredFeatures, StoredCells, TokenDraw
 from data_pipelines.batches.window_reader import Window, WindowReader
 from data_pipelines.corpus.corpus import Corpus
 from data_pipelines.sampling.drawn_together import share_with_another
@@ -216,12 +216,12 @@ class Collation:
                 choice, where = self.sampling[name], (rows, piece.cells, window, name, corpus)
                 if name in window.modalities:
                     key = token_key(self.seed, piece.epoch, name)
-                    self._fill(tokens[name], *where, choice.zero_fraction, key, choice.whole_panel)
+                    self._fill(tokens[name], *where, key, choice.zero_fraction, choice.whole_panel)
                 else:
                     clear_tokens(tokens[name], rows)
                 if name in profiles and name in window.modalities:
                     key = profile_key(self.seed, piece.epoch, name)
-                    self._fill(with_profile(tokens[name], profiles[name]), *where, 0.0, key)
+                    self._fill(with_profile(tokens[name], profiles[name]), *where, key)
                     measured = tokens[name].measured[rows, None]
                     panels = self._panels[corpus][name][window.obs_codes["dataset"][piece.cells]]
                     profiles[name].panel[rows] = np.where(measured, panels, 0)
@@ -256,8 +256,8 @@ class Collation:
         window: Window,
         modality: str,
         corpus: int,
-        zero_fraction: float,
         key: int,
+        zero_fraction: float = 0.0,
         whole_panel: bool = True,
     ) -> None:
         columns, translation = window.modalities[modality], self._translations[corpus]
@@ -266,21 +266,11 @@ class Collation:
         side_by_side = int(features[-1] - features[0]) == len(features) - 1 if len(features) else True
         tokens.library_size[rows] = columns.library_size[cells]
         tokens.measured[rows] = columns.measured[cells]
-        fill_tokens(
-            tokens,
-            rows,
-            cells,
-            columns.counts,
-            columns.places,
-            (window.cell_index + translation.first_cell).view(np.uint64),
-            window.obs_codes["dataset"],
-            columns.measured,
-            self._measured[corpus][modality],
-            int(features[0]) if side_by_side and len(features) else 0,
-            zero_fraction,
-            key,
-            whole_panel,
-        )
+        keys = (window.cell_index + translation.first_cell).view(np.uint64)
+        stored = StoredCells(columns.counts, columns.places, keys, window.obs_codes["dataset"], columns.measured)
+        first_feature = features[0] if side_by_side and len(features) else 0
+        draw = TokenDraw(key, zero_fraction, whole_panel, first_feature)
+        fill_tokens(tokens, rows, cells, stored, self._measured[corpus][modality], draw)
         if not side_by_side:
             ids = tokens.feature_ids[rows]
             real = np.arange(ids.shape[1]) < tokens.lengths[rows, None]

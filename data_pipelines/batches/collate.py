@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
-from data_pipelines.batches.draw_tokens import draw_tokens
-from data_pipelines.corpus.packed_counts import CellIndex, PackedCounts, index_of, pack
+from data_pipelines.batches.draw_tokens import MeasuredFeatures, StoredCells, TokenDraw, TokenRows, draw_tokens
+from data_pipelines.corpus.packed_counts import index_of, pack
 from data_pipelines.counter_hash import fold, hash_of
 from data_pipelines.readers.whole_counts import MAX_COUNT, is_whole, whole, widened
 from scmbert_jax.batch import MODALITIES, CellBatch, CellProfile, ModalityTokens, panel_bits
@@ -46,27 +46,6 @@ class TokenSampling(NamedTuple):
     zero_fraction: float = 0.0
     whole_panel: bool = True
     profile_tokens: int = 0
-
-
-class MeasuredFeatures(NamedTuple):
-    """Which features each dataset measured, as lists: dataset d measured `ids[starts[d] : starts[d + 1]]`.
-
-    Attributes:
-      starts: int64 [num_datasets + 1].
-      ids: int32, indices within the modality, ascending for each dataset.
-      num_features: features of the modality.
-    """
-
-    starts: np.ndarray
-    ids: np.ndarray
-    num_features: int
-
-    @classmethod
-    def from_masks(cls, masks: list[np.ndarray]) -> "MeasuredFeatures":
-        """From one bool [num_features] per dataset."""
-        lists = [np.flatnonzero(mask).astype(np.int32) for mask in masks]
-        starts = np.concatenate([[0], np.cumsum([len(ids) for ids in lists])]).astype(np.int64)
-        return cls(starts, np.concatenate(lists) if lists else np.zeros(0, np.int32), len(masks[0]) if masks else 0)
 
 
 def check_sampling(sampling: dict[str, TokenSampling], modalities: list[str], where: str) -> None:
@@ -150,16 +129,9 @@ def fill_tokens(
     tokens: ModalityTokens,
     rows: slice,
     cells: np.ndarray,
-    counts: PackedCounts,
-    index: CellIndex,
-    cell_keys: np.ndarray,
-    datasets: np.ndarray,
-    measured_cells: np.ndarray,
+    stored: StoredCells,
     measured: MeasuredFeatures,
-    first_feature: int,
-    zero_fraction: float,
-    key: int,
-    whole_panel: bool = True,
+    draw: TokenDraw,
 ) -> None:
     """Sample tokens of some cells into rows of `tokens`, with the numbers that say what they are a sample of.
 
@@ -168,37 +140,19 @@ def fill_tokens(
     Args:
       tokens: arrays [B, L] and [B] to fill.
       rows: which rows; as many as `cells`.
-      cells: int64 [b], which of the n cells.
-      counts, index: of the n cells; every feature id is below `measured.num_features`, every count at most MAX_COUNT.
-      cell_keys: uint64 [n], what makes the cell's randomness its own (its position in the corpus).
-      datasets: int32 [n], row of `measured`.
-      measured_cells: bool [n].
-      measured: what each dataset measured.
-      first_feature: row of the feature table of the modality's first feature.
-      zero_fraction, whole_panel: see `TokenSampling`.
-      key: from `token_key`.
+      cells: int64 [b], which of the stored cells.
     """
-    draw_tokens(
+    out = TokenRows(
         tokens.feature_ids[rows],
         tokens.counts[rows],
         tokens.lengths[rows],
         tokens.num_expressed[rows],
         tokens.num_measured[rows],
         tokens.mean_log_count[rows],
-        cells,
-        counts,
-        index,
-        cell_keys,
-        datasets,
-        measured_cells,
-        measured.starts,
-        measured.ids,
-        measured.num_features,
-        first_feature,
-        float(zero_fraction),
-        bool(whole_panel),
-        np.uint64(key),
     )
+    # The kernel is compiled for these very types.
+    exact = TokenDraw(np.uint64(draw.key), float(draw.zero_fraction), bool(draw.whole_panel), int(draw.first_feature))
+    draw_tokens(out, cells, stored, measured, exact)
 
 
 def collate_counts(
@@ -263,21 +217,19 @@ def collate_counts(
             if np.diff(matrix.indptr)[~is_measured].any():
                 raise InputError(f"counts of {modality}: a cell that is marked as not measured has counts")
             packed = pack(np.diff(matrix.indptr), matrix.indices, matrix.data)
-            cells = (
-                slice(0, num_cells),
-                np.arange(num_cells),
+            stored = StoredCells(
                 packed,
                 index_of(packed),
                 np.zeros(num_cells, np.uint64) if cell_keys is None else np.asarray(cell_keys, np.uint64),
                 np.zeros(num_cells, np.int32),
                 is_measured,
-                MeasuredFeatures.from_masks([panel]),
-                first,
             )
+            cells = slice(0, num_cells), np.arange(num_cells), stored, MeasuredFeatures.from_masks([panel])
             key = fold(token_key(seed, 0, modality), 0)
-            fill_tokens(tokens, *cells, choice.zero_fraction, key, choice.whole_panel)
+            fill_tokens(tokens, *cells, TokenDraw(key, choice.zero_fraction, choice.whole_panel, first))
             if profile is not None:
-                fill_tokens(with_profile(tokens, profile), *cells, 0.0, fold(profile_key(seed, 0, modality), 0))
+                key = fold(profile_key(seed, 0, modality), 0)
+                fill_tokens(with_profile(tokens, profile), *cells, TokenDraw(key, first_feature=first))
                 profile.panel[:] = panel_bits(panel & is_measured[:, None])
             totals = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
             if library_size is not None and modality in library_size:

@@ -4,11 +4,13 @@ Everything is done cell by cell in arrays that stay in the first cache of the pr
 are added, not branched on: a mispredicted branch costs more than the rest of the loop.
 """
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 from numba.extending import intrinsic
 
-from data_pipelines.corpus.packed_counts import unpack_cell
+from data_pipelines.corpus.packed_counts import CellIndex, PackedCounts, unpack_cell
 from data_pipelines.counter_hash import fold_compiled
 
 _ZERO_DRAWS = 1 << 40  # above every feature id: draws of zeros never share a hash with a feature
@@ -20,29 +22,81 @@ def _num_bits(typing_context, word):
     return numba.uint64(numba.uint64), lambda context, builder, signature, arguments: builder.ctpop(arguments[0])
 
 
+class TokenRows(NamedTuple):
+    """What is written: rows [b] of a `ModalityTokens` or `CellProfile` of L tokens, all but two of its columns."""
+
+    feature_ids: np.ndarray  # int32 [b, L]
+    counts: np.ndarray  # int32 [b, L]
+    lengths: np.ndarray  # int32 [b]
+    num_expressed: np.ndarray  # int32 [b]
+    num_measured: np.ndarray  # int32 [b]
+    mean_log_count: np.ndarray  # float32 [b]
+
+
+class StoredCells(NamedTuple):
+    """n cells as they are stored.
+
+    Attributes:
+      counts, index: every feature id is below `MeasuredFeatures.num_features`, every count at most MAX_COUNT.
+      keys: uint64 [n], what makes the cell's randomness its own (its position in the corpus).
+      datasets: int32 [n], which data set of `MeasuredFeatures`.
+      measured: bool [n].
+    """
+
+    counts: PackedCounts
+    index: CellIndex
+    keys: np.ndarray
+    datasets: np.ndarray
+    measured: np.ndarray
+
+
+class MeasuredFeatures(NamedTuple):
+    """Which features each dataset measured, as lists: dataset d measured `ids[starts[d] : starts[d + 1]]`.
+
+    Attributes:
+      starts: int64 [num_datasets + 1].
+      ids: int32, indices within the modality, ascending for each dataset.
+      num_features: features of the modality.
+    """
+
+    starts: np.ndarray
+    ids: np.ndarray
+    num_features: int
+
+    @classmethod
+    def from_masks(cls, masks: list[np.ndarray]) -> "MeasuredFeatures":
+        """From one bool [num_features] per dataset."""
+        lists = [np.flatnonzero(mask).astype(np.int32) for mask in masks]
+        starts = np.concatenate([[0], np.cumsum([len(ids) for ids in lists])]).astype(np.int64)
+        return cls(starts, np.concatenate(lists) if lists else np.zeros(0, np.int32), len(masks[0]) if masks else 0)
+
+
+class TokenDraw(NamedTuple):
+    """How tokens are drawn.
+
+    Attributes:
+      key: uint64, from `collate.token_key` or `profile_key`.
+      zero_fraction, whole_panel: see `TokenSampling`.
+      first_feature: row of the feature table of the modality's first feature.
+    """
+
+    key: int | np.uint64
+    zero_fraction: float = 0.0
+    whole_panel: bool = True
+    first_feature: int = 0
+
+
 @numba.njit(nogil=True, cache=True)
-def draw_tokens(
-    out_ids,  # int32 [b, L]
-    out_counts,  # int32 [b, L]
-    out_lengths,  # int32 [b]
-    out_num_expressed,  # int32 [b]
-    out_num_measured,  # int32 [b]
-    out_mean_log_count,  # float32 [b]
-    cells,
-    packed,
-    index,
-    cell_keys,
-    datasets,
-    measured_cells,
-    measured_starts,
-    measured_ids,
-    num_features,
-    first_feature,
-    zero_fraction,
-    whole_panel,
-    key,
-):
-    """Every row of the output is written, whatever it held. Arguments: see `collate.fill_tokens`."""
+def draw_tokens(out, cells, stored, measured, draw):
+    """Writes every row of the output, whatever it held.
+
+    Args: `TokenRows` [b], int64 [b] (which of the stored cells), `StoredCells`, `MeasuredFeatures`, `TokenDraw`.
+    """
+    # Taken out of the tuples once: in the loop, each would be counted as a reference for every cell.
+    out_ids, out_counts, out_lengths, out_num_expressed, out_num_measured, out_mean_log_count = out
+    packed, index, cell_keys, datasets, measured_cells = stored
+    measured_starts, measured_ids, num_features = measured
+    key, zero_fraction, whole_panel, first_feature = draw
     num_tokens = out_ids.shape[1]
     longest = 0
     for cell in cells:
@@ -57,7 +111,8 @@ def draw_tokens(
     for row in range(len(cells)):
         cell = cells[row]
         n = np.int64(packed.lengths[cell])
-        panel = measured_ids[measured_starts[datasets[cell]] : measured_starts[datasets[cell] + 1]]
+        dataset = datasets[cell]
+        panel = measured_ids[measured_starts[dataset] : measured_starts[dataset + 1]]
         if not measured_cells[cell]:
             n, panel = 0, panel[:0]
         num_expressed, num_zeros = _numbers(n, len(panel), num_tokens, zero_fraction, whole_panel)

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.batches.collate import (
-    MeasuredFeatures,
     TokenSampling,
     collate_counts,
     empty_tokens,
     fill_tokens,
     token_key,
 )
+from data_pipelines.batches.draw_tokens import MeasuredFeatures, StoredCells, TokenDraw
 from data_pipelines.corpus.packed_counts import index_of, pack
 from data_pipelines.counter_hash import fold, fold_array, fold_compiled, hash_of
 from scmbert_jax.errors import ConfigError, InputError
@@ -29,15 +29,15 @@ def tokens_of(dense, num_tokens, zero_fraction, *, mask=None, seed=0, epoch=0, k
         tokens,
         slice(0, num_cells),
         np.arange(num_cells),
-        packed,
-        index_of(packed),
-        (np.arange(num_cells) if keys is None else np.asarray(keys)).astype(np.uint64),
-        np.zeros(num_cells, np.int32),
-        np.ones(num_cells, bool) if measured is None else measured,
+        StoredCells(
+            packed,
+            index_of(packed),
+            (np.arange(num_cells) if keys is None else np.asarray(keys)).astype(np.uint64),
+            np.zeros(num_cells, np.int32),
+            np.ones(num_cells, bool) if measured is None else measured,
+        ),
         MeasuredFeatures.from_masks([np.ones(num_features, bool) if mask is None else mask]),
-        first,
-        zero_fraction,
-        token_key(seed, epoch, "rna"),
+        TokenDraw(token_key(seed, epoch, "rna"), zero_fraction, first_feature=first),
     )
     return tokens
 

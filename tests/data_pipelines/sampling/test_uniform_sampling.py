@@ -10,13 +10,13 @@ import scipy.sparse
 from scipy import stats
 
 from data_pipelines.batches.collate import (
-    MeasuredFeatures,
     TokenSampling,
     collate_counts,
     empty_tokens,
     fill_tokens,
     token_key,
 )
+from data_pipelines.batches.draw_tokens import MeasuredFeatures, StoredCells, TokenDraw
 from data_pipelines.corpus.packed_counts import index_of, pack
 
 ALARM = 1e-6
@@ -44,15 +44,11 @@ def drawn(expressed, panel, keys, num_tokens, zero_fraction=0.0, modality="rna",
         tokens,
         slice(0, copies),
         np.arange(copies),
-        packed,
-        index_of(packed),
-        keys.astype(np.uint64),
-        np.zeros(copies, np.int32),
-        np.ones(copies, bool),
+        StoredCells(
+            packed, index_of(packed), keys.astype(np.uint64), np.zeros(copies, np.int32), np.ones(copies, bool)
+        ),
         MeasuredFeatures.from_masks([mask]),
-        0,
-        zero_fraction,
-        token_key(0, epoch, modality),
+        TokenDraw(token_key(0, epoch, modality), zero_fraction),
     )
     assert (tokens.lengths == num_tokens).all()
     chosen = np.zeros((copies, len(panel)), bool)
