@@ -202,6 +202,7 @@ class EvaluateTranslation:
 
     def run(self) -> int:
         from scmbert_jax.evaluation.translation.suite import (
+            TranslationChoice,
             TranslationSettings,
             evaluate_translation,
             write_translation_report,
@@ -213,9 +214,7 @@ class EvaluateTranslation:
         check_report(self.report, [self.data], self.overwrite)
         if Path(self.data).is_dir():
             return self._score_folder()
-        report = evaluate_translation(
-            [load_model(folder, allow_low_coverage=self.allow_low_coverage) for folder in self.model],
-            self.data,
+        choice = TranslationChoice(
             train_batches=_listed(self.train_batches),
             test_batches=_listed(self.test_batches),
             held_out_types=_listed(self.held_out_types),
@@ -223,6 +222,11 @@ class EvaluateTranslation:
             skip=_listed(self.skip),
             baselines=self.baselines,
             features=_listed(self.features),
+        )
+        report = evaluate_translation(
+            [load_model(folder, allow_low_coverage=self.allow_low_coverage) for folder in self.model],
+            self.data,
+            choice,
             name=self.name,
             settings=TranslationSettings(num_seeds=self.num_seeds),
             organism=self.organism,

@@ -264,17 +264,32 @@ def write_translation_report(path: Path, report: TranslationReport, run_info: di
     )
 
 
+@dataclass(frozen=True)
+class TranslationChoice:
+    """What is scored; by default everything that the data allows.
+
+    Attributes:
+      train_batches, test_batches, held_out_types: as in `make_splits`.
+      directions: such as "rna>protein".
+      skip: names of baselines to leave out.
+      baselines: False: leave all of them out.
+      features: names of the features whose predictions the report draws; those that vary most by default.
+    """
+
+    train_batches: Sequence[str] = ()
+    test_batches: Sequence[str] = ()
+    held_out_types: Sequence[str] = ()
+    directions: Sequence[str] = ()
+    skip: Sequence[str] = ()
+    baselines: bool = True
+    features: Sequence[str] = ()
+
+
 def evaluate_translation(
     models: Sequence[Any] = (),
     data: str = DEFAULT_DATA,
+    choice: TranslationChoice = TranslationChoice(),
     *,
-    train_batches: Sequence[str] = (),
-    test_batches: Sequence[str] = (),
-    held_out_types: Sequence[str] = (),
-    directions: Sequence[str] = (),
-    skip: Sequence[str] = (),
-    baselines: bool = True,
-    features: Sequence[str] = (),
     name: str = "scMBERT",
     settings: TranslationSettings = TranslationSettings(),
     organism: str | None = None,
@@ -283,46 +298,51 @@ def evaluate_translation(
 ) -> TranslationReport:
     """The suite on a file: baselines, and `models` (`PretrainedModel`s: seeds of one method) where given.
 
-    Args:
-      train_batches, test_batches, held_out_types: as in `make_splits`.
-      directions: such as "rna>protein"; all that the data has by default.
-      skip: names of baselines to leave out.
-      baselines: False: leave all of them out.
-      features: names of the features whose predictions the report draws; those that vary most by default.
-      name: of the models' row.
+    `name` is that of the models' row.
 
     Raises:
       ConfigError: an option names what does not exist.
       InputError: the data cannot be used, or a model was trained on pairs of the held-out cells.
     """
     cells = read_measured_cells(data, organism=organism, assembly=assembly)
-    splits = make_splits(cells, train_batches, test_batches, held_out_types)
-    chosen = _directions(cells, directions)
-    if not models and not baselines:
+    splits = make_splits(cells, choice.train_batches, choice.test_batches, choice.held_out_types)
+    directions = _directions(cells, choice.directions)
+    if not models and not choice.baselines:
         raise ConfigError("no baselines and no model: nothing to score. Name a model, or leave the baselines in.")
-    methods = _without(ALL_BASELINES, skip) if baselines else []
-    notes = []
+    methods = _without(ALL_BASELINES, choice.skip) if choice.baselines else []
+    of_models, notes = _rows_of_models(models, name) if models else ([], [])
     if models:
-        told = [(model.info.get("provenance") or {}).get("information") for model in models]
-        notes = _what_models_saw(name, models, cells, splits, chosen)
-        uses = " / ".join(dict.fromkeys(uses_in_words(information) for information in told))
-        trained = _trained(models, name, uses)
-        methods = [*methods, trained]
-        alone = [model.linear_path_alone() for model in models]
-        if None not in alone:
-            methods.append(_trained(alone, f"{name}, {LINEAR_PATH_ALONE}", uses))
-            notes.append(
-                f"{name}, {LINEAR_PATH_ALONE}: the same models without encoder and decoder, from component scores to "
-                "component scores by maps and nearest pairs. The difference to it is what the transformer adds."
-            )
-    report = run_translation(cells, splits, methods, directions=chosen, settings=settings, features=features, say=say)
-    if models:
-        notes += [
-            f"{name} does not know {unknown:,} of the {number:,} {target} features: they get the training mean."
-            for target, (unknown, number) in trained.unknown.items()
-            if unknown
-        ]
+        notes = [*_what_models_saw(name, models, cells, splits, directions), *notes]
+    report = run_translation(
+        cells,
+        splits,
+        [*methods, *of_models],
+        directions=directions,
+        settings=settings,
+        features=choice.features,
+        say=say,
+    )
+    notes += [
+        f"{name} does not know {unknown:,} of the {number:,} {target} features: they get the training mean."
+        for trained in of_models[:1]
+        for target, (unknown, number) in trained.unknown.items()
+        if unknown
+    ]
     return replace(report, notes=(*report.notes, *notes), settings=asdict(settings))
+
+
+def _rows_of_models(models: Sequence[Any], name: str) -> tuple[list[TrainedModels], list[str]]:
+    """The models as a method, where they have a linear path that as another, and what is to be said of that."""
+    told = [(model.info.get("provenance") or {}).get("information") for model in models]
+    uses = " / ".join(dict.fromkeys(uses_in_words(information) for information in told))
+    alone = [model.linear_path_alone() for model in models]
+    if None in alone:
+        return [_trained(models, name, uses)], []
+    note = (
+        f"{name}, {LINEAR_PATH_ALONE}: the same models without encoder and decoder, from component scores to "
+        "component scores by maps and nearest pairs. The difference to it is what the transformer adds."
+    )
+    return [_trained(models, name, uses), _trained(alone, f"{name}, {LINEAR_PATH_ALONE}", uses)], [note]
 
 
 def _trained(models: Sequence[Any], name: str, uses: str) -> TrainedModels:
