@@ -152,6 +152,12 @@ class ModelConfig:
             _require(getattr(self, name) >= 0, f"{where}.{name}", getattr(self, name), "0 or more")
 
 
+def _require_two_modalities(weight: float, where: str, modalities: ModalitiesConfig) -> None:
+    read = modalities.in_use()
+    expected = f"0, or two modalities with num_tokens above 0 (there is only {', '.join(read)})"
+    _require(weight == 0 or len(read) > 1, f"{where}.weight", weight, expected)
+
+
 @dataclass(frozen=True)
 class MaskedModelingConfig:
     """Masked modelling of values (objectives/masked_modeling.py)."""
@@ -169,7 +175,7 @@ class MaskedModelingConfig:
     covariate_dropout: float = 0.1
     """Share of cells whose covariates are hidden, so that an unknown covariate is a trained case."""
 
-    def validate(self, where: str) -> None:
+    def validate(self, where: str, modalities: ModalitiesConfig) -> None:
         _require(self.weight >= 0, f"{where}.weight", self.weight, "0 or more")
         _require(0 < self.mask_fraction < 1, f"{where}.mask_fraction", self.mask_fraction, "0 < value < 1")
         _require(0 <= self.keep_fraction < 1, f"{where}.keep_fraction", self.keep_fraction, "0 <= value < 1")
@@ -198,7 +204,7 @@ class CrossModalTranslationConfig:
     covariate_dropout: float = 0.1
     """Share of cells whose covariates are hidden, so that an unknown covariate is a trained case."""
 
-    def validate(self, where: str) -> None:
+    def validate(self, where: str, modalities: ModalitiesConfig) -> None:
         _require(self.weight >= 0, f"{where}.weight", self.weight, "0 or more")
         _require(self.pair_weight >= 0, f"{where}.pair_weight", self.pair_weight, "0 or more")
         _require(self.cycle_weight >= 0, f"{where}.cycle_weight", self.cycle_weight, "0 or more")
@@ -207,10 +213,14 @@ class CrossModalTranslationConfig:
         _require(
             0 <= self.covariate_dropout < 1, f"{where}.covariate_dropout", self.covariate_dropout, "0 <= value < 1"
         )
+        _require_two_modalities(self.weight, where, modalities)
         for direction in self.directions:
             source, _, target = direction.partition(">")
             known = source in MODALITIES and target in MODALITIES and source != target
             _require(known, f"{where}.directions", direction, f"SOURCE>TARGET, two of {', '.join(MODALITIES)}")
+            read = modalities.in_use()
+            are_read = source in read and target in read
+            _require(are_read, f"{where}.directions", direction, f"modalities that are read: {', '.join(read)}")
 
 
 @dataclass(frozen=True)
@@ -234,7 +244,7 @@ class ContrastiveAlignmentConfig:
     link_weight: float = 0.0
     """Weight of telling a feature's linked genes from others by their rows of the feature table; needs no pairs."""
 
-    def validate(self, where: str) -> None:
+    def validate(self, where: str, modalities: ModalitiesConfig) -> None:
         _require(self.weight >= 0, f"{where}.weight", self.weight, "0 or more")
         _require(self.projection_dim >= 1, f"{where}.projection_dim", self.projection_dim, "1 or more")
         _require(self.link_weight >= 0, f"{where}.link_weight", self.link_weight, "0 or more")
@@ -246,6 +256,7 @@ class ContrastiveAlignmentConfig:
             self.initial_temperature,
             f"between min_temperature {self.min_temperature} and max_temperature {self.max_temperature}",
         )
+        _require_two_modalities(self.weight, where, modalities)
 
 
 @dataclass(frozen=True)
@@ -268,7 +279,7 @@ class WholeProfileConfig:
     covariate_dropout: float = 0.1
     """Share of cells whose covariates are hidden, so that an unknown covariate is a trained case."""
 
-    def validate(self, where: str) -> None:
+    def validate(self, where: str, modalities: ModalitiesConfig) -> None:
         _require(self.weight >= 0, f"{where}.weight", self.weight, "0 or more")
         _require(self.hidden_dim >= 1, f"{where}.hidden_dim", self.hidden_dim, "1 or more")
         _require(self.profile_tokens >= 1, f"{where}.profile_tokens", self.profile_tokens, "1 or more")
@@ -281,7 +292,10 @@ class WholeProfileConfig:
 
 @dataclass(frozen=True)
 class ObjectivesConfig:
-    """The mixture: one field per objective, each with its `weight` (share of steps)."""
+    """The mixture: one field per objective, each with its `weight` (share of steps) and `validate`.
+
+    An objective whose configuration has `profile_tokens` gets `CellBatch.profiles`; one with `negatives`, batches of
+    cells that may be compared."""
 
     masked_modeling: MaskedModelingConfig = MaskedModelingConfig()
     cross_modal_translation: CrossModalTranslationConfig = CrossModalTranslationConfig()
@@ -290,8 +304,12 @@ class ObjectivesConfig:
 
     def weights(self) -> dict[str, float]:
         """Objective name -> weight, only those above 0, in the order of the fields."""
-        named = {f.name: getattr(self, f.name).weight for f in dataclasses.fields(self)}
-        return {name: weight for name, weight in named.items() if weight > 0}
+        return {name: own.weight for name, own in self.trained().items()}
+
+    def trained(self) -> dict[str, Any]:
+        """Objective name -> its configuration, only of those that train."""
+        named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: own for name, own in named.items() if own.weight > 0}
 
 
 @dataclass(frozen=True)
@@ -453,23 +471,7 @@ class ExperimentConfig:
         _require(bool(self.modalities.in_use()), "modalities.*.num_tokens", 0, "above 0 for at least one modality")
         self.model.validate("model")
         for objective in dataclasses.fields(self.objectives):
-            getattr(self.objectives, objective.name).validate(f"objectives.{objective.name}")
-        for name in ("cross_modal_translation", "contrastive_alignment"):
-            weight = getattr(self.objectives, name).weight
-            _require(
-                weight == 0 or len(self.modalities.in_use()) > 1,
-                f"objectives.{name}.weight",
-                weight,
-                f"0, or two modalities with num_tokens above 0 (there is only {', '.join(self.modalities.in_use())})",
-            )
-        for direction in self.objectives.cross_modal_translation.directions:
-            for modality in direction.split(">"):
-                _require(
-                    modality in self.modalities.in_use(),
-                    "objectives.cross_modal_translation.directions",
-                    direction,
-                    f"modalities that are read: {', '.join(self.modalities.in_use())}",
-                )
+            getattr(self.objectives, objective.name).validate(f"objectives.{objective.name}", self.modalities)
         _require(bool(self.objectives.weights()), "objectives.*.weight", 0, "above 0 for at least one objective")
         self.optimizer.validate("optimizer")
         self.mesh.validate("mesh")
@@ -506,7 +508,7 @@ class ExperimentConfig:
     @property
     def profile_tokens(self) -> int:
         """Expressed features per cell and modality that a batch must carry beside its tokens; 0: none are asked for."""
-        return self.objectives.whole_profile.profile_tokens if self.objectives.whole_profile.weight > 0 else 0
+        return max((getattr(own, "profile_tokens", 0) for own in self.objectives.trained().values()), default=0)
 
     @property
     def most_tokens(self) -> int:
@@ -537,11 +539,9 @@ def compared_within(config: ExperimentConfig, known: Collection[str]) -> str | N
 
     `known`: the fields that the corpus knows.
     """
-    contrastive = config.objectives.contrastive_alignment
-    by_batch = contrastive.negatives == "technical_batch" or (
-        contrastive.negatives == "auto" and "technical_batch" in known
-    )
-    return "technical_batch" if contrastive.weight > 0 and by_batch else None
+    negatives = {getattr(own, "negatives", "all") for own in config.objectives.trained().values()}
+    by_batch = "technical_batch" in negatives or ("auto" in negatives and "technical_batch" in known)
+    return "technical_batch" if by_batch else None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

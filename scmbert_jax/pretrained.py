@@ -30,6 +30,7 @@ from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.feature_layout import NUM_COMPONENTS
 from scmbert_jax.folder_digests import check_document, write_document
 from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.objectives.mixture import OBJECTIVES
 from scmbert_jax.outputs import MODEL, check_output_folder, partial_beside, put_folder
 from scmbert_jax.plain_text import code, markdown
 from scmbert_jax.training.checkpoint import RunCheckpoints, load_weights, save_weights
@@ -299,10 +300,7 @@ def model_card(model: PretrainedModel) -> str:
     told = "\n".join(f"- {markdown(sentence)}" for sentence in sentences)
     shape, weights = config.model, config.objectives.weights()
     uses = ['`scmbert embed MODEL_DIR cells.h5ad -o out.h5ad`, or `scmbert_jax.load("MODEL_DIR").embed(adata)`.']
-    if "cross_modal_translation" in weights:
-        uses.append("`scmbert translate MODEL_DIR cells.h5ad --to MODALITY -o out.h5mu`.")
-    if "contrastive_alignment" in weights:
-        uses.append("`scmbert embed --joint`, `scmbert match`, `scmbert label-transfer`: modalities in one space.")
+    uses += [OBJECTIVES[name].used_by for name in weights if OBJECTIVES[name].used_by]
     statistics = model.definition.layout.statistics
     remembered = 0 if statistics is None or statistics.linear is None else len(statistics.linear.memory_folds)
     if remembered:

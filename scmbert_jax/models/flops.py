@@ -18,19 +18,20 @@ body of a scan once, and nothing inside a kernel.
 
 import math
 from collections.abc import Iterable, Mapping
-from itertools import combinations, permutations
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
-from scmbert_jax.batch import MODALITIES, CellBatch
+from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import ExperimentConfig, ModelConfig
 from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.embeddings import link_arrays, padded_rows
 
+# `encoder`: its matrices; `attention`: its products of tokens; `heads`: all that predicts.
+PARTS = ("embedding", "encoder", "attention", "heads")
 # A forward pass, and the two products of the backward pass for each of it.
-_FORWARD_AND_BACKWARD = 3
+FORWARD_AND_BACKWARD = 3
 
 
 class TokenCounts(NamedTuple):
@@ -79,39 +80,14 @@ def counts_of_full_cells(config: ExperimentConfig, num_cells: int, layout: Featu
     return TokenCounts(lengths, expressed, measured)
 
 
-def step_flops(config: ExperimentConfig, objective: str, tokens: TokenCounts) -> dict[str, float]:
-    """What one training step of an objective (its name in the mixture) needs, by part; MFU is of their sum.
-
-    Parts: `embedding`, `encoder` (its matrices), `attention` (its products of tokens), `heads` (all that predicts).
-    The feature table is not among them (`feature_table_flops`): it costs the same however many cells there are.
-
-    Raises:
-      KeyError: an objective that this file does not know.
-    """
-    parts = {
-        "masked_modeling": _masked_modeling,
-        "cross_modal_translation": _cross_modal_translation,
-        "contrastive_alignment": _contrastive_alignment,
-        "whole_profile": _whole_profile,
-    }[objective](config, tokens)
-    return {name: _FORWARD_AND_BACKWARD * flops for name, flops in parts.items()}
-
-
-def mixture_flops(config: ExperimentConfig, tokens: TokenCounts) -> float:
-    """The mean over the steps of a run, whose objectives are drawn by their weights."""
-    weights = config.objectives.weights()
-    total = sum(weight * sum(step_flops(config, name, tokens).values()) for name, weight in weights.items())
-    return total / sum(weights.values())
-
-
 def forward_flops(config: ExperimentConfig, tokens: TokenCounts) -> dict[str, float]:
     """What embedding these cells needs, nothing hidden: `embedding`, `encoder` and `attention` of a forward pass."""
-    return _encoded(config, tokens.lengths, cell_only=True)
+    return encoded(config, tokens.lengths, cell_only=True)
 
 
 def feature_table_flops(config: ExperimentConfig, layout: FeatureLayout) -> float:
     """Of the projections of linked genes, once per step (per microbatch), forward and backward."""
-    return _FORWARD_AND_BACKWARD * 2.0 * padded_rows(layout) * config.model.embed_dim**2 * len(link_arrays(layout))
+    return FORWARD_AND_BACKWARD * 2.0 * padded_rows(layout) * config.model.embed_dim**2 * len(link_arrays(layout))
 
 
 def encoder_parameters(model: ModelConfig) -> int:
@@ -120,7 +96,7 @@ def encoder_parameters(model: ModelConfig) -> int:
     return model.num_layers * (4 * dim * width + 2 * dim * model.mlp_dim)
 
 
-# --- forward passes --------------------------------------------------------------------------------------------------
+# --- forward passes, by part: what the `flops` of an objective are put together from ---------------------------------
 
 
 def _attention(model: ModelConfig, num_layers: int, queries: np.ndarray, keys: np.ndarray) -> float:
@@ -133,7 +109,7 @@ def _attention(model: ModelConfig, num_layers: int, queries: np.ndarray, keys: n
     return float(num_layers * 4.0 * width * (queries * keys).sum())
 
 
-def _encoded(config: ExperimentConfig, lengths: Mapping[str, np.ndarray], cell_only: bool = False) -> dict[str, float]:
+def encoded(config: ExperimentConfig, lengths: Mapping[str, np.ndarray], cell_only: bool = False) -> dict[str, float]:
     """One pass of the encoder over these tokens, `[CLS]` before each row (or before each modality's own)."""
     model = config.model
     dim, width = model.embed_dim, model.num_heads * model.head_dim
@@ -165,24 +141,16 @@ def _encoded(config: ExperimentConfig, lengths: Mapping[str, np.ndarray], cell_o
     }
 
 
-def _added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    total = dict.fromkeys(("embedding", "encoder", "attention", "heads"), 0.0)
+def added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The sum by part; a part that is not named counts 0."""
+    total = dict.fromkeys(PARTS, 0.0)
     for part in parts:
         for name, flops in part.items():
             total[name] += flops
     return total
 
 
-def _masked_modeling(config: ExperimentConfig, tokens: TokenCounts) -> dict[str, float]:
-    own, dim = config.objectives.masked_modeling, config.model.embed_dim
-    eligible = tokens.lengths if own.mask_zeros else tokens.expressed
-    masked = own.mask_fraction * float(sum(of_one.sum() for of_one in eligible.values()))
-    # At each masked position: the token head's [D, D], the cell decoder's of the feature row, and the cell head's.
-    heads = 2.0 * 3 * dim**2 * masked + 2.0 * 2 * dim**2 * tokens.num_cells
-    return _added([_encoded(config, tokens.lengths), {"heads": heads}])
-
-
-def _decoded(config: ExperimentConfig, queries: np.ndarray, source: np.ndarray) -> dict[str, float]:
+def decoded(config: ExperimentConfig, queries: np.ndarray, source: np.ndarray) -> dict[str, float]:
     """The translation decoder and its head: queries float [B] of cells whose encoded source has `source` [B] tokens."""
     model = config.model
     dim, width = model.embed_dim, model.num_heads * model.head_dim
@@ -192,50 +160,3 @@ def _decoded(config: ExperimentConfig, queries: np.ndarray, source: np.ndarray) 
     per_query, per_key = 2 * dim * width + 2 * dim * model.mlp_dim, 2 * dim * width
     heads += 2.0 * model.decoder_layers * (per_query * queries.sum() + per_key * keys.sum())
     return {"heads": float(heads), "attention": _attention(model, model.decoder_layers, queries, keys)}
-
-
-def _cross_modal_translation(config: ExperimentConfig, tokens: TokenCounts) -> dict[str, float]:
-    own = config.objectives.cross_modal_translation
-    named = [tuple(direction.split(">")) for direction in own.directions]
-    directions = named or list(permutations([name for name in MODALITIES if name in tokens.lengths], 2))
-    parts: list[Mapping[str, float]] = []
-    for source in dict.fromkeys(first for first, _ in directions):
-        shown = np.ceil(tokens.lengths[source] * own.source_fraction)
-        parts.append(_encoded(config, {source: shown}))
-        for target in (second for first, second in directions if first == source):
-            if own.pair_weight > 0:
-                parts.append(_decoded(config, np.where(shown > 0, tokens.lengths[target], 0), shown))
-            if own.cycle_weight > 0:
-                imagined = np.where(shown > 0, float(own.cycle_features), 0)
-                parts += [
-                    _decoded(config, imagined, shown),
-                    _encoded(config, {target: imagined}),
-                    _decoded(config, np.where(shown > 0, tokens.lengths[source], 0), imagined),
-                ]
-    return _added(parts)
-
-
-def _contrastive_alignment(config: ExperimentConfig, tokens: TokenCounts) -> dict[str, float]:
-    own, dim = config.objectives.contrastive_alignment, config.model.embed_dim
-    parts: list[Mapping[str, float]] = []
-    for name, lengths in tokens.lengths.items():
-        parts.append(_encoded(config, {name: np.ceil(lengths * own.source_fraction)}, cell_only=True))
-        parts.append({"heads": 2.0 * dim * own.projection_dim * float((lengths > 0).sum())})
-    for _ in combinations(tokens.lengths, 2):
-        parts.append({"heads": 2.0 * own.projection_dim * tokens.num_cells**2})
-    return _added(parts)
-
-
-def _whole_profile(config: ExperimentConfig, tokens: TokenCounts) -> dict[str, float]:
-    own, dim = config.objectives.whole_profile, config.model.embed_dim
-    shown = {name: lengths * own.source_fraction for name, lengths in tokens.lengths.items()}
-    parts: list[Mapping[str, float]] = [_encoded(config, shown, cell_only=True)]
-    for name, likelihood in config.modalities.target_likelihoods().items():
-        num_outputs = 3 if likelihood == "negative_binomial_background" else 1
-        measured = tokens.measured[name]
-        if own.features_per_step and likelihood != "negative_binomial":
-            measured = np.minimum(measured, own.features_per_step)
-        further = (num_outputs - 1) * own.hidden_dim**2 * (measured > 0)
-        parts.append({"heads": 2.0 * float((further + num_outputs * own.hidden_dim * measured).sum())})
-    parts.append({"heads": 2.0 * dim * own.hidden_dim * tokens.num_cells})
-    return _added(parts)

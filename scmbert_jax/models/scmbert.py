@@ -13,50 +13,38 @@ from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.feature_layout import FeatureLayout
-from scmbert_jax.models.alignment import AlignmentHead
 from scmbert_jax.models.attention.favor import redraw
 from scmbert_jax.models.embeddings import FeatureTable, TokenEmbedding
 from scmbert_jax.models.encoder import make_encoder
-from scmbert_jax.models.heads import CellDecoder, ValueHead
 from scmbert_jax.models.likelihoods import Likelihood, Prediction, Truth, make_likelihood
 from scmbert_jax.models.linear_path import LinearPath
-from scmbert_jax.models.profile_head import ProfileHead
 from scmbert_jax.models.token_sequence import CutBatch, TokenSequence, pack_tokens
-from scmbert_jax.models.translation_decoder import TranslationDecoder
+from scmbert_jax.objectives.mixture import OBJECTIVES
 from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.parallel.table_rows import pick_rows
 
 
 class ScMbert(nnx.Module):
-    """A multi-omic cell encoder; `ModelDefinition` builds it and puts parameters in and out."""
+    """A multi-omic cell encoder; `ModelDefinition` builds it and puts parameters in and out.
+
+    What only one objective needs exists only in the models that were trained for it (`Objective.heads`); the methods
+    below that ask for a head say which.
+    """
+
+    translation_decoder: Any
+    translation_head: Any
+    alignment_head: Any
 
     def __init__(self, config: ExperimentConfig, layout: FeatureLayout, rngs: nnx.Rngs):
-        modalities, objectives = config.modalities.in_use(), config.objectives
+        modalities = config.modalities.in_use()
         self.table = FeatureTable(layout, config.model.embed_dim, rngs)
         self.embedding = TokenEmbedding(config, layout, rngs)
         self.encoder = make_encoder(config.model, tuple(modalities), rngs)
         self.linear: Any = nnx.data(LinearPath(config, layout, rngs) if config.model.linear_path else None)
         self.transformer = True  # False: nothing but the linear path speaks (`ModelDefinition.linear_path_alone`)
-        # What only one objective needs exists only in the models that were trained for it.
-        self.token_head: Any = nnx.data(None)
-        self.cell_decoder: Any = nnx.data(None)
-        self.cell_head: Any = nnx.data(None)
-        self.translation_decoder: Any = nnx.data(None)
-        self.translation_head: Any = nnx.data(None)
-        self.alignment_head: Any = nnx.data(None)
-        self.profile_head: Any = nnx.data(None)
-        if objectives.masked_modeling.weight > 0:
-            masked = {name: modality.likelihood for name, modality in modalities.items()}
-            self.token_head = ValueHead(config, layout, masked, False, rngs)
-            self.cell_decoder = CellDecoder(config.model, rngs)
-            self.cell_head = ValueHead(config, layout, masked, False, rngs)
-        if objectives.cross_modal_translation.weight > 0:
-            self.translation_decoder = TranslationDecoder(config.model, rngs)
-            self.translation_head = ValueHead(config, layout, config.modalities.target_likelihoods(), True, rngs)
-        if objectives.contrastive_alignment.weight > 0:
-            self.alignment_head = AlignmentHead(config, layout, rngs)
-        if objectives.whole_profile.weight > 0:
-            self.profile_head = ProfileHead(config, layout, rngs)
+        for name in config.objectives.weights():
+            for attribute, head in OBJECTIVES[name].heads(config, layout, rngs).items():
+                setattr(self, attribute, head)
 
     def feature_table(self) -> jax.Array:
         """Rows of all features, float32 [F, D]; compute it once per step and hand it to the other methods."""

@@ -1,1 +1,1 @@
-"""What a model is trained to do: one file each, one line each in the table of `mixture.py`."""
+"""What a model is trained to do: one file each (loss, heads, cost), one line each in the table of `mixture.py`."""

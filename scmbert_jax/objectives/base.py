@@ -1,9 +1,17 @@
 """What an objective is, and how sums of losses are put together."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+
+from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.feature_layout import FeatureLayout
+from scmbert_jax.models.flops import TokenCounts
+
+# `models.scmbert.ScMbert`, which has the heads of its objectives and so stands above them.
+Model: TypeAlias = Any
 
 
 class LossSum(NamedTuple):
@@ -21,16 +29,39 @@ class LossSum(NamedTuple):
 
 
 class Objective(Protocol):
-    """One training task. Pure: the same arguments give the same sums, on any mesh and in any microbatch.
+    """One training task: what it adds to a model, what a step costs, and the loss. A class of these is one line of
+    `objectives.mixture.OBJECTIVES`; it is made once per run, of the run's `ExperimentConfig`.
+
+    Pure: the same arguments give the same sums, on any mesh and in any microbatch.
 
     Attributes:
       needs_whole_batch: its loss compares cells of the batch with each other, so that microbatches would change it; it
         bounds its memory itself.
+      shaped_by: fields of the configuration that its heads take their shape from. Two models that trained it differ
+        in none of them where one starts from the other (--init-from).
+      used_by: a line of the model card: what a model can do that was trained for it.
     """
 
-    needs_whole_batch: bool
+    needs_whole_batch: ClassVar[bool]
+    shaped_by: ClassVar[tuple[str, ...]]
+    used_by: ClassVar[str]
 
-    def loss(self, model: Any, feature_table: jax.Array, batch: Any, key: jax.Array) -> LossSum:
+    def __init__(self, config: ExperimentConfig) -> None: ...
+
+    @staticmethod
+    def heads(config: ExperimentConfig, layout: FeatureLayout, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        """Attribute of the model -> module: parameters that exist only in models that are trained for this objective.
+
+        The attributes are those of no other objective; a model's parameters are called by them.
+        """
+        ...
+
+    @staticmethod
+    def flops(config: ExperimentConfig, tokens: TokenCounts) -> dict[str, float]:
+        """Operations of one forward pass over cells with so many tokens, by part (`models.flops.PARTS`)."""
+        ...
+
+    def loss(self, model: Model, feature_table: jax.Array, batch: Any, key: jax.Array) -> LossSum:
         """Args: model (ScMbert), feature_table float32 [F, D], a batch, and the key of (seed, step).
 
         Randomness of a row must come from `row_keys(key, batch.row)`, so that it does not depend on how rows are

@@ -11,18 +11,23 @@ The loss compares cells with each other, so microbatches would change it. Instea
 caching): the memory of a part, the loss and the gradient of the whole.
 """
 
+from collections.abc import Mapping
 from itertools import combinations
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models.scmbert import ScMbert
+from scmbert_jax.feature_layout import FeatureLayout
+from scmbert_jax.models.alignment import AlignmentHead
+from scmbert_jax.models.flops import TokenCounts, added, encoded
 from scmbert_jax.models.token_sequence import pack_tokens, subsample_tokens
-from scmbert_jax.objectives.base import LossSum, row_keys
+from scmbert_jax.objectives.base import LossSum, Model, row_keys
 
 # Links compared with each other in a step; all of them where there are fewer.
 MAX_LINKS = 512
@@ -35,13 +40,30 @@ class ContrastiveAlignment:
     """
 
     needs_whole_batch = True
+    shaped_by = ("objectives.contrastive_alignment.projection_dim",)
+    used_by = "`scmbert embed --joint`, `scmbert match`, `scmbert label-transfer`: modalities in one space."
 
     def __init__(self, config: ExperimentConfig):
         self.config = config.objectives.contrastive_alignment
         self.modalities = tuple(config.modalities.in_use())
         self.num_parts = config.train.num_microbatches
 
-    def loss(self, model: ScMbert, feature_table: jax.Array, batch: CellBatch, key: jax.Array) -> LossSum:
+    @staticmethod
+    def heads(config: ExperimentConfig, layout: FeatureLayout, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        return {"alignment_head": AlignmentHead(config, layout, rngs)}
+
+    @staticmethod
+    def flops(config: ExperimentConfig, tokens: TokenCounts) -> dict[str, float]:
+        own, dim = config.objectives.contrastive_alignment, config.model.embed_dim
+        parts: list[Mapping[str, float]] = []
+        for name, lengths in tokens.lengths.items():
+            parts.append(encoded(config, {name: np.ceil(lengths * own.source_fraction)}, cell_only=True))
+            parts.append({"heads": 2.0 * dim * own.projection_dim * float((lengths > 0).sum())})
+        for _ in combinations(tokens.lengths, 2):
+            parts.append({"heads": 2.0 * own.projection_dim * tokens.num_cells**2})
+        return added(parts)
+
+    def loss(self, model: Model, feature_table: jax.Array, batch: CellBatch, key: jax.Array) -> LossSum:
         keys = row_keys(key, batch.row)
         has = {name: batch.modalities[name].lengths > 0 for name in self.modalities}
         embedded = {name: self._embed(model, feature_table, batch, keys, name) for name in self.modalities}
@@ -68,7 +90,7 @@ class ContrastiveAlignment:
                 metrics[f"{name}_links_info_nce"] = (told.loss, told.anchors)
         return LossSum(total, weight, metrics)
 
-    def _embed(self, model: ScMbert, table: jax.Array, batch: CellBatch, keys: jax.Array, name: str) -> jax.Array:
+    def _embed(self, model: Model, table: jax.Array, batch: CellBatch, keys: jax.Array, name: str) -> jax.Array:
         """float32 [B, P] of length 1, from modality `name` alone."""
 
         def of_part(part: tuple[CellBatch, jax.Array]) -> jax.Array:

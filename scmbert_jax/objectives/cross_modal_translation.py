@@ -9,24 +9,31 @@ Every predicted token counts as often as its cell has features it stands for, so
 cells although zeros are sampled.
 """
 
+from collections.abc import Mapping
 from itertools import permutations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 
 from scmbert_jax.batch import MODALITIES, CellBatch
 from scmbert_jax.config import ExperimentConfig
-from scmbert_jax.feature_layout import fold_of
+from scmbert_jax.feature_layout import FeatureLayout, fold_of
+from scmbert_jax.models.flops import TokenCounts, added, decoded, encoded
+from scmbert_jax.models.heads import ValueHead
 from scmbert_jax.models.likelihoods import Truth
-from scmbert_jax.models.scmbert import ScMbert
 from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens, subsample_tokens
-from scmbert_jax.objectives.base import LossSum, drop_covariates, row_keys
+from scmbert_jax.models.translation_decoder import TranslationDecoder
+from scmbert_jax.objectives.base import LossSum, Model, drop_covariates, row_keys
 
 
 class CrossModalTranslation:
     """The objective; see `Objective` for the contract. Rows that lack the source or the target weigh nothing."""
 
     needs_whole_batch = False
+    shaped_by = ("model.decoder_layers",)
+    used_by = "`scmbert translate MODEL_DIR cells.h5ad --to MODALITY -o out.h5mu`."
 
     def __init__(self, config: ExperimentConfig):
         self.config = config.objectives.cross_modal_translation
@@ -34,7 +41,36 @@ class CrossModalTranslation:
         named = tuple(tuple(direction.split(">")) for direction in self.config.directions)
         self.directions: tuple[tuple[str, str], ...] = named or tuple(permutations(self.modalities, 2))  # type: ignore[assignment]
 
-    def loss(self, model: ScMbert, feature_table: jax.Array, batch: CellBatch, key: jax.Array) -> LossSum:
+    @staticmethod
+    def heads(config: ExperimentConfig, layout: FeatureLayout, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        likelihoods = config.modalities.target_likelihoods()
+        return {
+            "translation_decoder": TranslationDecoder(config.model, rngs),
+            "translation_head": ValueHead(config, layout, likelihoods, True, rngs),
+        }
+
+    @staticmethod
+    def flops(config: ExperimentConfig, tokens: TokenCounts) -> dict[str, float]:
+        own = config.objectives.cross_modal_translation
+        named = [tuple(direction.split(">")) for direction in own.directions]
+        directions = named or list(permutations([name for name in MODALITIES if name in tokens.lengths], 2))
+        parts: list[Mapping[str, float]] = []
+        for source in dict.fromkeys(first for first, _ in directions):
+            shown = np.ceil(tokens.lengths[source] * own.source_fraction)
+            parts.append(encoded(config, {source: shown}))
+            for target in (second for first, second in directions if first == source):
+                if own.pair_weight > 0:
+                    parts.append(decoded(config, np.where(shown > 0, tokens.lengths[target], 0), shown))
+                if own.cycle_weight > 0:
+                    imagined = np.where(shown > 0, float(own.cycle_features), 0)
+                    parts += [
+                        decoded(config, imagined, shown),
+                        encoded(config, {target: imagined}),
+                        decoded(config, np.where(shown > 0, tokens.lengths[source], 0), imagined),
+                    ]
+        return added(parts)
+
+    def loss(self, model: Model, feature_table: jax.Array, batch: CellBatch, key: jax.Array) -> LossSum:
         keys = row_keys(key, batch.row)
         covariates = drop_covariates(batch.covariates, self.config.covariate_dropout, keys)
         total, weight = jnp.zeros(()), jnp.zeros(())

@@ -10,13 +10,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from scmbert_jax.batch import MODALITIES, CellBatch
 from scmbert_jax.config import ExperimentConfig, MaskedModelingConfig
+from scmbert_jax.feature_layout import FeatureLayout
+from scmbert_jax.models.flops import TokenCounts, added, encoded
+from scmbert_jax.models.heads import CellDecoder, ValueHead
 from scmbert_jax.models.likelihoods import Truth
-from scmbert_jax.models.scmbert import ScMbert
 from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens, token_bits
-from scmbert_jax.objectives.base import LossSum, drop_covariates, row_keys
+from scmbert_jax.objectives.base import LossSum, Model, drop_covariates, row_keys
 from scmbert_jax.parallel.mesh import constrain
 
 
@@ -73,12 +76,32 @@ class MaskedModeling:
     """The objective; see `Objective` for the contract. Reads any of the modalities, alone, paired or mosaic."""
 
     needs_whole_batch = False
+    shaped_by = ()
+    used_by = ""
 
     def __init__(self, config: ExperimentConfig):
         self.config = config.objectives.masked_modeling
         self.modalities = config.modalities.in_use()
 
-    def values(self, model: ScMbert, feature_table: jax.Array, batch: CellBatch, key: jax.Array) -> MaskedValues:
+    @staticmethod
+    def heads(config: ExperimentConfig, layout: FeatureLayout, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        likelihoods = {name: modality.likelihood for name, modality in config.modalities.in_use().items()}
+        return {
+            "token_head": ValueHead(config, layout, likelihoods, False, rngs),
+            "cell_decoder": CellDecoder(config.model, rngs),
+            "cell_head": ValueHead(config, layout, likelihoods, False, rngs),
+        }
+
+    @staticmethod
+    def flops(config: ExperimentConfig, tokens: TokenCounts) -> dict[str, float]:
+        own, dim = config.objectives.masked_modeling, config.model.embed_dim
+        eligible = tokens.lengths if own.mask_zeros else tokens.expressed
+        masked = own.mask_fraction * float(sum(of_one.sum() for of_one in eligible.values()))
+        # At each masked position: the token head's [D, D], the cell decoder's of the feature row, and the cell head's.
+        heads = 2.0 * 3 * dim**2 * masked + 2.0 * 2 * dim**2 * tokens.num_cells
+        return added([encoded(config, tokens.lengths), {"heads": heads}])
+
+    def values(self, model: Model, feature_table: jax.Array, batch: CellBatch, key: jax.Array) -> MaskedValues:
         """What the model says of every masked token; args as those of `loss`."""
         keys = row_keys(key, batch.row)
         tokens = pack_tokens(batch)
@@ -101,7 +124,7 @@ class MaskedModeling:
         cell_nll = model.cell_head.nll(cell_states, feature_ids, modality, truth, covariates)
         return MaskedValues(tokens, masked, modality, nll, cell_nll)
 
-    def loss(self, model: ScMbert, feature_table: jax.Array, batch: CellBatch, key: jax.Array) -> LossSum:
+    def loss(self, model: Model, feature_table: jax.Array, batch: CellBatch, key: jax.Array) -> LossSum:
         _, masked, modality, nll, cell_nll = self.values(model, feature_table, batch, key)
         total, weight = jnp.zeros(()), jnp.zeros(())
         metrics: dict[str, tuple[jax.Array, jax.Array]] = {}

@@ -1,17 +1,17 @@
-"""The table of objectives, and which of them trains at which step."""
-
-from collections.abc import Callable
+"""The table of objectives, which of them trains at which step, and what their steps cost."""
 
 import numpy as np
 
 from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.models.flops import FORWARD_AND_BACKWARD, TokenCounts
 from scmbert_jax.objectives.base import Objective
 from scmbert_jax.objectives.contrastive_alignment import ContrastiveAlignment
 from scmbert_jax.objectives.cross_modal_translation import CrossModalTranslation
 from scmbert_jax.objectives.masked_modeling import MaskedModeling
 from scmbert_jax.objectives.whole_profile import WholeProfile
 
-OBJECTIVES: dict[str, Callable[[ExperimentConfig], Objective]] = {
+# A field of `config.ObjectivesConfig` -> what it configures (docs/extending.md).
+OBJECTIVES: dict[str, type[Objective]] = {
     "masked_modeling": MaskedModeling,
     "cross_modal_translation": CrossModalTranslation,
     "contrastive_alignment": ContrastiveAlignment,
@@ -30,3 +30,23 @@ def objective_at(config: ExperimentConfig, step: int) -> str:
     names, shares = list(weights), np.asarray(list(weights.values()), np.float64)
     draw = np.random.Generator(np.random.Philox(key=config.seed, counter=step)).random()
     return names[int(np.searchsorted(np.cumsum(shares / shares.sum())[:-1], draw, side="right"))]
+
+
+def step_flops(config: ExperimentConfig, objective: str, tokens: TokenCounts) -> dict[str, float]:
+    """What one training step of an objective (its name in the mixture) needs, by part; MFU is of their sum.
+
+    Parts: `embedding`, `encoder` (its matrices), `attention` (its products of tokens), `heads` (all that predicts).
+    The feature table is not among them (`models.flops.feature_table_flops`): its cost does not grow with the cells.
+
+    Raises:
+      KeyError: an objective that is not in `OBJECTIVES`.
+    """
+    parts = OBJECTIVES[objective].flops(config, tokens)
+    return {name: FORWARD_AND_BACKWARD * flops for name, flops in parts.items()}
+
+
+def mixture_flops(config: ExperimentConfig, tokens: TokenCounts) -> float:
+    """The mean over the steps of a run, whose objectives are drawn by their weights."""
+    weights = config.objectives.weights()
+    total = sum(weight * sum(step_flops(config, name, tokens).values()) for name, weight in weights.items())
+    return total / sum(weights.values())

@@ -8,16 +8,21 @@ Counts by negative binomial share the cell's library (softmax over the measured 
 protein as in translation (`target_likelihood`). A modality that was not measured asks for nothing.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 
 from scmbert_jax.batch import MODALITIES, CellBatch
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models.profile_head import draw_features
-from scmbert_jax.models.scmbert import ScMbert
+from scmbert_jax.feature_layout import FeatureLayout
+from scmbert_jax.models.flops import TokenCounts, added, encoded
+from scmbert_jax.models.profile_head import ProfileHead, draw_features
 from scmbert_jax.models.token_sequence import pack_tokens, subsample_tokens
-from scmbert_jax.objectives.base import LossSum, drop_covariates, row_keys
+from scmbert_jax.objectives.base import LossSum, Model, drop_covariates, row_keys
 
 
 class WholeProfile:
@@ -27,12 +32,33 @@ class WholeProfile:
     """
 
     needs_whole_batch = False
+    shaped_by = ("objectives.whole_profile.hidden_dim",)
+    used_by = ""
 
     def __init__(self, config: ExperimentConfig):
         self.config = config.objectives.whole_profile
         self.modalities = config.modalities.in_use()
 
-    def loss(self, model: ScMbert, feature_table: jax.Array, batch: CellBatch, key: jax.Array) -> LossSum:
+    @staticmethod
+    def heads(config: ExperimentConfig, layout: FeatureLayout, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        return {"profile_head": ProfileHead(config, layout, rngs)}
+
+    @staticmethod
+    def flops(config: ExperimentConfig, tokens: TokenCounts) -> dict[str, float]:
+        own, dim = config.objectives.whole_profile, config.model.embed_dim
+        shown = {name: lengths * own.source_fraction for name, lengths in tokens.lengths.items()}
+        parts: list[Mapping[str, float]] = [encoded(config, shown, cell_only=True)]
+        for name, likelihood in config.modalities.target_likelihoods().items():
+            num_outputs = 3 if likelihood == "negative_binomial_background" else 1
+            measured = tokens.measured[name]
+            if own.features_per_step and likelihood != "negative_binomial":
+                measured = np.minimum(measured, own.features_per_step)
+            further = (num_outputs - 1) * own.hidden_dim**2 * (measured > 0)
+            parts.append({"heads": 2.0 * float((further + num_outputs * own.hidden_dim * measured).sum())})
+        parts.append({"heads": 2.0 * dim * own.hidden_dim * tokens.num_cells})
+        return added(parts)
+
+    def loss(self, model: Model, feature_table: jax.Array, batch: CellBatch, key: jax.Array) -> LossSum:
         if batch.profiles is None:
             raise ConfigError(
                 "objectives.whole_profile.weight is above 0, but the batch has no profiles: read it with "

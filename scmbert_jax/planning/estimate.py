@@ -10,7 +10,8 @@ import numpy as np
 
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.feature_layout import FeatureLayout
-from scmbert_jax.models.flops import counts_of_full_cells, feature_table_flops, step_flops
+from scmbert_jax.models.flops import counts_of_full_cells, feature_table_flops
+from scmbert_jax.objectives.mixture import step_flops
 from scmbert_jax.planning.compiled_step import CompiledStep
 from scmbert_jax.planning.topologies import Topology
 

@@ -24,6 +24,7 @@ from scmbert_jax.config import ExperimentConfig, differing_fields, flat_fields
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.embeddings import padded_rows
 from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.objectives.mixture import OBJECTIVES
 from scmbert_jax.parallel.mesh import replicated
 from scmbert_jax.training.train_state import TrainState, abstract_state, initial_params, param_shardings
 
@@ -64,11 +65,9 @@ def check_fits(there: ExperimentConfig, here: ExperimentConfig, name: str) -> No
     """Raises `ConfigError` naming the fields in which a run must equal the model that it starts from."""
     both = [objective for objective in there.objectives.weights() if objective in here.objectives.weights()]
     fields = ["embed_dim", "num_layers", "num_heads", "head_dim", "mlp_dim", "encoder_sharing"]
-    fields += ["decoder_layers"] if "cross_modal_translation" in both else []
     fields += ["covariates_at"] if there.model.covariates and here.model.covariates else []
     wanted = [f"model.{field}" for field in fields]
-    wanted += ["objectives.contrastive_alignment.projection_dim"] if "contrastive_alignment" in both else []
-    wanted += ["objectives.whole_profile.hidden_dim"] if "whole_profile" in both else []
+    wanted += [field for objective in both for field in OBJECTIVES[objective].shaped_by]
     for modality, own in here.modalities.in_use().items():
         if modality in there.modalities.in_use():
             of_values = ["value_encoding", "target_sum", "likelihood", "target_likelihood"]

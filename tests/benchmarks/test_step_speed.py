@@ -19,7 +19,8 @@ from scmbert_jax.benchmarks.timed_step import synthetic_cells_of
 from scmbert_jax.benchmarks.torch_speed import encoder_config
 from scmbert_jax.config import ModelConfig
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models.flops import counts_of_batch, step_flops
+from scmbert_jax.models.flops import counts_of_batch
+from scmbert_jax.objectives.mixture import step_flops
 
 TINY_MODEL = ModelConfig(embed_dim=16, num_layers=1, num_heads=2, head_dim=8, mlp_dim=32)
 SMALL = ("--experiment", "tiny", "--lengths", "15", "--batch-sizes", "4", "--num-features", "40", "--threads", "1")

@@ -15,11 +15,9 @@ from scmbert_jax.models.flops import (
     counts_of_full_cells,
     encoder_parameters,
     forward_flops,
-    mixture_flops,
-    step_flops,
 )
 from scmbert_jax.models.scmbert import ModelDefinition
-from scmbert_jax.objectives.mixture import objectives_of
+from scmbert_jax.objectives.mixture import mixture_flops, objectives_of, step_flops
 
 # Wide enough that products of matrices are nearly all; no linear path, whose component scores are not counted.
 WIDE = ModelConfig(

@@ -11,7 +11,8 @@ from data_pipelines.synthetic.cells import synthetic_layout
 from scmbert_jax.config import MeshConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.experiment_files import load_experiment
-from scmbert_jax.models.flops import counts_of_full_cells, feature_table_flops, step_flops
+from scmbert_jax.models.flops import counts_of_full_cells, feature_table_flops
+from scmbert_jax.objectives.mixture import step_flops
 from scmbert_jax.planning import plan as plan_module
 from scmbert_jax.planning import topologies
 from scmbert_jax.planning.compile_process import Compilation, compile_apart

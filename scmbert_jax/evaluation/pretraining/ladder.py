@@ -18,7 +18,8 @@ from data_pipelines.features.feature_space import FeatureSpace
 from scmbert_jax.config import ExperimentConfig, load_config
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.evaluation.report.figures import COLOURS, INK, MARKERS, RC
-from scmbert_jax.models.flops import counts_of_full_cells, encoder_parameters, mixture_flops
+from scmbert_jax.models.flops import counts_of_full_cells, encoder_parameters
+from scmbert_jax.objectives.mixture import mixture_flops
 from scmbert_jax.text_table import markdown_table
 from scmbert_jax.training.goodput import seconds_of_steps
 from scmbert_jax.training.run_folder import read_metrics

@@ -9,7 +9,8 @@ from conftest import scmbert
 from scmbert_jax.config import DataConfig, ExperimentConfig, ModalitiesConfig, ModalityConfig, ModelConfig, to_dict
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.evaluation.pretraining.ladder import ladder_figure, read_curve
-from scmbert_jax.models.flops import counts_of_full_cells, mixture_flops
+from scmbert_jax.models.flops import counts_of_full_cells
+from scmbert_jax.objectives.mixture import mixture_flops
 
 METRIC, BESIDE = "validation/masked/bits", "validation/masked/marginal_bits"
 
