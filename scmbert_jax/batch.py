@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# The order of modalities in a feature table and in a token sequence. Fixed: it is part of the checkpoint.
-MODALITIES = ("rna", "protein", "atac")
+from scmbert_jax.modalities import MODALITIES as MODALITIES
 
 Array = Any  # numpy on the host, jax.Array on the device
 

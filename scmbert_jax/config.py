@@ -13,8 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from scmbert_jax.batch import MODALITIES
 from scmbert_jax.errors import ConfigError
+from scmbert_jax.modalities import MODALITIES, TABLE
 
 # Sizes that no machine has are refused where they are named, not where memory ends.
 _MOST = {
@@ -50,8 +50,9 @@ class ModalityConfig:
     """Tokens per cell in a training step; 0: this modality is not read. A trained model is shown whole cells."""
     zero_fraction: float = 0.25
     """Share of a cell's tokens that are measured features with count 0 (sampled)."""
-    value_encoding: Literal["continuous", "bins"] = "continuous"
-    """`continuous`: MLP of log1p(count / library_size * target_sum). `bins`: scBERT's floor(log2(1 + that ratio))."""
+    value_encoding: str = "continuous"
+    """`continuous`: MLP of log1p(count / library_size * target_sum). `bins`: scBERT's floor(log2(1 + that ratio)).
+    (`VALUE_ENCODINGS` in models/embeddings.py.)"""
     target_sum: float = 1e4
     """Counts per cell after normalisation by library size (CP10K: 1e4)."""
     num_bins: int = 6
@@ -85,8 +86,8 @@ class ModalitiesConfig:
 
     def target_likelihoods(self) -> dict[str, str]:
         """Modality that is read -> how it is predicted from others."""
-        usual = {"rna": "negative_binomial", "protein": "gaussian_clr", "atac": "bernoulli"}
-        return {name: modality.target_likelihood or usual[name] for name, modality in self.in_use().items()}
+        read = self.in_use().items()
+        return {name: modality.target_likelihood or TABLE[name].target_likelihood for name, modality in read}
 
     def in_use(self) -> dict[str, ModalityConfig]:
         """The modalities that are read, in the order of `MODALITIES`."""

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-_MODALITY_NAMES = {"rna": "RNA", "atac": "ATAC"}
+from scmbert_jax.modalities import TABLE
 
 
 def markdown_table(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
@@ -28,4 +28,4 @@ def markdown_rows(text: str) -> list[list[str]] | None:
 
 def modality_name(modality: str) -> str:
     """How modalities are written for people: "RNA" for "rna", "RNA+protein" for "rna+protein"."""
-    return "+".join(_MODALITY_NAMES.get(name, name) for name in modality.split("+"))
+    return "+".join(TABLE[name].label if name in TABLE else name for name in modality.split("+"))

@@ -15,6 +15,7 @@ from conftest import REPOSITORY, TINY, xla_flags
 LAYERS = (
     (
         "errors",
+        "modalities",
         "batch",
         "feature_layout",
         "value_scales",
@@ -163,7 +164,15 @@ def test_data_pipelines_know_only_what_stands_below_both_packages_and_never_jax(
         names = module.split(".")
         assert names[0] not in ("jax", "jaxlib", "flax", "optax", "orbax"), module
         if names[0] == "scmbert_jax":
-            assert names[1] in ("batch", "feature_layout", "errors", "outputs", "plain_text", "value_scales"), module
+            assert names[1] in (
+                "batch",
+                "errors",
+                "feature_layout",
+                "modalities",
+                "outputs",
+                "plain_text",
+                "value_scales",
+            ), module
         if names[0] in ("tensorflow", "grain"):
             assert path.name in ("read_ahead.py", "tfds_blocks.py")
 

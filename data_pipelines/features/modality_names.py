@@ -11,15 +11,9 @@ from data_pipelines.features.column_names import columns_called, known_text, pla
 from data_pipelines.features.gene_names import ensembl_id, is_known
 from data_pipelines.features.gene_tables import ORGANISMS, load_gene_table
 from data_pipelines.features.genome_assembly import REGION, without_genome
+from scmbert_jax.modalities import TABLE
 
-# What files call a modality (MuData keys, the type of a feature), as `plain_name` writes it.
-_NAMES = {
-    "rna": "rna gex gene genes geneexpression transcriptome expression scrna mrna",
-    "protein": "protein proteins prot adt adts ab abs antibody antibodies antibodycapture antibodyderivedtag "
-    "antibodyderivedtags surfaceprotein surfaceproteins cellsurfaceprotein proteinexpression abseq cite citeseq",
-    "atac": "atac peak peaks chromatinaccessibility accessibility scatac chromatin region regions openchromatin",
-}
-_MODALITY_OF_NAME = {name: modality for modality, names in _NAMES.items() for name in names.split()}
+_MODALITY_OF_NAME = {word: modality for modality, own in TABLE.items() for word in own.words}
 # What else is measured beside them: receptors, hashtags that tell samples apart, guides, and what Cell Ranger adds.
 _OTHER_ASSAYS = (
     *("airr", "vdj", "tcr", "bcr", "hto", "htos", "hashtag", "hashtags", "hashing", "cellhashing", "cmo", "lmo"),

@@ -8,8 +8,8 @@ import tyro
 
 from scmbert_jax.commands.terminal import CountsFile, LowCoverage, ModelFolder, Organism, Overwrite, progress, say, show
 from scmbert_jax.errors import InputError
+from scmbert_jax.modalities import ModalityName
 
-Modality = Literal["rna", "protein", "atac"]
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
 
@@ -24,9 +24,9 @@ class Match:
     """Written by scmbert export."""
     file: tyro.conf.Positional[CountsFile]
     """Raw counts; whatever scmbert doctor takes."""
-    source: Modality
+    source: ModalityName
     """Each of its cells gets partners."""
-    target: Modality
+    target: ModalityName
     """Where partners are looked for."""
     output: Output
     """.csv or .parquet: cell, technical_batch, rank, partner, probability, why_not (why a partner is missing)."""
@@ -92,9 +92,9 @@ class LabelTransfer:
     """Cells of the source modality, with cell types in obs."""
     file: tyro.conf.Positional[CountsFile]
     """Cells of the target modality, to be labelled. May be the same file."""
-    source: Modality
+    source: ModalityName
     """The modality whose cells have labels."""
-    target: Modality
+    target: ModalityName
     """The modality whose cells get them."""
     output: Output
     """.csv or .parquet: cell, cell_type, confidence."""
@@ -151,7 +151,7 @@ class MakePseudoPairs:
     """Raw counts with both modalities; FILE+FILE is allowed."""
     output: Output
     """.h5mu: pseudo-paired cells, and cells that found no partner with their own modality alone."""
-    modalities: tuple[Modality, Modality] = ("rna", "protein")
+    modalities: tuple[ModalityName, ModalityName] = ("rna", "protein")
     """The two modalities."""
     second_file: str | None = None
     """The second modality, where it is in another file."""

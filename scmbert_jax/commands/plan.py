@@ -7,6 +7,7 @@ import tyro
 
 from scmbert_jax.commands.terminal import CorpusFolder, print_json, say, show
 from scmbert_jax.errors import ConfigError
+from scmbert_jax.modalities import TABLE
 
 if TYPE_CHECKING:
     from scmbert_jax.config import ExperimentConfig
@@ -15,10 +16,6 @@ if TYPE_CHECKING:
 
 # Exit code where the step does not fit: the answer to the question, not an error of the program.
 DOES_NOT_FIT = 2
-
-# Where no corpus says it: genes of 10x Genomics' human reference 2020-A, antibodies of the TotalSeq-A universal panel
-# with its controls, peaks of a joint call over some tissues.
-USUAL_FEATURES = {"rna": 36_601, "protein": 228, "atac": 200_000}
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ class MakePlan:
             return joined.feature_space.layout({name: len(codes) for name, codes in joined.vocabularies.items()})
         from data_pipelines.synthetic.cells import synthetic_layout
 
-        numbers = {name: USUAL_FEATURES[name] if name in in_use else 0 for name in USUAL_FEATURES}
+        numbers = {name: own.usual_num_features if name in in_use else 0 for name, own in TABLE.items()}
         for word in self.num_features:
             name, _, number = word.partition("=")
             if name not in numbers or not number.isdecimal() or int(number) < 1:

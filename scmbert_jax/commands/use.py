@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from scmbert_jax.commands.terminal import CountsFile, LowCoverage, ModelFolder, Organism, Overwrite, progress, say, show
+from scmbert_jax.modalities import ModalityName
 
 if TYPE_CHECKING:
     from data_pipelines.checks.input_report import InputReport
     from scmbert_jax.pretrained import PretrainedModel
 
-Modality = Literal["rna", "protein", "atac"]
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
 _NAMED = 10  # features a message lists; the written file has all
@@ -89,11 +89,11 @@ class Translate:
     """Written by scmbert export, trained with cross_modal_translation."""
     file: tyro.conf.Positional[CountsFile]
     """Raw counts; whatever scmbert doctor takes."""
-    target: Annotated[Modality, tyro.conf.arg(name="to")]
+    target: Annotated[ModalityName, tyro.conf.arg(name="to")]
     """The modality to predict."""
     output: Output
     """.h5mu."""
-    source: Annotated[Modality | None, tyro.conf.arg(name="from")] = None
+    source: Annotated[ModalityName | None, tyro.conf.arg(name="from")] = None
     """The modality to read; may be left out where the file and the model share one other than the target."""
     features: tuple[str, ...] = ()
     """Names or ids of features to predict, as `A B` or `A,B`; by default all that the model knows."""

@@ -3,7 +3,7 @@
 A token is `table[feature_id] + value_encoding(count) + modality_embedding (+ covariates)`.
 """
 
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from flax import nnx
 
 from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import ExperimentConfig, ModalityConfig
+from scmbert_jax.errors import ConfigError
 from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.layers import linear
 from scmbert_jax.models.parameters import Constant, filled, parameter, weight
@@ -82,6 +83,43 @@ class FeatureTable(nnx.Module):
         return whole(table)
 
 
+class TokenValues(NamedTuple):
+    """What a value encoding knows of each token.
+
+    Attributes:
+      relative: float32 [B, S], count / library size * the modality's target sum; 0 where the value must not be seen.
+      feature_ids, modality: int32 [B, S], row of the feature table and index into `MODALITIES`.
+      one_hot: float32 [B, S, M], of the modality.
+      rows: float32 [B, S, D], rows of the feature table.
+    """
+
+    relative: jax.Array
+    feature_ids: jax.Array
+    modality: jax.Array
+    one_hot: jax.Array
+    rows: jax.Array
+
+
+class ValueEncoding(Protocol):
+    """Values of tokens -> float32 [B, S, D]; one line of `VALUE_ENCODINGS`.
+
+    It is asked of all tokens of a row; what it says of tokens of other modalities than its own is not read.
+    """
+
+    def __init__(
+        self, modalities: dict[str, ModalityConfig], layout: FeatureLayout, embed_dim: int, rngs: nnx.Rngs
+    ) -> None:
+        """modalities: those that are encoded like this."""
+        ...
+
+    @staticmethod
+    def flops(embed_dim: int) -> float:
+        """Of one value, in a forward pass."""
+        ...
+
+    def __call__(self, values: TokenValues) -> jax.Array: ...
+
+
 class ContinuousValues(nnx.Module):
     """x = standardised log1p(relative expression) -> network(x) + x * (feature row @ gate), float32 [B, S, D].
 
@@ -90,7 +128,7 @@ class ContinuousValues(nnx.Module):
     leaves that to the encoder, whose first attention would mix values of unknown features.
     """
 
-    def __init__(self, layout: FeatureLayout, embed_dim: int, rngs: nnx.Rngs):
+    def __init__(self, modalities: dict[str, ModalityConfig], layout: FeatureLayout, embed_dim: int, rngs: nnx.Rngs):
         centre, spread = np.zeros(padded_rows(layout), np.float32), np.ones(padded_rows(layout), np.float32)
         if layout.statistics is not None:
             centre[: layout.num_features] = layout.statistics.value_centre
@@ -103,8 +141,12 @@ class ContinuousValues(nnx.Module):
         self.out = weight(rngs, (embed_dim, embed_dim), embed_dim**2, ("embed", None))
         self.gate = weight(rngs, (embed_dim, embed_dim), embed_dim, ("embed", None))
 
-    def __call__(self, relative: jax.Array, feature_ids: jax.Array, one_hot: jax.Array, rows: jax.Array) -> jax.Array:
-        """relative, feature_ids [B, S]; one_hot [B, S, M], the modality; rows [B, S, D], the feature rows."""
+    @staticmethod
+    def flops(embed_dim: int) -> float:
+        return 2.0 * 2.0 * embed_dim**2  # `out` and `gate`
+
+    def __call__(self, values: TokenValues) -> jax.Array:
+        relative, feature_ids, one_hot, rows = values.relative, values.feature_ids, values.one_hot, values.rows
         centre, log_spread = (pick_rows(own[...], feature_ids) for own in (self.centre, self.log_spread))
         x = (jnp.log1p(relative) - centre) * jnp.exp(-log_spread)
         x = jnp.clip(x, -10.0, 10.0)[..., None]
@@ -115,14 +157,29 @@ class ContinuousValues(nnx.Module):
 class BinnedValues(nnx.Module):
     """One learned vector per modality and bin."""
 
-    def __init__(self, modalities: dict[str, ModalityConfig], embed_dim: int, rngs: nnx.Rngs):
+    def __init__(self, modalities: dict[str, ModalityConfig], layout: FeatureLayout, embed_dim: int, rngs: nnx.Rngs):
+        self.last_bins = {name: config.num_bins - 1.0 for name, config in modalities.items()}
         self.num_bins = max(config.num_bins for config in modalities.values())
         shape = (len(MODALITIES) * self.num_bins, embed_dim)
         self.table = weight(rngs, shape, embed_dim, (None, None), "embedding")
 
-    def __call__(self, relative: jax.Array, modality: jax.Array, last_bin: jax.Array) -> jax.Array:
-        bins = jnp.minimum(expression_bins(relative, self.num_bins, jnp), last_bin)
-        return self.table[...][modality * self.num_bins + bins]  # [B, S, D]
+    @staticmethod
+    def flops(embed_dim: int) -> float:
+        return 0.0  # looked up
+
+    def __call__(self, values: TokenValues) -> jax.Array:
+        last_bin = (values.one_hot @ _per_modality(self.last_bins)).astype(jnp.int32)
+        bins = jnp.minimum(expression_bins(values.relative, self.num_bins, jnp), last_bin)
+        return self.table[...][values.modality * self.num_bins + bins]
+
+
+# A name for `modalities.NAME.value_encoding` -> what encodes values so. Also the name of its parameters in a model.
+VALUE_ENCODINGS: dict[str, type[ValueEncoding]] = {"continuous": ContinuousValues, "bins": BinnedValues}
+
+
+def _per_modality(values: dict[str, float]) -> jax.Array:
+    """Modality name -> number, as an array over `MODALITIES` (0 where not named); a constant of the program."""
+    return jnp.asarray([values.get(name, 0.0) for name in MODALITIES], jnp.float32)
 
 
 class TokenEmbedding(nnx.Module):
@@ -136,15 +193,20 @@ class TokenEmbedding(nnx.Module):
         self.cls = filled(0.0, (dim,), (None,), "embedding")
         self.modality = weight(rngs, (len(MODALITIES), dim), dim, (None, None), "embedding")
         self.mask = weight(rngs, (len(MODALITIES), dim), dim, (None, None), "embedding")
-        encodings = {modality.value_encoding for modality in self.modalities.values()}
-        self.continuous = ContinuousValues(layout, dim, rngs) if "continuous" in encodings else None
-        binned = {name: m for name, m in self.modalities.items() if m.value_encoding == "bins"}
-        self.bins = BinnedValues(binned, dim, rngs) if binned else None
+        for name, own in self.modalities.items():
+            if own.value_encoding not in VALUE_ENCODINGS:
+                raise ConfigError(
+                    f"modalities.{name}.value_encoding is {own.value_encoding!r}; there are "
+                    f"{', '.join(VALUE_ENCODINGS)}."
+                )
+        encoded = {
+            encoding: {name: own for name, own in self.modalities.items() if own.value_encoding == encoding}
+            for encoding in VALUE_ENCODINGS
+        }
+        self.encodings = tuple(encoding for encoding, own in encoded.items() if own)
+        for encoding in self.encodings:
+            setattr(self, encoding, VALUE_ENCODINGS[encoding](encoded[encoding], layout, dim, rngs))
         self.covariates = covariate_embedding("tokens", config, layout, rngs)
-
-    def per_modality(self, values: dict[str, float]) -> jax.Array:
-        """Modality name -> number, as an array over `MODALITIES` (0 where not in use); a constant of the program."""
-        return jnp.asarray([values.get(name, 0.0) for name in MODALITIES], jnp.float32)
 
     def __call__(
         self, rows: jax.Array, tokens: TokenSequence, hidden: jax.Array, covariates: dict[str, jax.Array]
@@ -152,18 +214,16 @@ class TokenEmbedding(nnx.Module):
         """rows [B, S, D] of the feature table; `hidden` bool [B, S]: tokens whose value must not be seen; covariates
         int32 [B] each."""
         one_hot = jax.nn.one_hot(tokens.modality, len(MODALITIES))  # [B, S, M]
-        target_sum = one_hot @ self.per_modality({name: m.target_sum for name, m in self.modalities.items()})
+        target_sum = one_hot @ _per_modality({name: m.target_sum for name, m in self.modalities.items()})
         # Hidden counts are replaced before anything is computed from them.
         counts = jnp.where(hidden, 0.0, tokens.counts)
         relative = relative_expression(counts, tokens.library_size, target_sum, jnp)
+        values = TokenValues(relative, tokens.feature_ids, tokens.modality, one_hot, rows)
         value = jnp.zeros(())
-        if self.continuous is not None:
-            value = self.continuous(relative, tokens.feature_ids, one_hot, rows)
-        if self.bins is not None:
-            last_bin = {name: m.num_bins - 1.0 for name, m in self.modalities.items()}
-            binned = self.bins(relative, tokens.modality, (one_hot @ self.per_modality(last_bin)).astype(jnp.int32))
-            is_binned = {name: float(m.value_encoding == "bins") for name, m in self.modalities.items()}
-            value = jnp.where((one_hot @ self.per_modality(is_binned) > 0)[..., None], binned, value)
+        for number, encoding in enumerate(self.encodings):
+            vectors = getattr(self, encoding)(values)
+            mine = {name: float(own.value_encoding == encoding) for name, own in self.modalities.items()}
+            value = jnp.where((one_hot @ _per_modality(mine) > 0)[..., None], vectors, value) if number else vectors
         value = jnp.where(hidden[..., None], one_hot @ self.mask[...], value)
         x = rows + value + one_hot @ self.modality[...]  # [B, S, D]
         if self.covariates is not None:

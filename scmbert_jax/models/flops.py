@@ -26,7 +26,7 @@ import numpy as np
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import ExperimentConfig, ModelConfig
 from scmbert_jax.feature_layout import FeatureLayout
-from scmbert_jax.models.embeddings import link_arrays, padded_rows
+from scmbert_jax.models.embeddings import VALUE_ENCODINGS, link_arrays, padded_rows
 
 # `encoder`: its matrices; `attention`: its products of tokens; `heads`: all that predicts.
 PARTS = ("embedding", "encoder", "attention", "heads")
@@ -118,9 +118,7 @@ def encoded(config: ExperimentConfig, lengths: Mapping[str, np.ndarray], cell_on
     else:
         total = np.sum([*lengths.values()], axis=0)
         rows = [np.where(total > 0, total + 1, 0)]
-    continuous = [
-        own.sum() for name, own in lengths.items() if config.modalities.in_use()[name].value_encoding == "continuous"
-    ]
+    encodings = {name: VALUE_ENCODINGS[own.value_encoding] for name, own in config.modalities.in_use().items()}
     num_tokens, num_rows = float(sum(row.sum() for row in rows)), float(sum((row > 0).sum() for row in rows))
     whole_layers, of_layer = model.num_layers - cell_only, encoder_parameters(model) / model.num_layers
     encoder = 2.0 * whole_layers * of_layer * num_tokens
@@ -133,8 +131,7 @@ def encoded(config: ExperimentConfig, lengths: Mapping[str, np.ndarray], cell_on
         else:  # one query of width D for each head (`Attention.of_one`)
             attention += 4.0 * model.num_heads * dim * num_tokens
     return {
-        # Two matrices [D, D] make a value's vector (`ContinuousValues`); bins are looked up.
-        "embedding": 2.0 * 2.0 * dim**2 * float(sum(continuous)),
+        "embedding": sum(encodings[name].flops(dim) * float(own.sum()) for name, own in lengths.items()),
         "encoder": encoder,
         "attention": attention,
         "heads": 0.0,

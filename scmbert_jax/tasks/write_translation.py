@@ -15,14 +15,13 @@ from data_pipelines.files.hdf5_file import open_hdf5
 from data_pipelines.readers.dataset import CountsMatrix, Dataset
 from data_pipelines.readers.whole_counts import whole
 from scmbert_jax.errors import InputError
+from scmbert_jax.modalities import TABLE
 from scmbert_jax.outputs import check_output_file
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import model_provenance
 from scmbert_jax.tasks.translate import Translation
 from scmbert_jax.tasks.whole_file import size_in_file, writable_table, written_whole
 
-# As Cell Ranger names them: readers, ours too, tell modalities by it.
-FEATURE_TYPES = {"rna": "Gene Expression", "protein": "Antibody Capture", "atac": "Peaks"}
 _SCALES = {
     "log1p": "log1p(counts of a cell scaled to target_sum)",
     "clr": "centred log ratio, log1p(count / g), g = exp(mean over the cell's measured features of log1p(count))",
@@ -44,7 +43,7 @@ def translation_anndata(model: PretrainedModel, result: Translation) -> Any:
         {
             "feature_id": result.feature_ids.astype(object),
             "feature_name": names.to_numpy(),
-            "feature_types": FEATURE_TYPES[result.target],
+            "feature_types": TABLE[result.target].feature_type,
         },
         index=pd.Index(index),
     )

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from scmbert_jax.modalities import TABLE
 from scmbert_jax.tasks.normalisation import centred_log_ratio, log1p_of_depth
 from scmbert_jax.value_scales import clr_values
 
 Array = np.ndarray
 
-SCALE_OF_MODALITY = {"rna": "log1p", "protein": "clr", "atac": "probability"}
+SCALE_OF_MODALITY = {name: own.value_scale for name, own in TABLE.items()}
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.data.measured_cells import FeatureColumns
 from scmbert_jax.evaluation.data.value_scale import change_target_sum, clr_of_log1p
 from scmbert_jax.evaluation.translation.fold import TranslationFold
+from scmbert_jax.modalities import TABLE
 
 Array = np.ndarray
-
-_FEATURE_TYPES = {"rna": "Gene Expression", "protein": "Antibody Capture", "atac": "Peaks"}
 
 
 class Predictions(Protocol):
@@ -100,7 +99,7 @@ def source_cells(fold: TranslationFold) -> Any:
     import pandas as pd
 
     names = fold.source_features.names
-    var = pd.DataFrame({"feature_types": _FEATURE_TYPES[fold.source]}, index=pd.Index(names))
+    var = pd.DataFrame({"feature_types": TABLE[fold.source].feature_type}, index=pd.Index(names))
     obs = pd.DataFrame(index=pd.Index(fold.test_cell_ids))
     return anndata.AnnData(fold.test_source.astype(np.float32), obs=obs, var=var)
 
