@@ -13,7 +13,6 @@ from data_pipelines.features.gene_tables import ORGANISMS, load_gene_table
 from data_pipelines.features.genome_assembly import REGION, without_genome
 from scmbert_jax.modalities import TABLE
 
-_MODALITY_OF_NAME = {word: modality for modality, own in TABLE.items() for word in own.words}
 # What else is measured beside them: receptors, hashtags that tell samples apart, guides, and what Cell Ranger adds.
 _OTHER_ASSAYS = (
     *("airr", "vdj", "tcr", "bcr", "hto", "htos", "hashtag", "hashtags", "hashing", "cellhashing", "cmo", "lmo"),
@@ -43,7 +42,8 @@ _SAMPLE = 2000
 
 def modality_of_name(name: str) -> str | None:
     """ "adt" -> "protein", "Peaks" -> "atac"; None for a name that is not one of the known words."""
-    return _MODALITY_OF_NAME.get(plain_name(name))
+    word = plain_name(name)
+    return next((modality for modality, own in TABLE.items() if word in own.words), None)
 
 
 def is_other_assay(name: str) -> bool:

@@ -34,6 +34,7 @@ class ScMbert(nnx.Module):
     translation_decoder: Any
     translation_head: Any
     alignment_head: Any
+    profile_head: Any
 
     def __init__(self, config: ExperimentConfig, layout: FeatureLayout, rngs: nnx.Rngs):
         modalities = config.modalities.in_use()

@@ -1,6 +1,7 @@
 """What an objective is, and how sums of losses are put together."""
 
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ class LossSum(NamedTuple):
     metrics: dict[str, tuple[jax.Array, jax.Array]]
 
 
-class Objective(Protocol):
+class Objective(ABC):
     """One training task: what it adds to a model, what a step costs, and the loss. A class of these is one line of
     `objectives.mixture.OBJECTIVES`; it is made once per run, of the run's `ExperimentConfig`.
 
@@ -42,11 +43,12 @@ class Objective(Protocol):
       used_by: a line of the model card: what a model can do that was trained for it.
     """
 
-    needs_whole_batch: ClassVar[bool]
-    shaped_by: ClassVar[tuple[str, ...]]
-    used_by: ClassVar[str]
+    needs_whole_batch: ClassVar[bool] = False
+    shaped_by: ClassVar[tuple[str, ...]] = ()
+    used_by: ClassVar[str] = ""
 
-    def __init__(self, config: ExperimentConfig) -> None: ...
+    @abstractmethod
+    def __init__(self, config: ExperimentConfig): ...
 
     @staticmethod
     def heads(config: ExperimentConfig, layout: FeatureLayout, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
@@ -54,20 +56,20 @@ class Objective(Protocol):
 
         The attributes are those of no other objective; a model's parameters are called by them.
         """
-        ...
+        return {}
 
     @staticmethod
+    @abstractmethod
     def flops(config: ExperimentConfig, tokens: TokenCounts) -> dict[str, float]:
         """Operations of one forward pass over cells with so many tokens, by part (`models.flops.PARTS`)."""
-        ...
 
+    @abstractmethod
     def loss(self, model: Model, feature_table: jax.Array, batch: Any, key: jax.Array) -> LossSum:
         """Args: model (ScMbert), feature_table float32 [F, D], a batch, and the key of (seed, step).
 
         Randomness of a row must come from `row_keys(key, batch.row)`, so that it does not depend on how rows are
         spread over devices and microbatches.
         """
-        ...
 
 
 def row_keys(key: jax.Array, row: jax.Array) -> jax.Array:

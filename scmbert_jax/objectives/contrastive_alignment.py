@@ -27,13 +27,13 @@ from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.alignment import AlignmentHead
 from scmbert_jax.models.flops import TokenCounts, added, encoded
 from scmbert_jax.models.token_sequence import pack_tokens, subsample_tokens
-from scmbert_jax.objectives.base import LossSum, Model, row_keys
+from scmbert_jax.objectives.base import LossSum, Model, Objective, row_keys
 
 # Links compared with each other in a step; all of them where there are fewer.
 MAX_LINKS = 512
 
 
-class ContrastiveAlignment:
+class ContrastiveAlignment(Objective):
     """The objective; see `Objective` for the contract.
 
     Anchors are rows that were measured in both modalities and have a negative in the other, in each direction.

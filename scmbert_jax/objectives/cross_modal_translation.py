@@ -25,13 +25,12 @@ from scmbert_jax.models.heads import ValueHead
 from scmbert_jax.models.likelihoods import Truth
 from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens, subsample_tokens
 from scmbert_jax.models.translation_decoder import TranslationDecoder
-from scmbert_jax.objectives.base import LossSum, Model, drop_covariates, row_keys
+from scmbert_jax.objectives.base import LossSum, Model, Objective, drop_covariates, row_keys
 
 
-class CrossModalTranslation:
+class CrossModalTranslation(Objective):
     """The objective; see `Objective` for the contract. Rows that lack the source or the target weigh nothing."""
 
-    needs_whole_batch = False
     shaped_by = ("model.decoder_layers",)
     used_by = "`scmbert translate MODEL_DIR cells.h5ad --to MODALITY -o out.h5mu`."
 

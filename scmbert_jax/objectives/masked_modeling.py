@@ -19,7 +19,7 @@ from scmbert_jax.models.flops import TokenCounts, added, encoded
 from scmbert_jax.models.heads import CellDecoder, ValueHead
 from scmbert_jax.models.likelihoods import Truth
 from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens, token_bits
-from scmbert_jax.objectives.base import LossSum, Model, drop_covariates, row_keys
+from scmbert_jax.objectives.base import LossSum, Model, Objective, drop_covariates, row_keys
 from scmbert_jax.parallel.mesh import constrain
 
 
@@ -72,12 +72,8 @@ def choose_masked(tokens: TokenSequence, config: MaskedModelingConfig, keys: jax
     return MaskedPositions(positions, chosen, hidden)
 
 
-class MaskedModeling:
+class MaskedModeling(Objective):
     """The objective; see `Objective` for the contract. Reads any of the modalities, alone, paired or mosaic."""
-
-    needs_whole_batch = False
-    shaped_by = ()
-    used_by = ""
 
     def __init__(self, config: ExperimentConfig):
         self.config = config.objectives.masked_modeling

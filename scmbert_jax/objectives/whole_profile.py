@@ -22,18 +22,16 @@ from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.flops import TokenCounts, added, encoded
 from scmbert_jax.models.profile_head import ProfileHead, draw_features
 from scmbert_jax.models.token_sequence import pack_tokens, subsample_tokens
-from scmbert_jax.objectives.base import LossSum, Model, drop_covariates, row_keys
+from scmbert_jax.objectives.base import LossSum, Model, Objective, drop_covariates, row_keys
 
 
-class WholeProfile:
+class WholeProfile(Objective):
     """The objective; see `Objective` for the contract. Reads any of the modalities, alone, paired or mosaic.
 
     The loss is per expressed feature: of the size of masked modelling's, which is per masked token.
     """
 
-    needs_whole_batch = False
     shaped_by = ("objectives.whole_profile.hidden_dim",)
-    used_by = ""
 
     def __init__(self, config: ExperimentConfig):
         self.config = config.objectives.whole_profile

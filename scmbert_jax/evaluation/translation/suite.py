@@ -41,7 +41,7 @@ Say = Callable[[str], None]
 DEFAULT_DATA = "example:pbmc_mosaic"
 _MOST_BATCHES_IN_TURN = 4
 
-ALL_BASELINES: tuple[TranslationMethod, ...] = (*BASELINES, BabelBaseline())
+ALL_BASELINES: list[TranslationMethod] = [*BASELINES, BabelBaseline()]
 
 
 @dataclass(frozen=True)
