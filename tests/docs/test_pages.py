@@ -37,6 +37,8 @@ NO_COMMAND = {
     "scmbert VERB --help": "stands for every verb",
     "scmbert corpus build --unpaired": "an option in a sentence, without the files it is given with",
     "scmbert pretrain --multihost": "an option in a sentence, without the experiment it is given with",
+    "scmbert evaluate purity --data example:pbmc_mosaic --modality rna": "docs/extending.md adds it as an example",
+    "scmbert depth cells.h5ad -o depth.csv": "docs/extending.md adds it as an example",
     "scmbert pretrain --log-to": "an option in a sentence, without its value",
 }
 # Words that stand for one of the reader's own.
