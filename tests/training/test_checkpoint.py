@@ -57,7 +57,8 @@ def test_a_save_leaves_no_thread_behind(tmp_path):
 @pytest.mark.parametrize(("words", "is_told"), [("Event loop is closed", False), ("something else", True)])
 def test_writes_that_end_after_a_failed_save_print_no_traceback(words, is_told):
     program = f"""
-import scmbert_jax.training.checkpoint
+from scmbert_jax.commands.failures_told_once import tell_failures_once
+tell_failures_once()
 class Late:
     def __del__(self):
         raise RuntimeError({words!r})
