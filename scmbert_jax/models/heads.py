@@ -14,7 +14,7 @@ from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.bounds import within
 from scmbert_jax.models.embeddings import covariate_embedding, padded_rows
 from scmbert_jax.models.layers import LayerNorm, linear
-from scmbert_jax.models.likelihoods import SPREAD_BOUNDS, Likelihood, Truth, make_likelihood
+from scmbert_jax.models.likelihoods import LOG_DISPERSION_BOUNDS, Likelihood, Truth, make_likelihood
 from scmbert_jax.models.parameters import filled, parameter, weight
 from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.parallel.table_rows import pick_rows
@@ -27,13 +27,13 @@ ROW_SCALE = 10.0
 def marginal_model(
     likelihoods: Mapping[str, Likelihood], layout: FeatureLayout, of_cells: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Output biases float32 [rows, K] and spreads float32 [rows] that predict each feature by itself.
+    """Output biases float32 [rows, K] and log dispersions float32 [rows] that predict each feature by itself.
 
     `of_cells`: as it is among cells; False: among tokens.
     """
     num_rows, statistics = padded_rows(layout), layout.statistics
     num_outputs = max(own.num_outputs for own in likelihoods.values())
-    bias, spread = np.zeros((num_rows, num_outputs), np.float32), np.zeros(num_rows, np.float32)
+    bias, log_dispersions = np.zeros((num_rows, num_outputs), np.float32), np.zeros(num_rows, np.float32)
     for name, own in likelihoods.items():
         first, stop = layout.slices[name]
         mine = slice(first, stop)
@@ -50,8 +50,8 @@ def marginal_model(
                 "log1p": (statistics.log1p_mean[mine], statistics.log1p_std[mine]),
                 "clr": (statistics.clr_mean[mine], statistics.clr_std[mine]),
             }
-        bias[mine, : own.num_outputs], spread[mine] = own.start(share, log_dispersion, detection, scale)
-    return bias, spread
+        bias[mine, : own.num_outputs], log_dispersions[mine] = own.start(share, log_dispersion, detection, scale)
+    return bias, log_dispersions
 
 
 class CellDecoder(nnx.Module):
@@ -75,8 +75,8 @@ class CellDecoder(nnx.Module):
 class ValueHead(nnx.Module):
     """Vectors that stand for (cell, feature) pairs [B, M, D] -> what is predicted of the pair's value.
 
-    Each modality has its own output layer; each feature its own output bias and its own spread (the dispersion of
-    counts, the standard deviation of a normal).
+    Each modality has its own output layer; each feature its own output bias and its own log dispersion (of counts, log
+    theta; of a normal, the log of its standard deviation). Checkpoints call it `spread`.
 
     Args:
       likelihoods: modality -> name in `LIKELIHOODS`.
@@ -108,7 +108,7 @@ class ValueHead(nnx.Module):
                 for name, own in self.likelihoods.items()
             }
         )
-        bias, spread = marginal_model(self.likelihoods, layout, of_cells)
+        bias, log_dispersion = marginal_model(self.likelihoods, layout, of_cells)
         # The means of cells are known better than a step can tell; and those of the technical batches that have pairs
         # are not those of all.
         self.bias_scale = 1.0 if of_cells else ROW_SCALE
@@ -116,7 +116,7 @@ class ValueHead(nnx.Module):
         # few steps on a few hundred pairs undo what the linear path knows.
         self.output_scale = 0.1 if of_cells else 1.0
         self.feature_bias = parameter(bias / self.bias_scale, ("features", None), "bias")
-        self.spread = parameter(spread / ROW_SCALE, ("features",), "dispersion")
+        self.spread = parameter(log_dispersion / ROW_SCALE, ("features",), "dispersion")
 
     def transform(self, x: jax.Array, covariates: dict[str, jax.Array]) -> jax.Array:  # [B, M, D] -> float32 [B, M, D]
         x = constrain(x, "batch", "length", "embed")
@@ -126,11 +126,11 @@ class ValueHead(nnx.Module):
         return self.norm(jax.nn.gelu(hidden)).astype(jnp.float32)
 
     def _outputs(self, name: str, hidden: jax.Array, feature_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Outputs [B, M, K of this modality] and spreads [B, M]."""
+        """Outputs [B, M, K of this modality] and log dispersions [B, M]."""
         outputs = linear(hidden, self.outputs[name][...]) * self.output_scale
         bias = pick_rows(self.feature_bias[...], feature_ids) * self.bias_scale
-        spread = within(pick_rows(self.spread[...], feature_ids) * ROW_SCALE, *SPREAD_BOUNDS)
-        return outputs + bias[..., : outputs.shape[-1]], spread
+        log_dispersion = within(pick_rows(self.spread[...], feature_ids) * ROW_SCALE, *LOG_DISPERSION_BOUNDS)
+        return outputs + bias[..., : outputs.shape[-1]], log_dispersion
 
     def nll(
         self,
@@ -154,10 +154,10 @@ class ValueHead(nnx.Module):
     def __call__(
         self, name: str, x: jax.Array, feature_ids: jax.Array, covariates: dict[str, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
-        """Outputs float32 [B, M, K] and spreads float32 [B, M] of pairs that are all of modality `name`."""
+        """Outputs float32 [B, M, K] and log dispersions float32 [B, M] of pairs that are all of modality `name`."""
         return self._outputs(name, self.transform(x, covariates), feature_ids)
 
     def of_features(self, name: str, feature_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """As `__call__` for features int32 [B, M] of which no cell has said anything: biases and spreads."""
+        """As `__call__` for features int32 [B, M] of which no cell has said anything: biases and log dispersions."""
         nothing = jnp.zeros((*feature_ids.shape, self.dense_bias.shape[0]), jnp.float32)
         return self._outputs(name, nothing, feature_ids)

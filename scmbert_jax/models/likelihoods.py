@@ -23,9 +23,9 @@ from scmbert_jax.value_scales import clr_values, expression_bins, log1p_values, 
 
 # Support for expectations over counts: every count up to 31, then ever coarser cells up to 100,000.
 _GRID = np.unique(np.concatenate([np.arange(32.0), np.round(np.geomspace(32, 1e5, 64))])).astype(np.float32)
-# Of a feature's spread: log theta, or the log of a standard deviation. A theta of exp(-15) gives zeros whatever the
-# mean, one of exp(15) is Poisson but for 1 in 3 million of the squared mean; soon beyond, float32 overflows.
-SPREAD_BOUNDS = (-15.0, 15.0)
+# A log dispersion is log theta, or the log of a standard deviation. A theta of exp(-15) gives zeros whatever the mean,
+# one of exp(15) is Poisson but for 1 in 3 million of the squared mean; soon beyond, float32 overflows.
+LOG_DISPERSION_BOUNDS = (-15.0, 15.0)
 # One standard deviation of a linear value changes a log mean or a logit by at most this.
 MAX_GAIN = 5.0
 _GRID_WIDTH = np.maximum(np.gradient(_GRID), 1.0).astype(np.float32)
@@ -72,7 +72,7 @@ class Likelihood:
         return self.libraries[len(self.libraries) // 2]
 
     def start(self, share: np.ndarray, log_dispersion: np.ndarray, detection: np.ndarray, scale: dict[str, tuple]):
-        """Biases [F, K] and per-feature spread parameters [F] that predict each feature by itself (the marginal model).
+        """Biases [F, K] and log dispersions [F] that predict each feature by itself (the marginal model).
 
         `scale`: "log1p" and "clr" -> (mean [F], std [F]) over cells.
         """
@@ -86,23 +86,23 @@ class Likelihood:
         # value = log1p(m): d log m = d value * (m + 1) / m. Capped: a feature that is hardly ever seen says little.
         return np.minimum(1.0 / -np.expm1(-np.maximum(mean, 1e-8)), MAX_GAIN / std)
 
-    def nll(self, outputs: jax.Array, spread: jax.Array, truth: Truth) -> jax.Array:
-        """outputs [..., K], spread [...] -> float32 [...]."""
+    def nll(self, outputs: jax.Array, log_dispersion: jax.Array, truth: Truth) -> jax.Array:
+        """outputs [..., K], log_dispersion [...] -> float32 [...]."""
         raise NotImplementedError
 
-    def nll_of_zero(self, outputs: jax.Array, spread: jax.Array, truth: Truth) -> jax.Array:
+    def nll_of_zero(self, outputs: jax.Array, log_dispersion: jax.Array, truth: Truth) -> jax.Array:
         """`nll` of counts of 0, whatever those of `truth` are; cheap, as nearly all features of a cell are zeros."""
-        return self.nll(outputs, spread, truth._replace(counts=jnp.zeros_like(truth.counts)))
+        return self.nll(outputs, log_dispersion, truth._replace(counts=jnp.zeros_like(truth.counts)))
 
     def of_cell(self, outputs: jax.Array, measured: jax.Array) -> jax.Array:
         """Outputs [B, F, K] of all features of cells, as `nll` takes them; measured bool [B, F]."""
         return outputs
 
-    def predict(self, outputs: jax.Array, spread: jax.Array) -> Prediction:
+    def predict(self, outputs: jax.Array, log_dispersion: jax.Array) -> Prediction:
         """Of a cell whose library size is not known."""
         raise NotImplementedError
 
-    def expected_counts(self, outputs: jax.Array, spread: jax.Array) -> jax.Array:
+    def expected_counts(self, outputs: jax.Array, log_dispersion: jax.Array) -> jax.Array:
         """Of a cell of the median library size; differentiable."""
         raise NotImplementedError
 
@@ -119,21 +119,21 @@ class NegativeBinomial(Likelihood):
     def log_mean(self, outputs: jax.Array, library_size: jax.Array | float) -> jax.Array:
         return _log_mean(outputs, library_size)
 
-    def nll(self, outputs, spread, truth):
-        return negative_binomial_nll(truth.counts, self.log_mean(outputs, truth.library_size), spread)
+    def nll(self, outputs, log_dispersion, truth):
+        return negative_binomial_nll(truth.counts, self.log_mean(outputs, truth.library_size), log_dispersion)
 
-    def nll_of_zero(self, outputs, spread, truth):
-        return nll_of_zero(self.log_mean(outputs, truth.library_size), spread)
+    def nll_of_zero(self, outputs, log_dispersion, truth):
+        return nll_of_zero(self.log_mean(outputs, truth.library_size), log_dispersion)
 
-    def predict(self, outputs, spread):
+    def predict(self, outputs, log_dispersion):
         def of_library(library: jax.Array) -> tuple[jax.Array, jax.Array]:
             log_mean = self.log_mean(outputs, library)
             values = log1p_values(_GRID, library, self.median_library, jnp)
-            return _expectation(-negative_binomial_nll(_GRID, log_mean[..., None], spread[..., None]), values)
+            return _expectation(-negative_binomial_nll(_GRID, log_mean[..., None], log_dispersion[..., None]), values)
 
         return _over_libraries(of_library, self.libraries)
 
-    def expected_counts(self, outputs, spread):
+    def expected_counts(self, outputs, log_dispersion):
         return self.mean(outputs, self.median_library)
 
 
@@ -179,25 +179,25 @@ class NegativeBinomialBackground(Likelihood):
         return ambient, ambient + jnp.log1p(jax.nn.softplus(outputs[..., 1]))
 
     def _log_probability(
-        self, counts: jax.Array | np.ndarray, outputs: jax.Array, spread: jax.Array, library
+        self, counts: jax.Array | np.ndarray, outputs: jax.Array, log_dispersion: jax.Array, library
     ) -> jax.Array:
         ambient, bound = self._log_levels(outputs, library)
         return jnp.logaddexp(
-            jax.nn.log_sigmoid(outputs[..., 2]) - negative_binomial_nll(counts, ambient, spread),
-            jax.nn.log_sigmoid(-outputs[..., 2]) - negative_binomial_nll(counts, bound, spread),
+            jax.nn.log_sigmoid(outputs[..., 2]) - negative_binomial_nll(counts, ambient, log_dispersion),
+            jax.nn.log_sigmoid(-outputs[..., 2]) - negative_binomial_nll(counts, bound, log_dispersion),
         )
 
-    def nll(self, outputs, spread, truth):
-        return -self._log_probability(truth.counts, outputs, spread, truth.library_size)
+    def nll(self, outputs, log_dispersion, truth):
+        return -self._log_probability(truth.counts, outputs, log_dispersion, truth.library_size)
 
-    def predict(self, outputs, spread):
+    def predict(self, outputs, log_dispersion):
         def of_library(library: jax.Array) -> tuple[jax.Array, jax.Array]:
-            log_probability = self._log_probability(_GRID, outputs[..., None, :], spread[..., None], library)
+            log_probability = self._log_probability(_GRID, outputs[..., None, :], log_dispersion[..., None], library)
             return _expectation(log_probability, jnp.log1p(_GRID / self.geometric_mean))
 
         return _over_libraries(of_library, (self.median_library,))
 
-    def expected_counts(self, outputs, spread):
+    def expected_counts(self, outputs, log_dispersion):
         ambient, bound = map(jnp.exp, self._log_levels(outputs, self.median_library))
         only_ambient = jax.nn.sigmoid(outputs[..., 2])
         return only_ambient * ambient + (1.0 - only_ambient) * bound
@@ -216,12 +216,12 @@ class _Gaussian(Likelihood):
     def value(self, truth: Truth) -> jax.Array:
         raise NotImplementedError
 
-    def nll(self, outputs, spread, truth):
-        residual = (self.value(truth) - outputs[..., 0]) * jnp.exp(-spread)
-        return 0.5 * residual**2 + spread + 0.5 * float(np.log(2 * np.pi))
+    def nll(self, outputs, log_dispersion, truth):
+        residual = (self.value(truth) - outputs[..., 0]) * jnp.exp(-log_dispersion)
+        return 0.5 * residual**2 + log_dispersion + 0.5 * float(np.log(2 * np.pi))
 
-    def predict(self, outputs, spread):
-        return Prediction(outputs[..., 0], jnp.broadcast_to(jnp.exp(spread), outputs.shape[:-1]))
+    def predict(self, outputs, log_dispersion):
+        return Prediction(outputs[..., 0], jnp.broadcast_to(jnp.exp(log_dispersion), outputs.shape[:-1]))
 
 
 class GaussianLog1p(_Gaussian):
@@ -230,7 +230,7 @@ class GaussianLog1p(_Gaussian):
     def value(self, truth):
         return log1p_values(truth.counts, truth.library_size, self.median_library, jnp)
 
-    def expected_counts(self, outputs, spread):
+    def expected_counts(self, outputs, log_dispersion):
         return jnp.expm1(jnp.clip(outputs[..., 0], 0.0, 12.0))
 
 
@@ -242,7 +242,7 @@ class GaussianClr(_Gaussian):
     def value(self, truth):
         return clr_values(truth.counts, truth.mean_log_count, jnp)
 
-    def expected_counts(self, outputs, spread):
+    def expected_counts(self, outputs, log_dispersion):
         return jnp.expm1(jnp.clip(outputs[..., 0], 0.0, 12.0)) * self.geometric_mean
 
 
@@ -258,15 +258,15 @@ class Bernoulli(Likelihood):
         # One standard deviation of the value is one of [count > 0], sqrt(p (1 - p)); d logit = d p / (p (1 - p)).
         return np.minimum(1.0 / np.sqrt(detection * (1.0 - detection)), MAX_GAIN) / std
 
-    def nll(self, outputs, spread, truth):
+    def nll(self, outputs, log_dispersion, truth):
         logit = outputs[..., 0]
         return jax.nn.softplus(logit) - logit * (truth.counts > 0)
 
-    def predict(self, outputs, spread):
+    def predict(self, outputs, log_dispersion):
         probability = jax.nn.sigmoid(outputs[..., 0])
         return Prediction(probability, jnp.sqrt(probability * (1.0 - probability)))
 
-    def expected_counts(self, outputs, spread):
+    def expected_counts(self, outputs, log_dispersion):
         return jax.nn.sigmoid(outputs[..., 0])
 
 
@@ -282,17 +282,17 @@ class Bins(Likelihood):
     def start(self, share, log_dispersion, detection, scale):
         return np.zeros((len(share), self.config.num_bins), np.float32), np.zeros_like(log_dispersion)
 
-    def nll(self, outputs, spread, truth):
+    def nll(self, outputs, log_dispersion, truth):
         relative = relative_expression(truth.counts, truth.library_size, self.config.target_sum, jnp)
         bins = expression_bins(relative, self.config.num_bins, jnp)
         log_probability = jax.nn.log_softmax(outputs)
         return -jnp.take_along_axis(log_probability, bins[..., None], axis=-1)[..., 0]
 
-    def predict(self, outputs, spread):
+    def predict(self, outputs, log_dispersion):
         log_probability = jax.nn.log_softmax(outputs)
         return _prediction(*_expectation(log_probability, jnp.arange(self.config.num_bins, dtype=jnp.float32)))
 
-    def expected_counts(self, outputs, spread):
+    def expected_counts(self, outputs, log_dispersion):
         bins = jax.nn.softmax(outputs) @ jnp.arange(self.config.num_bins, dtype=jnp.float32)
         return jnp.expm1(bins * float(np.log(2.0))) * self.median_library / self.config.target_sum
 

@@ -20,7 +20,7 @@ from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.bounds import within
 from scmbert_jax.models.embeddings import covariate_embedding, padded_rows
 from scmbert_jax.models.heads import ROW_SCALE, marginal_model
-from scmbert_jax.models.likelihoods import SPREAD_BOUNDS, Truth, make_likelihood
+from scmbert_jax.models.likelihoods import LOG_DISPERSION_BOUNDS, Truth, make_likelihood
 from scmbert_jax.models.parameters import filled, parameter, weight
 from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.parallel.table_rows import whole
@@ -58,8 +58,8 @@ def draw_features(key: jax.Array, num_features: int, most: int) -> DrawnFeatures
 class ProfileHead(nnx.Module):
     """Cell embeddings [B, D] -> for all features of a modality, what is predicted of their counts.
 
-    One hidden layer, then a row of numbers, a bias and a spread for each feature. The rows are the head's own: with
-    those of the feature table in their place, a model learned a fraction as fast.
+    One hidden layer, then a row of numbers, a bias and a log dispersion for each feature. The rows are the head's own:
+    with those of the feature table in their place, a model learned a fraction as fast.
     """
 
     def __init__(self, config: ExperimentConfig, layout: FeatureLayout, rngs: nnx.Rngs):
@@ -89,9 +89,9 @@ class ProfileHead(nnx.Module):
                 if own.num_outputs > 1
             }
         )
-        bias, spread = marginal_model(self.likelihoods, layout, of_cells=True)
+        bias, log_dispersion = marginal_model(self.likelihoods, layout, of_cells=True)
         self.feature_bias = parameter(bias, ("features", None), "bias")
-        self.spread = parameter(spread / ROW_SCALE, ("features",), "dispersion")
+        self.spread = parameter(log_dispersion / ROW_SCALE, ("features",), "dispersion")
 
     def outputs(
         self,
@@ -100,7 +100,7 @@ class ProfileHead(nnx.Module):
         covariates: dict[str, jax.Array],
         drawn: DrawnFeatures | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Outputs float32 [B, F, K] and spreads float32 [F] of the modality's features, or of those that are drawn.
+        """Outputs float32 [B, F, K] and log dispersions float32 [F] of the modality's features, or of those drawn.
 
         Args: cell [B, D], cell embeddings; covariates int32 [B] each.
         """
@@ -112,14 +112,14 @@ class ProfileHead(nnx.Module):
         if name in self.further:
             further = jnp.einsum("bh,hkg->bkg", hidden, self.further[name][...])
             vectors = jnp.concatenate([vectors, further], axis=1)
-        rows, bias, spread = (
+        rows, bias, log_dispersion = (
             self._of_features(name, own[...], drawn) for own in (self.rows, self.feature_bias, self.spread)
         )
         outputs = jnp.einsum(
             "bkh,fh->bkf", vectors.astype(self.dtype), rows.astype(self.dtype), preferred_element_type=jnp.float32
         )
         outputs = jnp.swapaxes(outputs, 1, 2) + bias[:, : outputs.shape[1]]
-        return constrain(outputs, "batch", None, None), within(spread * ROW_SCALE, *SPREAD_BOUNDS)
+        return constrain(outputs, "batch", None, None), within(log_dispersion * ROW_SCALE, *LOG_DISPERSION_BOUNDS)
 
     def nll(
         self,
@@ -143,13 +143,13 @@ class ProfileHead(nnx.Module):
         likelihood = self.likelihoods[name]
         assert drawn is None or not likelihood.shares_library
         first, stop = self.slices[name]
-        outputs, spread = self.outputs(name, cell, covariates, drawn)
+        outputs, log_dispersion = self.outputs(name, cell, covariates, drawn)
         places = jnp.arange(stop - first) if drawn is None else drawn.places
         bits = jnp.take(profile.panel, places >> 3, axis=1) >> (places & 7).astype(jnp.uint8)
         measured = bits & 1 > 0  # [B, F]
         outputs = likelihood.of_cell(outputs, measured)
         library_size, mean_log_count = tokens.library_size[:, None], tokens.mean_log_count[:, None]
-        of_zeros = likelihood.nll_of_zero(outputs, spread, Truth(jnp.zeros(()), library_size, mean_log_count))
+        of_zeros = likelihood.nll_of_zero(outputs, log_dispersion, Truth(jnp.zeros(()), library_size, mean_log_count))
         stands_for = measured if drawn is None else measured * drawn.weights
         total = (of_zeros * stands_for).sum(axis=1)
 
@@ -163,7 +163,7 @@ class ProfileHead(nnx.Module):
             stands_for = stands_for * drawn.weights[place]
         truth = Truth(profile.counts.astype(jnp.float32), library_size, mean_log_count)
         at = jnp.take_along_axis(outputs, place[..., None], axis=1)  # [B, P, K]
-        more = likelihood.nll(at, spread[place], truth) - jnp.take_along_axis(of_zeros, place, axis=1)
+        more = likelihood.nll(at, log_dispersion[place], truth) - jnp.take_along_axis(of_zeros, place, axis=1)
         return total + jnp.where(is_there, more * stands_for, 0.0).sum(axis=1)
 
     def _of_features(self, name: str, table: jax.Array, drawn: DrawnFeatures | None) -> jax.Array:

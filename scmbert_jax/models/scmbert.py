@@ -169,15 +169,15 @@ class ScMbert(nnx.Module):
         return self.translation_head.likelihoods[target].expected_counts(*outputs)
 
     def _translation_outputs(self, feature_table, target, feature_ids, states, tokens, covariates, folds=None):
-        """Outputs [B, M, K] of the translation head and spreads [B, M]."""
+        """Outputs [B, M, K] of the translation head and log dispersions [B, M]."""
         if self.transformer:
             x = self.translation_decoder(pick_rows(feature_table, feature_ids), target, states, tokens.lengths)
-            outputs, spread = self.translation_head(target, x, feature_ids, covariates)
+            outputs, log_dispersion = self.translation_head(target, x, feature_ids, covariates)
         else:
-            outputs, spread = self.translation_head.of_features(target, feature_ids)
+            outputs, log_dispersion = self.translation_head.of_features(target, feature_ids)
         if self.linear is not None:
             outputs = outputs.at[..., 0].add(self.linear.outputs(tokens, target, feature_ids, folds))
-        return outputs, spread
+        return outputs, log_dispersion
 
 
 def check_layout(config: ExperimentConfig, layout: FeatureLayout) -> None:

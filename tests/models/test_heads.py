@@ -25,7 +25,7 @@ def head(layout, likelihoods, of_cells=True):
 
 
 def start(layout, name, likelihood, of_cells=True):
-    """Likelihood object, outputs [1, F, K] and spreads [1, F] of every feature of a modality, from any states."""
+    """Likelihood object, outputs [1, F, K] and log dispersions [1, F] of all features of a modality, any states."""
     own = head(layout, {name: likelihood}, of_cells)
     states = jax.random.normal(jax.random.key(0), (1, len(IDS[name]), 16))
     return own.likelihoods[name], *own(name, states, jnp.asarray(IDS[name])[None], {})
@@ -33,9 +33,9 @@ def start(layout, name, likelihood, of_cells=True):
 
 def test_a_negative_binomial_starts_at_the_feature_s_share_and_dispersion(known_layout):
     known, (first, stop) = known_layout.statistics, known_layout.slices["rna"]
-    likelihood, outputs, spread = start(known_layout, "rna", "negative_binomial")
+    likelihood, outputs, log_dispersion = start(known_layout, "rna", "negative_binomial")
     counts = np.arange(stop - first) % 7
-    nll = likelihood.nll(outputs, spread, Truth(jnp.asarray(counts, jnp.float32)[None], 500.0, 0.0))
+    nll = likelihood.nll(outputs, log_dispersion, Truth(jnp.asarray(counts, jnp.float32)[None], 500.0, 0.0))
     mean, theta = 500 * known.cell_share[first:stop], np.exp(known.cell_log_dispersion[first:stop])
     np.testing.assert_allclose(nll[0], -scipy.stats.nbinom(theta, theta / (theta + mean)).logpmf(counts), rtol=1e-3)
 
@@ -49,18 +49,18 @@ def test_a_negative_binomial_starts_at_the_feature_s_share_and_dispersion(known_
     ],
 )
 def test_a_translation_starts_at_the_mean_of_each_feature(known_layout, name, likelihood, mean, std):
-    own, outputs, spread = start(known_layout, name, likelihood)
-    predicted = own.predict(outputs, spread)
+    own, outputs, log_dispersion = start(known_layout, name, likelihood)
+    predicted = own.predict(outputs, log_dispersion)
     np.testing.assert_allclose(predicted.value[0], getattr(known_layout.statistics, mean)[IDS[name]], rtol=1e-4)
     if std is not None:
         np.testing.assert_allclose(predicted.std[0], getattr(known_layout.statistics, std)[IDS[name]], rtol=1e-4)
 
 
 def test_proteins_with_background_start_at_their_share(known_layout):
-    own, outputs, spread = start(known_layout, "protein", "negative_binomial_background")
+    own, outputs, log_dispersion = start(known_layout, "protein", "negative_binomial_background")
     wanted = known_layout.statistics.cell_share[IDS["protein"]] * own.median_library
     # ambient at half the share and bound at about three times that, half of the cells each
-    np.testing.assert_allclose(own.expected_counts(outputs, spread)[0], wanted, rtol=0.05)
+    np.testing.assert_allclose(own.expected_counts(outputs, log_dispersion)[0], wanted, rtol=0.05)
 
 
 def test_tokens_and_cells_start_at_different_models_because_zeros_are_sampled(known_layout):
@@ -68,9 +68,9 @@ def test_tokens_and_cells_start_at_different_models_because_zeros_are_sampled(kn
     # As where a fifth of the zeros are tokens; the synthetic cells show as many zeros as they have.
     halved = dataclasses.replace(known_layout, statistics=known._replace(cell_detection=known.detection / 2))
     for of_cells in (False, True):
-        own, outputs, spread = start(halved, "atac", "bernoulli", of_cells)
+        own, outputs, log_dispersion = start(halved, "atac", "bernoulli", of_cells)
         wanted = known.detection[IDS["atac"]] / (2 if of_cells else 1)
-        np.testing.assert_allclose(own.predict(outputs, spread).value[0], wanted, rtol=1e-4)
+        np.testing.assert_allclose(own.predict(outputs, log_dispersion).value[0], wanted, rtol=1e-4)
 
 
 def test_a_modality_is_scored_by_its_own_likelihood_and_no_other(known_layout):
@@ -82,8 +82,10 @@ def test_a_modality_is_scored_by_its_own_likelihood_and_no_other(known_layout):
     both = own.nll(states, ids, modality, truth, {})
     for column, name in ((0, "rna"), (1, "atac")):
         part = jax.tree.map(lambda x, c=column: x[:, c : c + 1], truth)
-        outputs, spread = own(name, states[:, :1], ids[:, column : column + 1], {})
-        np.testing.assert_allclose(both[:, column], own.likelihoods[name].nll(outputs, spread, part)[:, 0], rtol=1e-6)
+        outputs, log_dispersion = own(name, states[:, :1], ids[:, column : column + 1], {})
+        np.testing.assert_allclose(
+            both[:, column], own.likelihoods[name].nll(outputs, log_dispersion, part)[:, 0], rtol=1e-6
+        )
     poisoned = dataclasses.replace(known_layout, statistics=None)
     assert np.isfinite(head(poisoned, {"rna": "negative_binomial"}).nll(states, ids, modality, truth, {})).all()
 

@@ -9,7 +9,7 @@ from conftest import XLA_DEFAULT
 from jax.scipy.special import gammaln
 
 from scmbert_jax.config import ModalityConfig
-from scmbert_jax.models.likelihoods import LIKELIHOODS, SPREAD_BOUNDS, Truth
+from scmbert_jax.models.likelihoods import LIKELIHOODS, LOG_DISPERSION_BOUNDS, Truth
 
 LIBRARIES = (400.0, 600.0, 800.0, 900.0, 1000.0, 1200.0, 1500.0, 2000.0, 3000.0)  # at LIBRARY_QUANTILES
 
@@ -32,7 +32,7 @@ def scipy_nb(mean, theta):
 
 
 # What each likelihood is, by its definition. In float64 (`jax.enable_x64`) it is what float32 is compared with.
-def by_definition(name, outputs, spread, truth):
+def by_definition(name, outputs, log_dispersion, truth):
     log_mean = jnp.log(jnp.maximum(truth.library_size, 1.0)) + jax.nn.log_sigmoid(outputs[..., 0])
     of_cell = truth.counts / jnp.maximum(truth.library_size, 1.0)
     centred = {
@@ -41,10 +41,10 @@ def by_definition(name, outputs, spread, truth):
     }
 
     def negative_binomial(log_mean):
-        theta, counts = jnp.exp(spread), truth.counts
-        log_total = jnp.logaddexp(log_mean, spread)
+        theta, counts = jnp.exp(log_dispersion), truth.counts
+        log_total = jnp.logaddexp(log_mean, log_dispersion)
         combinations = gammaln(counts + theta) - gammaln(theta) - gammaln(counts + 1.0)
-        return -(combinations + theta * (spread - log_total) + counts * (log_mean - log_total))
+        return -(combinations + theta * (log_dispersion - log_total) + counts * (log_mean - log_total))
 
     if name == "negative_binomial":
         return negative_binomial(log_mean)
@@ -55,7 +55,7 @@ def by_definition(name, outputs, spread, truth):
         shares = jax.nn.log_sigmoid(outputs[..., 2]), jax.nn.log_sigmoid(-outputs[..., 2])
         return -jnp.logaddexp(*(share - negative_binomial(level) for share, level in zip(shares, levels, strict=True)))
     if name in centred:
-        return jax.scipy.stats.norm.logpdf(centred[name] / jnp.exp(spread)) * -1.0 + spread
+        return jax.scipy.stats.norm.logpdf(centred[name] / jnp.exp(log_dispersion)) * -1.0 + log_dispersion
     if name == "bernoulli":
         return -jax.nn.log_sigmoid(jnp.where(truth.counts > 0, 1.0, -1.0) * outputs[..., 0])
     bins = jnp.clip(jnp.floor(jnp.log2(1.0 + of_cell * 1e4) + 1e-6), 0, outputs.shape[-1] - 1).astype(int)
@@ -63,7 +63,7 @@ def by_definition(name, outputs, spread, truth):
 
 
 def anywhere(name, number=20_000):
-    """Outputs, spreads and counts wherever they may go, and as often where training takes them: near the counts."""
+    """Outputs, log dispersions and counts wherever they may go, as often where training takes them: near the counts."""
     rng, model = np.random.default_rng(0), likelihood(name)
     library = np.round(np.exp(rng.uniform(0, 13, number)))
     counts = np.where(rng.random(number) < 0.5, rng.integers(0, 4, number), library * rng.random(number) ** 4).round()
@@ -74,15 +74,15 @@ def anywhere(name, number=20_000):
     outputs[::2, 1:] = rng.normal(0, 2, outputs[::2, 1:].shape)
     if model.shares_library:  # logarithms of shares: never above 0
         outputs = -np.logaddexp(0, -outputs)
-    spread = rng.uniform(*SPREAD_BOUNDS, number)
+    log_dispersion = rng.uniform(*LOG_DISPERSION_BOUNDS, number)
     measured = Truth(counts, library, rng.uniform(0, 2, number))
-    return jax.tree.map(np.float32, (outputs, spread, measured))
+    return jax.tree.map(np.float32, (outputs, log_dispersion, measured))
 
 
 @pytest.mark.parametrize("name", sorted(LIKELIHOODS))
 def test_float32_is_exact_over_the_whole_range_of_the_parameters(name):
     """Values and gradients, beside those of the definition in float64, which for the counts are those of SciPy."""
-    outputs, spread, measured = anywhere(name)
+    outputs, log_dispersion, measured = anywhere(name)
 
     def all_of(nll):
         def values_and_gradients(*x):
@@ -90,9 +90,9 @@ def test_float32_is_exact_over_the_whole_range_of_the_parameters(name):
 
         return jax.jit(values_and_gradients, compiler_options=XLA_DEFAULT)
 
-    found = jax.device_get(all_of(likelihood(name).nll)(outputs, spread, measured))
+    found = jax.device_get(all_of(likelihood(name).nll)(outputs, log_dispersion, measured))
     with jax.enable_x64(True):
-        wide = jax.tree.map(np.float64, (outputs, spread, measured))
+        wide = jax.tree.map(np.float64, (outputs, log_dispersion, measured))
         wanted = jax.device_get(all_of(partial(by_definition, name))(*wide))
     mean, theta = measured.library_size / (1 + np.exp(-wide[0][:, 0])), np.exp(wide[1])
     if name == "negative_binomial":
@@ -117,13 +117,13 @@ def test_float32_is_exact_over_the_whole_range_of_the_parameters(name):
 
 
 def test_likelihoods_of_bfloat16_outputs_are_float32_and_map_over_cells_as_over_an_array():
-    outputs, spread, measured = anywhere("negative_binomial", 64)
+    outputs, log_dispersion, measured = anywhere("negative_binomial", 64)
     nll = likelihood("negative_binomial").nll
     narrow = jnp.asarray(outputs, jnp.bfloat16)
-    found = nll(narrow, spread, measured)
+    found = nll(narrow, log_dispersion, measured)
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, jax.vmap(nll)(narrow, spread, measured), rtol=1e-6)
-    gradient = jax.grad(lambda x: nll(x, spread, measured).sum())(narrow)
+    np.testing.assert_allclose(found, jax.vmap(nll)(narrow, log_dispersion, measured), rtol=1e-6)
+    gradient = jax.grad(lambda x: nll(x, log_dispersion, measured).sum())(narrow)
     assert gradient.dtype == jnp.bfloat16
     assert jnp.isfinite(gradient).all()
 
@@ -152,16 +152,18 @@ def test_a_negative_binomial_expects_what_sampling_finds(mean_of_1000, theta):
 
 
 def test_a_bound_and_an_ambient_level_are_one_distribution():
-    outputs, spread = jnp.asarray([logit(0.004), 2.0, 0.5]), jnp.log(5.0)
+    outputs, log_dispersion = jnp.asarray([logit(0.004), 2.0, 0.5]), jnp.log(5.0)
     counts = jnp.arange(4000.0)
-    nll = likelihood("negative_binomial_background").nll(outputs, spread, truth(counts))
+    nll = likelihood("negative_binomial_background").nll(outputs, log_dispersion, truth(counts))
     probabilities = np.exp(-np.asarray(nll, np.float64))
     assert probabilities.sum() == pytest.approx(1, abs=1e-3)
     ambient, bound, only_ambient = 4.0, 4.0 * (1 + np.log1p(np.exp(2.0))), 1 / (1 + np.exp(-0.5))
     wanted = only_ambient * scipy_nb(ambient, 5).pmf(counts) + (1 - only_ambient) * scipy_nb(bound, 5).pmf(counts)
     np.testing.assert_allclose(probabilities[:100], wanted[:100], rtol=2e-3)
     mean = only_ambient * ambient + (1 - only_ambient) * bound
-    assert likelihood("negative_binomial_background").expected_counts(outputs, spread) == pytest.approx(mean, rel=1e-4)
+    assert likelihood("negative_binomial_background").expected_counts(outputs, log_dispersion) == pytest.approx(
+        mean, rel=1e-4
+    )
 
 
 def test_a_bound_and_an_ambient_level_expect_what_sampling_finds():
@@ -192,9 +194,9 @@ def test_the_log_of_size_normalised_counts_is_normal_around_the_prediction():
 
 
 def test_a_standard_deviation_learns_from_residuals_alone():
-    """At the best mean, the spread's gradient must not ask for a smaller mean."""
+    """At the best mean, the log_dispersion's gradient must not ask for a smaller mean."""
     model = likelihood("gaussian_clr")
-    gradient = jax.grad(lambda spread: model.predict(jnp.asarray([2.0]), spread).value)(0.3)
+    gradient = jax.grad(lambda log_dispersion: model.predict(jnp.asarray([2.0]), log_dispersion).value)(0.3)
     assert gradient == 0
 
 
@@ -221,15 +223,15 @@ def test_extreme_outputs_and_counts_give_finite_losses_predictions_and_gradients
     outputs = jnp.asarray([[-80.0], [80.0], [0.0]]) * jnp.ones((3, model.num_outputs))
     measured = Truth(jnp.asarray([0.0, 5000.0, 3.0]), jnp.asarray([0.0, 1e6, 3.0]), jnp.asarray([0.0, 5.0, 1.0]))
 
-    def total(outputs, spread):
+    def total(outputs, log_dispersion):
         outputs = model.of_cell(outputs[None], jnp.ones((1, 3), bool))[0]
-        return model.nll(outputs, spread, measured).sum() + model.expected_counts(outputs, spread).sum()
+        return model.nll(outputs, log_dispersion, measured).sum() + model.expected_counts(outputs, log_dispersion).sum()
 
     # A normal of standard deviation exp(-10) may call any residual nearly impossible, but must stay a number.
-    for spread in (-10.0, 0.0, 10.0):
-        value, gradient = jax.value_and_grad(total, argnums=(0, 1))(outputs, jnp.full(3, spread))
+    for log_dispersion in (-10.0, 0.0, 10.0):
+        value, gradient = jax.value_and_grad(total, argnums=(0, 1))(outputs, jnp.full(3, log_dispersion))
         assert np.isfinite(value)
         assert all(np.isfinite(part).all() for part in gradient)
-        predicted = model.predict(model.of_cell(outputs[None], jnp.ones((1, 3), bool))[0], jnp.full(3, spread))
+        predicted = model.predict(model.of_cell(outputs[None], jnp.ones((1, 3), bool))[0], jnp.full(3, log_dispersion))
         assert np.isfinite(predicted.value).all()
         assert (np.isfinite(predicted.std) & (predicted.std >= 0)).all()

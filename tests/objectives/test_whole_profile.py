@@ -90,18 +90,18 @@ def test_the_sum_over_zeros_and_expressed_is_the_sum_over_all_that_was_measured(
     head, cell = head_of(at(config, name, likelihood), tiny_layout)
     tokens, profile = batch.modalities[name], batch.profiles[name]
     found = head.nll(name, cell, tokens, profile, batch.covariates)
-    outputs, spread = head.outputs(name, cell, batch.covariates)
+    outputs, log_dispersion = head.outputs(name, cell, batch.covariates)
     dense, measured = counts[0][name].toarray(), panels[name] & counts[1][name][:, None]
     library, mean_log = tokens.library_size[:, None], tokens.mean_log_count[:, None]
     if likelihood == "negative_binomial":
         # From the definition, without a line of ours: shares of the measured features, mean and theta.
         odds = np.where(measured, np.exp(np.asarray(outputs[..., 0], np.float64)), 0.0)
         mean = library * odds / np.maximum(odds.sum(1, keepdims=True), 1e-300)
-        theta = np.exp(np.asarray(spread, np.float64))
+        theta = np.exp(np.asarray(log_dispersion, np.float64))
         expected = -scipy.stats.nbinom.logpmf(dense, theta, theta / (theta + mean))
     else:
         truth = Truth(jnp.asarray(dense, jnp.float32), library, mean_log)
-        expected = np.asarray(head.likelihoods[name].nll(outputs, spread, truth))
+        expected = np.asarray(head.likelihoods[name].nll(outputs, log_dispersion, truth))
     np.testing.assert_allclose(found, np.where(measured, expected, 0.0).sum(1), rtol=2e-5, atol=1e-4)
     assert (np.asarray(found)[~counts[1][name]] == 0).all()
     assert 0 < counts[1][name].sum() < NUM_CELLS  # a mosaic, or nothing is shown

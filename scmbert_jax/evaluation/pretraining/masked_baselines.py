@@ -38,7 +38,7 @@ from scmbert_jax.evaluation.pretraining.masked_values import CellTokens, levels_
 from scmbert_jax.evaluation.pretraining.profile_tokens import nll_of_token
 from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.likelihoods import (
-    SPREAD_BOUNDS,
+    LOG_DISPERSION_BOUNDS,
     Bernoulli,
     Bins,
     Likelihood,
@@ -62,11 +62,11 @@ _FEWEST_TOKENS = 10  # of a feature, for weights of its own: others keep those o
 
 
 class _Outputs(NamedTuple):
-    """Parameters of a modality's F features: bias [F, J], weights [F, P, J], spread [F]."""
+    """Parameters of a modality's F features: bias [F, J], weights [F, P, J], log_dispersion [F]."""
 
     bias: Array
     weights: Array
-    spread: Array
+    log_dispersion: Array
 
 
 class _Measured(NamedTuple):
@@ -162,10 +162,10 @@ class _Modality:
         share, log_dispersion, detection = token_statistics(drawn, self.num_features)
         self.share, self.detection, self.dispersion = share, detection, log_dispersion
         if isinstance(self.likelihood, Bins):
-            bias, spread = self._log_frequencies(eligible), log_dispersion
+            bias, log_dispersion = self._log_frequencies(eligible), log_dispersion
         else:
-            bias, spread = self.likelihood.start(*cell_statistics(cells), {})
-        self.alone = _Outputs(bias, np.zeros((self.num_features, 0, bias.shape[1])), spread)
+            bias, log_dispersion = self.likelihood.start(*cell_statistics(cells), {})
+        self.alone = _Outputs(bias, np.zeros((self.num_features, 0, bias.shape[1])), log_dispersion)
         self._fit_rate(tokens)
         # Components of whole cells, of the values that linear models of this modality use.
         self.median_library = max(float(np.median(cells.library_size)), 1.0)
@@ -257,7 +257,7 @@ class _Modality:
 
         found = scipy.optimize.minimize(error, np.array([1.0, 0.0, 0.0]), jac=True, method="L-BFGS-B").x
         self.rated.weights[:, :, 0] = found[:2]
-        self.rated = self.rated._replace(spread=self.alone.spread + found[2])
+        self.rated = self.rated._replace(log_dispersion=self.alone.log_dispersion + found[2])
 
     def rate_nll(self, tokens: CellTokens, num_cells: int) -> Array:
         """Counts, open or closed: the feature's mean times the cell's rate. Bins: those of the cell's visible tokens
@@ -387,19 +387,19 @@ def _measured(tokens: CellTokens) -> _Measured:
 def _nll(likelihood: Likelihood, of: _Outputs, x: Array, measured: _Measured) -> jax.Array:
     """[n]; `of` [n, J], [n, P, J], [n]: the parameters of each token's feature."""
     outputs = jnp.asarray(of.bias + jnp.einsum("np,npj->nj", x, of.weights))
-    spread = jnp.clip(jnp.asarray(of.spread), *SPREAD_BOUNDS)
+    log_dispersion = jnp.clip(jnp.asarray(of.log_dispersion), *LOG_DISPERSION_BOUNDS)
     if isinstance(likelihood, Bins):
-        return likelihood.nll(outputs, spread, measured.truth)
-    return nll_of_token(likelihood, outputs, spread, *measured)
+        return likelihood.nll(outputs, log_dispersion, measured.truth)
+    return nll_of_token(likelihood, outputs, log_dispersion, *measured)
 
 
 @partial(jax.jit, static_argnums=0)
 @partial(jax.value_and_grad, argnums=1)
 def _of_all(likelihood: Likelihood, given: jax.Array, of: _Outputs, x: Array, measured: _Measured) -> jax.Array:
-    """nll and its gradient by `given` [3]: weights of `of_cells` on output 0, and what is added to every spread."""
+    """nll and its gradient by `given` [3]: weights of `of_cells` on output 0, what is added to log dispersions."""
     outputs = jnp.asarray(of.bias).at[:, 0].add(x @ given[:2])
-    spread = jnp.clip(of.spread + given[2], *SPREAD_BOUNDS)
-    return nll_of_token(likelihood, outputs, spread, *measured).sum()
+    log_dispersion = jnp.clip(of.log_dispersion + given[2], *LOG_DISPERSION_BOUNDS)
+    return nll_of_token(likelihood, outputs, log_dispersion, *measured).sum()
 
 
 @partial(jax.jit, static_argnums=0)

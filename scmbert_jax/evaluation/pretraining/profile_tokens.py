@@ -56,24 +56,24 @@ def profile_nll(
     for name in profiled_modalities(config):
         head, (first, stop) = model.profile_head, model.profile_head.slices[name]
         likelihood, every = head.likelihoods[name], jnp.arange(stop - first)
-        outputs, spread = head.outputs(name, cell, batch.covariates)
+        outputs, log_dispersion = head.outputs(name, cell, batch.covariates)
         measured = (jnp.take(batch.profiles[name].panel, every >> 3, axis=1) >> (every & 7).astype(jnp.uint8)) & 1 > 0
         place = jnp.clip(tokens.feature_ids - first, 0, stop - first - 1)  # [B, S]
         at = jnp.take_along_axis(likelihood.of_cell(outputs, measured), place[..., None], axis=1)  # [B, S, K]
         mine = tokens.modality == MODALITIES.index(name)
         truth = Truth(jnp.where(mine, tokens.counts, 0.0), tokens.library_size, tokens.mean_log_count)
         log_rarer = log_rarer_zeros(tokens, mine, config.objectives.masked_modeling.mask_zeros)[:, None]
-        found = jnp.where(mine & masked, nll_of_token(likelihood, at, spread[place], truth, log_rarer), found)
+        found = jnp.where(mine & masked, nll_of_token(likelihood, at, log_dispersion[place], truth, log_rarer), found)
     return found
 
 
 def nll_of_token(
-    likelihood: Likelihood, outputs: jax.Array, spread: jax.Array, truth: Truth, log_rarer: jax.Array
+    likelihood: Likelihood, outputs: jax.Array, log_dispersion: jax.Array, truth: Truth, log_rarer: jax.Array
 ) -> jax.Array:
     """`likelihood.nll` of counts, where the outputs speak of a cell and the counts are of its tokens; nats."""
-    of_zero = jnp.maximum(likelihood.nll_of_zero(outputs, spread, truth), 1e-6)
+    of_zero = jnp.maximum(likelihood.nll_of_zero(outputs, log_dispersion, truth), 1e-6)
     of_token = jnp.logaddexp(log_rarer - of_zero, jnp.log(-jnp.expm1(-of_zero)))
-    return jnp.where(truth.counts > 0, likelihood.nll(outputs, spread, truth), of_zero - log_rarer) + of_token
+    return jnp.where(truth.counts > 0, likelihood.nll(outputs, log_dispersion, truth), of_zero - log_rarer) + of_token
 
 
 def log_rarer_zeros(tokens: TokenSequence, mine: jax.Array, mask_zeros: bool) -> jax.Array:
