@@ -5,6 +5,7 @@ No generator has a state, so a number does not depend on which numbers were draw
 processes. Unlike `numpy.random.Generator` (NEP 19) the values are ours: they stay the same for ever.
 """
 
+from enum import IntEnum
 from numbers import Integral
 
 import numba
@@ -14,6 +15,18 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 _MULTIPLIER_2 = 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
+
+
+class Purpose(IntEnum):
+    """What a hash is for: part of it, so that no two uses of one seed share random numbers. Numbers never change."""
+
+    BLOCKS_OF_EPOCH = 1
+    CELLS_OF_WINDOW = 2
+    TOKENS = 3
+    SOURCE = 4
+    SOURCES_OF_DRAWS = 5
+    PROFILE = 6
+    HALVES = 11
 
 
 def fold(state: int, value: int) -> int:

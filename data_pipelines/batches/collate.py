@@ -24,12 +24,10 @@ import scipy.sparse
 
 from data_pipelines.batches.draw_tokens import MeasuredFeatures, StoredCells, TokenDraw, TokenRows, draw_tokens
 from data_pipelines.corpus.packed_counts import index_of, pack
-from data_pipelines.counter_hash import fold, hash_of
+from data_pipelines.counter_hash import Purpose, fold, hash_of
 from data_pipelines.readers.whole_counts import MAX_COUNT, is_whole, whole, widened
 from scmbert_jax.batch import MODALITIES, CellBatch, CellProfile, ModalityTokens, panel_bits
 from scmbert_jax.errors import ConfigError, InputError
-
-_TOKENS, _PROFILE = 3, 6  # what a hash is for; lane_order has 1 and 2, sampling_order 4, source_pattern 5
 
 
 class TokenSampling(NamedTuple):
@@ -116,13 +114,13 @@ def clear_tokens(tokens: ModalityTokens | CellProfile, rows: slice) -> None:
 
 def token_key(seed: int, epoch: int, modality: str) -> int:
     """The hash that all token sampling of one modality in one epoch starts from."""
-    return hash_of(seed, _TOKENS, epoch, MODALITIES.index(modality))
+    return hash_of(seed, Purpose.TOKENS, epoch, MODALITIES.index(modality))
 
 
 def profile_key(seed: int, epoch: int, modality: str) -> int:
     """The same of profiles: of a cell with more expressed features than its profile holds, those that are predicted
     must be no likelier than others to be those that are shown."""
-    return hash_of(seed, _PROFILE, epoch, MODALITIES.index(modality))
+    return hash_of(seed, Purpose.PROFILE, epoch, MODALITIES.index(modality))
 
 
 def fill_tokens(

@@ -3,7 +3,7 @@
     select     of every data set the cells that were asked for; each modality by itself where pairs are not to be used
     check      every data set; any that cannot be used stops the build before a count is written
     decide     the order of the cells that the check keeps; the obs table; which blocks go into which shard
-    pass 1     a stretch of cells of one file -> corpus feature numbers -> segments, sorted by their place in the corpus
+    pass 1     a range of cells of one file -> corpus feature numbers -> segments, sorted by their place in the corpus
     pass 2     the segments of one shard -> blocks of balanced sizes
     publish    data card, manifest, fsync, rename: only now is there a corpus
 
@@ -41,7 +41,7 @@ from data_pipelines.build.sources import (
     measured_features,
     open_sources,
 )
-from data_pipelines.build.tasks import CheckTask, SegmentTask, hand_over, stretches
+from data_pipelines.build.tasks import CheckTask, SegmentTask, hand_over, task_rows
 from data_pipelines.build.work_folder import WorkFolder, damaged_work, open_work, plan_of, remove_work
 from data_pipelines.build.write_blocks import ShardTask
 from data_pipelines.cells.cell_identity import KEY_VERSION
@@ -302,7 +302,7 @@ def _segment_tasks(runner: Runner, work: WorkFolder, sources: list[Source], layo
                     modality=matrix.modality,
                     num_features=len(layout.feature_space.modalities[matrix.modality]),
                 )
-                for place, (first, last) in enumerate(stretches(matrix.stored, all_rows))
+                for place, (first, last) in enumerate(task_rows(matrix.stored, all_rows))
             ]
             number += 1
     return tasks

@@ -1,4 +1,4 @@
-"""The tasks of a build that read its data sets: check one whole, or read a stretch of cells of one matrix (pass 1)."""
+"""The tasks of a build that read its data sets: check one whole, or read a range of cells of one matrix (pass 1)."""
 
 import pickle
 from collections.abc import Mapping
@@ -125,7 +125,7 @@ class SegmentTask:
             writer.finish()
 
 
-def stretches(matrix: Any, all_rows: int) -> list[tuple[int, int]]:
+def task_rows(matrix: Any, all_rows: int) -> list[tuple[int, int]]:
     """(first, last) of the tasks of a matrix, if all matrices have `all_rows` cells: the more there are, the fewer
     cells of a task belong into one bucket, and the shorter and worse compressed its segments would be."""
     return row_ranges(matrix, min(max(all_rows // 64, MIN_TASK_ROWS), MAX_TASK_ROWS))

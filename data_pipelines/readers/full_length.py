@@ -128,9 +128,9 @@ class LengthNormalised:
         self.dtype = matrix.dtype
         self._matrix, self._lengths, self._rows, self._where = matrix, lengths, rows, where
 
-    def chunks(self, rows: int, *stretch: int) -> Iterator[tuple[int, sp.csr_matrix]]:
-        """`stretch`: (first, last) cell, where the matrix can be read from any."""
-        for first, part in self._matrix.chunks(rows, *stretch):
+    def chunks(self, rows: int, *between: int) -> Iterator[tuple[int, sp.csr_matrix]]:
+        """`between`: (first, last) cell, where the matrix can be read from any."""
+        for first, part in self._matrix.chunks(rows, *between):
             yield first, self._normalised(part, self._rows[first : first + part.shape[0]])
 
     def _normalised(self, part: sp.csr_matrix, chosen: np.ndarray) -> sp.csr_matrix:

@@ -15,10 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.counter_hash import hash_of, random_permutation
+from data_pipelines.counter_hash import Purpose, hash_of, random_permutation
 from data_pipelines.sampling.drawn_together import side_by_side
-
-_EPOCH, _WINDOW = 1, 2  # what a hash is for, so that no two uses share random numbers
 
 
 class LaneCells(NamedTuple):
@@ -114,7 +112,7 @@ class LaneOrder:
         return self._epoch(epoch).permutation[first : first + size]
 
     def _make_epoch(self, epoch: int) -> _Epoch:
-        permutation = random_permutation(hash_of(self.seed, _EPOCH, epoch), len(self.block_sizes))
+        permutation = random_permutation(hash_of(self.seed, Purpose.BLOCKS_OF_EPOCH, epoch), len(self.block_sizes))
         full_windows, rest = divmod(self.blocks_per_lane, self.window_blocks)
         sizes = self.block_sizes[permutation]
         split = full_windows * self.num_lanes * self.window_blocks
@@ -129,7 +127,7 @@ class LaneOrder:
     def _make_window_cells(self, epoch: int, lane: int, window: int) -> np.ndarray:
         ends = self._epoch(epoch).window_ends[lane]
         size = int(ends[window + 1] - ends[window])
-        cells = random_permutation(hash_of(self.seed, _WINDOW, epoch, window, lane), size)
+        cells = random_permutation(hash_of(self.seed, Purpose.CELLS_OF_WINDOW, epoch, window, lane), size)
         if self.groups is None:
             return cells
         groups = self.groups[self.numbers_of(self._window_blocks(epoch, lane, window))]

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.counter_hash import hash_of
+from data_pipelines.counter_hash import Purpose, hash_of
 from data_pipelines.sampling.drawn_together import too_rare
 from data_pipelines.sampling.lane_order import LaneOrder
 from data_pipelines.sampling.source_pattern import SourcePattern
@@ -25,8 +25,6 @@ from scmbert_jax.errors import ConfigError
 
 # Raised whenever the same arguments would give other batches; a run folder records it.
 ORDER_VERSION = 2
-
-_SOURCE = 4  # what a hash is for; lane_order has 1 and 2, collate 3, source_pattern 5
 
 
 class Piece(NamedTuple):
@@ -99,7 +97,7 @@ class SamplingOrder:
         self.lanes = [
             LaneOrder(
                 plan.block_sizes,
-                self.seed if alone else hash_of(self.seed, _SOURCE, index),
+                self.seed if alone else hash_of(self.seed, Purpose.SOURCE, index),
                 plan.num_lanes,
                 plan.window_blocks,
                 _whole_steps(plan, self.draws_per_step) if alone else None,

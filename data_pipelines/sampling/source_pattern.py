@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.counter_hash import fold_array, hash_of
+from data_pipelines.counter_hash import Purpose, fold_array, hash_of
 from scmbert_jax.errors import ConfigError
 
-_PATTERN = 5  # what a hash is for; lane_order has 1 and 2, collate 3, sampling_order 4
 MIN_PERIOD = 4096
 MAX_SOURCES = 4096
 _PERIODS = 512  # that are compared
@@ -103,7 +102,7 @@ class SourcePattern:
         sources = np.repeat(np.arange(len(self.draws), dtype=np.int32), self.draws)
         ranks = np.concatenate([np.arange(count, dtype=np.int64) for count in self.draws])
         # the place of a draw in 2^32-ths of the period, in whole numbers: the same on every machine
-        state = hash_of(self.seed, _PATTERN, stream, period)
+        state = hash_of(self.seed, Purpose.SOURCES_OF_DRAWS, stream, period)
         jitter = (fold_array(state, np.arange(self.period)) >> np.uint64(32)).astype(np.int64)
         order = np.argsort(((ranks << 32) + jitter) // self.draws[sources], kind="stable")
         return _Pattern(sources[order], ranks[order].astype(np.int32))

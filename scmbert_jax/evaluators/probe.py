@@ -16,15 +16,13 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from data_pipelines.counter_hash import fold_array
+from data_pipelines.counter_hash import Purpose, fold_array
 from scmbert_jax.evaluation import metrics
 from scmbert_jax.evaluation.baselines import pca_embedding
 from scmbert_jax.evaluation.probe.probe import FEWEST_CELLS, linear_probe
 from scmbert_jax.evaluation.probe.result import ProbeSettings
 from scmbert_jax.evaluators.inputs import CannotEvaluate, EvaluatorInputs
 from scmbert_jax.models.scmbert import ScMbert
-
-_HALVES = 11  # what a hash is for
 
 
 class _Probe:
@@ -37,7 +35,7 @@ class _Probe:
         measured = counts[self._modality].cells
         self._cells = measured[known[measured] & (counts[self._modality].library_size > 0)]
         _, self._codes = np.unique(labels[self._cells].astype(str), return_inverse=True)
-        self._fitted = fold_array(_HALVES, self._cells) % np.uint64(2) == 0
+        self._fitted = fold_array(Purpose.HALVES, self._cells) % np.uint64(2) == 0
         technical_batches = inputs.data.labels("technical_batch")
         self._technical_batches = (
             np.zeros(len(self._cells), int) if technical_batches is None else technical_batches[self._cells]
