@@ -1,10 +1,11 @@
 # make demo   the whole way on the built-in cells, in a few minutes
 # make smoke  whether this host can train: every objective, save, restore, its kernels; two minutes (tests/smoke)
-# make test   lint, types, all tests
+# make check  the quick loop: lint, types, docs, the tests that take about a second; five minutes
+# make test   all that a change must pass: lint, types, docs, all tests but the nightly ones; fifteen minutes
 # make docs   the pages of docs/ as a site in build/docs; what they refer to must exist
-# make nightly   the tests of the libraries' numbers with the lowest versions that setup.py allows and with the newest that
-#             there are (.venv-lowest, .venv-newest); the package is installed from its wheel and its sdist, and run; the
-#             tests of models and objectives as XLA compiles for users
+# make nightly   the tests that take minutes (compiling for TPUs, kills again and again, benchmarks); those of libraries'
+#             numbers with the lowest versions that setup.py allows and with the newest (.venv-lowest, .venv-newest); the
+#             package installed from its wheel and its sdist; models and objectives as XLA compiles for users
 # All do their own set-up: .venv is made on the first call and kept until setup.py or constraints.txt change.
 # .venv has JAX for CPUs. On a GPU or TPU host whose own Python has JAX: make smoke PYTHON_BIN=python3 (installs nothing)
 PYTHON ?= python3
@@ -20,10 +21,10 @@ unexport PYTHONDONTWRITEBYTECODE
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 
-.PHONY: help install lint test docs notebooks nightly nightly-lowest nightly-newest nightly-installed nightly-default demo smoke clean
+.PHONY: help install lint check test docs notebooks nightly nightly-long nightly-lowest nightly-newest nightly-installed nightly-default demo smoke clean
 
 help:
-	@sed -n '1,7s/^# //p' Makefile
+	@sed -n '1,9s/^# //p' Makefile
 
 install: $(INSTALLED_TEST)
 
@@ -45,8 +46,13 @@ lint: $(INSTALLED_TEST)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 20
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: lint docs
+	$(PYTEST) -q -m 'not slow and not nightly'
+
+test: lint docs
+	$(PYTEST) --durations 20 -m 'not nightly'
 
 docs: $(INSTALLED_TEST)
 	$(BIN)/python -m sphinx -q -n -W --keep-going docs build/docs
@@ -55,8 +61,7 @@ docs: $(INSTALLED_TEST)
 notebooks: $(INSTALLED_TEST)
 	PATH="$(BIN):$$PATH" $(BIN)/python docs/run_notebooks.py
 
-# What is slow trains: the same programs, run for longer.
-NIGHTLY_TESTS := -n 2 --dist worksteal -m 'not slow' tests/models tests/objectives tests/training tests/data_pipelines \
+NIGHTLY_TESTS := -n 2 --dist worksteal -m 'not nightly' tests/models tests/objectives tests/training tests/data_pipelines \
 	tests/tasks tests/evaluation tests/planning
 # $(1): the folder; $(2): what uv resolves to.
 define nightly_environment
@@ -67,7 +72,10 @@ define nightly_environment
 	$(1)/bin/python -m pip install --quiet --disable-pip-version-check -r $(1)/versions.txt -e .
 endef
 
-nightly: nightly-lowest nightly-newest nightly-installed nightly-default
+nightly: nightly-long nightly-lowest nightly-newest nightly-installed nightly-default
+
+nightly-long: $(INSTALLED_TEST)
+	$(PYTEST) --durations 20 -m nightly
 
 nightly-lowest:
 	$(call nightly_environment,.venv-lowest,--resolution lowest-direct --extra test --extra census,2)
@@ -80,7 +88,7 @@ nightly-newest:
 
 # The programs that users run: other tests compile theirs without optimisation, in a quarter of the time.
 nightly-default: $(INSTALLED_TEST)
-	SCMBERT_TESTS_XLA=default $(BIN)/python -m pytest -n 2 --dist worksteal tests/models tests/objectives \
+	SCMBERT_TESTS_XLA=default $(PYTEST) -m 'not nightly' tests/models tests/objectives \
 		tests/training/test_train_step.py
 
 nightly-installed: $(INSTALLED_TEST)

@@ -94,6 +94,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
 def test_a_file_that_cannot_be_used_is_refused_by_doctor_build_embed_and_translate(
     spoil,
@@ -158,6 +159,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("break_file", BROKEN, ids=lambda break_file: break_file.__name__)
 def test_a_file_that_is_none_is_refused_by_doctor_build_embed_and_translate(
     break_file,
@@ -272,6 +274,7 @@ def test_a_flipped_byte_of_a_shard_is_named_by_verify_and_stops_training(corpus,
 # --- runs and models -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_folder_of_another_corpus_is_refused(pbmc_run, tmp_path):
     run_dir = shutil.copytree(pbmc_run, tmp_path / "run")
     corpus = tmp_path / "corpus"
@@ -283,6 +286,7 @@ def test_a_run_folder_of_another_corpus_is_refused(pbmc_run, tmp_path):
     assert (run_dir / "metrics.jsonl").read_bytes() == (pbmc_run / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_refused_until_one_goes_back(pbmc_corpus, pbmc_run, tmp_path):
     run_dir = shutil.copytree(pbmc_run, tmp_path / "run")
     newest = run_dir / "checkpoints" / "6"
@@ -433,6 +437,7 @@ def test_what_is_no_run_folder_is_not_exported(pbmc_run, pbmc_model, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_done_is_exported_only_when_that_is_said(pbmc_run, tmp_path):
     run_dir, model = shutil.copytree(pbmc_run, tmp_path / "run"), tmp_path / "model"
     shutil.rmtree(run_dir / "checkpoints" / "6")
@@ -480,6 +485,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_stops_the_run_which_continues_when_
     assert [path.name for path in (run_dir / "checkpoints").iterdir() if not path.name.isdigit()] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("full_at", "words"), [("statistics", "cannot be written"), ("weights", "could not be saved")])
 def test_a_disk_that_is_full_leaves_no_half_model(full_at, words, pbmc_run, tmp_path, monkeypatch):
     statistics = (pbmc_run / "feature_statistics.npz").stat().st_size
@@ -496,6 +502,7 @@ def test_a_disk_that_is_full_leaves_no_half_model(full_at, words, pbmc_run, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_leaves_no_half_embedding_and_the_file_of_before(pbmc_model, tmp_path):
     old = tmp_path / "out.h5mu"
     old.write_bytes(b"of before")
@@ -506,6 +513,7 @@ def test_a_disk_that_is_full_leaves_no_half_embedding_and_the_file_of_before(pbm
     assert old.read_bytes() == b"of before"
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_while_the_embedding_is_added_leaves_nothing(pbmc_model, tmp_path):
     """The copy of the file still fits, the embedding does not."""
     with disk_with_room_for(example_path("pbmc_mosaic").stat().st_size + 1000):
@@ -514,6 +522,7 @@ def test_a_disk_that_is_full_while_the_embedding_is_added_leaves_nothing(pbmc_mo
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_leaves_no_half_translation_and_the_file_of_before(multimodal_model, tmp_path):  # noqa: F811
     old = tmp_path / "out.h5mu"
     old.write_bytes(b"of before")
@@ -525,6 +534,7 @@ def test_a_disk_that_is_full_leaves_no_half_translation_and_the_file_of_before(m
     assert old.read_bytes() == b"of before"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [20_000, 400_000, 2_000_000])
 def test_hdf5_is_never_given_a_disk_that_fills_up(room, tmp_path):
     """It would crash the process, here or when it ends; so room is asked for before, and more than is needed."""
@@ -592,6 +602,7 @@ def test_a_folder_without_permission_is_named(pbmc_model, pbmc_run, pbmc_corpus,
     refused(scmbert("corpus", "build", locked / "corpus", "example:pbmc_mosaic"), CorpusError, locked)
 
 
+@pytest.mark.slow
 def test_a_place_below_a_file_is_named(pbmc_run, pbmc_corpus, tmp_path):
     """What root meets as well: a folder cannot be made below a file."""
     (tmp_path / "file").write_text("")

@@ -93,6 +93,7 @@ def test_an_unknown_option_is_named():
     assert "--min-genes" in ran.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "words"),
     [
@@ -173,6 +174,7 @@ def test_what_is_left_out_or_cannot_be_is_asked_for(arguments, code, words, tmp_
 # --- programs read stdout --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_doctor_prints_one_json_document_and_nothing_else():
     done = subprocess.run(
         [sys.executable, "-m", "scmbert_jax.cli", "doctor", "example:pbmc_mosaic", "--json"],

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from conftest import REPOSITORY, TINY, xla_flags
 
 from scmbert_jax.compiled_programs import keep_compiled_programs
@@ -43,6 +44,7 @@ def pretrain(corpus, run_dir, cache) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_is_started_again_finds_its_programs(pbmc_corpus, tmp_path):
     pretrain(pbmc_corpus, tmp_path / "first", tmp_path / "cache")
     kept = {path.name for path in (tmp_path / "cache").rglob("*-cache")}
@@ -51,6 +53,7 @@ def test_a_run_that_is_started_again_finds_its_programs(pbmc_corpus, tmp_path):
     assert {path.name for path in (tmp_path / "cache").rglob("*-cache")} == kept
 
 
+@pytest.mark.slow
 def test_a_cache_folder_that_cannot_be_made_stops_nothing(pbmc_corpus, tmp_path):
     (tmp_path / "file").write_text("in the way")
     pretrain(pbmc_corpus, tmp_path / "run", tmp_path / "file")

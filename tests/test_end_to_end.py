@@ -136,6 +136,7 @@ def only_the_embedding_was_added(before: Path, after: Path):
                     np.testing.assert_array_equal(old[name][()], new[name][()], err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_example_is_embedded_beside_all_that_was_in_it(pbmc_model, tmp_path):
     for output in ("out.h5mu", "again.h5mu"):
         ran = scmbert("embed", pbmc_model, "example:pbmc_mosaic", "-o", tmp_path / output)
@@ -149,6 +150,7 @@ def test_the_example_is_embedded_beside_all_that_was_in_it(pbmc_model, tmp_path)
     assert mdata.uns["scmbert"]["model_step"] == 6
 
 
+@pytest.mark.slow
 def test_an_embedded_file_may_be_embedded_again_and_is_never_replaced(pbmc_model, tmp_path):
     adata = mudata.read_h5mu(example_path("pbmc_mosaic")).mod["rna"][:100].copy()
     adata.obsm["X_pca"] = np.ones((100, 3))

@@ -240,6 +240,7 @@ print("trained")
 """
 
 
+@pytest.mark.slow
 def test_a_synthetic_training_step_needs_neither_tensorflow_nor_anndata():
     out = python(SYNTHETIC_STEP, without=("tensorflow", "anndata", "mudata"))
     assert out.strip() == "trained"

@@ -95,6 +95,7 @@ def test_a_run_continues_with_the_same_mixture_and_no_other(run, corpora, cell_t
         assert "now it is given" in ran.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [

@@ -9,7 +9,7 @@ from conftest import scmbert, scmbert_ok
 from data_pipelines.corpus.corpus import open_corpus
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_build_is_measured_with_its_memory_disk_and_first_batch(tmp_path):
     command = ("bench", "build", "--cells", "1500", "--workers", "2", "--folder", tmp_path, "--starts", "1", "--json")
     found = json.loads(scmbert_ok(*command))
@@ -25,6 +25,7 @@ def test_a_build_is_measured_with_its_memory_disk_and_first_batch(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_corpus_that_was_built_can_be_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("scmbert_jax.benchmarks.build_speed._seconds_to_first_batch", lambda *_: 1.0)
     command = ("bench", "build", "--cells", "1100", "--workers", "1", "--folder", tmp_path, "--keep", "--json")

@@ -3,9 +3,11 @@
 import json
 import sys
 
+import pytest
 from conftest import scmbert
 
 
+@pytest.mark.slow
 def test_ours_is_measured_alone_where_no_peer_is_named(run_scmbert):
     ran = run_scmbert("bench", "favor", "--tokens", "40", "--layers", "1", "--turns", "2", "--threads", "1", "--json")
     assert ran.code == 0, ran.err
@@ -19,6 +21,7 @@ def test_ours_is_measured_alone_where_no_peer_is_named(run_scmbert):
     assert found["settings"]["tokens"] == 40
 
 
+@pytest.mark.slow
 def test_a_peer_that_cannot_be_used_is_refused_with_what_to_do(run_scmbert, tmp_path):
     # The Python of these tests has no performer-pytorch.
     for python, words in ((tmp_path / "python", "cannot be run"), (sys.executable, "pip install torch")):

@@ -17,6 +17,7 @@ from scmbert_jax.benchmarks.peer_process import peer_program
 from scmbert_jax.errors import ConfigError
 
 
+@pytest.mark.nightly
 def test_ours_is_measured_where_the_others_are_not_there_and_the_report_says_so(run_scmbert, tmp_path):
     options = ("--cells", "2300", "--lengths", "64", "--zero-fractions", "0", "--rounds", "1", "--folder", tmp_path)
     ran = run_scmbert("bench", "input", *options, "--json")
@@ -54,6 +55,7 @@ def test_sizes_that_cannot_be_are_refused():
         assert said in ran.err
 
 
+@pytest.mark.slow
 def test_bytes_per_cell_of_a_file_are_those_of_the_same_counts(run_scmbert):
     ran = run_scmbert("bench", "input", "--files", "example:pbmc_mosaic", "--json")
     assert ran.code == 0, ran.err
@@ -83,6 +85,7 @@ def test_batches_do_not_depend_on_the_number_of_processes_and_are_mixed(pbmc_cor
     assert coarse.blocks_shuffled == pytest.approx(fine.blocks_shuffled, rel=0.1)
 
 
+@pytest.mark.slow
 def test_corpora_that_are_there_are_read_as_they_are(pbmc_corpus, monkeypatch):
     monkeypatch.setattr(input_scaling, "_STEPS_OF_LARGE", 2)
     found = json.loads(scmbert_ok("bench", "input", "--corpora", pbmc_corpus, "--cold", "--rounds", "1", "--json"))

@@ -2,12 +2,14 @@
 
 import json
 
+import pytest
 from conftest import scmbert
 
 from scmbert_jax.benchmarks.objective_speed import MIXTURES, REFERENCE
 from scmbert_jax.objectives.mixture import OBJECTIVES
 
 
+@pytest.mark.nightly
 def test_every_objective_is_measured_beside_masked_modelling(run_scmbert):
     options = ("--batch-size", "4", "--embed-dim", "32", "--num-layers", "1", "--num-tokens", "12", "8")
     ran = run_scmbert("bench", "objectives", *options, "--turns", "1", "--steps-per-turn", "1", "--json")

@@ -16,6 +16,7 @@ from scmbert_jax.training.length_groups import row_widths, total_lengths
 from scmbert_jax.training.train_step import step_key, sum_of_gradients
 
 
+@pytest.mark.nightly
 def test_the_share_is_the_one_that_a_step_reports(tiny_config, tiny_layout, tiny_batch):
     config = replace(
         tiny_config, train=replace(tiny_config.train, num_microbatches=4, row_widths=(4, 8, 12, 16, 20, 24, 28))

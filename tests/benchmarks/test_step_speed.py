@@ -52,6 +52,7 @@ def fake_peer(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.nightly
 def test_every_combination_is_a_row_and_what_cannot_run_says_why(run_scmbert, fake_peer, tmp_path):
     options = ("--attention", "xla", "cudnn", "--remat", "none", "full", "--steps", "3", "--warmup", "1")
     more = ("--trace", tmp_path / "trace", "--peer-python", fake_peer, "--peer-turns", "2", "--json")
@@ -80,6 +81,7 @@ def test_every_combination_is_a_row_and_what_cannot_run_says_why(run_scmbert, fa
     assert found["settings"]["steps"] == 3
 
 
+@pytest.mark.slow
 def test_the_suite_of_a_gpu_runs_on_a_cpu_when_it_is_small(monkeypatch):
     """Every path of --suite h200 but the GPU and the peers: several batches, MFU, embedding."""
     own = SuiteModel("tiny", TINY_MODEL, (15,), (8, 16), ("xla",))
@@ -154,7 +156,7 @@ def test_options_that_cannot_be_are_refused():
         assert said in ran.err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("padding", [0.0, 0.3])
 def test_the_model_in_pytorch_has_our_loss(padding):
     """The peer is the same model: same parameters, cells and masked positions give the same loss."""

@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 from conftest import scmbert, scmbert_ok
 
 
+@pytest.mark.slow
 def test_it_compares_the_folder_with_three_ways_of_reading_from_afar(pbmc_corpus):
     options = ("--milliseconds", "5", "--batch-size", "32", "--num-tokens", "16", "--num-steps", "8", "--turns", "1")
     found = json.loads(scmbert_ok("bench", "storage", pbmc_corpus, *options, "--json"))["cells_per_second"]

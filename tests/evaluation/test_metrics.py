@@ -129,6 +129,7 @@ def test_the_student_interval_covers_the_mean_in_95_of_100_repetitions():
     assert covered == pytest.approx(0.95, abs=0.02)  # 4 standard errors of a fraction of 2,000
 
 
+@pytest.mark.slow
 def test_the_paired_bootstrap_covers_the_true_difference():
     rng = np.random.default_rng(5)
     covered = []

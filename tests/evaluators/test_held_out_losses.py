@@ -11,6 +11,7 @@ from scmbert_jax.parallel.mesh import replicated
 from scmbert_jax.training.train_state import initial_params
 
 
+@pytest.mark.slow
 def test_no_mesh_changes_the_losses_and_lift_is_what_they_fell_by(held_out_inputs):
     usual = held_out_inputs().config
     small = replace(usual, model=replace(usual.model, num_layers=1))

@@ -30,6 +30,7 @@ def found(inputs: EvaluatorInputs, noise: tuple[float, ...]) -> list[dict[str, f
         return [dict(evaluator(0, jax.device_put(shaken(start, size), everywhere), constants)) for size in noise]
 
 
+@pytest.mark.slow
 def test_models_differ_and_baselines_stay_and_no_mesh_changes_either(held_out_inputs):
     first, second = found(held_out_inputs(1), (0.1, 0.0))
     fixed = [name for name in first if name.endswith(("_marginal", "_rate", "_pca"))]

@@ -28,6 +28,7 @@ def given(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 def test_every_held_out_cell_is_shown_whole_in_its_place_on_any_mesh(held_out_inputs, devices):
     inputs = held_out_inputs(devices)
@@ -156,6 +157,7 @@ def of_a_model(held_out_inputs, monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_an_untrained_model_without_linear_path_translates_no_better_than_the_mean(of_a_model):
     """And the others run with a model, too."""
     found = of_a_model(linear_path=False, shake=0.0)
@@ -166,6 +168,7 @@ def test_an_untrained_model_without_linear_path_translates_no_better_than_the_me
     assert not any("linear_path_alone" in metric for own in found.values() for metric in own)
 
 
+@pytest.mark.slow
 def test_the_linear_path_alone_stands_beside_every_score_of_a_model_that_has_one(of_a_model):
     found = of_a_model(linear_path=True, shake=0.3)
     for name, metric in (

@@ -14,6 +14,7 @@ import anndata
 import mudata
 import numpy as np
 import pandas as pd
+import pytest
 import scipy.sparse as sp
 from fixed_numbers import fixed, with_fixed_statistics
 
@@ -115,6 +116,7 @@ def answers() -> dict[str, list]:
     return {name: np.round(values.astype(float), 5).tolist() for name, values in found.items()}
 
 
+@pytest.mark.slow
 def test_the_same_folder_gives_the_same_answers_in_one_format_version():
     golden = json.loads(GOLDEN.read_text())
     assert golden["format_version"] == FORMAT_VERSION, "refresh: python tests/golden/test_embedding.py --refresh"

@@ -31,12 +31,13 @@ def check(name: str) -> None:
     assert not lines, "\n".join([name, *lines, "if this was meant: python tests/golden/goldens.py --refresh"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in goldens.CASES if name.endswith("cpu-8")])
 def test_a_step_on_eight_devices_keeps_and_moves_what_it_did(name):
     check(name)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", [name for name in goldens.CASES if not name.endswith("cpu-8")])
 def test_a_step_for_a_tpu_slice_keeps_and_moves_what_it_did(name):
     check(name)

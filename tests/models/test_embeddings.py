@@ -54,6 +54,7 @@ def test_a_protein_row_is_its_own_row_plus_the_projected_mean_of_its_genes(tiny_
     np.testing.assert_allclose(model.feature_table()[41], wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["heads", "tokens"])
 def test_hidden_values_never_reach_the_encoder(tiny_config, known_layout, tiny_batch, where):
     model_config = dataclasses.replace(tiny_config.model, covariates=("technical_batch",), covariates_at=where)
@@ -78,6 +79,7 @@ def sharing(config, how):
     return dataclasses.replace(config, model=dataclasses.replace(config.model, encoder_sharing=how))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", SHARINGS)
 def test_more_padding_changes_no_embedding(tiny_config, known_layout, tiny_batch, how):
     _, _, model = build(sharing(tiny_config, how), known_layout)
@@ -89,6 +91,7 @@ def test_more_padding_changes_no_embedding(tiny_config, known_layout, tiny_batch
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", SHARINGS)
 def test_the_order_of_tokens_carries_no_information(tiny_config, known_layout, tiny_batch, how):
     _, _, model = build(sharing(tiny_config, how), known_layout)
@@ -109,6 +112,7 @@ def test_the_order_of_tokens_carries_no_information(tiny_config, known_layout, t
     np.testing.assert_allclose(model.cell_embedding(table, batch), model.cell_embedding(table, turned), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_cell_s_embedding_does_not_depend_on_its_neighbours(tiny_config, known_layout, tiny_batch):
     _, _, model = build(tiny_config, known_layout)
     batch, table = tiny_batch(), model.feature_table()

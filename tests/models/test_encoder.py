@@ -44,6 +44,7 @@ def loss_and_gradients(config: ModelConfig):
     return jax.tree.map(np.asarray, compiled(*arguments)), compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"scan_layers": False}, {"remat": "dots"}, {"remat": "full"}])
 def test_scanning_and_recomputing_change_no_number(change):
     plain, _ = loss_and_gradients(CONFIG)
@@ -53,6 +54,7 @@ def test_scanning_and_recomputing_change_no_number(change):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_layers_that_are_not_scanned_do_not_add_up_the_gradients_of_all_later_ones():
     """What the transposed operand of a weight's gradient is made of does not grow with the number of layers."""
 
@@ -82,6 +84,7 @@ def test_layer_norm_is_computed_in_float32():
     np.testing.assert_allclose(np.asarray(y, np.float64), exact, atol=0.02)  # half a bfloat16 step at 3
 
 
+@pytest.mark.slow
 def test_bfloat16_compute_stays_close_to_float32(tiny_config, tiny_layout, tiny_batch):
     from scmbert_jax.models.scmbert import ModelDefinition
 

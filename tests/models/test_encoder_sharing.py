@@ -40,6 +40,7 @@ def counts_gone(batch, modality):
     return batch._replace(modalities={**batch.modalities, modality: tokens._replace(counts=tokens.counts * 0)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", SHARINGS)
 def test_a_modality_that_no_cell_measured_leaves_every_objective_finite(mixed_config, known_layout, tiny_batch, how):
     """Two modalities, so that it compiles in bearable time."""
@@ -71,6 +72,7 @@ def test_a_modality_that_no_cell_measured_leaves_every_objective_finite(mixed_co
     assert float(part["masked_modeling"].metrics["protein_nll"][1]) == 0
 
 
+@pytest.mark.slow
 def test_encoders_of_their_own_never_see_the_tokens_of_another_modality(tiny_config, known_layout, tiny_batch):
     for how, independent in (("per_modality", True), ("shared", False), ("multiway", False)):
         definition = definition_of(tiny_config, known_layout, how)
@@ -85,6 +87,7 @@ def test_encoders_of_their_own_never_see_the_tokens_of_another_modality(tiny_con
         assert (np.abs(after - before)[:, 0].max(-1) > 1e-4).all()  # the cell embedding reads all of them
 
 
+@pytest.mark.slow
 def test_a_cell_is_the_mean_of_the_modalities_it_has(tiny_config, known_layout, tiny_batch):
     config = dataclasses.replace(tiny_config, model=dataclasses.replace(tiny_config.model, linear_path=False))
     definition = definition_of(config, known_layout, "per_modality")
@@ -116,6 +119,7 @@ def experts_of(params, change):
     return {**params, "encoder": {**params["encoder"], "blocks": blocks}}
 
 
+@pytest.mark.slow
 def test_equal_experts_are_one_shared_layer(tiny_config, known_layout, tiny_batch):
     shared, multiway = (definition_of(tiny_config, known_layout, how) for how in ("shared", "multiway"))
     params = start_of(shared)
@@ -137,6 +141,7 @@ def test_equal_experts_are_one_shared_layer(tiny_config, known_layout, tiny_batc
     assert (np.delete(moved, slice(4, 10)) > 1e-4).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -40,6 +40,7 @@ def counted_by_xla(function, *arguments) -> float:
     return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective", ["masked_modeling", "cross_modal_translation", "contrastive_alignment", "whole_profile"]
 )

@@ -31,6 +31,7 @@ def start(layout, name, likelihood, of_cells=True):
     return own.likelihoods[name], *own(name, states, jnp.asarray(IDS[name])[None], {})
 
 
+@pytest.mark.slow
 def test_a_negative_binomial_starts_at_the_feature_s_share_and_dispersion(known_layout):
     known, (first, stop) = known_layout.statistics, known_layout.slices["rna"]
     likelihood, outputs, log_dispersion = start(known_layout, "rna", "negative_binomial")
@@ -40,6 +41,7 @@ def test_a_negative_binomial_starts_at_the_feature_s_share_and_dispersion(known_
     np.testing.assert_allclose(nll[0], -scipy.stats.nbinom(theta, theta / (theta + mean)).logpmf(counts), rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "likelihood", "mean", "std"),
     [
@@ -73,6 +75,7 @@ def test_tokens_and_cells_start_at_different_models_because_zeros_are_sampled(kn
         np.testing.assert_allclose(own.predict(outputs, log_dispersion).value[0], wanted, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_modality_is_scored_by_its_own_likelihood_and_no_other(known_layout):
     """Impossible counts of another modality must not reach a head, not even as a NaN in an unused branch."""
     own = head(known_layout, {"rna": "negative_binomial", "atac": "bernoulli"})
@@ -90,6 +93,7 @@ def test_a_modality_is_scored_by_its_own_likelihood_and_no_other(known_layout):
     assert np.isfinite(head(poisoned, {"rna": "negative_binomial"}).nll(states, ids, modality, truth, {})).all()
 
 
+@pytest.mark.slow
 def test_a_spread_is_held_where_float32_can_tell_and_comes_back(known_layout):
     own = head(known_layout, {"rna": "negative_binomial"})
     own.spread[...] = jnp.full_like(own.spread[...], 9.0)  # stored at a tenth: log theta 90, whose exp is infinite

@@ -116,6 +116,7 @@ def test_float32_is_exact_over_the_whole_range_of_the_parameters(name):
         np.testing.assert_array_less(np.abs(ours - exact), 1e-4 * np.abs(exact) + 2e-6 * own + 1e-6)
 
 
+@pytest.mark.slow
 def test_likelihoods_of_bfloat16_outputs_are_float32_and_map_over_cells_as_over_an_array():
     outputs, log_dispersion, measured = anywhere("negative_binomial", 64)
     nll = likelihood("negative_binomial").nll
@@ -217,6 +218,7 @@ def test_the_likelihood_of_bins_is_the_cross_entropy_of_the_true_bin():
     np.testing.assert_allclose(nll, [-np.log(probabilities[0, 0]), -np.log(probabilities[1, 3])], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(LIKELIHOODS))
 def test_extreme_outputs_and_counts_give_finite_losses_predictions_and_gradients(name):
     model = likelihood(name)

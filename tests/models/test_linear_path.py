@@ -93,6 +93,7 @@ def values_of(counts, name) -> np.ndarray:
     return np.log1p(own / np.exp(np.log1p(own).mean(1, keepdims=True)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rna", "protein"])
 def test_a_cell_that_is_shown_whole_has_the_scores_of_a_pca(path, batch, counts, name):
     tokens = pack_tokens(batch)
@@ -140,6 +141,7 @@ def test_the_value_of_a_hidden_token_never_matters(path, batch):
     assert np.abs(seen).max() > 1
 
 
+@pytest.mark.slow
 def test_scores_of_a_part_of_the_tokens_are_those_of_the_cell_on_average(path, batch):
     tokens = pack_tokens(jax.tree.map(lambda x: x[:20], batch), ("rna",))
     whole = path.scores(tokens, nothing_hidden(tokens))["rna"]
@@ -231,6 +233,7 @@ def test_a_run_that_uses_no_pairs_does_not_start_from_them(batch, counts):
     assert path.between["rna>protein"].neighbours is None
 
 
+@pytest.mark.slow
 def test_neighbours_are_the_nearest_cells_of_other_folds():
     rng = np.random.default_rng(0)
     keys, values = rng.normal(size=(200, 64)), rng.normal(size=(200, 8))
@@ -264,6 +267,7 @@ def test_in_training_a_cell_is_predicted_by_the_map_that_has_not_seen_it(path, b
 # --- the control: the linear path without the transformer -------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_linear_path_alone_hears_nothing_of_the_transformer(mixed_config, known_layout, tiny_batch):
     """Embedding, alignment and translation stay as they are whatever the transformer's parameters are."""
     whole = ModelDefinition(mixed_config, known_layout)

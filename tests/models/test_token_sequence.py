@@ -4,6 +4,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,6 +42,7 @@ cells = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 def test_packing_puts_real_tokens_first_and_keeps_their_order():
     batch = CellBatch(
         {"rna": tokens([[1, 2, 0], [3, 0, 0]], [2, 1]), "protein": tokens([[7, 0], [8, 9]], [1, 2])},
@@ -57,6 +59,7 @@ def test_packing_puts_real_tokens_first_and_keeps_their_order():
     assert packed.valid.sum(1).tolist() == [3, 3]
 
 
+@pytest.mark.slow
 def test_modalities_stand_in_their_own_order_inside_a_jitted_function_too():
     """JAX sorts the keys of a dict: atac would come first."""
     batch = mosaic({"rna": [5, 2], "protein": [2, 3], "atac": [4, 1]})
@@ -78,6 +81,7 @@ def test_packing_one_modality_reads_no_other():
     np.testing.assert_array_equal(packed.feature_ids, batch.modalities["protein"].feature_ids)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(cells)
 def test_modalities_are_taken_apart_and_put_together_again(lengths):
@@ -114,6 +118,7 @@ def many_cells() -> TokenSequence:
     return pack_tokens(CellBatch({"rna": own}, {}, np.arange(64), np.arange(64)))
 
 
+@pytest.mark.slow
 def test_a_part_of_the_tokens_has_the_stated_share_and_no_token_twice():
     whole = many_cells()
     part = subsample_tokens(whole, 0.4, jax.random.split(jax.random.key(0), 64))
@@ -128,6 +133,7 @@ def test_a_part_of_the_tokens_has_the_stated_share_and_no_token_twice():
         np.testing.assert_array_equal(np.asarray(part.counts[row])[np.asarray(part.valid[row])], (drawn - 1) % 3)
 
 
+@pytest.mark.slow
 def test_a_part_of_the_tokens_stands_for_as_many_features_on_average():
     whole = many_cells()
 

@@ -99,6 +99,7 @@ def test_eight_devices_see_each_others_cells(config, known_layout, params, batch
     assert_same(compute(in_parts(config, number), known_layout, params, batch, mesh_config), single(batch))
 
 
+@pytest.mark.slow
 def test_parts_whose_states_are_not_kept_give_the_loss_and_gradient_of_the_whole(
     config, known_layout, params, batch, single
 ):
@@ -110,6 +111,7 @@ def test_parts_whose_states_are_not_kept_give_the_loss_and_gradient_of_the_whole
     assert sum(alone) < 0.9 * float(found[0].metrics[name][0])
 
 
+@pytest.mark.slow
 def test_parts_take_less_memory(config, known_layout, params, tiny_batch):
     """Memory of what the backward pass needs, of 256 cells; the compiler's own numbers."""
     batch = tiny_batch(batch_size=256)
@@ -125,6 +127,7 @@ def test_parts_take_less_memory(config, known_layout, params, tiny_batch):
     assert bytes_needed(8) < 0.4 * bytes_needed(1)
 
 
+@pytest.mark.slow
 def test_training_brings_the_modalities_of_a_cell_together(config, known_layout, batch):
     """On one small batch: the own partner becomes the nearest."""
     model, objective = ModelDefinition(config, known_layout), ContrastiveAlignment(config)

@@ -93,6 +93,7 @@ def values(found, name) -> tuple[float, float]:
     return tuple(float(x) for x in found.metrics[name])
 
 
+@pytest.mark.slow
 def test_all_directions_are_predicted_with_pairs_and_in_cycles(built, batch):
     found = built.loss(batch)
     assert set(found.metrics) == set(EVERY)
@@ -118,6 +119,7 @@ def test_a_cycle_reads_no_pair(built, batch, other, term):
         assert values(gone, pair)[1] == 0
 
 
+@pytest.mark.slow
 def test_a_run_of_cycles_alone_gets_the_same_gradients_whoever_is_whose_partner(tiny_config, known_layout, batch):
     """Bit for bit: the proof that `pair_weight` 0 uses no pair."""
     built = Built(translating(tiny_config, directions=("rna>protein",), pair_weight=0.0), known_layout)
@@ -143,6 +145,7 @@ def test_cells_that_lack_the_source_or_the_target_weigh_nothing(built, batch):
     assert values(before, "cycle_rna_to_protein_nll")[0] != values(after, "cycle_rna_to_protein_nll")[0]
 
 
+@pytest.mark.slow
 def test_a_prediction_reads_the_source_and_nothing_of_the_target(built, batch):
     for source, target in (("rna", "protein"), ("protein", "rna")):
         ids = np.arange(*built.layout.slices[target])
@@ -174,6 +177,7 @@ def test_a_protein_that_no_cell_ever_showed_is_predicted_through_its_gene(built,
     assert np.abs(built.translate(batch, "rna", "protein", [unseen], other) - before).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_training_sees_the_maps_of_other_folds_and_prediction_the_map_of_all_pairs(built, batch):
     """In training, what predicts a cell linearly has not seen it."""
     linear = built.layout.statistics.linear

@@ -20,6 +20,7 @@ def chosen_features(tokens, masked) -> list[set[int]]:
     return [set(row[chosen].tolist()) for row, chosen in zip(ids, np.asarray(masked.chosen), strict=True)]
 
 
+@pytest.mark.slow
 def test_the_stated_share_of_tokens_is_masked_and_hidden(tiny_batch):
     tokens = pack_tokens(tiny_batch())
     masked = choose_masked(tokens, MaskedModelingConfig(mask_fraction=0.4), row_keys(KEY, jnp.arange(16)))
@@ -29,6 +30,7 @@ def test_the_stated_share_of_tokens_is_masked_and_hidden(tiny_batch):
     assert not (np.asarray(masked.hidden) & ~np.asarray(tokens.valid)).any()
 
 
+@pytest.mark.slow
 def test_every_token_is_masked_equally_often(tiny_batch):
     tokens = pack_tokens(tiny_batch())
     config = MaskedModelingConfig(mask_fraction=0.25)
@@ -41,6 +43,7 @@ def test_every_token_is_masked_equally_often(tiny_batch):
     assert rate.min() > 0.25 - 0.11
 
 
+@pytest.mark.slow
 def test_masks_depend_on_the_row_and_the_step_only(tiny_batch):
     tokens = pack_tokens(tiny_batch())
     config = MaskedModelingConfig()
@@ -51,6 +54,7 @@ def test_masks_depend_on_the_row_and_the_step_only(tiny_batch):
     assert other_step != whole
 
 
+@pytest.mark.slow
 def test_padding_changes_no_mask(tiny_batch):
     keys = row_keys(KEY, jnp.arange(16))
     narrow, wide = pack_tokens(tiny_batch()), pack_tokens(padded(tiny_batch(), 7))
@@ -83,6 +87,7 @@ def built(tiny_config, tiny_layout):
     return params, loss
 
 
+@pytest.mark.slow
 def test_more_padding_changes_no_loss(built, tiny_batch):
     params, loss = built
     narrow, wide = loss(params, tiny_batch()), loss(params, padded(tiny_batch(), 7))
@@ -90,6 +95,7 @@ def test_more_padding_changes_no_loss(built, tiny_batch):
     np.testing.assert_allclose(narrow.total, wide.total, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_modality_that_no_cell_measured_adds_nothing(built, tiny_batch):
     params, loss = built
     batch = tiny_batch()
@@ -107,6 +113,7 @@ def test_a_modality_that_no_cell_measured_adds_nothing(built, tiny_batch):
     assert np.abs(gradients["token_head"]["outputs"]["atac"]).max() == 0
 
 
+@pytest.mark.slow
 def test_a_cell_without_tokens_adds_nothing_and_no_nan(built, tiny_batch):
     params, loss = built
     batch = tiny_batch()
@@ -119,6 +126,7 @@ def test_a_cell_without_tokens_adds_nothing_and_no_nan(built, tiny_batch):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
+@pytest.mark.slow
 def test_the_cell_embedding_is_trained_only_through_the_cell_head(tiny_config, tiny_layout, tiny_batch):
     """Without cell_weight, the last layer's [CLS] state would get no gradient at all."""
 

@@ -74,6 +74,7 @@ def head_of(config, layout):
     return head, jax.random.normal(KEY, (NUM_CELLS, 16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "likelihood"),
     [
@@ -107,6 +108,7 @@ def test_the_sum_over_zeros_and_expressed_is_the_sum_over_all_that_was_measured(
     assert 0 < counts[1][name].sum() < NUM_CELLS  # a mosaic, or nothing is shown
 
 
+@pytest.mark.slow
 def test_a_feature_that_was_not_measured_has_no_loss_and_no_share_of_the_library(config, tiny_layout, batch, panels):
     head, cell = head_of(config, tiny_layout)
     graph, params = nnx.split(head, nnx.Param)
@@ -123,6 +125,7 @@ def test_a_feature_that_was_not_measured_has_no_loss_and_no_share_of_the_library
         assert (by_bias[panel] > 0).all()
 
 
+@pytest.mark.slow
 def test_features_that_are_drawn_stand_for_all(config, tiny_layout, batch):
     head, cell = head_of(config, tiny_layout)
     own = batch.modalities["atac"], batch.profiles["atac"], batch.covariates
@@ -170,6 +173,7 @@ def everything(batch):
     return batch._replace(modalities=whole)
 
 
+@pytest.mark.slow
 def test_a_count_that_was_not_shown_is_asked_for(built, config, tiny_layout, batch):
     params, loss = built
     profile = batch.profiles["rna"]
@@ -207,6 +211,7 @@ def test_a_modality_that_a_cell_lacks_weighs_nothing(built, batch):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
+@pytest.mark.slow
 def test_a_few_steps_beat_the_marginal_model_and_train_all_that_makes_the_embedding(built, batch):
     params, loss = built
     (marginal, _), _ = loss(params, batch)
@@ -224,6 +229,7 @@ def test_a_few_steps_beat_the_marginal_model_and_train_all_that_makes_the_embedd
         assert max(size for path, size in reached.items() if part in path) > 0, part
 
 
+@pytest.mark.slow
 def test_eight_devices_microbatches_and_cut_rows_give_what_one_device_gives(config, tiny_layout, batch):
     def sums(config, mesh=None):
         model = ModelDefinition(config, tiny_layout)

@@ -74,7 +74,7 @@ def kill(processes: list, victims: list) -> None:
         process.join()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_that_is_killed_again_and_again_repeats_and_skips_no_batch(tmp_path):
     moments = random.Random(SEED)
     run_dir = tmp_path / "run"

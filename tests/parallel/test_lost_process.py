@@ -42,7 +42,7 @@ def stopped(processes: list[subprocess.Popen]) -> None:
         process.communicate()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_process_that_hangs_is_reported_and_the_other_ends_within_the_time_out(
     pbmc_corpus, start_scmbert, monkeypatch, tmp_path
 ):
@@ -71,6 +71,7 @@ def test_a_process_that_hangs_is_reported_and_the_other_ends_within_the_time_out
     assert "stopped sending heartbeats" in err  # JAX's, which ends the process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dies", [0, 1])
 def test_a_process_that_dies_ends_the_other_at_once_with_a_message(dies):
     coordinator = f"127.0.0.1:{free_port()}"
@@ -96,6 +97,7 @@ def test_a_process_that_dies_ends_the_other_at_once_with_a_message(dies):
     assert ours or jax_was_first, (processes[1 - dies].returncode, err)
 
 
+@pytest.mark.slow
 def test_a_process_whose_others_never_come_ends_with_a_message(run_scmbert, tmp_path):
     place = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2", "--process-index", "1")
     ran = run_scmbert(*RUN, *place, "--join-timeout", "1", "--corpus", tmp_path, "--run-dir", tmp_path / "run")
@@ -105,6 +107,7 @@ def test_a_process_whose_others_never_come_ends_with_a_message(run_scmbert, tmp_
     assert "Traceback" not in ran.err
 
 
+@pytest.mark.slow
 def test_where_there_is_no_cluster_that_is_said(run_scmbert, tmp_path):
     ran = run_scmbert(*TINY, "--multihost", "--corpus", tmp_path, "--run-dir", tmp_path / "run")
     assert ran.code == ConfigError.exit_code

@@ -25,6 +25,7 @@ def plain(table):
     return (jnp.sin(table[IDS]) ** 2).sum() + jnp.cos(linked).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh_config",
     [None, MeshConfig(fsdp=8), MeshConfig(replica=2, fsdp=4), MeshConfig(replica=2, fsdp=2, tensor=2)],

@@ -125,6 +125,7 @@ print("stopped at", step, flush=True)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_agree_on_what_they_run_and_on_when_to_stop(tmp_path):
     coordinator = f"127.0.0.1:{free_port()}"
     processes = [

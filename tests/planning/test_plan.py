@@ -97,6 +97,7 @@ def test_a_corpus_gives_the_features(pbmc_corpus, compiled_already):
 # --- what cannot be --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

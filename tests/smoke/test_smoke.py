@@ -109,6 +109,7 @@ def test_the_accelerator_of_this_host_is_used():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_an_objective_trains_and_its_state_survives_saving_bit_for_bit(objective, tmp_path):
     training = Training(config_of(objective), objective)
@@ -157,6 +158,7 @@ class SyntheticData:
         (folder / "feature_space.parquet").write_bytes(b"features")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("tensorboardX", "cattrs")),
     reason="needs tensorboardX and cattrs: pip install tensorboardX cattrs",

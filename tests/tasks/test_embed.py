@@ -50,6 +50,7 @@ def test_every_cell_of_a_mosaic_has_an_embedding_of_its_own(embedded, mdata, pbm
     assert len(np.unique(embedded.round(4), axis=0)) == mdata.n_obs
 
 
+@pytest.mark.slow
 def test_the_python_api_gives_what_the_command_line_writes(model, pbmc_model, tmp_path):
     scmbert_ok("embed", pbmc_model, "example:pbmc_mosaic", "-o", tmp_path / "out.h5mu")
     written = mudata.read_h5mu(tmp_path / "out.h5mu")
@@ -158,6 +159,7 @@ def test_every_expressed_feature_is_shown_and_the_seed_draws_the_zeros_beside_th
     assert np.abs(model.embed(mdata, seed=1) - embedded).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_whoever_shows_less_is_told_the_share_and_components_are_of_all_counts(model, mdata, embedded):
     with pytest.warns(ScmbertWarning, match=r"[\d.]+% of rna, [\d.]+% of protein"):
         few = embed_dataset(model.pretrained, mdata, num_tokens=16)
@@ -184,6 +186,7 @@ def test_a_row_is_of_a_width_and_a_batch_of_as_many_rows_as_memory_holds(model, 
     assert 0 < opened._rows_at(2**18, 50) < 50
 
 
+@pytest.mark.slow
 def test_an_untrained_twin_gives_other_embeddings_of_the_same_cells(model, rna):
     first, second = (embed_dataset(model.pretrained.untrained(seed), rna).embeddings for seed in (0, 1))
     assert np.abs(first - second).max() > 0.1
@@ -216,6 +219,7 @@ def test_a_joint_embedding_has_the_cell_its_modalities_and_their_mean(jointly, m
     assert np.isfinite(jointly["X_scmbert_joint"]).all()
 
 
+@pytest.mark.slow
 def test_a_joint_embedding_is_what_is_embedded_one_by_one(aligned_model, jointly, mdata):
     alone = {
         "X_scmbert": aligned_model.embed(mdata),
@@ -236,6 +240,7 @@ def test_a_file_of_one_modality_has_a_joint_embedding_of_that(aligned_model, rna
     np.testing.assert_allclose(result.aligned["joint"], result.aligned["rna"], **TOLERANCE)
 
 
+@pytest.mark.slow
 def test_the_joint_embedding_is_written_beside_all_that_was_in_the_file(multimodal_model, tmp_path):  # noqa: F811
     out = tmp_path / "out.h5mu"
     printed = scmbert_ok("embed", multimodal_model, "example:pbmc_mosaic", "-o", out, "--joint")

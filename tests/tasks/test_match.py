@@ -147,6 +147,7 @@ def test_a_table_says_why_a_partner_is_missing():
 # --- the verbs -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_match_writes_partners_of_the_same_technical_batch(pbmc_model, tmp_path):
     out = tmp_path / "partners.csv"
     said = scmbert_ok(
@@ -166,6 +167,7 @@ def test_match_writes_partners_of_the_same_technical_batch(pbmc_model, tmp_path)
     assert all(row["partner"].startswith(row["technical_batch"]) for row in rows)
 
 
+@pytest.mark.slow
 def test_label_transfer_writes_types_with_their_confidence(pbmc_model, tmp_path):
     out = tmp_path / "types.parquet"
     said = scmbert_ok(
@@ -178,6 +180,7 @@ def test_label_transfer_writes_types_with_their_confidence(pbmc_model, tmp_path)
     assert table["confidence"].between(0, 1).all()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_matched_is_refused_before_the_work(pbmc_model, tmp_path):
     def refused(*more):
         ran = scmbert("match", pbmc_model, "example:pbmc_mosaic", "--source", "rna", *more)

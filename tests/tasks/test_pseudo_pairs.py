@@ -63,6 +63,7 @@ def test_no_cell_stands_in_two_pairs(matched):
     assert len(np.unique(matched.first_rows)) == len(np.unique(matched.second_rows)) == 400
 
 
+@pytest.mark.slow
 def test_links_left_out_of_the_matching_are_predicted_and_broken_links_are_not(pbmc):
     rna, protein = batch(pbmc["rna"], "p3"), batch(pbmc["protein"], "p3")
     settings = PseudoPairSettings(rounds=1)
@@ -76,6 +77,7 @@ def test_links_left_out_of_the_matching_are_predicted_and_broken_links_are_not(p
 # --- what it must not look at ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_neither_barcodes_nor_the_order_of_cells_tell_it_the_pairs(pbmc, matched):
     """Protein cells in another order and under other names: the same profiles are paired."""
     rna, protein = batch(pbmc["rna"], "p3"), batch(pbmc["protein"], "p3")
@@ -195,6 +197,7 @@ def test_one_antibody_is_one_link_whatever_else_binds_its_gene(pbmc):
 # --- the written file ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_written_file_declares_its_pairs_and_keeps_every_cell_and_count(pbmc, tmp_path):
     out = tmp_path / "pseudo.h5mu"
     said = scmbert_ok(

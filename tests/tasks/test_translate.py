@@ -97,6 +97,7 @@ def test_a_file_of_the_source_alone_gives_the_same_predictions(model, rna, mdata
     np.testing.assert_allclose(alone.values, result.values[place], **TOLERANCE)
 
 
+@pytest.mark.slow
 def test_the_way_back_has_another_unit_and_its_target_sum(model, mdata):
     found = translate_dataset(model.pretrained, mdata, target="rna")
     assert (found.source, found.scale) == ("protein", "log1p")
@@ -192,6 +193,7 @@ def test_a_feature_the_model_does_not_know_is_named_with_what_was_probably_meant
         translate_dataset(model.pretrained, rna, target="protein", features=[])
 
 
+@pytest.mark.slow
 def test_antibodies_that_the_model_does_not_know_are_all_named_and_change_nothing(model, mdata):
     cells = mdata.mod["adt"][:20].copy()
     names = [f"panel_{letter}" for letter in "abcdefghijkl"]

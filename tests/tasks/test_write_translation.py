@@ -36,6 +36,7 @@ def few(whole):
     return adata
 
 
+@pytest.mark.slow
 def test_the_example_is_translated_beside_what_was_read(multimodal_model, whole, tmp_path):  # noqa: F811
     for output in ("out.h5mu", "again.h5mu"):
         ran = scmbert("translate", multimodal_model, "example:pbmc_mosaic", "--to", "protein", "-o", tmp_path / output)
@@ -64,6 +65,7 @@ def test_the_example_is_translated_beside_what_was_read(multimodal_model, whole,
     assert written.obs["celltype"].astype(str).tolist() == types[written.obs_names].tolist()
 
 
+@pytest.mark.slow
 def test_predictions_are_never_taken_for_counts(multimodal_model, few, tmp_path):  # noqa: F811
     few.write_h5ad(tmp_path / "cells.h5ad")
     scmbert_ok("translate", multimodal_model, tmp_path / "cells.h5ad", "--to", "protein", "-o", tmp_path / "out.h5mu")
@@ -88,6 +90,7 @@ def test_everything_that_a_file_has_of_the_source_is_kept(multimodal_model, few,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "out.h5mu"]
 
 
+@pytest.mark.slow
 def test_a_modality_keeps_the_name_it_has_in_the_file(multimodal_model, whole, tmp_path):  # noqa: F811
     file, out = tmp_path / "cells.h5mu", tmp_path / "out.h5mu"
     whole[800:820].copy().write(file)
@@ -113,6 +116,7 @@ def test_of_a_file_with_both_in_one_matrix_the_source_is_written(multimodal_mode
     assert written.mod["protein"].shape == (20, 3)
 
 
+@pytest.mark.slow
 def test_two_files_of_the_same_cells_give_the_one_that_was_read(multimodal_model, whole, tmp_path):  # noqa: F811
     names = whole.mod["rna"].obs_names[400:420]
     for name in ("rna", "adt"):

@@ -34,6 +34,7 @@ def test_help_shows_an_example_and_the_dry_run(tools, script):
     assert tools.calls() == []
 
 
+@pytest.mark.slow
 def test_shellcheck_finds_nothing():
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed (apt-get install shellcheck)")

@@ -40,7 +40,7 @@ def compiled(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("compiled")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("signal", "exit_code"), [("KILL", -9), ("TERM", 75)])
 def test_a_run_here_is_killed_and_continues(
     drill, pbmc_corpus, compiled, tmp_path, capfd, monkeypatch, signal, exit_code

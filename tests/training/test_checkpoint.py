@@ -54,6 +54,7 @@ def test_a_save_leaves_no_thread_behind(tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "is_told"), [("Event loop is closed", False), ("something else", True)])
 def test_writes_that_end_after_a_failed_save_print_no_traceback(words, is_told):
     program = f"""

@@ -50,6 +50,7 @@ def copied(short, tmp_path) -> Path:
     return shutil.copytree(short, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_for_more_steps_by_their_schedule_in_another_precision_and_says_so(
     copied, short_config, tiny_layout, capsys
 ):
@@ -83,6 +84,7 @@ def test_a_run_goes_on_for_more_steps_by_their_schedule_in_another_precision_and
     assert read_metrics(copied / "metrics.jsonl") == found
 
 
+@pytest.mark.slow
 def test_another_layout_of_the_machine_continues_with_the_same_masks_and_nearly_the_same_loss(
     short, copied, short_config, tiny_layout
 ):

@@ -80,6 +80,7 @@ def embedding(definition, params, batch: CellBatch) -> np.ndarray:
     return np.asarray(embed(params, definition.constants, batch))
 
 
+@pytest.mark.slow
 def test_features_in_another_order_give_the_embedding_of_the_model(source_of, config, layout, tiny_batch):
     make, params, definition = source_of
     order = np.concatenate([np.random.default_rng(0).permutation(40), 40 + np.random.default_rng(1).permutation(12)])
@@ -158,6 +159,7 @@ def test_held_out_cells_that_the_model_has_trained_on_are_told(source_of):
     assert "unknown whether" in replace(beginning, cells=None).knows(held_out)[0]
 
 
+@pytest.mark.slow
 def test_a_run_records_its_beginning_and_keeps_to_it(source_of, config, layout, tmp_path):
     make, params, _ = source_of
     source, folder = make(np.arange(52)), tmp_path / "run"

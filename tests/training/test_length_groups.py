@@ -53,6 +53,7 @@ def sums(config, layout, batch, objective, mesh=None):
         return jax.jit(function)(params, batch_to_devices(batch, mesh))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["masked_modeling", "cross_modal_translation"])
 def test_cut_rows_give_the_loss_and_gradients_of_padded_rows(mixed_config, tiny_layout, uneven, objective):
     translation = replace(mixed_config.objectives.cross_modal_translation, directions=("rna>protein",))  # one compiles
@@ -70,6 +71,7 @@ def test_cut_rows_give_the_loss_and_gradients_of_padded_rows(mixed_config, tiny_
     chex.assert_trees_all_close(gradients, plain_gradients, rtol=2e-4, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_mesh_cuts_by_the_longest_row_of_all_its_devices(tiny_config, tiny_layout, uneven):
     """Devices must agree on the program they run: here each has one row of a microbatch, of another length."""
     config = grouped(tiny_config, 2, (8, 16, 24))

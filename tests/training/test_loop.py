@@ -133,6 +133,7 @@ def in_tensorboard(run_dir):
     return shown
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_bit_for_bit_with_every_row_in_tensorboard(
     undisturbed, tiny_config, tiny_layout, tmp_path
 ):
@@ -163,6 +164,7 @@ def test_a_killed_run_continues_bit_for_bit_with_every_row_in_tensorboard(
     )
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_step_it_reached_and_the_run_continues_bit_for_bit(
     undisturbed, tiny_config, tiny_layout, tmp_path
 ):
@@ -196,6 +198,7 @@ def test_a_signal_asks_to_stop_unless_the_caller_ignores_it(number):
         signal.signal(number, before)
 
 
+@pytest.mark.slow
 def test_a_run_goes_from_one_device_to_two_to_eight_to_four_with_the_same_masks(
     undisturbed, tiny_config, tiny_layout, tmp_path
 ):
@@ -228,6 +231,7 @@ def test_masks_of_a_batch_are_bit_for_bit_the_same_on_any_number_of_devices(tiny
     assert_bit_equal(on(1), on(devices))
 
 
+@pytest.mark.slow
 def test_going_back_to_an_older_checkpoint_leads_to_the_same_run(undisturbed, tiny_config, tiny_layout, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "run")
     first = []
@@ -247,6 +251,7 @@ def test_going_back_to_an_older_checkpoint_leads_to_the_same_run(undisturbed, ti
     assert sorted(path.name for path in aside.iterdir()) == ["15", "20"]
 
 
+@pytest.mark.slow
 def test_the_ledger_of_time_adds_up_over_a_death(tiny_config, tiny_layout, tmp_path):
     before = time.time()
     with pytest.raises(Killed):
@@ -269,6 +274,7 @@ def test_a_finished_run_is_left_as_it_is(undisturbed, tiny_config, tiny_layout):
     assert [path.read_bytes() for path in files] == before
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
     tiny_config, tiny_layout, tmp_path, monkeypatch
 ):
@@ -332,6 +338,7 @@ def test_a_damaged_checkpoint_stops_the_run_instead_of_starting_anew(undisturbed
         run(tiny_config, tiny_layout, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_second_run_on_the_same_folder_is_refused(tiny_config, tiny_layout, tmp_path):
     def second(step):
         if step == 1:
@@ -351,6 +358,7 @@ def test_a_folder_that_cannot_be_made_is_named(tiny_config, tiny_layout, tmp_pat
         run(tiny_config, tiny_layout, tmp_path / "file" / "run")
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_saving_is_reported_and_keeps_the_last_good_checkpoint(
     tiny_config, tiny_layout, tmp_path, monkeypatch
 ):

@@ -48,6 +48,7 @@ def test_matrices_of_layers_get_muon_and_all_else_adamw(muon_config, tiny_layout
         assert path not in by_muon
 
 
+@pytest.mark.slow
 def test_an_update_of_stacked_layers_is_that_of_each_matrix_alone(muon_config, tiny_layout):
     model = ModelDefinition(muon_config, tiny_layout)
     dimensions = leaves(muon_dimensions(model))
@@ -80,6 +81,7 @@ def test_an_update_of_stacked_layers_is_that_of_each_matrix_alone(muon_config, t
             assert singular.max() < 1.4
 
 
+@pytest.mark.slow
 def test_muon_and_adamw_move_their_own_parameters(muon_config, tiny_layout):
     """One step from the same gradient: what AdamW trains moves as with AdamW alone, the layers' matrices do not."""
     model = ModelDefinition(muon_config, tiny_layout)
@@ -103,6 +105,7 @@ def test_muon_and_adamw_move_their_own_parameters(muon_config, tiny_layout):
             assert 0.1 < ratio < 1.0, path
 
 
+@pytest.mark.slow
 def test_a_sharded_run_of_muon_equals_one_device_and_continues_from_its_checkpoint(
     muon_config, tiny_layout, tiny_batch, tmp_path
 ):

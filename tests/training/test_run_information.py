@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pytest
 from conftest import scmbert_ok
 
 from scmbert_jax.training.run_information import information_in_words, run_information
@@ -62,6 +63,7 @@ def test_a_run_folder_and_the_model_card_carry_it(pbmc_run, pbmc_model):
     assert "Pairs: 800 cells in which an assay measured several modalities at once." in card
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_is_exported_and_its_card_says_what_is_not_known(pbmc_run, tmp_path):
     run_dir = shutil.copytree(pbmc_run, tmp_path / "run")
     provenance = json.loads((run_dir / "provenance.json").read_text())

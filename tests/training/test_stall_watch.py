@@ -6,6 +6,7 @@ import sys
 import time
 
 import jax
+import pytest
 from conftest import REPOSITORY
 from test_loop import SyntheticData
 
@@ -84,6 +85,7 @@ with StallWatch(12, report_after=0.1, give_up_after=0.3):
     assert "(the last was step 12): this process ends" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_loop_reports_data_that_do_not_come(tiny_config, tiny_layout, tmp_path, capsys):
     config = dataclasses.replace(tiny_config, train=dataclasses.replace(tiny_config.train, num_steps=3))
     data = SyntheticData(config, tiny_layout, at_step=lambda step: time.sleep(1.2 if step == 2 else 0))

@@ -41,6 +41,7 @@ def sums(config, layout, batch, num_microbatches):
     return function(params, batch)
 
 
+@pytest.mark.slow
 def test_four_microbatches_of_unequal_masks_equal_one(tiny_config, tiny_layout, tiny_batch):
     batch = uneven(tiny_batch())
     (one, one_gradients), (four, four_gradients) = (sums(tiny_config, tiny_layout, batch, n) for n in (1, 4))
@@ -54,6 +55,7 @@ def test_four_microbatches_of_unequal_masks_equal_one(tiny_config, tiny_layout, 
     chex.assert_trees_all_close(one_gradients, four_gradients, rtol=2e-4, atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh_config",
     [MeshConfig(fsdp=8), MeshConfig(replica=2, fsdp=4), MeshConfig(fsdp=4, tensor=2)],
@@ -85,6 +87,7 @@ def test_a_sharded_step_equals_the_step_on_one_device(tiny_config, tiny_layout, 
     assert moment.sharding == qkv.sharding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh_config",
     [MeshConfig(fsdp=8), MeshConfig(replica=2, fsdp=4), MeshConfig(fsdp=4, tensor=2)],
@@ -114,6 +117,7 @@ def test_sharded_gradients_are_those_of_one_device(tiny_config, tiny_layout, tin
         np.testing.assert_allclose(other, one, atol=1e-4 * np.abs(one).max() + 1e-6, err_msg=str(path))
 
 
+@pytest.mark.slow
 def test_every_mesh_starts_from_the_same_parameters(tiny_config, tiny_layout):
     model = ModelDefinition(tiny_config, tiny_layout)
     optimizer = make_optimizer(tiny_config, model)
@@ -122,6 +126,7 @@ def test_every_mesh_starts_from_the_same_parameters(tiny_config, tiny_layout):
     chex.assert_trees_all_equal(jax.device_get(one.params), jax.device_get(eight.params))
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_on_cells_with_structure(tiny_config, tiny_layout, tiny_batch):
     config = dataclasses.replace(
         tiny_config, optimizer=dataclasses.replace(tiny_config.optimizer, peak_learning_rate=5e-3)
@@ -165,6 +170,7 @@ def test_a_parameter_that_does_not_divide_is_named(tiny_config, tiny_layout):
         abstract_state(model, make_optimizer(tiny_config, model), make_mesh(MeshConfig()))
 
 
+@pytest.mark.slow
 def test_the_step_is_compiled_once(tiny_config, tiny_layout, tiny_batch):
     chex.clear_trace_counter()
     model = ModelDefinition(tiny_config, tiny_layout)

@@ -44,6 +44,7 @@ def judged(tiny_config, tiny_layout, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_evaluates_trains_no_step_again_and_writes_no_row_twice(judged):
     calls, alive = Counter(), []
 
@@ -79,6 +80,7 @@ def test_a_run_killed_while_it_evaluates_trains_no_step_again_and_writes_no_row_
     assert judged.steps == list(range(6))
 
 
+@pytest.mark.slow
 def test_an_evaluator_that_fails_is_told_and_the_run_goes_on(judged, capsys):
     def broken(step, params, constants):
         raise ValueError("no such cell")
@@ -93,6 +95,7 @@ def test_an_evaluator_that_fails_is_told_and_the_run_goes_on(judged, capsys):
     )
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_patience_ends_the_run_once(judged, tiny_config):
     values = {1: 3.0, 2: 1.0, 3: 2.0, 4: 1.5, 5: 0.5}
     evaluators = {"loss": lambda step, params, constants: {"loss": values[step]}}

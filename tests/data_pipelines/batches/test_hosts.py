@@ -48,6 +48,7 @@ def arrays_of(batch: CellBatch) -> list[np.ndarray]:
     return [*tokens, *batch.covariates.values(), batch.cell_index, batch.row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_hosts_may_come_and_go_while_a_run_goes_on(paths, kind):
     """One host, then eight, two, four, one: the same batches as if one had made them all."""
@@ -131,6 +132,7 @@ for kind in KINDS:
 """
 
 
+@pytest.mark.slow
 def test_two_real_processes_make_together_the_batches_of_one(paths, tmp_path):
     folders = (REPOSITORY, REPOSITORY / "tests", Path(__file__).parents[1], Path(__file__).parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}

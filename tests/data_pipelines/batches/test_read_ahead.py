@@ -136,6 +136,7 @@ def test_processes_make_the_rows_of_the_one_batch(corpus, reader, process_count)
             np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole, err_msg=name)
 
 
+@pytest.mark.slow
 def test_all_front_ends_give_the_same_batches_bit_for_bit(reader):
     start, stop = 3, reader.steps_per_epoch + 4
     expected = [reader.batch_at(step) for step in range(start, stop)]
@@ -290,6 +291,7 @@ def test_a_modality_the_corpus_has_not_is_refused(tmp_path):
         BatchReader(corpus, SAMPLING, **SETTINGS)
 
 
+@pytest.mark.slow
 def test_reading_needs_neither_tensorflow_nor_grain(corpus_path):
     code = f"""
 import sys

@@ -176,7 +176,7 @@ print(killed, finished, seconds)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_twenty_kills_at_random_moments_never_leave_a_corpus_that_differs(mosaic_file, undisturbed, tmp_path):
     expected = tmp_path / "expected"
     expected.mkdir()

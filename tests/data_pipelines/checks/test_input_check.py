@@ -353,6 +353,7 @@ def test_a_file_that_breaks_halfway_becomes_a_problem_of_the_report(tmp_path):
 # ---- real files: the measured coverage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "options", "coverage"),
     [

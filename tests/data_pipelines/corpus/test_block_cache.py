@@ -96,6 +96,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_processes_share_a_cache_within_its_limit_and_may_be_killed_at_any_time(tmp_path):
     def start(seed: int) -> subprocess.Popen:
         arguments = [sys.executable, "-c", WRITER, str(tmp_path), str(seed)]

@@ -87,6 +87,7 @@ def example_block(num_cells: int = 40, nnz: int = 30, seed: int = 0) -> CellBloc
     return CellBlock({"rna": columns}, {"dataset": np.zeros(num_cells, np.int32)}, np.arange(num_cells) + 1000)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(block=blocks(), codec=st.sampled_from(["none", "zstd"]))
 def test_what_goes_in_comes_out(block, codec):
@@ -112,6 +113,7 @@ def test_every_flipped_bit_of_a_framed_block_is_noticed(data, codec):
         decode(tfrecord.unframe(bytes(framed)))
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(data=st.data(), codec=st.sampled_from(["none", "zstd"]))
 def test_every_truncation_is_noticed_without_a_checksum(data, codec):
@@ -138,6 +140,7 @@ def test_random_bytes_are_no_block_and_never_crash(payload, start):
             decode(header + payload)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(block=blocks(), data=st.data())
 def test_a_damaged_payload_gives_a_block_or_an_error_and_never_crashes(block, data):

@@ -292,6 +292,7 @@ def places(value, path=()):
         yield from places(part, (*path, name))
 
 
+@pytest.mark.slow
 def test_no_field_of_a_manifest_brings_a_traceback_or_a_file_elsewhere(copied):
     good = json.loads((copied / MANIFEST).read_text())
     rng = np.random.default_rng(0)

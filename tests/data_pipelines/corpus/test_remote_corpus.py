@@ -116,6 +116,7 @@ def test_batches_from_object_storage_are_those_of_the_folder(how, s3, built, exp
     assert describe_corpus(URL) | {"path": ""} == describe_corpus(built) | {"path": ""}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [DROP, INTERNAL_ERROR, SLOW_DOWN, TRUNCATE, SHORT, 0.05], ids=str)
 def test_every_third_request_fails_and_nothing_is_lost(fault, s3, expected):
     s3.reset(lambda request: fault if request.number % 3 == 0 else None)
@@ -225,6 +226,7 @@ def test_a_window_that_is_decoded_meanwhile_is_not_fetched_again(s3, built):
 # --- the cache -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_was_read_once_is_not_asked_for_again(s3, expected):
     with open_corpus(URL) as corpus:
         assert_same(batches_of(corpus), expected)
@@ -235,6 +237,7 @@ def test_what_was_read_once_is_not_asked_for_again(s3, expected):
     assert shard_requests(s3) == []
 
 
+@pytest.mark.slow
 def test_a_damaged_entry_of_the_cache_is_never_data(s3, expected, tmp_path):
     with open_corpus(URL) as corpus:
         batches_of(corpus)
@@ -277,6 +280,7 @@ def test_a_block_that_stays_damaged_is_named_with_its_shard(s3):
         corpus.read_block(0)
 
 
+@pytest.mark.slow
 def test_a_service_that_stays_away_is_named_with_the_block_that_was_needed(s3):
     with open_corpus(URL) as corpus:
         s3.reset(lambda request: SLOW_DOWN)
@@ -289,6 +293,7 @@ def test_a_service_that_stays_away_is_named_with_the_block_that_was_needed(s3):
             batches_of(corpus)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", [open_corpus, verify_corpus, describe_corpus])
 def test_refused_access_fails_at_once_with_the_remedy(use, s3):
     s3.reset(lambda request: ACCESS_DENIED)
@@ -312,6 +317,7 @@ def test_no_corpus_there_is_said_at_once(s3):
             open_corpus(url)
 
 
+@pytest.mark.slow
 def test_a_shard_that_vanishes_is_missed_at_once(s3, built):
     url = "s3://bucket/vanishing"
     copy_corpus(built, url)
@@ -325,6 +331,7 @@ def test_a_shard_that_vanishes_is_missed_at_once(s3, built):
         open_corpus(url)
 
 
+@pytest.mark.slow
 def test_verify_reads_a_remote_corpus_once_and_not_its_cache(s3, built):
     assert verify_corpus(URL).ok
     assert len(shard_requests(s3)) == open_corpus(built).num_blocks
@@ -344,6 +351,7 @@ def same_files(first, second):
     return all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
 
 
+@pytest.mark.slow
 def test_a_corpus_travels_there_and_back(s3, built, tmp_path):
     assert "files copied" in scmbert_ok("corpus", "copy", built, "s3://bucket/travelled")
     assert "all intact" in scmbert_ok("corpus", "verify", "s3://bucket/travelled")
@@ -353,6 +361,7 @@ def test_a_corpus_travels_there_and_back(s3, built, tmp_path):
     assert "0 files copied" in scmbert_ok("corpus", "copy", built, tmp_path / "back")
 
 
+@pytest.mark.slow
 def test_a_copy_over_a_bad_line_is_whole(s3, built, tmp_path):
     faults = (DROP, SLOW_DOWN, TRUNCATE)
     s3.reset(lambda request: faults[request.number // 3 % 3] if request.number % 3 == 0 else None)
@@ -362,6 +371,7 @@ def test_a_copy_over_a_bad_line_is_whole(s3, built, tmp_path):
     assert same_files(built, tmp_path / "back")
 
 
+@pytest.mark.slow
 def test_half_a_copy_is_no_corpus_and_is_completed_without_sending_the_half_again(s3, built):
     url = "s3://bucket/half"
     s3.reset(lambda request: ACCESS_DENIED if "shard-00002" in request.path and request.method == "PUT" else None)
@@ -383,6 +393,7 @@ def test_half_a_copy_is_no_corpus_and_is_completed_without_sending_the_half_agai
     assert verify_corpus(url).ok
 
 
+@pytest.mark.slow
 def test_a_copy_never_replaces_another_corpus(s3, built, tmp_path):
     cells = synthetic_cells(60, 70, 0, 0, num_batches=2, seed=1, mosaic=False)
     build_corpus(tmp_path / "other", [cells.to_mudata()], min_genes=5)

@@ -133,6 +133,7 @@ def test_two_organisms_or_two_assemblies_never_share_a_space():
         FeatureSpace({"rna": genes(["A"], "gene:mouse"), "protein": proteins({"cd3": ()})})
 
 
+@pytest.mark.slow
 @given(st.text(), st.text(), st.integers(-1, 2**40), st.lists(st.text(), max_size=3).map(tuple), st.text())
 def test_the_text_that_is_hashed_is_that_of_json(feature_id, chrom, start, links, name):
     row = (feature_id, chrom, start, start + 1, links, name)

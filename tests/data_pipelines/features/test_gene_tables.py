@@ -92,6 +92,7 @@ def test_every_gene_of_the_antibody_table_exists():
     assert not missing
 
 
+@pytest.mark.slow
 def test_the_packaged_tables_are_what_the_builder_makes_of_the_raw_ones(shared_data, tmp_path):
     reference = shared_data / "citeseq_pbmc1k" / "1K_pbmc_citeseq.h5"
     main(["from-tables", str(shared_data / "genes"), str(tmp_path), "--reference", str(reference)])

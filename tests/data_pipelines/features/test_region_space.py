@@ -238,6 +238,7 @@ def test_regions_for_files_without_any_are_refused():
     assert "has regions; leave the option out" in ran.err
 
 
+@pytest.mark.slow
 def test_real_peaks_go_to_windows(shared_data):
     """SNARE-seq, mouse cortex: 25,734 peaks of some 300 bp, all of which lie in some 5-kb window."""
     reading = ReadingOptions(assembly="mm10", regions="windows:5000")

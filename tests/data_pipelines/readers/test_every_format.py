@@ -77,6 +77,7 @@ def _build(folder, path):
     return build_corpus(folder / "corpus", [path], assembly="hg38", min_genes=1, block_size=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in WRITE if kind != "h5ad"])
 def test_the_same_counts_give_the_same_chunks_and_the_same_corpus(kind, reference, tmp_path):
     corpus, counts = reference

@@ -80,6 +80,7 @@ def test_stored_zeros_and_unsorted_indices_are_put_right(tmp_path):
     assert part.data.tolist() == [3, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["csr", "csc", "dense"])
 def test_memory_is_bounded_by_the_chunk_not_by_the_file(tmp_path, storage, monkeypatch):
     monkeypatch.setattr("data_pipelines.readers.stored_matrix._SLAB_VALUES", 1 << 14)

@@ -192,6 +192,7 @@ def test_without_the_types_of_features_the_file_is_refused(tmp_path):
         open_dataset(written(tmp_path, cells(), spoil))
 
 
+@pytest.mark.slow
 def test_thirty_thousand_columns_take_seconds_and_those_that_mean_something_are_read(tmp_path):
     path = written(tmp_path, cells())
     names = [f"score_{i}" for i in range(29_999)]

@@ -73,6 +73,7 @@ def test_obs_and_the_counts_field_come_as_from_h5ad(tmp_path, zarr_format):
     assert np.array_equal(read_all(dataset), counts.toarray())
 
 
+@pytest.mark.slow
 @FORMATS
 def test_a_mosaic_keeps_its_order_and_its_declarations(tmp_path, zarr_format):
     adata = as_anndata(random_counts())

@@ -187,6 +187,7 @@ def test_runs_of_a_group_lie_where_the_first_of_them_was():
 # --- mixtures --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(order=mixtures())
 def test_a_mixture_offers_every_cell_of_a_source_once_in_each_of_its_epochs(order):

@@ -257,6 +257,7 @@ def test_the_dispersion_over_cells_counts_every_zero(two_panels):
     ).mean() > 0.95  # two neighbours may be as likely, and sums are interpolated
 
 
+@pytest.mark.slow
 def test_components_are_those_of_a_pca_of_the_same_counts(tmp_path):
     """A whole transcriptome of which a step shows 16 tokens: one gene has a tenth of all counts, as MALAT1 has."""
     rng = np.random.default_rng(0)

@@ -93,6 +93,7 @@ def test_a_feature_that_was_not_measured_has_its_mean():
     np.testing.assert_allclose(loadings[:, :10], whole[:, :10], atol=2.1e-4)
 
 
+@pytest.mark.slow
 def test_components_of_more_cells_than_are_in_memory_are_those_of_all_of_them():
     """600 cells in three parts, the first of which is of another kind: held to the decomposition of all."""
     data = np.concatenate([values(150, 300, seed=3), values(450, 300)])
@@ -112,6 +113,7 @@ def test_components_of_more_cells_than_are_in_memory_are_those_of_all_of_them():
     assert ((centred @ of_first) ** 2).sum() < 0.97 * ((centred @ basis) ** 2).sum()
 
 
+@pytest.mark.slow
 def test_parts_of_other_panels_have_means_where_nothing_was_measured():
     """A feature that the first part lacks has its components from the second."""
     data = values(400)
@@ -154,6 +156,7 @@ def test_a_linear_map_between_modalities_is_found_again():
             assert np.abs(own[source, target]).max() == 0
 
 
+@pytest.mark.slow
 def test_the_map_of_a_fold_has_not_seen_its_cells():
     scores, _ = paired_scores()
     protein = scores["protein"]

@@ -74,6 +74,7 @@ def test_cca_on_pairs_is_at_least_the_floor_of_the_facts(fold):
     assert scores < 0.0931  # the facts' regularised CCA; measured here .074
 
 
+@pytest.mark.slow
 def test_cca_learns_from_the_pairs_and_not_from_anything_else(fold):
     """With shuffled training pairs it knows nothing of the test cells."""
     shuffled = np.random.default_rng(0).permutation(fold.train[1])
@@ -105,6 +106,7 @@ def test_the_matching_score_is_the_probability_of_the_partner_in_its_batch():
     assert score_matching(cells, cells, batches)["recall@1"] == 1.0
 
 
+@pytest.mark.slow
 def test_labels_cross_without_pairs_above_the_links_alone(pbmc, fold):
     rows = transfer_rows(pbmc["rna"], pbmc["protein"], fold.train, fold.test, {}, 2, True, lambda message: None)
     scores = {
@@ -120,6 +122,7 @@ def test_labels_cross_without_pairs_above_the_links_alone(pbmc, fold):
 # --- integration -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_embedding_of_types_alone_beats_one_of_batches_alone():
     rng = np.random.default_rng(2)
     types, batches = rng.choice(["a", "b", "c"], 240), rng.choice(["x", "y"], 240)
@@ -143,6 +146,7 @@ def test_an_embedding_of_types_alone_beats_one_of_batches_alone():
 # --- table, figures, verbs -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_scores_of_integration_leave_stdout_to_the_document(capsys):
     """kBET has a word to say of a type that is in one batch only."""
     rng = np.random.default_rng(0)

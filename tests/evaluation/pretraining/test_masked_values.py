@@ -183,6 +183,7 @@ def test_intervals_resample_what_was_measured_together(bits):
     assert one.interval(MARGINAL).mean == pytest.approx(bits.mean(MARGINAL))
 
 
+@pytest.mark.slow
 def test_bins_and_open_regions_have_baselines_too(monkeypatch):
     monkeypatch.setattr(masked_cells, "_MOST_DRAWS", 2)
     monkeypatch.setattr(masked_baselines, "COMPONENTS", (8,))
@@ -204,6 +205,7 @@ def test_bins_and_open_regions_have_baselines_too(monkeypatch):
         assert nll[PCA].mean() < nll[CELL_RATE].mean(), name
 
 
+@pytest.mark.slow
 def test_a_decoder_of_whole_profiles_speaks_of_tokens_as_they_were_drawn(cells, model, scored, monkeypatch):
     """Probabilities of all counts of a token add up to one; before training it is nearly each feature alone."""
     objectives = dataclasses.replace(

@@ -39,6 +39,7 @@ def quickly(monkeypatch):
     monkeypatch.setattr(masked_baselines, "STRENGTHS", (100.0,))
 
 
+@pytest.mark.slow
 def test_a_model_is_scored_beside_its_baselines_on_cells_it_has_not_seen(
     pbmc_model, pbmc_corpus, pbmc_run, data, quickly, tmp_path
 ):

@@ -8,6 +8,7 @@ from scmbert_jax.evaluation.probe.probe import run_probe
 from scmbert_jax.evaluation.probe.result import ProbeSettings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modality", "field", "held_out", "accuracy", "macro_f1"),
     [

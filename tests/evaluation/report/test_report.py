@@ -137,6 +137,7 @@ def test_ids_are_unique_and_references_lead_to_them(report):
     assert {*re.findall(r"url\(#([^)]+)\)", text), *re.findall(r'href="#([^"]+)"', text)} <= set(page.ids)
 
 
+@pytest.mark.slow
 def test_the_same_arguments_give_the_same_bytes(tmp_path):
     code = (
         "import sys, numpy as np; from scmbert_jax.evaluation.report.report import write_report;"
@@ -231,6 +232,7 @@ def test_umap_repeats_itself_separates_groups_and_refuses_what_it_cannot_draw():
         compute_umap(embedding, 0)
 
 
+@pytest.mark.slow
 def test_umap_is_imported_without_tensorflow_and_leaves_it_importable():
     code = (
         "import sys; from scmbert_jax.evaluation.report.projection import _import_umap; _import_umap();"

@@ -27,6 +27,7 @@ def test_the_expected_log_is_that_of_drawn_counts(mean, dispersion, divisor):
     assert float(found[0, 0]) == pytest.approx(np.log1p(draws / divisor).mean(), abs=0.025 if mean > 50 else 0.004)
 
 
+@pytest.mark.slow
 def test_every_encoder_is_spliced_to_every_decoder_and_peaks_weigh_133_hundredths():
     settings = BabelSettings()
     params = babel.init_params(SIDES, settings, jax.random.key(0))
@@ -61,6 +62,7 @@ def test_peaks_open_in_too_few_or_too_many_cells_are_left_out_and_the_rest_order
 
 
 # A peak that is open in a tenth of the cells at most is mostly chance, even knowing all of its rate.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "target", "correlation"), [("rna", "protein", 0.3), ("rna", "atac", 0.05), ("atac", "rna", 0.1)]
 )

@@ -243,6 +243,7 @@ def test_the_table_says_what_a_model_uses():
 # --- command line ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_baselines_are_printed_for_the_example_as_table_and_as_json(tmp_path):
     options = ("--train-batches", "p3", "--test-batches", "p4", "--num-seeds", "2", "--directions", "rna>protein")
     skipped = ("--skip", "BABEL-type network,ridge")
