@@ -46,7 +46,8 @@ lint: $(INSTALLED_TEST)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+# Tests compile the same small programs again and again, in two processes: short ones are kept as well.
+PYTEST := JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: lint docs
 	$(PYTEST) -q -m 'not slow and not nightly'

@@ -70,12 +70,10 @@ def test_real_cells_go_the_whole_way(name, shared_data, tmp_path, run_scmbert):
 
     scmbert_ok("export", tmp_path / "run", tmp_path / "model")
     # Whole cells are shown in test_embed; here, 64 tokens of 15,000 cells: a tenth of the time.
-    for output in (journey.output, "again.h5ad"):
-        ran = scmbert("embed", tmp_path / "model", spec, "-o", tmp_path / output, "--num-tokens", "64")
-        assert ran.code == 0, ran.err
-        for modality in journey.modalities:
-            assert f"{modality}: the file measures" in ran.err
-    assert (tmp_path / journey.output).read_bytes() == (tmp_path / "again.h5ad").read_bytes()
+    ran = scmbert("embed", tmp_path / "model", spec, "-o", tmp_path / journey.output, "--num-tokens", "64")
+    assert ran.code == 0, ran.err
+    for modality in journey.modalities:
+        assert f"{modality}: the file measures" in ran.err
     check_embedded(tmp_path / journey.output, spec, journey, tmp_path / "run")
     if "atac" in journey.modalities:
         check_other_regions_are_refused(Path(spec.split("+")[1]), tmp_path)
