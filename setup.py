@@ -92,9 +92,9 @@ setup(
         "docs": DOCS,
         # with [census] (it would keep pandas below 3), all that the tests need
         "test": [
-            *("pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18", "pysam>=0.23"),
+            *("pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18", "setuptools>=77"),
             *(*S3, *GCS, *BEAM, *GRAIN, *INTEGRATION, *DOCS),
-            *("moto[server]>=5", "jsonschema>=4.23", "PyYAML>=6"),
+            *("moto[server]>=5", "jsonschema>=4.23", "PyYAML>=6", "pysam>=0.23"),
             # The compiler for TPUs that are not there (213 MB): two plans are compared with their goldens.
             f"jax[tpu]>=0.10.2; {LINUX}",
         ],
