@@ -64,9 +64,11 @@ notebooks: $(INSTALLED_TEST)
 
 NIGHTLY_TESTS := -n 2 --dist worksteal -m 'not nightly' tests/models tests/objectives tests/training tests/data_pipelines \
 	tests/tasks tests/evaluation tests/planning
-# $(1): the folder; $(2): what uv resolves to.
+# The newest anndata and jax need Python 3.12.
+NEWEST_PYTHON ?= $(or $(shell for v in 13 12; do python3.$$v -c '' 2> /dev/null && echo python3.$$v && break; done),$(PYTHON))
+# $(1): the folder; $(2): how uv chooses; $(3): the least version of pandas; $(4): its Python.
 define nightly_environment
-	$(PYTHON) -m venv $(1)
+	$(4) -m venv $(1)
 	$(1)/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.13'
 	echo 'pandas>=$(3)' > $(1)/constraints.in
 	$(1)/bin/uv pip compile --quiet --python $(1)/bin/python $(2) setup.py -c $(1)/constraints.in -o $(1)/versions.txt
@@ -79,12 +81,12 @@ nightly-long: $(INSTALLED_TEST)
 	$(PYTEST) --durations 20 -m nightly
 
 nightly-lowest:
-	$(call nightly_environment,.venv-lowest,--resolution lowest-direct --extra test --extra census,2)
+	$(call nightly_environment,.venv-lowest,--resolution lowest-direct --extra test --extra census,2,$(PYTHON))
 	.venv-lowest/bin/python -m pytest $(NIGHTLY_TESTS)
 
 # Without [census], which would keep pandas below 3.
 nightly-newest:
-	$(call nightly_environment,.venv-newest,--extra test,3)
+	$(call nightly_environment,.venv-newest,--extra test,3,$(NEWEST_PYTHON))
 	.venv-newest/bin/python -m pytest $(NIGHTLY_TESTS)
 
 # The programs that users run: other tests compile theirs without optimisation, in a quarter of the time.
