@@ -18,6 +18,7 @@ import pytest
 from conftest import REPOSITORY, xla_flags
 
 import scmbert_jax
+from scmbert_jax.errors import ConfigError
 
 # In a folder that is none of ours, by a Python that finds ours elsewhere than in the repository.
 RUN = """
@@ -75,22 +76,22 @@ def _build(what: str, source: Path, out: Path) -> str:
     return done.stdout.split()[-1]
 
 
+def run_command(*command: object, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs it in `folder`, where nothing of the repository is found."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    kept |= {"XLA_FLAGS": xla_flags(1), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run([*map(str, command)], cwd=folder, env={**kept, **environment}, capture_output=True, text=True)
+
+
 def run_installed(python: Path | str, site: Path, model: Path, folder: Path, **environment: str) -> np.ndarray:
     """[cells, embed_dim] of the example, embedded by the package that lies in `site`; `folder`: where Python runs."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [python, "-c", RUN, str(site), str(REPOSITORY), str(model), str(folder / "embedding.npy")],
-        cwd=folder,
-        env={**kept, "XLA_FLAGS": xla_flags(1), "JAX_PLATFORMS": "cpu", **environment},
-        capture_output=True,
-        text=True,
-    )
+    folder.mkdir(exist_ok=True)
+    out = folder / "embedding.npy"
+    done = run_command(python, "-c", RUN, site, REPOSITORY, model, out, folder=folder, **environment)
     assert done.returncode == 0, done.stderr
     assert "usage: scmbert VERB" in done.stdout
     assert "embedded (1600, " in done.stdout
-    return np.load(folder / "embedding.npy")
+    return np.load(out)
 
 
 def test_a_wheel_holds_all_that_runs_and_nothing_else(built):
@@ -129,20 +130,18 @@ def test_an_unpacked_wheel_embeds_as_the_repository_does(built, pbmc_model, tmp_
 def test_a_new_environment_installs_the_wheel_and_the_sdist_and_runs_them(built, pbmc_model, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "-c", str(REPOSITORY / "constraints.txt")]
-    subprocess.run([*install, built.wheel], check=True)
-    site = Path(
-        subprocess.check_output([python, "-c", "import site; print(site.getsitepackages()[0])"], text=True)[:-1]
-    )
-    command = python.with_name("scmbert")
-    assert "usage: scmbert VERB" in subprocess.check_output([command, "--help"], text=True, cwd=tmp_path)
-    found = run_installed(python, site, pbmc_model, tmp_path / "elsewhere")
-    subprocess.run([*install, "--no-deps", "--force-reinstall", built.sdist], check=True)
-    assert "usage: scmbert VERB" in subprocess.check_output([command, "--help"], text=True, cwd=tmp_path)
-    np.testing.assert_array_equal(run_installed(python, site, pbmc_model, tmp_path / "elsewhere"), found)
-    # What is no part of an installation says so.
-    ran = subprocess.run(
-        [command, "bench", "favor", "--tokens", "40", "--torch-python", python], capture_output=True, text=True
-    )
-    assert ran.returncode != 0
-    assert "run this command from a checkout" in ran.stderr
+    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    install = [python, "-m", "pip", "install", "--quiet", "--no-compile", "-c", str(REPOSITORY / "constraints.txt")]
+    embedded = []
+    for more in ([built.wheel], ["--no-deps", "--force-reinstall", built.sdist]):
+        subprocess.run([*install, *more], check=True)
+        said = run_command(python.with_name("scmbert"), "--help", folder=tmp_path)
+        assert "usage: scmbert VERB" in said.stdout
+        embedded.append(run_installed(python, site, pbmc_model, tmp_path / "elsewhere"))
+        # What is no part of an installation says so.
+        said = run_command(
+            python.with_name("scmbert"), "bench", "favor", "--tokens", "40", "--torch-python", python, folder=tmp_path
+        )
+        assert said.returncode == ConfigError.exit_code
+        assert "run this command from a checkout" in said.stderr
+    np.testing.assert_array_equal(*embedded)
