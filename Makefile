@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 
-.PHONY: help install lint check test docs notebooks nightly nightly-long nightly-lowest nightly-newest nightly-installed nightly-default demo smoke clean
+.PHONY: help install lint check test docs notebooks nightly nightly-long nightly-lowest nightly-newest nightly-default demo smoke clean
 
 help:
 	@sed -n '1,9s/^# //p' Makefile
@@ -75,7 +75,7 @@ define nightly_environment
 	$(1)/bin/python -m pip install --quiet --disable-pip-version-check -r $(1)/versions.txt -e .
 endef
 
-nightly: nightly-long nightly-lowest nightly-newest nightly-installed nightly-default
+nightly: nightly-long nightly-lowest nightly-newest nightly-default
 
 nightly-long: $(INSTALLED_TEST)
 	$(PYTEST) --durations 20 -m nightly
@@ -93,9 +93,6 @@ nightly-newest:
 nightly-default: $(INSTALLED_TEST)
 	SCMBERT_TESTS_XLA=default $(PYTEST) -m 'not nightly' tests/models tests/objectives \
 		tests/training/test_train_step.py
-
-nightly-installed: $(INSTALLED_TEST)
-	SCMBERT_INSTALL=1 $(BIN)/python -m pytest tests/test_installed.py
 
 demo: $(INSTALLED)
 	@PATH="$(BIN):$$PATH" bash experiments/demo.sh

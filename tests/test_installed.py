@@ -1,7 +1,7 @@
 """What a user gets who installs the package: a wheel with all that the commands need, and with no more names than ours.
 
-The wheel is made of the unpacked sdist. In `make test` it is unpacked and run with the packages of the tests; with
-SCMBERT_INSTALL=1 (`make nightly`) both are installed into a new environment, which takes minutes and a network.
+The wheel is made of the unpacked sdist. In `make test` it is unpacked and run with the packages of the tests; in
+`make nightly` both are installed into a new environment, which takes minutes and a network.
 """
 
 import os
@@ -123,10 +123,7 @@ def test_an_unpacked_wheel_embeds_as_the_repository_does(built, pbmc_model, tmp_
     np.testing.assert_allclose(found, ours, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    "SCMBERT_INSTALL" not in os.environ, reason="installs for minutes: make nightly, or SCMBERT_INSTALL=1"
-)
+@pytest.mark.nightly
 def test_a_new_environment_installs_the_wheel_and_the_sdist_and_runs_them(built, pbmc_model, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
