@@ -40,7 +40,7 @@ class AlignmentHead(nnx.Module):
 
     def project(self, name: str, cell: jax.Array, scores: jax.Array | None) -> jax.Array:
         """cell [B, D] and, with a linear path, scores [B, K] -> float32 [B, P] of length 1."""
-        x = cell.astype(jnp.float32) @ self.projections[name][...] + self.biases[name][...]
+        x = cell.astype(jnp.float32) @ self.projections[name][...] + self.biases[name][None]
         if scores is not None:
             x = x + self.linear[name](scores)
         return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)

@@ -84,7 +84,7 @@ class EncoderBlock(nnx.Module):
             qkv = linear(y, self.qkv[...].astype(dtype))  # [B, S, 3, H, Dh]
             y = self.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], tokens.lengths + 1)  # [B, S, H, Dh]
         y = linear(y, self.attention_out[...].astype(dtype), 2)
-        x = constrain(x + y + self.attention_bias[...].astype(dtype), "batch", "length", "embed")
+        x = constrain(x + y + self.attention_bias[None, None].astype(dtype), "batch", "length", "embed")
         y = self.mlp_norm(x)
         if self.num_experts == 1 or cell_only:
             y = self._mlp(y, 0)
@@ -98,9 +98,9 @@ class EncoderBlock(nnx.Module):
 
     def _mlp(self, y: jax.Array, expert: int) -> jax.Array:
         dtype = y.dtype
-        y = linear(y, self.mlp_in[...][expert].astype(dtype)) + self.mlp_in_bias[...][expert].astype(dtype)
+        y = linear(y, self.mlp_in[...][expert].astype(dtype)) + self.mlp_in_bias[expert, None, None].astype(dtype)
         y = linear(jax.nn.gelu(y), self.mlp_out[...][expert].astype(dtype))
-        return y + self.mlp_out_bias[...][expert].astype(dtype)
+        return y + self.mlp_out_bias[expert, None, None].astype(dtype)
 
 
 class Encoder(nnx.Module):

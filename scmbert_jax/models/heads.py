@@ -120,7 +120,7 @@ class ValueHead(nnx.Module):
 
     def transform(self, x: jax.Array, covariates: dict[str, jax.Array]) -> jax.Array:  # [B, M, D] -> float32 [B, M, D]
         x = constrain(x, "batch", "length", "embed")
-        hidden = linear(x, self.dense[...].astype(x.dtype)) + self.dense_bias[...].astype(x.dtype)
+        hidden = linear(x, self.dense[...].astype(x.dtype)) + self.dense_bias[None, None].astype(x.dtype)
         if self.covariates is not None:
             hidden = hidden + self.covariates(covariates)[:, None].astype(x.dtype)
         return self.norm(jax.nn.gelu(hidden)).astype(jnp.float32)

@@ -54,5 +54,6 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
         y = y - y.mean(-1, keepdims=True)
+        scale, bias = (jax.lax.broadcast_to_rank(own[...], x.ndim) for own in (self.scale, self.bias))
         y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + 1e-6)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        return (y * scale + bias).astype(x.dtype)

@@ -333,7 +333,7 @@ def _logit(share: np.ndarray) -> np.ndarray:
 def _expectation(log_probability: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
     """First and second moment of `values` [G] under unnormalised log probabilities [..., G] per unit of the grid."""
     if log_probability.shape[-1] == len(_GRID):
-        log_probability = log_probability + jnp.log(_GRID_WIDTH)
+        log_probability = log_probability + jax.lax.broadcast_to_rank(jnp.log(_GRID_WIDTH), log_probability.ndim)
     probability = jax.nn.softmax(log_probability)
     return probability @ values, probability @ values**2
 

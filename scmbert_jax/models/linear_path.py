@@ -72,9 +72,9 @@ class NeighbourMean(nnx.Module):
         """`hidden_folds` int32 [B]: cells of this fold are passed over; None: none are."""
         keys, values, folds = self.keys[...], self.values[...], self.folds[...]
         x = jax.lax.stop_gradient(x[:, : keys.shape[1]])
-        distance = (keys**2).sum(axis=1) - 2.0 * (x @ keys.T)  # [B, n], but for |x|^2, which all share
+        distance = (keys**2).sum(axis=1)[None] - 2.0 * (x @ keys.T)  # [B, n], but for |x|^2, which all share
         if hidden_folds is not None:
-            distance = jnp.where(folds == hidden_folds[:, None], jnp.inf, distance)
+            distance = jnp.where(folds[None] == hidden_folds[:, None], jnp.inf, distance)
         _, nearest = jax.lax.top_k(-distance, min(NUM_NEIGHBOURS, len(keys)))
         return jnp.take(values, nearest, axis=0).mean(axis=1)
 
@@ -97,7 +97,7 @@ class TranslationMap(nnx.Module):
         self.out = filled(0.0, (hidden, outputs), (None, None), "matrix")
 
     def __call__(self, x: jax.Array, which: jax.Array | None = None) -> jax.Array:
-        bent = jax.nn.gelu(x @ self.hidden[...] + self.hidden_bias[...]) @ (self.out[...] * CHANGE_SCALE)
+        bent = jax.nn.gelu(x @ self.hidden[...] + self.hidden_bias[None]) @ (self.out[...] * CHANGE_SCALE)
         mapped = self.linear(x, which) + bent
         return mapped if self.neighbours is None else mapped + self.share[...] * self.neighbours(x, which)
 
@@ -182,7 +182,7 @@ class LinearPath(nnx.Module):
             share = (real / jnp.maximum(shown, 1))[:, None]
             weights = jnp.where(visible & mine, tokens.weight * share, 0.0)
             total = jnp.einsum("bs,bsk->bk", weights * (values - scale[..., 0]), loadings)
-            found[name] = jnp.where((shown > 0)[:, None], total - self.offset[...][MODALITIES.index(name)], 0.0)
+            found[name] = jnp.where((shown > 0)[:, None], total - self.offset[MODALITIES.index(name), None], 0.0)
         return found
 
     def __call__(self, tokens: TokenSequence, hidden: jax.Array | None = None) -> jax.Array:

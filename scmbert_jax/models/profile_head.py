@@ -107,7 +107,7 @@ class ProfileHead(nnx.Module):
         cell = constrain(cell.astype(jnp.float32), "batch", None)
         if self.covariates is not None:
             cell = cell + self.covariates(covariates)
-        hidden = jax.nn.gelu(cell @ self.hidden[...] + self.hidden_bias[...])
+        hidden = jax.nn.gelu(cell @ self.hidden[...] + self.hidden_bias[None])
         vectors = hidden[:, None]  # [B, K, H]
         if name in self.further:
             further = jnp.einsum("bh,hkg->bkg", hidden, self.further[name][...])
@@ -118,7 +118,7 @@ class ProfileHead(nnx.Module):
         outputs = jnp.einsum(
             "bkh,fh->bkf", vectors.astype(self.dtype), rows.astype(self.dtype), preferred_element_type=jnp.float32
         )
-        outputs = jnp.swapaxes(outputs, 1, 2) + bias[:, : outputs.shape[1]]
+        outputs = jnp.swapaxes(outputs, 1, 2) + bias[None, :, : outputs.shape[1]]
         return constrain(outputs, "batch", None, None), within(log_dispersion * ROW_SCALE, *LOG_DISPERSION_BOUNDS)
 
     def nll(
@@ -145,16 +145,17 @@ class ProfileHead(nnx.Module):
         first, stop = self.slices[name]
         outputs, log_dispersion = self.outputs(name, cell, covariates, drawn)
         places = jnp.arange(stop - first) if drawn is None else drawn.places
-        bits = jnp.take(profile.panel, places >> 3, axis=1) >> (places & 7).astype(jnp.uint8)
+        bits = jnp.take(profile.panel, places >> 3, axis=1) >> (places & 7).astype(jnp.uint8)[None]
         measured = bits & 1 > 0  # [B, F]
         outputs = likelihood.of_cell(outputs, measured)
         library_size, mean_log_count = tokens.library_size[:, None], tokens.mean_log_count[:, None]
-        of_zeros = likelihood.nll_of_zero(outputs, log_dispersion, Truth(jnp.zeros(()), library_size, mean_log_count))
-        stands_for = measured if drawn is None else measured * drawn.weights
+        nothing = Truth(jnp.zeros(()), library_size, mean_log_count)
+        of_zeros = likelihood.nll_of_zero(outputs, log_dispersion[None], nothing)
+        stands_for = measured if drawn is None else measured * drawn.weights[None]
         total = (of_zeros * stands_for).sum(axis=1)
 
         place = jnp.clip(profile.feature_ids - first, 0, stop - first - 1)  # [B, P]
-        is_there = jnp.arange(place.shape[1]) < profile.lengths[:, None]
+        is_there = jnp.arange(place.shape[1])[None] < profile.lengths[:, None]
         stands_for = (tokens.num_expressed / jnp.maximum(profile.lengths, 1))[:, None]
         if drawn is not None:
             number = jnp.full(stop - first, -1, jnp.int32).at[drawn.places].set(jnp.arange(len(drawn.places)))

@@ -79,7 +79,7 @@ def pack_tokens(batch: CellBatch | CutBatch, only: Iterable[str] | None = None) 
                 "mean_log_count": jnp.broadcast_to(tokens.mean_log_count[:, None], shape),
                 "weight": cell_weights(tokens),
                 "modality": jnp.full(shape, MODALITIES.index(name), jnp.int32),
-                "valid": jnp.arange(shape[1]) < tokens.lengths[:, None],
+                "valid": jnp.arange(shape[1])[None] < tokens.lengths[:, None],
             }
         )
     lengths = jnp.stack([batch.modalities[name].lengths for name in wanted], axis=1)
@@ -100,7 +100,7 @@ def cell_weights(tokens: ModalityTokens) -> jax.Array:
 
     Expressed features that are shown stand for all expressed ones, shown zeros for all measured zeros.
     """
-    real = jnp.arange(tokens.feature_ids.shape[1]) < tokens.lengths[:, None]
+    real = jnp.arange(tokens.feature_ids.shape[1])[None] < tokens.lengths[:, None]
     expressed = real & (tokens.counts > 0)
     shown_expressed, shown = expressed.sum(1), real.sum(1)
     of_expressed = tokens.num_expressed / jnp.maximum(shown_expressed, 1)
@@ -115,7 +115,7 @@ def split_modalities(x: jax.Array, tokens: TokenSequence) -> list[jax.Array]:
     starts = jnp.cumsum(tokens.modality_lengths, axis=1) - tokens.modality_lengths  # [B, n]
     parts = []
     for number, (_, width) in enumerate(tokens.widths):
-        place = jnp.minimum(starts[:, number, None] + jnp.arange(width), x.shape[1] - 1)
+        place = jnp.minimum(starts[:, number, None] + jnp.arange(width)[None], x.shape[1] - 1)
         parts.append(jnp.take_along_axis(x, place[..., None], axis=1))
     return parts
 
@@ -128,7 +128,7 @@ def join_modalities(parts: list[jax.Array], tokens: TokenSequence) -> jax.Array:
     place = jnp.zeros(tokens.modality.shape, jnp.int32)
     offset = 0
     for number, (name, width) in enumerate(tokens.widths):
-        within = jnp.clip(jnp.arange(place.shape[1]) - starts[:, number, None], 0, width - 1)
+        within = jnp.clip(jnp.arange(place.shape[1])[None] - starts[:, number, None], 0, width - 1)
         place = jnp.where(tokens.modality == MODALITIES.index(name), offset + within, place)
         offset += width
     return jnp.take_along_axis(jnp.concatenate(parts, axis=1), place[..., None], axis=1)
@@ -160,7 +160,7 @@ def subsample_tokens(tokens: TokenSequence, fraction: float, keys: jax.Array) ->
 def kept_tokens(tokens: TokenSequence, kept: jax.Array, width: int) -> TokenSequence:
     """Those tokens for which `kept` bool [B, S] holds, at most `width` of a row, in their order; none of padding."""
     places = jnp.argsort(~kept, axis=1, stable=True)[:, :width]  # modality after modality, as they were
-    valid = jnp.arange(width) < kept.sum(axis=1)[:, None]
+    valid = jnp.arange(width)[None] < kept.sum(axis=1)[:, None]
     modality_lengths, stands_for = [], jnp.zeros(())
     for number, (name, _) in enumerate(tokens.widths):
         mine = tokens.modality == MODALITIES.index(name)

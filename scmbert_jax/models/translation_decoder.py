@@ -47,8 +47,8 @@ class CrossAttentionBlock(nnx.Module):
         key_value = linear(states, self.key_value[...].astype(dtype))  # [B, S, 2, H, Dh]
         y = self.attention(query, key_value[:, :, 0], key_value[:, :, 1], lengths)
         x = x + linear(y, self.attention_out[...].astype(dtype), 2)
-        y = linear(self.mlp_norm(x), self.mlp_in[...].astype(dtype)) + self.mlp_in_bias[...].astype(dtype)
-        return x + linear(jax.nn.gelu(y), self.mlp_out[...].astype(dtype)) + self.mlp_out_bias[...].astype(dtype)
+        y = linear(self.mlp_norm(x), self.mlp_in[...].astype(dtype)) + self.mlp_in_bias[None, None].astype(dtype)
+        return x + linear(jax.nn.gelu(y), self.mlp_out[...].astype(dtype)) + self.mlp_out_bias[None, None].astype(dtype)
 
 
 class TranslationDecoder(nnx.Module):
@@ -70,7 +70,7 @@ class TranslationDecoder(nnx.Module):
           lengths: int32 [B], real tokens of the source.
         """
         dtype = states.dtype
-        x = (linear(rows, self.query[...]) + self.modality[...][MODALITIES.index(target)]).astype(dtype)
+        x = (linear(rows, self.query[...]) + self.modality[MODALITIES.index(target), None, None]).astype(dtype)
         x = constrain(x, "batch", "length", "embed")
         for block in self.blocks:
             x = block(x, states, lengths + 1)

@@ -74,8 +74,8 @@ class ContrastiveAlignment(Objective):
         for first, second in combinations(self.modalities, 2):
             paired = has[first] & has[second]
             logits = embedded[first] @ embedded[second].T / temperature  # [B, B]
-            there = _info_nce(logits, comparable & has[second], paired)
-            back = _info_nce(logits.T, comparable & has[first], paired)
+            there = _info_nce(logits, comparable & has[second][None], paired)
+            back = _info_nce(logits.T, comparable & has[first][None], paired)
             loss, number = 0.5 * (there.loss + back.loss), 0.5 * (there.anchors + back.anchors)
             total, weight = total + loss, weight + number
             metrics[f"{first}_{second}_info_nce"] = (loss, number)

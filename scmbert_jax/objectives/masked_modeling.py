@@ -62,11 +62,11 @@ def choose_masked(tokens: TokenSequence, config: MaskedModelingConfig, keys: jax
     num_masked = jnp.where(eligible.any(1), jnp.maximum(num_masked, 1), 0)  # [B]
     most = max(1, int(config.mask_fraction * num_slots + 0.5))
     positions = rank[:, :most]
-    chosen = jnp.arange(most) < num_masked[:, None]
+    chosen = jnp.arange(most)[None] < num_masked[:, None]
     kept = jnp.zeros_like(chosen)
     if config.keep_fraction > 0:
         number_kept = jnp.floor(config.keep_fraction * num_masked).astype(jnp.int32)
-        kept = jnp.arange(most) < number_kept[:, None]
+        kept = jnp.arange(most)[None] < number_kept[:, None]
     rows = jnp.arange(batch_size)[:, None]
     hidden = jnp.zeros((batch_size, num_slots), bool).at[rows, positions].set(chosen & ~kept)
     return MaskedPositions(positions, chosen, hidden)

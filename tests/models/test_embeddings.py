@@ -61,7 +61,7 @@ def test_hidden_values_never_reach_the_encoder(tiny_config, known_layout, tiny_b
     _, _, model = build(dataclasses.replace(tiny_config, model=model_config), known_layout)
     batch = tiny_batch()
     tokens = pack_tokens(batch)
-    hidden = (jnp.arange(tokens.valid.shape[1]) % 3 == 0) & tokens.valid
+    hidden = (jnp.arange(tokens.valid.shape[1]) % 3 == 0)[None] & tokens.valid
     table = model.feature_table()
 
     def encode(counts):

@@ -16,7 +16,7 @@ CONFIG = ModelConfig(embed_dim=16, num_layers=3, num_heads=2, head_dim=8, mlp_di
 
 def tokens_of(lengths: list[int]) -> TokenSequence:
     """RNA tokens in rows 31 wide; their features and counts are nothing the encoder reads."""
-    valid = jnp.arange(31) < jnp.asarray(lengths)[:, None]
+    valid = jnp.arange(31)[None] < jnp.asarray(lengths)[:, None]
     numbers = valid.astype(jnp.float32)
     ids = valid.astype(jnp.int32)
     return TokenSequence(

@@ -102,7 +102,7 @@ def test_the_sum_over_zeros_and_expressed_is_the_sum_over_all_that_was_measured(
         expected = -scipy.stats.nbinom.logpmf(dense, theta, theta / (theta + mean))
     else:
         truth = Truth(jnp.asarray(dense, jnp.float32), library, mean_log)
-        expected = np.asarray(head.likelihoods[name].nll(outputs, log_dispersion, truth))
+        expected = np.asarray(head.likelihoods[name].nll(outputs, log_dispersion[None], truth))
     np.testing.assert_allclose(found, np.where(measured, expected, 0.0).sum(1), rtol=2e-5, atol=1e-4)
     assert (np.asarray(found)[~counts[1][name]] == 0).all()
     assert 0 < counts[1][name].sum() < NUM_CELLS  # a mosaic, or nothing is shown

@@ -57,7 +57,8 @@ def profile_nll(
         head, (first, stop) = model.profile_head, model.profile_head.slices[name]
         likelihood, every = head.likelihoods[name], jnp.arange(stop - first)
         outputs, log_dispersion = head.outputs(name, cell, batch.covariates)
-        measured = (jnp.take(batch.profiles[name].panel, every >> 3, axis=1) >> (every & 7).astype(jnp.uint8)) & 1 > 0
+        bits = jnp.take(batch.profiles[name].panel, every >> 3, axis=1) >> (every & 7).astype(jnp.uint8)[None]
+        measured = bits & 1 > 0
         place = jnp.clip(tokens.feature_ids - first, 0, stop - first - 1)  # [B, S]
         at = jnp.take_along_axis(likelihood.of_cell(outputs, measured), place[..., None], axis=1)  # [B, S, K]
         mine = tokens.modality == MODALITIES.index(name)

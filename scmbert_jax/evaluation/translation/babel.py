@@ -194,7 +194,7 @@ def _layers(key: jax.Array, sizes: tuple[int, ...]) -> Params:
 
 
 def _apply(layer: Params, x: jax.Array) -> jax.Array:
-    return x @ layer["kernel"] + layer["bias"]
+    return x @ layer["kernel"] + layer["bias"][None]
 
 
 def _apply_layers(params: Params, x: jax.Array, last_linear: bool = False) -> jax.Array:

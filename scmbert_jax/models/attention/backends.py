@@ -119,6 +119,6 @@ class Attention(nnx.Module):
         attention_backend(self.name, shape_of(q))  # refuses what it refuses for all queries
         asked = jnp.einsum("bqhk,dhk->bqhd", q, keys)[:, 0]  # [B, H, D]
         logits = jnp.einsum("bhd,bsd->bhs", asked, x, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-        logits = jnp.where(jnp.arange(x.shape[1]) < lengths[:, None, None], logits, chunked.HIDDEN)
+        logits = jnp.where(jnp.arange(x.shape[1])[None, None] < lengths[:, None, None], logits, chunked.HIDDEN)
         mean = jnp.einsum("bhs,bsd->bhd", jax.nn.softmax(logits).astype(x.dtype), x)
         return jnp.einsum("bhd,dhk->bhk", mean, values)[:, None]

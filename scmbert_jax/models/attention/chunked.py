@@ -48,7 +48,7 @@ def join_tokens(blocks: jax.Array, length: int) -> jax.Array:
 def valid_tokens(blocks: jax.Array, lengths: jax.Array) -> jax.Array:
     """bool [n, B, c]: which tokens of the blocks [n, B, c, ...] are among the first `lengths` [B] of their row."""
     number, _, size = blocks.shape[:3]
-    return jnp.arange(number * size).reshape(number, 1, size) < lengths[:, None]
+    return jnp.arange(number * size).reshape(number, 1, size) < lengths[None, :, None]
 
 
 def _logits(q: jax.Array, k: jax.Array, valid: jax.Array) -> jax.Array:

@@ -100,7 +100,7 @@ def _splash_on_one(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array,
     )
     # A query reads the keys of its own segment: all queries are of segment 1, padded keys of segment 0.
     segments = splash.SegmentIds(
-        jnp.ones((q.shape[0], queries), jnp.int32), (jnp.arange(keys) < lengths[:, None]).astype(jnp.int32)
+        jnp.ones((q.shape[0], queries), jnp.int32), (jnp.arange(keys)[None] < lengths[:, None]).astype(jnp.int32)
     )
     heads_first = (jnp.swapaxes(x, 1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))  # the kernel does not scale
     return jnp.swapaxes(jax.vmap(kernel)(*heads_first, segments), 1, 2)
