@@ -54,6 +54,7 @@ def test_the_page_shows_every_kind():
     assert [re.sub("^An? ", "", heading) for heading in SECTIONS] == [*kinds, "attention backend", "modality"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heading", SECTIONS)
 def test_an_example_runs(heading, tmp_path, monkeypatch, request):
     before = [len(table) for table in (*TABLES, READERS, ALL_BASELINES)]

@@ -94,6 +94,7 @@ def run_installed(python: Path | str, site: Path, model: Path, folder: Path, **e
     return np.load(out)
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_all_that_runs_and_nothing_else(built):
     with zipfile.ZipFile(built.wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}

@@ -103,6 +103,7 @@ def docstrings() -> Iterator[tuple[str, str]]:
         yield f"experiments/{name}.py", ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
+@pytest.mark.slow
 def test_every_command_on_a_page_or_in_a_help_text_can_be_given():
     texts = {str(page.relative_to(REPOSITORY)): text_of(page) for page in PAGES} | dict(docstrings())
     commands: dict[str, str] = {}
