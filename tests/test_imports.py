@@ -18,6 +18,7 @@ LAYERS = (
         "modalities",
         "batch",
         "feature_layout",
+        "random_keys",
         "value_scales",
         "compiled_programs",
         "outputs",

@@ -10,6 +10,7 @@ from flax import nnx
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.flops import TokenCounts
+from scmbert_jax.random_keys import KeyPurpose, key_for
 
 # `models.scmbert.ScMbert`, which has the heads of its objectives and so stands above them.
 Model: TypeAlias = Any
@@ -67,22 +68,16 @@ class Objective(ABC):
     def loss(self, model: Model, feature_table: jax.Array, batch: Any, key: jax.Array) -> LossSum:
         """Args: model (ScMbert), feature_table float32 [F, D], a batch, and the key of (seed, step).
 
-        Randomness of a row must come from `row_keys(key, batch.row)`, so that it does not depend on how rows are
-        spread over devices and microbatches.
+        Randomness of a row must come from `random_keys.row_keys(key, batch.row)`, so that it does not depend on how
+        rows are spread over devices and microbatches; what all rows share, from `key_for(key, KeyPurpose...)`.
         """
-
-
-def row_keys(key: jax.Array, row: jax.Array) -> jax.Array:
-    """One key per row of the global batch: pure function of (seed, step, row). row int32 [B] -> keys [B]."""
-    return jax.vmap(lambda r: jax.random.fold_in(key, r))(row)
 
 
 def drop_covariates(covariates: dict[str, jax.Array], fraction: float, keys: jax.Array) -> dict[str, jax.Array]:
     """Hides all covariates of a share of the cells, so that `unknown` (-1) is a trained case. keys [B], of the rows."""
 
     def drop(key: jax.Array) -> jax.Array:
-        # 2**31 - 1 is no feature id, so this draw is independent of those of the tokens.
-        return jax.random.bernoulli(jax.random.fold_in(key, 2**31 - 1), fraction)
+        return jax.random.bernoulli(key_for(key, KeyPurpose.COVARIATES), fraction)
 
     if not covariates or fraction == 0:
         return covariates

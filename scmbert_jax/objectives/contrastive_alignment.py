@@ -27,7 +27,8 @@ from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.alignment import AlignmentHead
 from scmbert_jax.models.flops import TokenCounts, added, encoded
 from scmbert_jax.models.token_sequence import pack_tokens, subsample_tokens
-from scmbert_jax.objectives.base import LossSum, Model, Objective, row_keys
+from scmbert_jax.objectives.base import LossSum, Model, Objective
+from scmbert_jax.random_keys import KeyPurpose, key_for, row_keys
 
 # Links compared with each other in a step; all of them where there are fewer.
 MAX_LINKS = 512
@@ -84,7 +85,7 @@ class ContrastiveAlignment(Objective):
         metrics["temperature"] = (temperature, jnp.ones(()))
         if self.config.link_weight > 0:
             for name, links in model.table.links.items():
-                told = _link_loss(feature_table, links[...], jax.random.fold_in(key, 1), temperature)
+                told = _link_loss(feature_table, links[...], key_for(key, KeyPurpose.LINKS), temperature)
                 total = total + self.config.link_weight * told.loss
                 weight = weight + self.config.link_weight * told.anchors
                 metrics[f"{name}_links_info_nce"] = (told.loss, told.anchors)

@@ -25,7 +25,8 @@ from scmbert_jax.models.heads import ValueHead
 from scmbert_jax.models.likelihoods import Truth
 from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens, subsample_tokens
 from scmbert_jax.models.translation_decoder import TranslationDecoder
-from scmbert_jax.objectives.base import LossSum, Model, Objective, drop_covariates, row_keys
+from scmbert_jax.objectives.base import LossSum, Model, Objective, drop_covariates
+from scmbert_jax.random_keys import KeyPurpose, key_for, row_keys
 
 
 class CrossModalTranslation(Objective):
@@ -102,7 +103,8 @@ class CrossModalTranslation(Objective):
         first, stop = model.table.slices[target]
         number = min(self.config.cycle_features, stop - first)
         # The same features for all cells of a step: any choice will do that does not look at what the cells measured.
-        shuffled = jax.random.permutation(jax.random.fold_in(key, MODALITIES.index(target)), stop - first)
+        own_key = jax.random.fold_in(key_for(key, KeyPurpose.FEATURES), MODALITIES.index(target))
+        shuffled = jax.random.permutation(own_key, stop - first)
         ids = jnp.broadcast_to(first + shuffled[:number], (tokens.lengths.shape[0], number)).astype(jnp.int32)
         counts = model.expected_counts(table, target, ids, states, tokens, covariates, fold_of(batch.cell_index))
         imagined = _as_tokens(

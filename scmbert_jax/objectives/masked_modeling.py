@@ -19,8 +19,9 @@ from scmbert_jax.models.flops import TokenCounts, added, encoded
 from scmbert_jax.models.heads import CellDecoder, ValueHead
 from scmbert_jax.models.likelihoods import Truth
 from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens, token_bits
-from scmbert_jax.objectives.base import LossSum, Model, Objective, drop_covariates, row_keys
+from scmbert_jax.objectives.base import LossSum, Model, Objective, drop_covariates
 from scmbert_jax.parallel.mesh import constrain
+from scmbert_jax.random_keys import row_keys
 
 
 class MaskedPositions(NamedTuple):

@@ -22,7 +22,8 @@ from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.flops import TokenCounts, added, encoded
 from scmbert_jax.models.profile_head import ProfileHead, draw_features
 from scmbert_jax.models.token_sequence import pack_tokens, subsample_tokens
-from scmbert_jax.objectives.base import LossSum, Model, Objective, drop_covariates, row_keys
+from scmbert_jax.objectives.base import LossSum, Model, Objective, drop_covariates
+from scmbert_jax.random_keys import KeyPurpose, key_for, row_keys
 
 
 class WholeProfile(Objective):
@@ -66,6 +67,7 @@ class WholeProfile(Objective):
         covariates = drop_covariates(batch.covariates, self.config.covariate_dropout, keys)
         tokens = subsample_tokens(pack_tokens(batch), self.config.source_fraction, keys)
         cell = model.encode(feature_table, tokens, covariates=covariates, cell_only=True)[:, 0]
+        shared = key_for(key, KeyPurpose.FEATURES)
         total, weight = jnp.zeros(()), jnp.zeros(())
         metrics: dict[str, tuple[jax.Array, jax.Array]] = {}
         for name, modality in self.modalities.items():
@@ -73,7 +75,7 @@ class WholeProfile(Objective):
             # The same features for all cells, so that their rows are fetched once.
             most = 0 if head.likelihoods[name].shares_library else self.config.features_per_step
             first, stop = head.slices[name]
-            drawn = draw_features(jax.random.fold_in(key, MODALITIES.index(name)), stop - first, most)
+            drawn = draw_features(jax.random.fold_in(shared, MODALITIES.index(name)), stop - first, most)
             nll = head.nll(name, cell, own, batch.profiles[name], covariates, drawn).sum()
             number = own.num_expressed.sum().astype(jnp.float32)
             total += modality.loss_weight * nll

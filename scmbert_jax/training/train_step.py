@@ -14,16 +14,12 @@ import optax
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.base import LossSum, Objective
 from scmbert_jax.parallel.table_rows import whole
+from scmbert_jax.random_keys import step_key
 from scmbert_jax.training.length_groups import at_needed_width, by_length, row_widths
 from scmbert_jax.training.optimizer import learning_rate_schedule
 from scmbert_jax.training.train_state import TrainState
 
 StepFunction = Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]
-
-
-def step_key(seed: int, step: jax.Array | int) -> jax.Array:
-    """The key of a step, on every mesh the same: threefry, whose numbers do not depend on sharding."""
-    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
 
 
 def split_microbatches(batch: Any, number: int) -> Any:

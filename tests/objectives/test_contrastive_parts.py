@@ -14,7 +14,8 @@ from scmbert_jax.config import ContrastiveAlignmentConfig, ExperimentConfig, Mes
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.contrastive_alignment import ContrastiveAlignment
 from scmbert_jax.parallel.mesh import batch_to_devices, make_mesh, replicated, sharding
-from scmbert_jax.training.train_step import step_key, sum_of_gradients
+from scmbert_jax.random_keys import step_key
+from scmbert_jax.training.train_step import sum_of_gradients
 
 
 @pytest.fixture(scope="module")

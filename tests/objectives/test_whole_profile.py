@@ -24,7 +24,8 @@ from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.mixture import objectives_of
 from scmbert_jax.objectives.whole_profile import WholeProfile
 from scmbert_jax.parallel.mesh import batch_to_devices, make_mesh
-from scmbert_jax.training.train_step import step_key, sum_of_gradients
+from scmbert_jax.random_keys import step_key
+from scmbert_jax.training.train_step import sum_of_gradients
 
 KEY = jax.random.key(0)
 NUM_CELLS = 16

@@ -14,8 +14,9 @@ from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.mixture import objectives_of
 from scmbert_jax.parallel.mesh import batch_to_devices, make_mesh
+from scmbert_jax.random_keys import step_key
 from scmbert_jax.training.length_groups import by_length, cut, row_widths, total_lengths
-from scmbert_jax.training.train_step import split_microbatches, step_key, sum_of_gradients
+from scmbert_jax.training.train_step import split_microbatches, sum_of_gradients
 
 
 @pytest.fixture

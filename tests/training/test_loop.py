@@ -16,16 +16,15 @@ from conftest import synthetic_tokens
 from scmbert_jax.errors import CheckpointError, ConfigError, TrainingError
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
-from scmbert_jax.objectives.base import row_keys
 from scmbert_jax.objectives.masked_modeling import choose_masked
 from scmbert_jax.parallel.mesh import batch_to_devices, make_mesh
+from scmbert_jax.random_keys import row_keys, step_key
 from scmbert_jax.training.checkpoint import RunCheckpoints
 from scmbert_jax.training.goodput import read_goodput
 from scmbert_jax.training.loop import Outcome, _StopOnSignal, pretrain
 from scmbert_jax.training.optimizer import make_optimizer
 from scmbert_jax.training.run_folder import read_metrics
 from scmbert_jax.training.train_state import abstract_state
-from scmbert_jax.training.train_step import step_key
 
 TIMINGS = ("cells_per_second", "step_seconds", "data_wait_fraction")
 

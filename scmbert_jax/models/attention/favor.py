@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from scmbert_jax.models.attention.chunked import HIDDEN, join_tokens, split_tokens, valid_tokens
 from scmbert_jax.models.attention.shape import AttentionShape, shape_of
+from scmbert_jax.random_keys import run_key
 
 EPSILON = 1e-4
 # Tokens per block at most. On a CPU the features of a block should stay in the cache (256 x 10 heads x 266: 2.7 MB);
@@ -58,8 +59,9 @@ def redraw(constants: Any, seed: int, number: jax.Array | int) -> Any:
         if path[-1].key != "directions":
             return leaf
         place = zlib.crc32(jax.tree_util.keystr(path).encode())
-        # The keys of steps are folded from the seed once (training/train_step.py), these twice: never the same.
-        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), place)
+        # No `KeyPurpose` before it: folders of trained models hold no directions, so others would change their answers.
+        # A place is a hash of 32 bits, hardly ever a step that a run gets to.
+        key = jax.random.fold_in(run_key(seed), place)
         return random_directions(jax.random.fold_in(key, number), leaf.shape)
 
     return jax.tree_util.tree_map_with_path(drawn, constants)
