@@ -20,6 +20,10 @@ from scmbert_jax.compiled_programs import flags_to_compile_quickly
 if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
     quickly = "" if os.environ.get("SCMBERT_TESTS_XLA") == "default" else f" {flags_to_compile_quickly()}"
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + quickly + " --xla_force_host_platform_device_count=8"
+# Several processes test at once, and threads of OpenMP wait in busy loops: with two each on two cores, tests that solve
+# and cluster take three times the processor time.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Commands keep compiled programs in the user's cache folder; tests leave nothing there.
 os.environ["SCMBERT_COMPILATION_CACHE"] = "off"
 

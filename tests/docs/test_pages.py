@@ -186,7 +186,7 @@ def test_a_tutorial_is_stored_with_its_outputs_and_without_traces_of_a_machine(n
     assert all("execution" not in cell["metadata"] for cell in cells), "times of a run: make notebooks leaves them out"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_tutorial_runs(notebook, tmp_path, monkeypatch):
     """Its cells one after another in this process; commands by the entry point of the program."""

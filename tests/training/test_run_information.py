@@ -70,4 +70,4 @@ def test_a_run_of_an_earlier_version_is_exported_and_its_card_says_what_is_not_k
     del provenance["information"]
     (run_dir / "provenance.json").write_text(json.dumps(provenance))
     scmbert_ok("export", run_dir, tmp_path / "model")
-    assert "is not recorded: it was trained by an earlier version" in (tmp_path / "model" / "MODEL_CARD.md").read_text()
+    assert "is not recorded: an earlier version trained it" in (tmp_path / "model" / "MODEL_CARD.md").read_text()
