@@ -24,6 +24,9 @@ if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
 # and cluster take three times the processor time.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No programs kept on a disk, of this process or of an earlier run: of those that were loaded instead of compiled, some
+# with collectives of eight CPU devices wait for each other for ever, and XLA ends the process (jaxlib 0.10.2).
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 # Commands keep compiled programs in the user's cache folder; tests leave nothing there.
 os.environ["SCMBERT_COMPILATION_CACHE"] = "off"
 
