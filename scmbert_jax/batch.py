@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scmbert_jax.modalities import MODALITIES as MODALITIES
-
 Array = Any  # numpy on the host, jax.Array on the device
 
 

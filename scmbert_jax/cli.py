@@ -30,11 +30,11 @@ from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, Evaluat
 from scmbert_jax.commands.failures_told_once import tell_failures_once
 from scmbert_jax.commands.number_limits import check_numbers
 from scmbert_jax.commands.plan import MakePlan
-from scmbert_jax.commands.terminal import say
 from scmbert_jax.commands.train import Export, Pretrain
 from scmbert_jax.commands.use import Embed, Translate
 from scmbert_jax.compiled_programs import keep_compiled_programs
 from scmbert_jax.errors import ConfigError, ScmbertWarning, UserError, as_user_error
+from scmbert_jax.plain_text import say
 from scmbert_jax.version import VERSION
 
 VERBS: dict[str, Any] = {

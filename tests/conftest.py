@@ -322,7 +322,7 @@ def cells_of_batch(batch: CellBatch, layout: FeatureLayout):
     """`WholeCells` of a batch whose every expressed feature is a token and whose every feature was measured."""
     import scipy.sparse as sp
 
-    from data_pipelines.batches.whole_cells import CellCounts, WholeCells
+    from data_pipelines.statistics.cell_counts import CellCounts, WholeCells
     from scmbert_jax.feature_layout import fold_of
 
     modalities = {}

@@ -23,7 +23,7 @@ from conftest import TINY, Ran, scmbert, scmbert_ok
 from multimodal_model import multimodal_model  # noqa: F401
 
 from data_pipelines.features.gene_tables import load_gene_table
-from data_pipelines.readers.open_dataset import example_path
+from data_pipelines.readers.example_reader import example_path
 from scmbert_jax import pretrained
 from scmbert_jax.errors import CheckpointError, CorpusError, InputError
 from scmbert_jax.training.checkpoint import save_weights

@@ -11,7 +11,7 @@ from conftest import TINY, scmbert, scmbert_ok
 from multimodal_model import multimodal_model  # noqa: F401
 from test_bad_input import cells, refused
 
-from data_pipelines.readers.open_dataset import example_path
+from data_pipelines.readers.example_reader import example_path
 from scmbert_jax.errors import ConfigError, InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

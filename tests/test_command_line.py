@@ -364,7 +364,8 @@ def test_a_number_that_no_machine_has_is_refused_at_once_with_its_option(command
 
 
 def test_what_strangers_wrote_is_printed_harmless(capsys):
-    from scmbert_jax.commands.terminal import say, show
+    from scmbert_jax.commands.terminal import show
+    from scmbert_jax.plain_text import say
 
     evil = "\x1b]0;owned\x07 \u202ekcab \ud800 https://me:pa55@host/c?sig=s1gned\n\ttwo"
     show(evil)

@@ -14,7 +14,8 @@ import pytest
 from conftest import TINY, scmbert, scmbert_ok
 
 import scmbert_jax
-from data_pipelines.readers.open_dataset import example_path, open_dataset
+from data_pipelines.readers.example_reader import example_path
+from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.training.run_folder import read_metrics
 
 TIMINGS = ("cells_per_second", "step_seconds", "data_wait_fraction")

@@ -150,6 +150,29 @@ def test_no_room_imports_one_above_it_or_beside_it(house, rooms, path):
             assert floor < own or floor == own == 0, f"{path.name} ({room}) imports {module}"
 
 
+def test_a_name_is_imported_from_the_file_that_defines_it():
+    """By way of a third file, an import says nothing of where a thing stands, and needs a file for nothing."""
+    trees = {
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts): ast.parse(path.read_text())
+        for package in ("scmbert_jax", "data_pipelines", "tests")
+        for path in sources(package)
+    }
+    imports = {
+        name: [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)] for name, tree in trees.items()
+    }
+    borrowed = {
+        (name, alias.asname or alias.name) for name, nodes in imports.items() for node in nodes for alias in node.names
+    }
+    found = [
+        f"{name} imports {alias.name} from {node.module}"
+        for name, nodes in imports.items()
+        for node in nodes
+        for alias in node.names
+        if (node.module, alias.name) in borrowed and f"{node.module}.{alias.name}" not in trees
+    ]
+    assert not found
+
+
 def test_no_two_files_import_each_other_not_even_by_way_of_others():
     """Kahn's order: what is left when files that import nothing left are taken away, is a circle."""
     left = imports_among_files()

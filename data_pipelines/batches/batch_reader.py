@@ -26,8 +26,9 @@ from data_pipelines.sampling.joined_corpora import JoinedCorpora
 from data_pipelines.sampling.mixture import Mixture
 from data_pipelines.sampling.sampling_order import Piece, SamplingOrder, SourcePlan, check_batch
 from data_pipelines.sampling.source_blocks import SourceBlocks, plan_alone, plan_in_mixture
-from scmbert_jax.batch import MODALITIES, CellBatch, CellProfile, ModalityTokens, panel_bits
+from scmbert_jax.batch import CellBatch, CellProfile, ModalityTokens, panel_bits
 from scmbert_jax.errors import ConfigError
+from scmbert_jax.modalities import MODALITIES
 
 
 class BatchReader:

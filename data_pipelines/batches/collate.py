@@ -26,8 +26,9 @@ from data_pipelines.batches.draw_tokens import MeasuredFeatures, StoredCells, To
 from data_pipelines.corpus.packed_counts import index_of, pack
 from data_pipelines.counter_hash import Purpose, fold, hash_of
 from data_pipelines.readers.whole_counts import MAX_COUNT, is_whole, whole, widened
-from scmbert_jax.batch import MODALITIES, CellBatch, CellProfile, ModalityTokens, panel_bits
+from scmbert_jax.batch import CellBatch, CellProfile, ModalityTokens, panel_bits
 from scmbert_jax.errors import ConfigError, InputError
+from scmbert_jax.modalities import MODALITIES
 
 
 class TokenSampling(NamedTuple):

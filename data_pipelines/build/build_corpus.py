@@ -28,7 +28,7 @@ import numpy as np
 
 from data_pipelines.build import write_corpus as corpus_writer
 from data_pipelines.build.corpus_overlap import KnownCells, open_known_cells
-from data_pipelines.build.data_card import DATA_CARD, composition, data_card, software_versions
+from data_pipelines.build.data_card import composition, data_card, software_versions
 from data_pipelines.build.external_shuffle import partition
 from data_pipelines.build.layout import CorpusLayout, decide
 from data_pipelines.build.options import DEFAULT_BUILD, BuildOptions
@@ -49,7 +49,7 @@ from data_pipelines.cells.held_out import HeldOutRule
 from data_pipelines.cells.supervision import cells_by_modalities
 from data_pipelines.corpus import corpus
 from data_pipelines.corpus.corpus import Corpus
-from data_pipelines.corpus.manifest import FORMAT, FORMAT_VERSION, building_path
+from data_pipelines.corpus.manifest import DATA_CARD, FORMAT, FORMAT_VERSION, building_path
 from data_pipelines.corpus.storage import is_url
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.files.atomic_files import GrowingFolder

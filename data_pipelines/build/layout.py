@@ -12,7 +12,7 @@ from data_pipelines.build.sources import Source, joint_feature_space, key_column
 from data_pipelines.cells import cell_metadata
 from data_pipelines.cells.held_out import held_out_cells
 from data_pipelines.features.feature_space import FeatureSpace
-from scmbert_jax.batch import MODALITIES
+from scmbert_jax.modalities import MODALITIES
 
 
 class CorpusLayout(NamedTuple):

@@ -13,11 +13,14 @@ from data_pipelines.build.source_files import source_files
 from data_pipelines.cells.cell_identity import NOT_MEASURED
 from data_pipelines.cells.cell_metadata import KEY_COLUMNS
 from data_pipelines.cells.cell_selection import CellSelection, not_primary
-from data_pipelines.checks.input_check import InputReport, check_dataset, require_usable
+from data_pipelines.checks.input_check import check_dataset, require_usable
+from data_pipelines.checks.input_report import InputReport
 from data_pipelines.checks.region_check import refuse_several_region_spaces
 from data_pipelines.checks.shared_counts import Keys, cells_of_dataset
 from data_pipelines.features.feature_space import FeatureSpace
-from data_pipelines.readers.open_dataset import CountsMatrix, Dataset, ReadingOptions, accepted, open_datasets
+from data_pipelines.readers.dataset import CountsMatrix, Dataset
+from data_pipelines.readers.open_dataset import accepted, open_datasets
+from data_pipelines.readers.reading_options import ReadingOptions
 from scmbert_jax.errors import InputError
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from data_pipelines.features.column_names import as_text, plain_name
-from scmbert_jax.batch import MODALITIES
+from scmbert_jax.modalities import MODALITIES
 
 CODED_FIELDS = ("cell_type", "technical_batch", "donor", "assay", "tissue", "disease")
 LOCAL_FIELDS = ("technical_batch", "donor")

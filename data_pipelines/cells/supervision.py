@@ -12,7 +12,7 @@ import pandas as pd
 
 from data_pipelines.cells.cell_metadata import local_categories
 from data_pipelines.features.feature_space import FeatureSpace
-from scmbert_jax.batch import MODALITIES
+from scmbert_jax.modalities import MODALITIES
 
 CellCounts = dict[str, dict[str, int]]  # technical batch -> set of modalities ("rna+protein") -> number of cells
 

@@ -6,7 +6,7 @@ from data_pipelines.features.feature_mapping import antibody_coverage, choose_na
 from data_pipelines.features.gene_tables import ORGANISMS
 from data_pipelines.features.modality_names import is_other_assay, types_not_understood
 from data_pipelines.readers.dataset import CountsMatrix, Dataset
-from scmbert_jax.batch import MODALITIES
+from scmbert_jax.modalities import MODALITIES
 
 _EXAMPLES = 3
 

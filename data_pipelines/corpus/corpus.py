@@ -44,8 +44,8 @@ from data_pipelines.corpus.storage import CorpusFiles, Location
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.files.bounded_npz import read_arrays
 from data_pipelines.files.parquet_file import read_parquet_frame
-from scmbert_jax.batch import MODALITIES
 from scmbert_jax.errors import CorpusError, InputError
+from scmbert_jax.modalities import MODALITIES
 
 _HASH_CHUNK = 1 << 22
 _SIZES_AT_ONCE = 16  # files asked for their size together; each answer may come from far away

@@ -15,8 +15,8 @@ from typing import Any
 
 from data_pipelines.corpus import cell_block, tfrecord
 from data_pipelines.corpus.storage import CorpusFiles
-from scmbert_jax.batch import MODALITIES
 from scmbert_jax.errors import CorpusError
+from scmbert_jax.modalities import MODALITIES
 
 FORMAT = "scmbert-corpus"
 FORMAT_VERSION = 2

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.files.parquet_file import read_parquet_table
-from scmbert_jax.batch import MODALITIES
 from scmbert_jax.errors import InputError
 from scmbert_jax.feature_layout import FeatureLayout
+from scmbert_jax.modalities import MODALITIES
 
 FORMAT_VERSION = 1
 _quoted = json.encoder.encode_basestring_ascii

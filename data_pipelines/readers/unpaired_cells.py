@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from data_pipelines.readers.dataset import CountsMatrix, Dataset
-from scmbert_jax.batch import MODALITIES
+from scmbert_jax.modalities import MODALITIES
 
 
 def separate_modalities(name: str, datasets: Sequence[Dataset]) -> Dataset:

@@ -25,7 +25,7 @@ from data_pipelines.files.bounded_npz import open_arrays
 from data_pipelines.statistics.cell_counts import CellCounts, WholeCells
 from data_pipelines.statistics.linear_maps import Scores, alignment_maps, memory_of_pairs, translation_maps
 from data_pipelines.statistics.principal_components import Components, MeasuredValues, PrincipalComponents
-from scmbert_jax.batch import MODALITIES, CellBatch
+from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import InputError
 from scmbert_jax.feature_layout import (
     LIBRARY_QUANTILES,
@@ -34,6 +34,7 @@ from scmbert_jax.feature_layout import (
     FeatureStatistics,
     LinearStatistics,
 )
+from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.value_scales import clr_values, linear_values, log1p_values
 
 MAX_TOKENS = 1_000_000

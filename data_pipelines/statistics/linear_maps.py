@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from scmbert_jax.batch import MODALITIES
 from scmbert_jax.feature_layout import NEIGHBOUR_COMPONENTS, NUM_COMPONENTS, NUM_FOLDS, NUM_NEIGHBOURS
+from scmbert_jax.modalities import MODALITIES
 
 # Ridge strengths among which leave-one-out chooses; scores have mean square 1 over components.
 _ALPHAS = np.geomspace(1.0, 1e5, 21)

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from scmbert_jax.batch import MODALITIES, CellBatch, CellProfile, ModalityTokens, panel_bits
+from scmbert_jax.batch import CellBatch, CellProfile, ModalityTokens, panel_bits
 from scmbert_jax.feature_layout import FeatureLayout
+from scmbert_jax.modalities import MODALITIES
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from scmbert_jax.commands.terminal import CountsFile, LowCoverage, ModelFolder, Organism, Overwrite, progress, say, show
+from scmbert_jax.commands.terminal import CountsFile, LowCoverage, ModelFolder, Organism, Overwrite, progress, show
 from scmbert_jax.errors import InputError
 from scmbert_jax.modalities import ModalityName
+from scmbert_jax.plain_text import say
 
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 

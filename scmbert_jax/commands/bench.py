@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from scmbert_jax.commands.terminal import CorpusFolder, print_json, say, show, staged_progress
+from scmbert_jax.commands.terminal import CorpusFolder, print_json, show, staged_progress
 from scmbert_jax.errors import ConfigError
+from scmbert_jax.plain_text import say
 
 if TYPE_CHECKING:
     from scmbert_jax.benchmarks.input_scaling import InputScaling

@@ -15,11 +15,11 @@ from scmbert_jax.commands.terminal import (
     obs_fields_of,
     print_json,
     progress,
-    say,
     show,
     staged_progress,
 )
 from scmbert_jax.errors import ConfigError, InputError
+from scmbert_jax.plain_text import say
 
 if TYPE_CHECKING:
     from data_pipelines.cells.cell_selection import CellSelection

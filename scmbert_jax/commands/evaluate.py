@@ -16,11 +16,11 @@ from scmbert_jax.commands.terminal import (
     obs_fields_of,
     print_json,
     print_tables,
-    say,
 )
 from scmbert_jax.commands.use import Output
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.outputs import check_output_file
+from scmbert_jax.plain_text import say
 
 if TYPE_CHECKING:
     from scmbert_jax.training.goodput import Goodput

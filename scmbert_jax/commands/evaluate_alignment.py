@@ -13,9 +13,9 @@ from scmbert_jax.commands.terminal import (
     obs_fields_of,
     print_json,
     print_tables,
-    say,
 )
 from scmbert_jax.errors import ConfigError
+from scmbert_jax.plain_text import say
 
 
 @dataclass(frozen=True)

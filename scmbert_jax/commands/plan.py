@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from scmbert_jax.commands.terminal import CorpusFolder, print_json, say, show
+from scmbert_jax.commands.terminal import CorpusFolder, print_json, show
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.modalities import TABLE
+from scmbert_jax.plain_text import say
 
 if TYPE_CHECKING:
     from scmbert_jax.config import ExperimentConfig

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from scmbert_jax.commands.terminal import CountsFile, LowCoverage, ModelFolder, Organism, Overwrite, progress, say, show
+from scmbert_jax.commands.terminal import CountsFile, LowCoverage, ModelFolder, Organism, Overwrite, progress, show
 from scmbert_jax.modalities import ModalityName
+from scmbert_jax.plain_text import say
 
 if TYPE_CHECKING:
     from data_pipelines.checks.input_report import InputReport

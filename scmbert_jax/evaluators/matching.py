@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from scmbert_jax.batch import MODALITIES
 from scmbert_jax.evaluation.metrics import foscttm
 from scmbert_jax.evaluators.inputs import CannotEvaluate, EvaluatorInputs
+from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.scmbert import ScMbert
 from scmbert_jax.models.token_sequence import CutBatch, pack_tokens
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import ExperimentConfig, ModalityConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.feature_layout import FeatureLayout
+from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.layers import linear
 from scmbert_jax.models.parameters import Constant, filled, parameter, weight
 from scmbert_jax.models.token_sequence import TokenSequence

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import ExperimentConfig, ModelConfig
 from scmbert_jax.feature_layout import FeatureLayout
+from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.bounds import within
 from scmbert_jax.models.embeddings import covariate_embedding, padded_rows
 from scmbert_jax.models.layers import LayerNorm, linear

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import ModalityConfig
 from scmbert_jax.feature_layout import LIBRARY_QUANTILES, FeatureStatistics
+from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.negative_binomial import negative_binomial_nll, nll_of_zero
 from scmbert_jax.value_scales import clr_values, expression_bins, log1p_values, relative_expression
 

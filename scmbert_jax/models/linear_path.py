@@ -18,7 +18,6 @@ import numpy as np
 import scipy.sparse as sp
 from flax import nnx
 
-from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.feature_layout import (
     LIBRARY_QUANTILES,
@@ -29,6 +28,7 @@ from scmbert_jax.feature_layout import (
     FeatureLayout,
     FeatureStatistics,
 )
+from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.embeddings import padded_rows
 from scmbert_jax.models.likelihoods import make_likelihood
 from scmbert_jax.models.parameters import Constant, filled, parameter, weight

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
-from scmbert_jax.batch import MODALITIES, CellBatch, CellProfile, ModalityTokens
+from scmbert_jax.batch import CellBatch, CellProfile, ModalityTokens
+from scmbert_jax.modalities import MODALITIES
 
 
 @jax.tree_util.register_dataclass

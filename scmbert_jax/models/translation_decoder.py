@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import ModelConfig
+from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.attention.backends import Attention
 from scmbert_jax.models.heads import CellDecoder
 from scmbert_jax.models.layers import LayerNorm, linear

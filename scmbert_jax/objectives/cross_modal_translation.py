@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from scmbert_jax.batch import MODALITIES, CellBatch
+from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.feature_layout import FeatureLayout, fold_of
+from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.flops import TokenCounts, added, decoded, encoded
 from scmbert_jax.models.heads import ValueHead
 from scmbert_jax.models.likelihoods import Truth

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scmbert_jax.batch import MODALITIES, CellBatch
+from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import ExperimentConfig, MaskedModelingConfig
 from scmbert_jax.feature_layout import FeatureLayout
+from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.flops import TokenCounts, added, encoded
 from scmbert_jax.models.heads import CellDecoder, ValueHead
 from scmbert_jax.models.likelihoods import Truth

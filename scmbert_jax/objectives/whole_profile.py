@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from scmbert_jax.batch import MODALITIES, CellBatch
+from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.feature_layout import FeatureLayout
+from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.flops import TokenCounts, added, encoded
 from scmbert_jax.models.profile_head import ProfileHead, draw_features
 from scmbert_jax.models.token_sequence import pack_tokens, subsample_tokens

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines.batches.model_counts import Overlap
 from data_pipelines.checks.input_report import InputReport
-from data_pipelines.readers.open_dataset import Dataset
+from data_pipelines.readers.dataset import Dataset
 from scmbert_jax.errors import InputError
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import CutBatch

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from data_pipelines.readers.open_dataset import Dataset, open_dataset
+from data_pipelines.readers.dataset import Dataset
+from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.outputs import check_output_file
 from scmbert_jax.pretrained import PretrainedModel

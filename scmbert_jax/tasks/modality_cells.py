@@ -15,7 +15,8 @@ from sklearn.utils.extmath import randomized_svd
 from data_pipelines.cells.cell_metadata import recognise_obs_fields
 from data_pipelines.checks.input_check import check_dataset, require_usable
 from data_pipelines.features.feature_space import ModalityFeatures
-from data_pipelines.readers.open_dataset import Dataset, open_dataset
+from data_pipelines.readers.dataset import Dataset
+from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.readers.whole_counts import by_feature
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.tasks.normalisation import centred_log_ratio, log1p_of_depth, tf_log_idf

@@ -16,7 +16,8 @@ from data_pipelines.batches.collate import TokenSampling, collate_counts
 from data_pipelines.batches.model_counts import CountsChunk, Overlap, model_counts, overlap_with_model
 from data_pipelines.checks.input_check import check_dataset, require_usable
 from data_pipelines.checks.input_report import InputReport
-from data_pipelines.readers.open_dataset import Dataset, open_dataset
+from data_pipelines.readers.dataset import Dataset
+from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import ConfigError, InputError, ScmbertWarning
 from scmbert_jax.models.linear_path import scores_of_counts

@@ -7,7 +7,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from data_pipelines.readers.open_dataset import EXAMPLES, example_path
+from data_pipelines.readers.example_reader import EXAMPLES, example_path
 from data_pipelines.readers.reading_options import split_query
 from scmbert_jax.errors import InputError
 from scmbert_jax.outputs import check_output_file

@@ -9,7 +9,7 @@ import pytest
 from conftest import scmbert, scmbert_ok
 from multimodal_model import multimodal_model  # noqa: F401
 
-from data_pipelines.readers.open_dataset import example_path
+from data_pipelines.readers.example_reader import example_path
 
 pytestmark = [
     pytest.mark.slow,

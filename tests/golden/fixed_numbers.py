@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from data_pipelines.statistics.feature_statistics import from_arrays
-from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.feature_layout import (
     LIBRARY_QUANTILES,
@@ -18,6 +17,7 @@ from scmbert_jax.feature_layout import (
     FeatureStatistics,
     LinearStatistics,
 )
+from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.scmbert import ModelDefinition
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import without
 
-from scmbert_jax.batch import MODALITIES
 from scmbert_jax.config import ModalityConfig
+from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.mixture import objectives_of

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scmbert_jax.batch import MODALITIES, CellBatch, ModalityTokens
+from scmbert_jax.batch import CellBatch, ModalityTokens
+from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.token_sequence import (
     TokenSequence,
     join_modalities,

@@ -10,7 +10,7 @@ from conftest import TINY, scmbert, scmbert_ok
 from multimodal_model import multimodal_model  # noqa: F401
 
 import scmbert_jax
-from data_pipelines.readers.open_dataset import example_path
+from data_pipelines.readers.example_reader import example_path
 from scmbert_jax.errors import ConfigError, InputError, ScmbertWarning
 from scmbert_jax.pretrained import load_model
 from scmbert_jax.tasks.embed import embed_dataset, embed_jointly, provenance

@@ -10,7 +10,7 @@ import pytest
 import scipy.io
 from conftest import scmbert_ok
 
-from data_pipelines.readers.open_dataset import example_path
+from data_pipelines.readers.example_reader import example_path
 
 
 @pytest.fixture(scope="module")

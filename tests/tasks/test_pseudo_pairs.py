@@ -9,7 +9,8 @@ import scipy.sparse as sp
 from conftest import scmbert, scmbert_ok
 
 from data_pipelines.features.feature_space import ModalityFeatures
-from data_pipelines.readers.open_dataset import example_path, open_dataset
+from data_pipelines.readers.example_reader import example_path
+from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.metrics import foscttm
 from scmbert_jax.tasks import linked_features, modality_cells, optimal_transport

@@ -16,8 +16,7 @@ import scmbert_jax
 from data_pipelines.features.feature_mapping import map_genes, map_regions
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.features.gene_tables import load_gene_table
-from data_pipelines.readers.open_dataset import example_path
-from scmbert_jax.batch import MODALITIES
+from data_pipelines.readers.example_reader import example_path
 from scmbert_jax.config import (
     CrossModalTranslationConfig,
     ExperimentConfig,
@@ -27,6 +26,7 @@ from scmbert_jax.config import (
     ObjectivesConfig,
 )
 from scmbert_jax.errors import ConfigError, InputError
+from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks import translate

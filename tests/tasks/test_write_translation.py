@@ -13,7 +13,8 @@ from conftest import scmbert, scmbert_ok
 from multimodal_model import multimodal_model  # noqa: F401
 
 import scmbert_jax
-from data_pipelines.readers.open_dataset import example_path, open_dataset
+from data_pipelines.readers.example_reader import example_path
+from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.tasks.whole_file import writable_table
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

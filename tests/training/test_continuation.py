@@ -16,8 +16,8 @@ from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.training.continuation import changes
 from scmbert_jax.training.loop import pretrain
+from scmbert_jax.training.optimizer import learning_rate_schedule
 from scmbert_jax.training.run_folder import read_metrics
-from scmbert_jax.training.train_step import learning_rate_schedule
 
 
 def changed(config, **fields):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.readers.open_dataset import Dataset
+from data_pipelines.readers.dataset import Dataset
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.embed import embed_dataset

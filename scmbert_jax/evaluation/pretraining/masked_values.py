@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scmbert_jax.batch import MODALITIES, CellBatch
+from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import ExperimentConfig, ModalityConfig
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.intervals import CellInterval, bootstrap_weights, percentile_interval
 from scmbert_jax.evaluation.pretraining.profile_tokens import log_rarer_zeros, profile_nll, profiled_modalities
 from scmbert_jax.feature_layout import FeatureLayout
+from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.masked_modeling import MaskedModeling, choose_masked

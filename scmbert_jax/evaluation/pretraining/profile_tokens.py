@@ -10,8 +10,9 @@ it (how many of its zeros and of its expressed features are shown). So of a toke
 import jax
 import jax.numpy as jnp
 
-from scmbert_jax.batch import MODALITIES, CellBatch
+from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.likelihoods import Likelihood, Truth
 from scmbert_jax.models.scmbert import ScMbert
 from scmbert_jax.models.token_sequence import TokenSequence, kept_tokens

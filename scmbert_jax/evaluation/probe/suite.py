@@ -15,7 +15,8 @@ import scipy.sparse as sp
 
 from data_pipelines.batches.model_counts import model_counts
 from data_pipelines.checks.input_report import InputReport
-from data_pipelines.readers.open_dataset import Dataset, open_dataset
+from data_pipelines.readers.dataset import Dataset
+from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE, pca_embedding
 from scmbert_jax.evaluation.data.splits import inner_parts

@@ -7,7 +7,8 @@ import pytest
 
 from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.build.external_shuffle import cell_hashes
-from data_pipelines.corpus.corpus import MANIFEST, open_corpus
+from data_pipelines.corpus.corpus import open_corpus
+from data_pipelines.corpus.manifest import MANIFEST
 from data_pipelines.corpus.verify import verify_corpus
 from data_pipelines.synthetic.cells import SyntheticCells
 from scmbert_jax.errors import CorpusError, InputError

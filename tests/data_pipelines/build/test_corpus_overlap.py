@@ -11,7 +11,8 @@ from conftest import scmbert, scmbert_ok
 from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.build.corpus_overlap import cells_of_corpus, open_known_cells, overlap, overlap_text
 from data_pipelines.cells.cell_metadata import KEY_COLUMNS
-from data_pipelines.corpus.corpus import OBS, open_corpus
+from data_pipelines.corpus.corpus import open_corpus
+from data_pipelines.corpus.manifest import OBS
 from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.errors import CorpusError, InputError
 

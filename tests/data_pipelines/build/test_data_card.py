@@ -8,8 +8,9 @@ import pytest
 from conftest import scmbert, scmbert_ok
 
 from data_pipelines.build.build_corpus import build_corpus
-from data_pipelines.build.data_card import DATA_CARD, composition
+from data_pipelines.build.data_card import composition
 from data_pipelines.corpus.corpus import open_corpus
+from data_pipelines.corpus.manifest import DATA_CARD
 from data_pipelines.corpus.verify import verify_corpus
 from data_pipelines.readers.source_statements import statements_of
 from data_pipelines.synthetic.cells import synthetic_cells

@@ -10,7 +10,8 @@ import pytest
 from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.build.describe import describe_corpus, describe_text
 from data_pipelines.cells.supervision import cells_by_modalities
-from data_pipelines.corpus.corpus import MANIFEST, open_corpus
+from data_pipelines.corpus.corpus import open_corpus
+from data_pipelines.corpus.manifest import MANIFEST
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.errors import InputError

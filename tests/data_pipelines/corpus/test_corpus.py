@@ -12,15 +12,8 @@ import pytest
 from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.build.describe import describe_corpus, describe_text
 from data_pipelines.corpus import cell_block, tfrecord
-from data_pipelines.corpus.corpus import (
-    FEATURE_SPACE,
-    MANIFEST,
-    MEASURED,
-    OBS,
-    balanced_block_sizes,
-    open_corpus,
-)
-from data_pipelines.corpus.manifest import DIGEST, manifest_digest
+from data_pipelines.corpus.corpus import balanced_block_sizes, open_corpus
+from data_pipelines.corpus.manifest import DIGEST, FEATURE_SPACE, MANIFEST, MEASURED, OBS, manifest_digest
 from data_pipelines.corpus.verify import verify_corpus
 from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.errors import CorpusError

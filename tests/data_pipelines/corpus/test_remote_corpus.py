@@ -38,7 +38,8 @@ from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.build.describe import describe_corpus
 from data_pipelines.corpus import remote_files
 from data_pipelines.corpus.copy import copy_corpus
-from data_pipelines.corpus.corpus import MANIFEST, open_corpus
+from data_pipelines.corpus.corpus import open_corpus
+from data_pipelines.corpus.manifest import MANIFEST
 from data_pipelines.corpus.retries import Retries, UnreachableError
 from data_pipelines.corpus.verify import verify_corpus
 from data_pipelines.sampling.source_blocks import SourceBlocks

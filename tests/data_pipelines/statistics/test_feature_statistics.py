@@ -18,9 +18,10 @@ from data_pipelines.statistics import feature_statistics as module
 from data_pipelines.statistics.cell_counts import CellCounts, WholeCells
 from data_pipelines.statistics.feature_statistics import as_arrays, feature_statistics, load_statistics, save_statistics
 from data_pipelines.synthetic.cells import synthetic_cells
-from scmbert_jax.batch import MODALITIES, CellBatch, ModalityTokens
+from scmbert_jax.batch import CellBatch, ModalityTokens
 from scmbert_jax.errors import InputError
 from scmbert_jax.feature_layout import NUM_COMPONENTS, FeatureLayout, fold_of
+from scmbert_jax.modalities import MODALITIES
 
 LAYOUT = FeatureLayout(slices={"rna": (0, 3)})
 

@@ -12,8 +12,8 @@ from data_pipelines.statistics.principal_components import (
     PrincipalComponents,
     principal_components,
 )
-from scmbert_jax.batch import MODALITIES
 from scmbert_jax.feature_layout import NUM_COMPONENTS, NUM_FOLDS, fold_of
+from scmbert_jax.modalities import MODALITIES
 
 RNA, PROTEIN, ATAC = (MODALITIES.index(name) for name in ("rna", "protein", "atac"))
 

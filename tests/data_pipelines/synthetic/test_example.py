@@ -7,7 +7,8 @@ import pytest
 
 from data_pipelines.checks.input_check import check_dataset, require_usable
 from data_pipelines.corpus.corpus import open_corpus
-from data_pipelines.readers.open_dataset import EXAMPLES, example_path, open_dataset
+from data_pipelines.readers.example_reader import EXAMPLES, example_path
+from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.synthetic.example import main
 
 ORIGINAL = Path("pbmc_mosaic") / "quickstart_pbmc_mosaic.h5mu"

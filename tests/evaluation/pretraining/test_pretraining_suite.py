@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse as sp
 from conftest import scmbert, scmbert_ok
 
-from data_pipelines.readers.open_dataset import example_path
+from data_pipelines.readers.example_reader import example_path
 from scmbert_jax.evaluation.intervals import CellInterval
 from scmbert_jax.evaluation.pretraining import masked_baselines, masked_cells
 from scmbert_jax.evaluation.pretraining.masked_baselines import CELL_RATE, MARGINAL, PCA
