@@ -36,6 +36,7 @@ LAYERS = (
     ("pretrained",),
     ("warm_start",),
     ("tasks",),
+    ("annotation",),
     ("evaluation",),
     ("evaluators",),
     ("pretraining",),

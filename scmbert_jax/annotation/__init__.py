@@ -1,0 +1,1 @@
+"""Cell types: classifiers fitted to labelled cells, and what they say of others."""
