@@ -1,7 +1,8 @@
 """The configuration of a run: frozen dataclasses, validated when made, written whole into the run folder.
 
 One experiment file (`experiments/NAME.py`) builds one `ExperimentConfig`. Every field carries its unit and reason.
-Unknown fields and impossible values are errors that name the field.
+Unknown fields and impossible values are errors that name the field. All its parts are imported from here, also those
+that stand with what they configure: modalities in modalities.py, each objective's with the objective.
 """
 
 import dataclasses
@@ -13,8 +14,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from scmbert_jax.errors import ConfigError
-from scmbert_jax.modalities import MODALITIES, TABLE
+from scmbert_jax.errors import ConfigError, require
+from scmbert_jax.modalities import MODALITIES, ModalitiesConfig
+from scmbert_jax.modalities import ModalityConfig as ModalityConfig
+from scmbert_jax.objectives.contrastive_alignment.config import ContrastiveAlignmentConfig
+from scmbert_jax.objectives.cross_modal_translation.config import CrossModalTranslationConfig
+from scmbert_jax.objectives.masked_modeling.config import MaskedModelingConfig
+from scmbert_jax.objectives.whole_profile.config import WholeProfileConfig
 
 # Sizes that no machine has are refused where they are named, not where memory ends.
 _MOST = {
@@ -30,68 +36,6 @@ _LARGEST = (1 << 63) - 1  # of a number that is no size
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _require(condition: bool, where: str, found: Any, expected: str) -> None:
-    if not condition:
-        raise ConfigError(f"{where} is {found!r}; expected {expected}.")
-
-
-TargetLikelihood = Literal[
-    "negative_binomial", "negative_binomial_background", "gaussian_log1p", "gaussian_clr", "bernoulli"
-]
-
-
-@dataclass(frozen=True)
-class ModalityConfig:
-    """How one modality becomes tokens, and how its values are predicted."""
-
-    num_tokens: int = 0
-    """Tokens per cell in a training step; 0: this modality is not read. A trained model is shown whole cells."""
-    zero_fraction: float = 0.25
-    """Share of a cell's tokens that are measured features with count 0 (sampled)."""
-    value_encoding: str = "continuous"
-    """`continuous`: MLP of log1p(count / library_size * target_sum). `bins`: scBERT's floor(log2(1 + that ratio)).
-    (`VALUE_ENCODINGS` in models/embeddings.py.)"""
-    target_sum: float = 1e4
-    """Counts per cell after normalisation by library size (CP10K: 1e4)."""
-    num_bins: int = 6
-    """Bins 0 .. num_bins-1 for `bins` (scBERT: 6, clipped at 5)."""
-    likelihood: Literal["negative_binomial", "bins", "bernoulli"] = "negative_binomial"
-    """What is predicted at a masked position: the count, its bin, or whether it is above zero."""
-    target_likelihood: TargetLikelihood | None = None
-    """How this modality is predicted from another (cross_modal_translation), and from the cell embedding
-    (whole_profile): `negative_binomial` (counts, given the
-    library size), `negative_binomial_background` (counts of antibodies: an ambient and a bound level), `gaussian_log1p`
-    (log1p of counts scaled to the median library), `gaussian_clr` (centred log ratio), `bernoulli` (open or not). None:
-    `negative_binomial` for RNA, `gaussian_clr` for protein, `bernoulli` for ATAC."""
-    loss_weight: float = 1.0
-    """Weight of one predicted token of this modality in the summed loss."""
-
-    def validate(self, where: str) -> None:
-        _require(self.num_tokens >= 0, f"{where}.num_tokens", self.num_tokens, "0 or more")
-        _require(0 <= self.zero_fraction < 1, f"{where}.zero_fraction", self.zero_fraction, "0 <= value < 1")
-        _require(self.target_sum > 0, f"{where}.target_sum", self.target_sum, "a positive number")
-        _require(self.num_bins >= 2, f"{where}.num_bins", self.num_bins, "2 or more")
-        _require(self.loss_weight > 0, f"{where}.loss_weight", self.loss_weight, "a positive number")
-
-
-@dataclass(frozen=True)
-class ModalitiesConfig:
-    """One `ModalityConfig` per modality; those with `num_tokens > 0` are read."""
-
-    rna: ModalityConfig = ModalityConfig()
-    protein: ModalityConfig = ModalityConfig(zero_fraction=0.0)
-    atac: ModalityConfig = ModalityConfig(likelihood="bernoulli")
-
-    def target_likelihoods(self) -> dict[str, str]:
-        """Modality that is read -> how it is predicted from others."""
-        read = self.in_use().items()
-        return {name: modality.target_likelihood or TABLE[name].target_likelihood for name, modality in read}
-
-    def in_use(self) -> dict[str, ModalityConfig]:
-        """The modalities that are read, in the order of `MODALITIES`."""
-        return {name: getattr(self, name) for name in MODALITIES if getattr(self, name).num_tokens > 0}
 
 
 @dataclass(frozen=True)
@@ -148,160 +92,23 @@ class ModelConfig:
 
     def validate(self, where: str) -> None:
         for name in ("embed_dim", "num_layers", "num_heads", "head_dim", "mlp_dim", "decoder_layers"):
-            _require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "1 or more")
+            require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "1 or more")
         for name in ("favor_features", "favor_redraw_every"):
-            _require(getattr(self, name) >= 0, f"{where}.{name}", getattr(self, name), "0 or more")
-
-
-def _require_two_modalities(weight: float, where: str, modalities: ModalitiesConfig) -> None:
-    read = modalities.in_use()
-    expected = f"0, or two modalities with num_tokens above 0 (there is only {', '.join(read)})"
-    _require(weight == 0 or len(read) > 1, f"{where}.weight", weight, expected)
-
-
-@dataclass(frozen=True)
-class MaskedModelingConfig:
-    """Masked modelling of values (objectives/masked_modeling.py)."""
-
-    weight: float = 1.0
-    """Share of steps that train this objective; 0: off."""
-    mask_fraction: float = 0.3
-    """Share of a cell's eligible tokens whose value is hidden and predicted."""
-    mask_zeros: bool = True
-    """Whether tokens of count 0 are eligible (scBERT: False)."""
-    keep_fraction: float = 0.0
-    """Share of masked tokens whose value the encoder still sees (scBERT: 0.1)."""
-    cell_weight: float = 1.0
-    """Weight of predicting the same values a second time from the cell embedding alone, which trains it."""
-    covariate_dropout: float = 0.1
-    """Share of cells whose covariates are hidden, so that an unknown covariate is a trained case."""
-
-    def validate(self, where: str, modalities: ModalitiesConfig) -> None:
-        _require(self.weight >= 0, f"{where}.weight", self.weight, "0 or more")
-        _require(0 < self.mask_fraction < 1, f"{where}.mask_fraction", self.mask_fraction, "0 < value < 1")
-        _require(0 <= self.keep_fraction < 1, f"{where}.keep_fraction", self.keep_fraction, "0 <= value < 1")
-        _require(self.cell_weight >= 0, f"{where}.cell_weight", self.cell_weight, "0 or more")
-        _require(
-            0 <= self.covariate_dropout < 1, f"{where}.covariate_dropout", self.covariate_dropout, "0 <= value < 1"
-        )
-
-
-@dataclass(frozen=True)
-class CrossModalTranslationConfig:
-    """Predicting one modality of a cell from another (objectives/cross_modal_translation.py)."""
-
-    weight: float = 0.0
-    """Share of steps that train this objective; 0: off."""
-    directions: tuple[str, ...] = ()
-    """Such as ("rna>protein", "protein>rna"); (): every ordered pair of the modalities that are read."""
-    pair_weight: float = 1.0
-    """Weight of predicting the measured other modality; 0: pairs are not used."""
-    cycle_weight: float = 0.0
-    """Weight of predicting the measured modality back from the predicted other one; needs no pairs."""
-    cycle_features: int = 64
-    """Features of the other modality that are predicted in the first half of that cycle."""
-    source_fraction: float = 1.0
-    """Share of the source's tokens that the encoder is shown; the rest changes from epoch to epoch."""
-    covariate_dropout: float = 0.1
-    """Share of cells whose covariates are hidden, so that an unknown covariate is a trained case."""
-
-    def validate(self, where: str, modalities: ModalitiesConfig) -> None:
-        _require(self.weight >= 0, f"{where}.weight", self.weight, "0 or more")
-        _require(self.pair_weight >= 0, f"{where}.pair_weight", self.pair_weight, "0 or more")
-        _require(self.cycle_weight >= 0, f"{where}.cycle_weight", self.cycle_weight, "0 or more")
-        _require(self.cycle_features >= 1, f"{where}.cycle_features", self.cycle_features, "1 or more")
-        _require(0 < self.source_fraction <= 1, f"{where}.source_fraction", self.source_fraction, "0 < value <= 1")
-        _require(
-            0 <= self.covariate_dropout < 1, f"{where}.covariate_dropout", self.covariate_dropout, "0 <= value < 1"
-        )
-        _require_two_modalities(self.weight, where, modalities)
-        for direction in self.directions:
-            source, _, target = direction.partition(">")
-            known = source in MODALITIES and target in MODALITIES and source != target
-            _require(known, f"{where}.directions", direction, f"SOURCE>TARGET, two of {', '.join(MODALITIES)}")
-            read = modalities.in_use()
-            are_read = source in read and target in read
-            _require(are_read, f"{where}.directions", direction, f"modalities that are read: {', '.join(read)}")
-
-
-@dataclass(frozen=True)
-class ContrastiveAlignmentConfig:
-    """Symmetric InfoNCE between the modalities of a cell (objectives/contrastive_alignment.py)."""
-
-    weight: float = 0.0
-    """Share of steps that train this objective; 0: off."""
-    projection_dim: int = 64
-    """Width of the space in which modalities are compared."""
-    negatives: Literal["auto", "technical_batch", "all"] = "auto"
-    """Which cells a cell is told apart from: those of its own technical batch, or all of the global batch; `auto`: of
-    its own technical batch where the corpus knows it (across batches, the batch alone would be the answer). Cells of
-    one technical batch are then drawn together."""
-    initial_temperature: float = 0.1
-    min_temperature: float = 0.01
-    max_temperature: float = 1.0
-    """The learned temperature stays between these."""
-    source_fraction: float = 1.0
-    """Share of each modality's tokens that the encoder is shown."""
-    link_weight: float = 0.0
-    """Weight of telling a feature's linked genes from others by their rows of the feature table; needs no pairs."""
-
-    def validate(self, where: str, modalities: ModalitiesConfig) -> None:
-        _require(self.weight >= 0, f"{where}.weight", self.weight, "0 or more")
-        _require(self.projection_dim >= 1, f"{where}.projection_dim", self.projection_dim, "1 or more")
-        _require(self.link_weight >= 0, f"{where}.link_weight", self.link_weight, "0 or more")
-        _require(0 < self.source_fraction <= 1, f"{where}.source_fraction", self.source_fraction, "0 < value <= 1")
-        _require(self.min_temperature > 0, f"{where}.min_temperature", self.min_temperature, "above 0")
-        _require(
-            self.min_temperature <= self.initial_temperature <= self.max_temperature,
-            f"{where}.initial_temperature",
-            self.initial_temperature,
-            f"between min_temperature {self.min_temperature} and max_temperature {self.max_temperature}",
-        )
-        _require_two_modalities(self.weight, where, modalities)
-
-
-@dataclass(frozen=True)
-class WholeProfileConfig:
-    """Predicting all that was measured of a cell from its embedding (objectives/whole_profile.py)."""
-
-    weight: float = 0.0
-    """Share of steps that train this objective; 0: off."""
-    hidden_dim: int = 256
-    """Width of the one layer between the cell embedding and the features."""
-    profile_tokens: int = 2048
-    """Expressed features per cell and modality that are compared with their counts. Of a cell with more, each epoch
-    draws others at random, and each counts for several. Zeros need no place: they are what is not expressed."""
-    features_per_step: int = 16_384
-    """Features of a modality that are predicted in a step. If there are more, each step draws as many at random, the
-    same for all its cells. 0: all. With negative binomial counts always all: they share the cell's library."""
-    source_fraction: float = 1.0
-    """Share of a cell's tokens that the encoder is shown. Below 1, also cells of fewer expressed features than
-    `num_tokens` are predicted from a part of them."""
-    covariate_dropout: float = 0.1
-    """Share of cells whose covariates are hidden, so that an unknown covariate is a trained case."""
-
-    def validate(self, where: str, modalities: ModalitiesConfig) -> None:
-        _require(self.weight >= 0, f"{where}.weight", self.weight, "0 or more")
-        _require(self.hidden_dim >= 1, f"{where}.hidden_dim", self.hidden_dim, "1 or more")
-        _require(self.profile_tokens >= 1, f"{where}.profile_tokens", self.profile_tokens, "1 or more")
-        _require(self.features_per_step >= 0, f"{where}.features_per_step", self.features_per_step, "0 (all) or more")
-        _require(0 < self.source_fraction <= 1, f"{where}.source_fraction", self.source_fraction, "0 < value <= 1")
-        _require(
-            0 <= self.covariate_dropout < 1, f"{where}.covariate_dropout", self.covariate_dropout, "0 <= value < 1"
-        )
+            require(getattr(self, name) >= 0, f"{where}.{name}", getattr(self, name), "0 or more")
 
 
 @dataclass(frozen=True)
 class ObjectivesConfig:
-    """The mixture: one field per objective, each with its `weight` (share of steps) and `validate`.
+    """The mixture: one field per objective, each with its `weight` (share of steps) and `validate`. What trains it is
+    named in `objectives.mixture.OBJECTIVES`.
 
     An objective whose configuration has `profile_tokens` gets `CellBatch.profiles`; one with `negatives`, batches of
     cells that may be compared."""
 
-    masked_modeling: MaskedModelingConfig = MaskedModelingConfig()
-    cross_modal_translation: CrossModalTranslationConfig = CrossModalTranslationConfig()
-    contrastive_alignment: ContrastiveAlignmentConfig = ContrastiveAlignmentConfig()
-    whole_profile: WholeProfileConfig = WholeProfileConfig()
+    masked_modeling: MaskedModelingConfig = field(default_factory=MaskedModelingConfig)
+    cross_modal_translation: CrossModalTranslationConfig = field(default_factory=CrossModalTranslationConfig)
+    contrastive_alignment: ContrastiveAlignmentConfig = field(default_factory=ContrastiveAlignmentConfig)
+    whole_profile: WholeProfileConfig = field(default_factory=WholeProfileConfig)
 
     def weights(self) -> dict[str, float]:
         """Objective name -> weight, only those above 0, in the order of the fields."""
@@ -335,10 +142,10 @@ class OptimizerConfig:
     """Gradients are scaled down to this global norm."""
 
     def validate(self, where: str) -> None:
-        _require(self.peak_learning_rate > 0, f"{where}.peak_learning_rate", self.peak_learning_rate, "above 0")
-        _require(self.warmup_steps >= 0, f"{where}.warmup_steps", self.warmup_steps, "0 or more")
-        _require(0 <= self.muon_momentum < 1, f"{where}.muon_momentum", self.muon_momentum, "0 <= value < 1")
-        _require(self.max_grad_norm > 0, f"{where}.max_grad_norm", self.max_grad_norm, "above 0")
+        require(self.peak_learning_rate > 0, f"{where}.peak_learning_rate", self.peak_learning_rate, "above 0")
+        require(self.warmup_steps >= 0, f"{where}.warmup_steps", self.warmup_steps, "0 or more")
+        require(0 <= self.muon_momentum < 1, f"{where}.muon_momentum", self.muon_momentum, "0 <= value < 1")
+        require(self.max_grad_norm > 0, f"{where}.max_grad_norm", self.max_grad_norm, "above 0")
 
 
 @dataclass(frozen=True)
@@ -355,8 +162,8 @@ class MeshConfig:
     def validate(self, where: str) -> None:
         sizes = {"replica": self.replica, "fsdp": self.fsdp, "tensor": self.tensor}
         for name, size in sizes.items():
-            _require(size == -1 or size >= 1, f"{where}.{name}", size, "-1 or 1 or more")
-        _require(list(sizes.values()).count(-1) <= 1, where, sizes, "at most one axis of -1")
+            require(size == -1 or size >= 1, f"{where}.{name}", size, "-1 or 1 or more")
+        require(list(sizes.values()).count(-1) <= 1, where, sizes, "at most one axis of -1")
 
 
 @dataclass(frozen=True)
@@ -389,14 +196,14 @@ class TrainConfig:
             "checkpoint_every",
             "keep_checkpoints",
         ):
-            _require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "1 or more")
-        _require(
+            require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "1 or more")
+        require(
             self.keep_every >= 0 and self.keep_every % self.checkpoint_every == 0,
             f"{where}.keep_every",
             self.keep_every,
             f"0, or a multiple of {where}.checkpoint_every ({self.checkpoint_every}): others have no checkpoint",
         )
-        _require(
+        require(
             all(low < high for low, high in pairwise((0, *self.row_widths))),
             f"{where}.row_widths",
             self.row_widths,
@@ -430,13 +237,13 @@ class ValidationConfig:
 
     def validate(self, where: str) -> None:
         for name, least in (("every", 0), ("cells", 1), ("patience", 0)):
-            _require(getattr(self, name) >= least, f"{where}.{name}", getattr(self, name), f"{least} or more")
+            require(getattr(self, name) >= least, f"{where}.{name}", getattr(self, name), f"{least} or more")
         for entry in self.evaluators:
             name, colon, steps = entry.partition(":")
             fits = bool(name) and (not colon or (steps.isascii() and steps.isdigit() and 0 < int(steps) <= _LARGEST))
-            _require(fits, f"{where}.evaluators", entry, "NAME or NAME:STEPS, with 1 step or more")
+            require(fits, f"{where}.evaluators", entry, "NAME or NAME:STEPS, with 1 step or more")
         names = [entry.partition(":")[0] for entry in self.evaluators]
-        _require(len({*names}) == len(names), f"{where}.evaluators", self.evaluators, "each evaluator once")
+        require(len({*names}) == len(names), f"{where}.evaluators", self.evaluators, "each evaluator once")
         if self.best:
             metric, colon, side = self.best.partition(":")
             name, slash, of_name = metric.partition("/")
@@ -444,10 +251,8 @@ class ValidationConfig:
             expected = (
                 f"NAME/METRIC, NAME/METRIC:lowest or NAME/METRIC:highest, NAME one of {', '.join(names) or 'none'}"
             )
-            _require(fits, f"{where}.best", self.best, expected)
-        _require(
-            bool(self.best) or not self.patience, f"{where}.patience", self.patience, f"0, or {where}.best as well"
-        )
+            require(fits, f"{where}.best", self.best, expected)
+        require(bool(self.best) or not self.patience, f"{where}.patience", self.patience, f"0, or {where}.best as well")
 
 
 @dataclass(frozen=True)
@@ -466,19 +271,19 @@ class ExperimentConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
-        _require(0 <= self.seed < 2**31, "seed", self.seed, "0 <= value < 2**31")
+        require(0 <= self.seed < 2**31, "seed", self.seed, "0 <= value < 2**31")
         for name in MODALITIES:
             getattr(self.modalities, name).validate(f"modalities.{name}")
-        _require(bool(self.modalities.in_use()), "modalities.*.num_tokens", 0, "above 0 for at least one modality")
+        require(bool(self.modalities.in_use()), "modalities.*.num_tokens", 0, "above 0 for at least one modality")
         self.model.validate("model")
         for objective in dataclasses.fields(self.objectives):
             getattr(self.objectives, objective.name).validate(f"objectives.{objective.name}", self.modalities)
-        _require(bool(self.objectives.weights()), "objectives.*.weight", 0, "above 0 for at least one objective")
+        require(bool(self.objectives.weights()), "objectives.*.weight", 0, "above 0 for at least one objective")
         self.optimizer.validate("optimizer")
         self.mesh.validate("mesh")
         self.train.validate("train")
         self.validation.validate("validation")
-        _require(
+        require(
             max(self.train.row_widths, default=0) <= self.most_tokens,
             "train.row_widths",
             self.train.row_widths,
@@ -488,18 +293,18 @@ class ExperimentConfig:
             parts = value if isinstance(value, (list, tuple)) else [value]
             largest = max((abs(part) for part in parts if _is_whole(part)), default=0)
             most = _MOST.get(name.rpartition(".")[2], _LARGEST)
-            _require(largest <= most, name, value, f"at most {most:,}")
+            require(largest <= most, name, value, f"at most {most:,}")
         data = self.data
-        _require(data.global_batch_size >= 1, "data.global_batch_size", data.global_batch_size, "1 or more")
-        _require(data.num_streams >= 1, "data.num_streams", data.num_streams, "1 or more")
-        _require(data.window_blocks >= 1, "data.window_blocks", data.window_blocks, "1 or more")
-        _require(
+        require(data.global_batch_size >= 1, "data.global_batch_size", data.global_batch_size, "1 or more")
+        require(data.num_streams >= 1, "data.num_streams", data.num_streams, "1 or more")
+        require(data.window_blocks >= 1, "data.window_blocks", data.window_blocks, "1 or more")
+        require(
             data.global_batch_size % data.num_streams == 0,
             "data.num_streams",
             data.num_streams,
             f"a divisor of data.global_batch_size ({data.global_batch_size})",
         )
-        _require(
+        require(
             data.global_batch_size % self.train.num_microbatches == 0,
             "train.num_microbatches",
             self.train.num_microbatches,
@@ -531,7 +336,7 @@ def batch_covariates(config: ExperimentConfig, known: Collection[str]) -> tuple[
     compared = compared_within(config, known)
     wanted = dict.fromkeys([*config.model.covariates, *([] if compared is None else [compared])])
     for name in wanted:
-        _require(name in known, "a covariate of the run", name, f"one of the corpus's: {', '.join(known) or 'none'}")
+        require(name in known, "a covariate of the run", name, f"one of the corpus's: {', '.join(known) or 'none'}")
     return tuple(wanted)
 
 

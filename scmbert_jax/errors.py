@@ -47,6 +47,12 @@ class ConfigError(UserError):
     exit_code = 4
 
 
+def require(condition: bool, where: str, found: object, expected: str) -> None:
+    """Raises `ConfigError` unless `condition` holds of the field `where`, whose value is `found`."""
+    if not condition:
+        raise ConfigError(f"{where} is {found!r}; expected {expected}.")
+
+
 class CheckpointError(UserError):
     """A checkpoint or a model folder that cannot be read or does not belong to this run."""
 

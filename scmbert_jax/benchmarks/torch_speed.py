@@ -34,7 +34,7 @@ from scmbert_jax.config import (
 from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
-from scmbert_jax.objectives.masked_modeling import MaskedModeling, MaskedPositions, choose_masked
+from scmbert_jax.objectives.masked_modeling.objective import MaskedModeling, MaskedPositions, choose_masked
 from scmbert_jax.random_keys import row_keys, step_key
 from scmbert_jax.text_table import markdown_table
 

@@ -25,7 +25,7 @@ from scmbert_jax.evaluators.inputs import CannotEvaluate, EvaluatorInputs
 from scmbert_jax.feature_layout import FeatureStatistics
 from scmbert_jax.models.scmbert import ScMbert
 from scmbert_jax.models.token_sequence import CutBatch
-from scmbert_jax.objectives.cross_modal_translation import CrossModalTranslation
+from scmbert_jax.objectives.cross_modal_translation.objective import CrossModalTranslation
 from scmbert_jax.value_scales import clr_values, log1p_values
 
 _MOST_FEATURES = 2048

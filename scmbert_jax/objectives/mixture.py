@@ -5,10 +5,10 @@ import numpy as np
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.models.flops import FORWARD_AND_BACKWARD, TokenCounts
 from scmbert_jax.objectives.base import Objective
-from scmbert_jax.objectives.contrastive_alignment import ContrastiveAlignment
-from scmbert_jax.objectives.cross_modal_translation import CrossModalTranslation
-from scmbert_jax.objectives.masked_modeling import MaskedModeling
-from scmbert_jax.objectives.whole_profile import WholeProfile
+from scmbert_jax.objectives.contrastive_alignment.objective import ContrastiveAlignment
+from scmbert_jax.objectives.cross_modal_translation.objective import CrossModalTranslation
+from scmbert_jax.objectives.masked_modeling.objective import MaskedModeling
+from scmbert_jax.objectives.whole_profile.objective import WholeProfile
 
 # A field of `config.ObjectivesConfig` -> what it configures (docs/extending.md).
 OBJECTIVES: dict[str, type[Objective]] = {

@@ -12,8 +12,8 @@ from flax import nnx
 from scmbert_jax.batch import CellBatch, ModalityTokens
 from scmbert_jax.config import ContrastiveAlignmentConfig, ExperimentConfig, ObjectivesConfig, batch_covariates
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models.alignment import AlignmentHead
-from scmbert_jax.objectives.contrastive_alignment import ContrastiveAlignment
+from scmbert_jax.objectives.contrastive_alignment.head import AlignmentHead
+from scmbert_jax.objectives.contrastive_alignment.objective import ContrastiveAlignment
 
 TEMPERATURE = 0.5
 WIDTH = 4

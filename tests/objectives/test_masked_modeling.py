@@ -9,7 +9,7 @@ from conftest import padded
 from scmbert_jax.config import MaskedModelingConfig, ObjectivesConfig
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
-from scmbert_jax.objectives.masked_modeling import MaskedModeling, choose_masked
+from scmbert_jax.objectives.masked_modeling.objective import MaskedModeling, choose_masked
 from scmbert_jax.random_keys import row_keys
 
 KEY = jax.random.key(0)

@@ -24,10 +24,10 @@ from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.feature_layout import FeatureLayout
-from scmbert_jax.models.alignment import AlignmentHead
 from scmbert_jax.models.flops import TokenCounts, added, encoded
 from scmbert_jax.models.token_sequence import pack_tokens, subsample_tokens
 from scmbert_jax.objectives.base import LossSum, Model, Objective
+from scmbert_jax.objectives.contrastive_alignment.head import AlignmentHead
 from scmbert_jax.random_keys import KeyPurpose, key_for, row_keys
 
 # Links compared with each other in a step; all of them where there are fewer.

@@ -21,9 +21,9 @@ from scmbert_jax.errors import ConfigError
 from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.flops import TokenCounts, added, encoded
-from scmbert_jax.models.profile_head import ProfileHead, draw_features
 from scmbert_jax.models.token_sequence import pack_tokens, subsample_tokens
 from scmbert_jax.objectives.base import LossSum, Model, Objective, drop_covariates
+from scmbert_jax.objectives.whole_profile.head import ProfileHead, draw_features
 from scmbert_jax.random_keys import KeyPurpose, key_for, row_keys
 
 

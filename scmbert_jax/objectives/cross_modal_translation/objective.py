@@ -25,8 +25,8 @@ from scmbert_jax.models.flops import TokenCounts, added, decoded, encoded
 from scmbert_jax.models.heads import ValueHead
 from scmbert_jax.models.likelihoods import Truth
 from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens, subsample_tokens
-from scmbert_jax.models.translation_decoder import TranslationDecoder
 from scmbert_jax.objectives.base import LossSum, Model, Objective, drop_covariates
+from scmbert_jax.objectives.cross_modal_translation.decoder import TranslationDecoder
 from scmbert_jax.random_keys import KeyPurpose, key_for, row_keys
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from scmbert_jax.batch import CellBatch
-from scmbert_jax.config import ExperimentConfig, MaskedModelingConfig
+from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.flops import TokenCounts, added, encoded
@@ -21,6 +21,7 @@ from scmbert_jax.models.heads import CellDecoder, ValueHead
 from scmbert_jax.models.likelihoods import Truth
 from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens, token_bits
 from scmbert_jax.objectives.base import LossSum, Model, Objective, drop_covariates
+from scmbert_jax.objectives.masked_modeling.config import MaskedModelingConfig
 from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.random_keys import row_keys
 

@@ -1,0 +1,1 @@
+"""Bringing the modalities of a cell together: its options, heads and loss."""

@@ -1,0 +1,1 @@
+"""Predicting one modality of a cell from another: its options, heads and loss."""

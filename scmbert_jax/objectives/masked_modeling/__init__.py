@@ -1,0 +1,1 @@
+"""Masked modelling of values: its options, heads and loss."""

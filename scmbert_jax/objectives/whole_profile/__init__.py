@@ -1,0 +1,1 @@
+"""Predicting a whole cell from its embedding: its options, heads and loss."""
