@@ -21,10 +21,10 @@ class Purpose(IntEnum):
     """What a hash is for: part of it, so that no two uses of one seed share random numbers. Numbers never change."""
 
     BLOCKS_OF_EPOCH = 1  # (seed, _, epoch): the order of the corpus's blocks
-    CELLS_OF_WINDOW = 2  # (seed, _, epoch, window, lane): the order of the cells of some blocks
+    CELLS_OF_WINDOW = 2  # (seed, _, epoch, window, partition): the order of the cells of some blocks
     TOKENS = 3  # (seed, _, epoch, modality): which features of a cell become tokens
     SOURCE = 4  # (seed, _, source): the seed of each corpus of several
-    SOURCES_OF_DRAWS = 5  # (seed, _, stream, period): which corpus each draw is from
+    SOURCES_OF_DRAWS = 5  # (seed, _, stream, cycle): which corpus each draw is from
     PROFILE = 6  # (seed, _, epoch, modality): which features of a cell its profile holds
     HALVES = 11  # (_, cell): the half of the held-out cells that a probe is fitted to; of no seed
 

@@ -73,6 +73,15 @@ VERBS: dict[str, Any] = {
     },
 }
 
+# An option as it was called before -> its name.
+RENAMED = {
+    "--turns": "--rounds",
+    "--steps-per-turn": "--steps-per-round",
+    "--peer-turns": "--peer-rounds",
+    "--max-share": "--max-fraction",
+    "--keep-share": "--keep-fraction",
+}
+
 
 def _group_help(prog: str, group: dict[str, Any]) -> str:
     lines = [f"usage: {prog} VERB ...    ({prog} VERB --help says more, with an example)", ""]
@@ -105,6 +114,10 @@ def _parse(arguments: list[str]) -> Any:
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"{prog} {word}: no such verb; there are {', '.join(node)}.{hint}")
         node, prog = node[word], f"{prog} {word}"
+    for argument in arguments:
+        option = argument.partition("=")[0].replace("_", "-")
+        if option in RENAMED:
+            raise ConfigError(f"{prog} {option}: this option is called {RENAMED[option]} now.")
     if node in (Pretrain, MakePlan):
         verb, overrides = tyro.cli(node, args=arguments, prog=prog, return_unknown_args=True)
         return replace(verb, overrides=tuple(overrides))

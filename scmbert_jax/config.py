@@ -99,7 +99,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ObjectivesConfig:
-    """The mixture: one field per objective, each with its `weight` (share of steps) and `validate`. What trains it is
+    """The mixture: one field per objective, each with its `weight` (fraction of steps) and `validate`. What trains it is
     named in `objectives.mixture.OBJECTIVES`.
 
     An objective whose configuration has `profile_tokens` gets `CellBatch.profiles`; one with `negatives`, batches of
@@ -132,7 +132,7 @@ class OptimizerConfig:
     peak_learning_rate: float = 1e-3
     warmup_steps: int = 50
     final_learning_rate_fraction: float = 0.1
-    """Learning rate at train.num_steps, as a share of the peak."""
+    """Learning rate at train.num_steps, as a fraction of the peak."""
     beta1: float = 0.9
     beta2: float = 0.98
     epsilon: float = 1e-8

@@ -43,8 +43,8 @@ class LinearStatistics(NamedTuple):
       memory_scores: float32 [n, modalities, K], scores of some paired cells; 0 where one lacks the modality.
       memory_measured: bool [n, modalities].
       memory_folds: int32 [n] (`fold_of`).
-      neighbour_shares: float32 [modalities, modalities], how much of a translation the nearest of those cells say, and
-        not the maps.
+      neighbour_fractions: float32 [modalities, modalities], how much of a translation the nearest of those cells say,
+        and not the maps.
     """
 
     loadings: np.ndarray
@@ -54,17 +54,17 @@ class LinearStatistics(NamedTuple):
     memory_scores: np.ndarray
     memory_measured: np.ndarray
     memory_folds: np.ndarray
-    neighbour_shares: np.ndarray
+    neighbour_fractions: np.ndarray
 
 
 class FeatureStatistics(NamedTuple):
     """What each feature is like by itself; row i is row i of the feature table. float32 [F] unless said.
 
     Attributes:
-      share: its share of a cell's counts of its modality, among tokens (of which zeros are a sample).
+      fraction: its fraction of a cell's counts of its modality, among tokens (of which zeros are a sample).
       log_dispersion: log of the negative binomial's inverse dispersion theta, among tokens.
-      detection: share of its tokens with a count above 0.
-      cell_share, cell_log_dispersion, cell_detection: the same among cells.
+      detection: fraction of its tokens with a count above 0.
+      cell_fraction, cell_log_dispersion, cell_detection: the same among cells.
       value_centre: its usual log1p(count / library_size * target_sum): the mean over cells, 0 where most cells lack it.
       value_std: the standard deviation of that over cells.
       log1p_mean, log1p_std: over cells, of log1p(count / library_size * median library size of the modality).
@@ -75,10 +75,10 @@ class FeatureStatistics(NamedTuple):
       linear: of several features and cells together; None where the model has no linear path.
     """
 
-    share: np.ndarray
+    fraction: np.ndarray
     log_dispersion: np.ndarray
     detection: np.ndarray
-    cell_share: np.ndarray
+    cell_fraction: np.ndarray
     cell_log_dispersion: np.ndarray
     cell_detection: np.ndarray
     value_centre: np.ndarray
@@ -103,7 +103,7 @@ class FeatureLayout:
       links: modality -> (int32 [E] rows of that modality, int32 [E] linked gene rows); protein -> coding genes,
         region -> genes near it. Only links whose two ends are in the space.
       covariate_sizes: covariate name -> number of categories (codes 0 .. n-1).
-      statistics: where the output biases of a new model start; None: at equal shares.
+      statistics: where the output biases of a new model start; None: at equal fractions.
     """
 
     slices: dict[str, tuple[int, int]]

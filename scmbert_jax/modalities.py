@@ -84,7 +84,7 @@ class ModalityConfig:
     num_tokens: int = 0
     """Tokens per cell in a training step; 0: this modality is not read. A trained model is shown whole cells."""
     zero_fraction: float = 0.25
-    """Share of a cell's tokens that are measured features with count 0 (sampled)."""
+    """Fraction of a cell's tokens that are measured features with count 0 (sampled)."""
     value_encoding: str = "continuous"
     """`continuous`: MLP of log1p(count / library_size * target_sum). `bins`: scBERT's floor(log2(1 + that ratio)).
     (`VALUE_ENCODINGS` in models/embeddings.py.)"""

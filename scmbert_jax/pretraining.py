@@ -180,7 +180,7 @@ def pretrain(
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        lonely = _lonely(batches.share_together())
+        lonely = _lonely(batches.fraction_together())
         for line in [*(mixed.in_words() or [f"{mixed.num_cells:,} cells of {' '.join(paths)}"]), *lonely]:
             tell(line)
         tell(read_ahead.in_words())
@@ -237,19 +237,19 @@ def _say_nothing(message: str) -> None:
     """Nobody wants to know, or another process says it."""
 
 
-def _lonely(share_together: float | None) -> list[str]:
+def _lonely(fraction_together: float | None) -> list[str]:
     """What to say where few cells of a batch meet another of their technical batch. Raises `ConfigError`: none does."""
-    if share_together is None or share_together >= 0.5:
+    if fraction_together is None or fraction_together >= 0.5:
         return []
     found = (
         "objectives.contrastive_alignment tells a cell apart from others of its technical batch, and of the cells of a "
-        f"batch {share_together:.1%} meet one"
+        f"batch {fraction_together:.1%} meet one"
     )
     remedy = (
         "raise --data.window-blocks or --data.global-batch-size, or set "
         "--objectives.contrastive-alignment.negatives all (the batch effect is then part of the answer)"
     )
-    if share_together == 0:
+    if fraction_together == 0:
         raise ConfigError(f"{found}: nothing would be learned; {remedy}")
     return [f"note: {found}: the others weigh nothing; {remedy}"]
 

@@ -93,6 +93,13 @@ def test_an_unknown_option_is_named():
     assert "--min-genes" in ran.err
 
 
+@pytest.mark.parametrize("arguments", [("bench", "favor", "--turns", "2"), ("pretrain", "tiny", "--max-share=0.5")])
+def test_an_option_that_was_called_otherwise_is_answered_with_its_name(arguments):
+    ran = scmbert(*arguments)
+    assert ran.code == ConfigError.exit_code
+    assert f"this option is called {'--rounds' if 'bench' in arguments else '--max-fraction'} now" in ran.err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "words"),
@@ -347,7 +354,7 @@ def test_a_table_wider_than_the_terminal_is_printed_in_parts():
         ("corpus", "build", "out", "example:pbmc_mosaic", "--block-size", "1000000000"),
         ("corpus", "build", "out", "example:pbmc_mosaic", "--workers", "1000000000"),
         ("evaluate", "matching", "--num-seeds", "1000000000"),
-        ("bench", "step", "--peer-turns", "1000000000"),
+        ("bench", "step", "--peer-rounds", "1000000000"),
         ("pretrain", "tiny", "--data.global-batch-size", "1000000000"),
         ("pretrain", "tiny", "--model.embed-dim", "1000000000"),
         ("pretrain", "tiny", "--modalities.rna.num-tokens", "1000000000"),

@@ -106,7 +106,7 @@ def test_a_run_continues_with_the_same_mixture_and_no_other(run, corpora, cell_t
         (("--only", "cell_type=martian"), InputError, "martian"),
         (("--only", "cell_type"), ConfigError, "--only cell_type: expected FIELD=VALUE"),
         (("--balance-by", "planet"), ConfigError, "--balance-by planet: it is known of no cell"),
-        (("--max-share", "0.2"), ConfigError, "--max-share 0.2: the 2 groups may have 0.4 of the draws"),
+        (("--max-fraction", "0.2"), ConfigError, "--max-fraction 0.2: the 2 groups may have 0.4 of the draws"),
         (("--data.global-batch-size", "2000", "--data.num-streams", "2"), ConfigError, "fewer than one batch of 2000"),
     ],
 )

@@ -21,10 +21,10 @@ from data_pipelines.batches.collate import (
 from data_pipelines.batches.draw_tokens import MeasuredFeatures, StoredCells, TokenDraw
 from data_pipelines.batches.window_reader import Window, WindowReader
 from data_pipelines.corpus.corpus import Corpus
-from data_pipelines.sampling.drawn_together import share_with_another
+from data_pipelines.sampling.drawn_together import fraction_with_another
 from data_pipelines.sampling.joined_corpora import JoinedCorpora
 from data_pipelines.sampling.mixture import Mixture
-from data_pipelines.sampling.sampling_order import Piece, SamplingOrder, SourcePlan, check_batch
+from data_pipelines.sampling.sampling_order import SamplingOrder, SourcePlan, WindowDraws, check_batch
 from data_pipelines.sampling.source_blocks import SourceBlocks, plan_alone, plan_in_mixture
 from scmbert_jax.batch import CellBatch, CellProfile, ModalityTokens, panel_bits
 from scmbert_jax.errors import ConfigError
@@ -41,12 +41,12 @@ class BatchReader:
       global_batch_size, num_streams: see `SamplingOrder`.
       window_blocks: blocks of a corpus that a stream shuffles together; more mix better and take more memory.
       covariates: obs fields whose codes the batch carries.
-      process_index, process_count: this process makes its share of the rows of the global batch.
+      process_index, process_count: this process makes its part of the rows of the global batch.
 
     Attributes:
       mixture: as given.
       steps_per_epoch: steps until as many cells were drawn as there are (of one source: until each was offered once,
-        but for the tail that `LaneOrder.unused_per_epoch` states).
+        but for the tail that `SourceOrder.unused_per_epoch` states).
       order: the `SamplingOrder`.
       collation: what makes its batches of the cells that the order names.
       rows: rows of a batch of this process.
@@ -99,24 +99,24 @@ class BatchReader:
         self.collation = Collation(joined, self.sampling, self.covariates, self.seed)
         self._windows = [self._window_reader(source, plan) for source, plan in enumerate(plans)]
         self._remote = any(corpus.files.remote for corpus in joined.corpora)
-        windows = [self.order.lanes[source].smallest_window for source in range(len(plans))]
+        windows = [self.order.source_orders[source].smallest_window for source in range(len(plans))]
         draws = [self.order.most_draws(source) for source in range(len(plans))]
         # about a window of the source whose windows last shortest
         self._steps_ahead = max(1, min(size // number for size, number in zip(windows, draws, strict=True)))
 
     def _window_reader(self, number: int, plan: SourcePlan) -> WindowReader:
-        """Of a source: keeps two windows per lane of this process, and what one step of each may touch beyond that."""
+        """Of a source: keeps two windows per partition of this process, and what one step of each may touch beyond."""
         source = self.mixture.sources[number]
         corpus = self.mixture.joined.corpora[source.corpus]
         streams_here = self.order.num_streams // self.process_count
-        streams_of_lane = self.order.num_streams // plan.num_lanes
-        lanes_here = max(1, streams_here // streams_of_lane)
-        windows_a_step = 2 + self.order.most_draws(number) // self.order.lanes[number].smallest_window
+        streams_of_partition = self.order.num_streams // plan.num_partitions
+        partitions_here = max(1, streams_here // streams_of_partition)
+        windows_a_step = 2 + self.order.most_draws(number) // self.order.source_orders[number].smallest_window
         return WindowReader(
             SourceBlocks(corpus, source.rows, plan.block_sizes),
             tuple(name for name in self.sampling if name in corpus.modalities),
             tuple(name for name in self.covariates if name in corpus.vocabularies),
-            lanes_here * windows_a_step,
+            partitions_here * windows_a_step,
         )
 
     def of_all_processes(self) -> "BatchReader":
@@ -131,29 +131,29 @@ class BatchReader:
             covariates=self.covariates,
         )
 
-    def pieces_at(self, step: int) -> Iterator[tuple[Piece, int, Window]]:
-        """The cells of this process's rows of a step: (piece, its corpus, the window that holds it), in order."""
-        pieces = self.order.cells_at(step, self.process_index, self.process_count)
+    def draws_at(self, step: int) -> Iterator[tuple[WindowDraws, int, Window]]:
+        """The cells of this process's rows of a step: (draws, their corpus, the window that holds them), in order."""
+        of_step = self.order.cells_at(step, self.process_index, self.process_count)
         if self._remote:  # the windows of this step come together, and those of the next are on their way
             ahead = self.order.cells_at(step + self._steps_ahead, self.process_index, self.process_count)
-            for piece in (*pieces, *ahead):
-                self._windows[piece.source].read_ahead(piece.blocks)
-        for piece in pieces:
-            yield piece, self.mixture.sources[piece.source].corpus, self._windows[piece.source].window(piece.blocks)
+            for draws in (*of_step, *ahead):
+                self._windows[draws.source].read_ahead(draws.blocks)
+        for draws in of_step:
+            yield draws, self.mixture.sources[draws.source].corpus, self._windows[draws.source].window(draws.blocks)
 
-    def share_together(self) -> float | None:
-        """Of the cells of a batch, the share that meets another of its group (`MixtureOptions.together`); of some
+    def fraction_together(self) -> float | None:
+        """Of the cells of a batch, the fraction that meets another of its group (`MixtureOptions.together`); of some
         batches of an epoch. None: there are no groups."""
         if self._groups is None:
             return None
-        shares = []
+        fractions = []
         for step in np.unique(np.linspace(0, self.steps_per_epoch - 1, 16).astype(int)).tolist():
             parts = [
-                self._groups[piece.source][self.order.lanes[piece.source].numbers_of(piece.blocks)[piece.cells]]
-                for piece in self.order.cells_at(step)
+                self._groups[draws.source][self.order.source_orders[draws.source].numbers_of(draws.blocks)[draws.cells]]
+                for draws in self.order.cells_at(step)
             ]
-            shares.append(share_with_another(np.concatenate(parts)))
-        return float(np.mean(shares))
+            fractions.append(fraction_with_another(np.concatenate(parts)))
+        return float(np.mean(fractions))
 
     def batch_at(self, step: int) -> CellBatch:
         """This process's rows of the global batch of `step` (numpy arrays), a pure function of (seed, step).
@@ -161,7 +161,7 @@ class BatchReader:
         Raises:
           CorpusError: a block cannot be read; the shard and the block are named.
         """
-        return self.collation.batch(self.pieces_at(step), self.process_index * self.rows, self.rows)
+        return self.collation.batch(self.draws_at(step), self.process_index * self.rows, self.rows)
 
 
 class Collation:
@@ -190,12 +190,12 @@ class Collation:
             for corpus, translation in zip(joined.corpora, self._translations, strict=True)
         ]
 
-    def batch(self, pieces: Iterable[tuple[Piece, int, Window]], first_row: int, num_rows: int) -> CellBatch:
+    def batch(self, of_rows: Iterable[tuple[WindowDraws, int, Window]], first_row: int, num_rows: int) -> CellBatch:
         """Rows [first_row, first_row + num_rows) of a global batch (numpy arrays).
 
         Args:
-          pieces: (piece, its corpus, the window that holds it), in order; where they end before the last row, the rest
-            are cells in which nothing was measured: no objective gives them weight.
+          of_rows: (draws, their corpus, the window that holds them), in order; where they end before the last row, the
+            rest are cells in which nothing was measured: no objective gives them weight.
 
         Raises:
           CorpusError: a block cannot be read; the shard and the block are named.
@@ -205,26 +205,26 @@ class Collation:
         cell_index = np.zeros(num_rows, np.int32)
         profiles = self.unwritten_profiles(num_rows)
         filled = 0
-        for piece, corpus, window in pieces:
+        for draws, corpus, window in of_rows:
             translation = self._translations[corpus]
-            rows = slice(piece.first_row - first_row, piece.first_row - first_row + len(piece.cells))
+            rows = slice(draws.first_row - first_row, draws.first_row - first_row + len(draws.cells))
             filled = rows.stop
-            cell_index[rows] = window.cell_index[piece.cells] + translation.first_cell
+            cell_index[rows] = window.cell_index[draws.cells] + translation.first_cell
             for name in self.covariates:
                 if name in translation.codes:
-                    covariates[name][rows] = translation.codes[name][window.obs_codes[name][piece.cells]]
+                    covariates[name][rows] = translation.codes[name][window.obs_codes[name][draws.cells]]
             for name in self.sampling:
-                choice, where = self.sampling[name], (rows, piece.cells, window, name, corpus)
+                choice, where = self.sampling[name], (rows, draws.cells, window, name, corpus)
                 if name in window.modalities:
-                    key = token_key(self.seed, piece.epoch, name)
+                    key = token_key(self.seed, draws.epoch, name)
                     self._fill(tokens[name], *where, key, choice.zero_fraction, choice.whole_panel)
                 else:
                     clear_tokens(tokens[name], rows)
                 if name in profiles and name in window.modalities:
-                    key = profile_key(self.seed, piece.epoch, name)
+                    key = profile_key(self.seed, draws.epoch, name)
                     self._fill(with_profile(tokens[name], profiles[name]), *where, key)
                     measured = tokens[name].measured[rows, None]
-                    panels = self._panels[corpus][name][window.obs_codes["dataset"][piece.cells]]
+                    panels = self._panels[corpus][name][window.obs_codes["dataset"][draws.cells]]
                     profiles[name].panel[rows] = np.where(measured, panels, 0)
                 elif name in profiles:
                     clear_tokens(profiles[name], rows)
@@ -307,9 +307,9 @@ def _plans(mixture: Mixture, global_batch_size: int, num_streams: int, window_bl
         )
     sizes = [mixture.joined.corpora[source.corpus].block_sizes for source in mixture.sources]
     if len(mixture.sources) > 1:
-        shares = mixture.draws / mixture.draws.sum()
+        fractions = mixture.draws / mixture.draws.sum()
         return [
-            plan_in_mixture(of_corpus, source.rows, share, len(shares), num_streams, window_blocks)
-            for of_corpus, source, share in zip(sizes, mixture.sources, shares.tolist(), strict=True)
+            plan_in_mixture(of_corpus, source.rows, fraction, len(fractions), num_streams, window_blocks)
+            for of_corpus, source, fraction in zip(sizes, mixture.sources, fractions.tolist(), strict=True)
         ]
     return [plan_alone(sizes[0], mixture.sources[0].rows, num_streams, window_blocks)]

@@ -36,7 +36,7 @@ class TokenSampling(NamedTuple):
 
     Attributes:
       num_tokens: L; 0 leaves the modality out.
-      zero_fraction: share of a cell's tokens that are measured zeros, in [0, 1). 0: expressed features only.
+      zero_fraction: fraction of a cell's tokens that are measured zeros, in [0, 1). 0: expressed features only.
       whole_panel: read cells whole, all zeros included, where `num_tokens` holds the panel.
       profile_tokens: most expressed features of a cell's `CellProfile`; 0: the batch has no profiles.
     """

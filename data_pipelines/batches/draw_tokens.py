@@ -201,8 +201,8 @@ def _kth_smallest(keys, n, k):
     low, high = np.int64(-1), np.int64(4294967295)
     low_count, high_count = 0, n
     while high_count != k:
-        share = (k - low_count) / (high_count - low_count)
-        guess = min(max(low + np.int64(share * (high - low)), low + 1), high - 1)
+        fraction = (k - low_count) / (high_count - low_count)
+        guess = min(max(low + np.int64(fraction * (high - low)), low + 1), high - 1)
         threshold = np.uint32(guess)
         count = np.int32(0)
         for i in range(n):

@@ -24,7 +24,7 @@ from data_pipelines.corpus.corpus import Corpus
 from data_pipelines.features.column_names import as_text
 from data_pipelines.sampling.joined_corpora import JoinedCorpora
 from data_pipelines.sampling.mixture import Mixture, MixtureOptions
-from data_pipelines.sampling.sampling_order import Piece
+from data_pipelines.sampling.sampling_order import WindowDraws
 from data_pipelines.sampling.source_blocks import SourceBlocks
 from data_pipelines.statistics.cell_counts import WholeCells
 from scmbert_jax.batch import CellBatch
@@ -116,7 +116,7 @@ class ValidationData:
         first = self._training.process_index * self.rows
         starts = [number * self._batch_size + first for number in range(self.num_batches)]
         return [
-            self._collation.batch(self._pieces(start, min(start + self.rows, self.num_cells)), start, self.rows)
+            self._collation.batch(self._draws(start, min(start + self.rows, self.num_cells)), start, self.rows)
             for start in starts
         ]
 
@@ -125,7 +125,7 @@ class ValidationData:
         is known."""
         sampling = {name: sampling[name]._replace(profile_tokens=0) for name in self._training.sampling}
         collation = Collation(self._joined, sampling, (), self._training.seed)
-        batch = collation.batch(self._pieces(0, self.num_cells), 0, self.num_cells)
+        batch = collation.batch(self._draws(0, self.num_cells), 0, self.num_cells)
         unknown = np.full(self.num_cells, -1, np.int32)
         return batch._replace(covariates=dict.fromkeys(self._training.covariates, unknown))
 
@@ -133,7 +133,7 @@ class ValidationData:
     def whole_cells(self) -> WholeCells:
         """Every count of all the cells, in their order, on every process."""
         return whole_cells(
-            self._pieces(0, self.num_cells),
+            self._draws(0, self.num_cells),
             self._joined,
             tuple(self._training.sampling),
             self._training.covariates,
@@ -167,7 +167,7 @@ class ValidationData:
             for corpus, rows in zip(self._joined.corpora, self._rows_of, strict=True)
         ]
 
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[Piece, int, Window]]:
+    def _draws(self, start: int, stop: int) -> Iterator[tuple[WindowDraws, int, Window]]:
         """Cells [start, stop) as `Collation.batch` takes them."""
         first = 0
         for corpus, rows in enumerate(self._rows_of):
@@ -175,8 +175,8 @@ class ValidationData:
                 begin, end = max(start, first), min(stop, first + size)
                 if begin < end:
                     blocks = np.array([number])
-                    piece = Piece(corpus, 0, 0, number, blocks, np.arange(begin - first, end - first), begin)
-                    yield piece, corpus, self._windows[corpus].window(blocks)
+                    draws = WindowDraws(corpus, 0, blocks, np.arange(begin - first, end - first), begin)
+                    yield draws, corpus, self._windows[corpus].window(blocks)
                 first += size
 
 

@@ -12,7 +12,7 @@ from data_pipelines.batches.batch_reader import BatchReader
 from data_pipelines.batches.window_reader import Window, WindowColumns
 from data_pipelines.corpus.packed_counts import unpack_some
 from data_pipelines.sampling.joined_corpora import JoinedCorpora
-from data_pipelines.sampling.sampling_order import Piece
+from data_pipelines.sampling.sampling_order import WindowDraws
 from data_pipelines.statistics.cell_counts import CellCounts, WholeCells
 from scmbert_jax.feature_layout import fold_of
 
@@ -49,29 +49,29 @@ def drawn_cells(reader: BatchReader, max_counts: int, max_cells: int) -> Iterato
             part, is_first = nothing(), False
         if not is_first and (len(seen) >= max_cells or step >= reader.steps_per_epoch):
             break
-        for piece, corpus, window in reader.pieces_at(step):
-            part.add(piece.cells, corpus, window)
+        for draws, corpus, window in reader.draws_at(step):
+            part.add(draws.cells, corpus, window)
     if part.num_cells or is_first:
         yield part.joined()
 
 
 def whole_cells(
-    pieces: Iterable[tuple[Piece, int, Window]],
+    drawn: Iterable[tuple[WindowDraws, int, Window]],
     joined: JoinedCorpora,
     modalities: tuple[str, ...],
     covariates: tuple[str, ...],
 ) -> WholeCells:
-    """The cells of some pieces, all their counts, in their order.
+    """The cells of some draws, all their counts, in their order.
 
     Args:
-      pieces: (piece, its corpus, the window that holds it).
+      drawn: (draws, their corpus, the window that holds them).
       joined: the corpora.
       modalities: those that windows were read with.
       covariates: obs fields whose codes windows were read with.
     """
     found = _WholeCells(joined, modalities, covariates, set())
-    for piece, corpus, window in pieces:
-        found.add(piece.cells, corpus, window)
+    for draws, corpus, window in drawn:
+        found.add(draws.cells, corpus, window)
     return found.joined()
 
 

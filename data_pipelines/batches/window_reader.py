@@ -1,4 +1,4 @@
-"""Windows of a source, decoded once each: the blocks that one lane draws its next cells from.
+"""Windows of a source, decoded once each: the blocks that one partition draws its next cells from.
 
 Several threads ask for the same window; the first decodes it, the others wait for it. The cache holds what the steps in
 flight touch, so memory is bounded whatever the corpus.

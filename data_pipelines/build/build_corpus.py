@@ -29,7 +29,7 @@ import numpy as np
 from data_pipelines.build import write_corpus as corpus_writer
 from data_pipelines.build.corpus_overlap import KnownCells, open_known_cells
 from data_pipelines.build.data_card import composition, data_card, software_versions
-from data_pipelines.build.external_shuffle import partition
+from data_pipelines.build.external_shuffle import bucket_edges
 from data_pipelines.build.layout import CorpusLayout, decide
 from data_pipelines.build.options import DEFAULT_BUILD, BuildOptions
 from data_pipelines.build.runners import InProcess, LocalProcesses, Progress, Runner, available_cores, run_tasks
@@ -253,7 +253,7 @@ def _shard_tasks(
     entries = sum(part.num_mapped_values for source in sources for part in source.report.modalities.values())
     sizes = corpus.balanced_block_sizes(layout.num_cells, options.block_size)
     num_shards = round(entries * _BYTES_PER_ENTRY[options.codec] / options.shard_bytes)
-    deal = partition(len(sizes), entries, num_shards)
+    edges = bucket_edges(len(sizes), entries, num_shards)
     shards = [
         ShardTask(
             work=work,
@@ -265,14 +265,14 @@ def _shard_tasks(
             block_size=options.block_size,
             codec=options.codec,
         )
-        for number, (first, last) in enumerate(itertools.pairwise(deal.shards.tolist()))
+        for number, (first, last) in enumerate(itertools.pairwise(edges.shards.tolist()))
     ]
     for shard in shards:
         if shard.output.exists() and shard.written() is None:  # of a build before this one, and damaged since
             shard.output.unlink()
     if not all(shard.output.exists() for shard in shards):
-        work.save_array("buckets", deal.buckets)
-        work.save_array("first-rows", np.concatenate([[0], np.cumsum(sizes)])[deal.buckets])
+        work.save_array("buckets", edges.buckets)
+        work.save_array("first-rows", np.concatenate([[0], np.cumsum(sizes)])[edges.buckets])
         for name, values in layout.codes.items():
             work.save_array(f"codes-{name}", values)
         for name, values in layout.measured.items():

@@ -195,9 +195,9 @@ def overlap_text(found: dict[str, Any]) -> str:
     """`overlap` for people."""
     corpus, other, number = found["corpus"], found["other"], found["cells_in_both"]
     how_many = f"{number:,} of the {other['cells']:,} cells" if number else f"none of the {other['cells']:,} cells"
-    share = f" ({found['share_of_other']:.1%})" * bool(number)
+    part = f" ({found['share_of_other']:.1%})" * bool(number)
     lines = [
-        f"{how_many} of {other['name']}{share} {'are' if number > 1 else 'is'} in {corpus['name']} "
+        f"{how_many} of {other['name']}{part} {'are' if number > 1 else 'is'} in {corpus['name']} "
         f"({corpus['cells']:,} cells): the same barcode and the same counts",
         _other_counts(found["barcodes_in_both"] - number, found["barcodes_by_chance"]),
     ]

@@ -23,7 +23,7 @@ from data_pipelines.readers.dataset import Dataset
 
 STAYS = -1
 _UNDECIDED = -2
-_TURNS_BITS = 6  # cells are sorted by key in 2^6 turns, so that sorting takes little memory
+_PART_BITS = 6  # cells are sorted by key in 2^6 parts, so that sorting takes little memory
 _EXAMPLES = 3
 
 
@@ -45,10 +45,10 @@ def copies_among(keys: Sequence[Keys], num_features: Sequence[Mapping[str, int]]
     for name in modalities:
         size = np.array([of_set.get(name, 0) for of_set in num_features] if num_features else [0] * len(keys))
         joined = _joined(keys, name, sizes)
-        turn_of = np.empty(len(joined), np.uint8)
-        np.right_shift(joined, np.uint64(64 - _TURNS_BITS), out=turn_of, casting="unsafe")
-        for turn in range(1 << _TURNS_BITS):
-            cells = np.flatnonzero(turn_of == turn)
+        part_of = np.empty(len(joined), np.uint8)
+        np.right_shift(joined, np.uint64(64 - _PART_BITS), out=part_of, casting="unsafe")
+        for part in range(1 << _PART_BITS):
+            cells = np.flatnonzero(part_of == part)
             cells = cells[joined[cells] != NOT_MEASURED]
             cells = cells[np.argsort(-size[np.searchsorted(starts, cells, side="right") - 1], kind="stable")]
             if len(richness):

@@ -2,7 +2,7 @@
 
 The order of a corpus is ascending `cell_hashes`: it depends on the seed, on which data set a cell belongs to and on its
 id, and not on chunk sizes, the number of buckets, or the order of cells in a file. It is known before a count is read;
-so a bucket is a stretch of whole blocks, and a shard a stretch of buckets. Pass 1 (`SegmentWriter`) sorts what it reads
+so a bucket is a range of whole blocks, and a shard a range of buckets. Pass 1 (`SegmentWriter`) sorts what it reads
 into buckets, and writes for each a few segments, compressed as blocks are: 1.6 kB a cell where the counts have 13 kB.
 Pass 2 (`read_bucket`) takes the segments of one bucket out of all files.
 
@@ -63,8 +63,8 @@ def shuffled_order(hashes: np.ndarray, datasets: np.ndarray, cell_ids: list[np.n
     return order
 
 
-class Partition(NamedTuple):
-    """How the blocks are dealt out: int64 edges, the first is 0.
+class BucketEdges(NamedTuple):
+    """Where buckets and shards begin and end: int64, the first is 0.
 
     Attributes:
       shards: [shards + 1], in buckets.
@@ -75,7 +75,7 @@ class Partition(NamedTuple):
     buckets: np.ndarray
 
 
-def partition(num_blocks: int, num_entries: int, num_shards: int) -> Partition:
+def bucket_edges(num_blocks: int, num_entries: int, num_shards: int) -> BucketEdges:
     """Shards of about equally many blocks, and in each as many buckets as it takes for BUCKET_ENTRIES a bucket."""
     num_shards = max(1, min(num_shards, num_blocks))
     shard_edges = np.arange(num_shards + 1) * num_blocks // num_shards
@@ -85,7 +85,7 @@ def partition(num_blocks: int, num_entries: int, num_shards: int) -> Partition:
         count = min(wanted, last - first)
         edges += [first + number * (last - first) // count for number in range(1, count + 1)]
         shards.append(len(edges) - 1)
-    return Partition(np.array(shards), np.array(edges))
+    return BucketEdges(np.array(shards), np.array(edges))
 
 
 def entries_of(starts: np.ndarray, rows: np.ndarray) -> np.ndarray:

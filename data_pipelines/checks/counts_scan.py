@@ -116,10 +116,10 @@ def _describe_faults(
             f"{negative.count:,} negative values, first {_place(negative, matrix)}: looks scaled or corrected; {remedy}"
         )
     if fractional.count:
-        share = fractional.count / max(1, scan.num_values)
+        fraction = fractional.count / max(1, scan.num_values)
         looks = "log-normalised" if scan.max_value < 20 else "normalised or corrected"
         scan.faults.append(
-            f"non-integers: {share:.0%} of the values, max {scan.max_value:.4g}: looks {looks}; "
+            f"non-integers: {fraction:.0%} of the values, max {scan.max_value:.4g}: looks {looks}; "
             f"first {_place(fractional, matrix)}; {remedy}"
         )
     if too_large.count:

@@ -61,7 +61,7 @@ def check_dataset(
       organism: "human" or "mouse"; None: taken from the gene names or the assembly.
       assembly: of the regions, "hg38", "mm10", ...; None: the one decided at opening, else the genome the file names.
       min_genes: fewest mapped genes with a count for a cell to be kept; None: `usual_min_genes`.
-      min_coverage: smallest share of a modality's features that must be known.
+      min_coverage: smallest fraction of a modality's features that must be known.
       obs_fields: standard name -> column of obs, overriding what is recognised.
     """
     if assembly is None:
@@ -210,7 +210,7 @@ def _check_matrix(
     part.storage, part.num_values, part.num_mapped_values = scan.storage, scan.num_values, scan.num_mapped_values
     part.max_value, part.total_counts, part.counts_hashes = scan.max_value, scan.totals, scan.hashes
     if scan.totals_all > 0:
-        part.mapped_count_share = float(scan.totals.sum()) / scan.totals_all
+        part.mapped_count_fraction = float(scan.totals.sum()) / scan.totals_all
     if mapping is None or not part.are_counts or mapping.coverage < report.min_coverage:
         return part  # which cells to drop means nothing before these problems are solved
     if matrix.modality == "rna" and report.min_genes is None:
@@ -260,7 +260,7 @@ def _map_features(
         return mapping
     if mapping.coverage < report.min_coverage:
         fits = {organism: gene_coverage(names, organism) for organism in ORGANISMS}
-        listed = ", ".join(f"{organism} {share:.0%}" for organism, share in fits.items())
+        listed = ", ".join(f"{organism} {fraction:.0%}" for organism, fraction in fits.items())
         better = max(fits, key=lambda organism: fits[organism])
         advice = (
             f"the genes are {better}, not {report.organism}: state --organism {better}"

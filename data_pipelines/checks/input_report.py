@@ -50,7 +50,7 @@ class ModalityReport:
     are_counts: bool = False
     num_values: int = 0
     num_mapped_values: int = 0
-    mapped_count_share: float = 0.0
+    mapped_count_fraction: float = 0.0
     max_value: float = 0.0
     median_library_size: float = 0.0
     median_detected: float = 0.0
@@ -65,7 +65,7 @@ class ModalityReport:
 
     @property
     def sparsity(self) -> float:
-        """Share of zeros in the file's matrix."""
+        """Fraction of zeros in the file's matrix."""
         return 1.0 - self.num_values / max(1, self.num_cells * self.num_columns)
 
     @property
@@ -106,7 +106,7 @@ class ModalityReport:
             "max_value": self.max_value,
             "median_library_size": self.median_library_size,
             "median_detected_features": self.median_detected,
-            "mapped_count_share": round(self.mapped_count_share, 6),
+            "mapped_count_share": round(self.mapped_count_fraction, 6),
             "derivation": self.derivation,
             "regions": self.regions,
             "memory_bytes": self.memory_bytes,
@@ -242,7 +242,7 @@ def _modality_lines(part: ModalityReport) -> list[str]:
             lines,
             "features",
             f"{mapping.num_mapped:,} of {mapping.num_eligible:,} columns map to {mapping.space} "
-            f"({mapping.coverage:.1%}; {part.mapped_count_share:.1%} of the counts), names from {mapping.source}",
+            f"({mapping.coverage:.1%}; {part.mapped_count_fraction:.1%} of the counts), names from {mapping.source}",
         )
         for status, count in mapping.status_counts.items():
             examples = ", ".join(mapping.examples(status)[:3])

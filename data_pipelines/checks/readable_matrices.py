@@ -41,7 +41,7 @@ def readable_matrices(dataset: Dataset, report: InputReport) -> list[CountsMatri
         fits = _fits(matrix)
         said = (
             f"{matrix.where}: cannot tell the modality ({matrix.modality_evidence}; best known: "
-            f"{', '.join(f'{share:.0%} as {kind}' for kind, share in fits.items())}). "
+            f"{', '.join(f'{fraction:.0%} as {kind}' for kind, fraction in fits.items())}). "
         )
         remedy = (
             "var['feature_types'] (Gene Expression, Antibody Capture or Peaks), or name the MuData modality rna, "

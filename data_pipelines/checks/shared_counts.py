@@ -256,8 +256,8 @@ def _group_keys(barcodes: np.ndarray, sums: np.ndarray) -> np.ndarray:
 
 
 def _same_cells(earlier: np.ndarray, later: np.ndarray, least: float) -> np.ndarray:
-    """int64 [later cells]: the earlier cell whose keys agree in at least this share of the groups in which either holds
-    a count, and in two; -1 where none does.
+    """int64 [later cells]: the earlier cell whose keys agree in at least this fraction of the groups in which either
+    holds a count, and in two; -1 where none does.
 
     Args:
       earlier, later: uint32 [GROUPS, cells], at least one cell each.

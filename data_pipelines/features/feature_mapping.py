@@ -50,7 +50,7 @@ UNMAPPED = (
 )
 # Left out rightly: spike-ins among genes, hashtags and reads without a tag among antibodies.
 NO_FEATURES = (SPIKE_IN, "hashtag", "no tag")
-# With a larger share of the features of another species a file is a mixture: a reference of two species, or one with
+# With a larger fraction of the features of another species a file is a mixture: a reference of two species, or one with
 # more of the other than a few transgenes.
 MIXTURE = 0.05
 _EXAMPLES = 5
@@ -98,7 +98,7 @@ class FeatureMapping:
 
     @property
     def coverage(self) -> float:
-        """Share of the eligible columns that map to a feature."""
+        """Fraction of the eligible columns that map to a feature."""
         return self.num_mapped / max(1, self.num_eligible)
 
     @cached_property
@@ -241,7 +241,7 @@ def features_of_space(space: RegionSpace, links: RegionLinks) -> ModalityFeature
 
 
 def gene_coverage(names: np.ndarray, organism: str) -> float:
-    """Share of the names (spike-ins aside) that are ids or symbols of the organism, in exactly this spelling."""
+    """Fraction of the names (spike-ins aside) that are ids or symbols of the organism, in exactly this spelling."""
     genes = load_gene_table(organism)
     eligible = [name for name in names.tolist() if not ERCC.match(name)]
     return sum(is_known(name, genes) for name in eligible) / max(1, len(eligible))
@@ -270,7 +270,7 @@ def choose_names(
 
 
 def antibody_coverage(names: np.ndarray) -> float:
-    """Share of the names (hashtags and the like aside) that are known antibodies."""
+    """Fraction of the names (hashtags and the like aside) that are known antibodies."""
     eligible = [name for name in names.tolist() if not no_antibody(name)]
     return sum(is_known_antibody(normalise_antibody(name)) for name in eligible) / max(1, len(eligible))
 

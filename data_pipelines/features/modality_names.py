@@ -35,7 +35,7 @@ NAME_COLUMNS = (
 
 _CHROMOSOME = re.compile(r"^chr|^(\d{1,2}|X|Y|MT?)$|^(GL|KI|JH)\d+")
 
-# Below this share of recognised names the evidence is too thin to name a modality.
+# Below this fraction of recognised names the evidence is too thin to name a modality.
 _ENOUGH = 0.2
 _SAMPLE = 2000
 

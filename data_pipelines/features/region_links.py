@@ -31,7 +31,7 @@ MAX_DISTANCE = 100_000  # base pairs; most enhancer-promoter contacts are closer
 
 _DISTANCE = re.compile(r"^distance(:(?P<limit>\d+))?$")
 _EXPECTED = "expected distance, distance:BP, none, or a table with the columns region and gene"
-_LEAST_KNOWN = 0.5  # share of the genes of a table that must be known
+_LEAST_KNOWN = 0.5  # fraction of the genes of a table that must be known
 
 
 class RegionLinks(Protocol):

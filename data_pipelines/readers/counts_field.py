@@ -24,11 +24,11 @@ def describe_values(values: np.ndarray) -> str | None:
         return "NaN or infinite values"
     if values.min() < 0:
         return f"negative values (as low as {values.min():.4g})"
-    share = float(np.mean(~is_whole(values)))
-    if share == 0:
+    fraction = float(np.mean(~is_whole(values)))
+    if fraction == 0:
         return None
     log = ": looks log-normalised" if values.max() < 20 else ": looks normalised"
-    return f"non-integers: {share:.0%} of the values, max {values.max():.4g}{log}"
+    return f"non-integers: {fraction:.0%} of the values, max {values.max():.4g}{log}"
 
 
 def choose_counts_field(candidates: dict[str, StoredMatrix]) -> tuple[str, dict[str, str]]:

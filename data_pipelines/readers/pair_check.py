@@ -9,8 +9,8 @@ from data_pipelines.features.column_names import as_text
 from data_pipelines.readers.dataset import CountsMatrix, Dataset
 from scmbert_jax.errors import InputError
 
-# Share of the smaller file's cells that files of the same cells have in common, at least: a mosaic may pair few, while
-# bare 10x barcodes of unrelated experiments collide in far fewer.
+# Fraction of the smaller file's cells that files of the same cells have in common, at least: a mosaic may pair few,
+# while bare 10x barcodes of unrelated experiments collide in far fewer.
 LEAST_SHARED = 0.1
 
 # One cell has one of each. A cell type is what somebody called it, and may differ between assays.

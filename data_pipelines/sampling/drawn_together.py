@@ -38,7 +38,7 @@ def side_by_side(groups: np.ndarray, run: int) -> np.ndarray:
     return np.argsort(leads_at, kind="stable")
 
 
-def share_with_another(groups: np.ndarray) -> float:
-    """Of the cells of a batch, int32 [B]: the share that is not alone in its group; the unknown group -1 is none."""
+def fraction_with_another(groups: np.ndarray) -> float:
+    """Of the cells of a batch, int32 [B]: the fraction that is not alone in its group; the unknown group -1 is none."""
     known = groups[groups >= 0]
     return float((np.bincount(known, minlength=1)[known] > 1).sum() / len(groups))

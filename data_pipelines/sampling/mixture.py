@@ -1,7 +1,7 @@
 """What a run draws its cells from: corpora, which of their cells, and how often each group of them.
 
     source            some cells of one corpus; a class of one corpus when classes are balanced, else all that are kept
-    group             what a share is given to: a corpus; or a class of all corpora (of each corpus, where the corpora
+    group             what is given a fraction: a corpus; or a class of all corpora (of each corpus, where the corpora
                       have weights of their own). The sources of a group are drawn in proportion to their cells.
 
 A corpus of which all cells are drawn is the mixture of one source. Cells that are held out (`held_out`) are in none.
@@ -24,8 +24,8 @@ from data_pipelines.corpus.corpus import Corpus
 from data_pipelines.features.column_names import as_text
 from data_pipelines.sampling.joined_corpora import JoinedCorpora
 from data_pipelines.sampling.sampling_order import ORDER_VERSION
-from data_pipelines.sampling.source_pattern import draws_per_period
-from data_pipelines.sampling.source_shares import capped, given, tempered
+from data_pipelines.sampling.source_cycle import draws_per_cycle
+from data_pipelines.sampling.source_fractions import capped, given, tempered
 from scmbert_jax.errors import ConfigError
 
 UNKNOWN_CLASS = "(not known)"
@@ -39,11 +39,11 @@ class MixtureOptions:
     Attributes:
       selection: which cells; of all corpora.
       corpus_weights: one per corpus; None: by `corpus_temperature`.
-      corpus_temperature: shares of corpora are proportional to cells^(1 / T).
+      corpus_temperature: fractions of corpora are proportional to cells^(1 / T).
       balance_by: field of the cells whose every value is a class that is drawn by itself; None: no classes. Cells of
         which it is not known are one class more.
       balance_temperature: of the classes.
-      max_share: no group is drawn more often than that; None: no limit.
+      max_fraction: no group is drawn more often than that; None: no limit.
       max_repeats: no group is drawn more often than so many times each of its cells while as many cells are drawn as
         there are; None: no limit.
       together: field of the cells; those of one value are drawn together where chance would bring too few of them into
@@ -57,7 +57,7 @@ class MixtureOptions:
     corpus_temperature: float = 1.0
     balance_by: str | None = None
     balance_temperature: float = float("inf")
-    max_share: float | None = None
+    max_fraction: float | None = None
     max_repeats: float | None = None
     together: str | None = None
     held_out: tuple[str, ...] | None = None
@@ -68,7 +68,7 @@ class MixtureOptions:
             raise ConfigError("corpus weights and a corpus temperature both say how often a corpus is drawn; give one")
         if self.balance_by is None and self.balance_temperature != float("inf"):
             raise ConfigError("a balance temperature needs the field whose values are balanced (--balance-by FIELD)")
-        for name, value, least in (("max_share", self.max_share, 0.0), ("max_repeats", self.max_repeats, 1.0)):
+        for name, value, least in (("max_fraction", self.max_fraction, 0.0), ("max_repeats", self.max_repeats, 1.0)):
             if value is not None and not value >= least:
                 raise ConfigError(f"{name} is {value:g}; expected {least:g} or more")
 
@@ -100,7 +100,7 @@ class Source(NamedTuple):
 
 
 class Mixture:
-    """Sources and their shares. Threads may share it.
+    """Sources and their fractions. Threads may share it.
 
     Args:
       corpora: open ones.
@@ -112,7 +112,7 @@ class Mixture:
       joined: the corpora as one.
       held_out: per corpus, bool [cells], those that a rule holds out; None: there is no rule.
       sources: at least one.
-      draws: int64 [sources], draws of each in a period of `draws.sum()`.
+      draws: int64 [sources], draws of each in a cycle of `draws.sum()`.
       fingerprint: 64 hex digits; equal fingerprints give equal batches. That of the corpus where all of one is drawn.
 
     Raises:
@@ -131,8 +131,8 @@ class Mixture:
         self.joined = JoinedCorpora(corpora, onto)
         self.joined.check_shared_features(self.joined.modalities if modalities is None else modalities)
         self.held_out = _held_out(self.joined, self.options.held_out)
-        self.sources, shares = _sources(self.joined, self.options, self.held_out)
-        self.draws = draws_per_period(shares.tolist())
+        self.sources, fractions = _sources(self.joined, self.options, self.held_out)
+        self.draws = draws_per_cycle(fractions.tolist())
         self.fingerprint = self._fingerprint()
 
     @property
@@ -186,14 +186,15 @@ class Mixture:
         """What is drawn how often, the most often drawn sources first; nothing of a corpus as it is."""
         if self._is_one_corpus():
             return []
-        period = int(self.draws.sum())
         lines = [f"{self.num_cells:,} of {self.joined.num_cells:,} cells are drawn:"]
         for index in np.argsort(-self.draws, kind="stable")[:_SHOWN].tolist():
-            source, share = self.sources[index], self.draws[index] / period
-            repeats = share * self.num_cells / source.num_cells
+            source, fraction = self.sources[index], self.draws[index] / self.draws.sum()
+            repeats = fraction * self.num_cells / source.num_cells
             path = self.joined.corpora[source.corpus].path
             group = f", {source.group}" if source.group else ""
-            lines.append(f"  {share:7.2%} from {source.num_cells:,} cells of {path}{group} ({repeats:.2g} times each)")
+            lines.append(
+                f"  {fraction:7.2%} from {source.num_cells:,} cells of {path}{group} ({repeats:.2g} times each)"
+            )
         if len(self.sources) > _SHOWN:
             lines.append(f"  and {len(self.sources) - _SHOWN:,} more")
         for file, paths in self.joined.shared_files().items():
@@ -240,7 +241,7 @@ def _held_out(joined: JoinedCorpora, given: tuple[str, ...] | None) -> list[np.n
 def _sources(
     joined: JoinedCorpora, options: MixtureOptions, held_out: list[np.ndarray | None]
 ) -> tuple[list[Source], np.ndarray]:
-    """The sources, group by group; and float64 [sources], their shares."""
+    """The sources, group by group; and float64 [sources], their fractions."""
     groups_of_one_corpus = (
         options.balance_by is None or options.corpus_weights is not None or options.corpus_temperature != 1.0
     )
@@ -251,9 +252,9 @@ def _sources(
         raise ConfigError(f"{joined.where}: none of the cells that are held out is kept by {options.selection}")
     groups = dict(sorted(groups.items()))
     sizes = {key: sum(source.num_cells for source in sources) for key, sources in groups.items()}
-    shares = _group_shares(sizes, options, len(joined.corpora))
-    listed = [(source, shares[key] * source.num_cells / sizes[key]) for key, of in groups.items() for source in of]
-    return [source for source, _ in listed], np.array([share for _, share in listed])
+    fractions = _group_fractions(sizes, options, len(joined.corpora))
+    listed = [(source, fractions[key] * source.num_cells / sizes[key]) for key, of in groups.items() for source in of]
+    return [source for source, _ in listed], np.array([fraction for _, fraction in listed])
 
 
 def _all_sources(joined: JoinedCorpora, options: MixtureOptions, held_out: list[np.ndarray | None]) -> Iterator[Source]:
@@ -329,10 +330,10 @@ def _values(table: pd.DataFrame, name: str) -> pd.Series:
     return values
 
 
-def _group_shares(
+def _group_fractions(
     sizes: dict[tuple[int, str], int], options: MixtureOptions, num_corpora: int
 ) -> dict[tuple[int, str], float]:
-    """(corpus or 0, class) -> its share of the draws."""
+    """(corpus or 0, class) -> its fraction of the draws."""
     cells: dict[int, list[int]] = {}  # by corpus; one entry where groups are of all
     for (corpus, _), size in sizes.items():
         cells.setdefault(corpus, []).append(size)
@@ -341,15 +342,15 @@ def _group_shares(
     else:
         of_corpora = tempered([sum(of_one) for of_one in cells.values()], options.corpus_temperature)
     within = [tempered(of_one, options.balance_temperature) for of_one in cells.values()]
-    shares = np.concatenate([share * part for share, part in zip(of_corpora, within, strict=True)])
+    fractions = np.concatenate([fraction * part for fraction, part in zip(of_corpora, within, strict=True)])
     caps, limits = np.ones(len(sizes)), []
-    if options.max_share is not None:
-        caps = np.minimum(caps, options.max_share)
-        limits.append(f"--max-share {options.max_share:g}")
+    if options.max_fraction is not None:
+        caps = np.minimum(caps, options.max_fraction)
+        limits.append(f"--max-fraction {options.max_fraction:g}")
     if options.max_repeats is not None:
         of_groups = np.array([*sizes.values()], np.float64)
         caps = np.minimum(caps, options.max_repeats * of_groups / of_groups.sum())
         limits.append(f"--max-repeats {options.max_repeats:g}")
     if limits:
-        shares = capped(shares, caps, " ".join(limits))
-    return dict(zip(sizes, shares.tolist(), strict=True))
+        fractions = capped(fractions, caps, " ".join(limits))
+    return dict(zip(sizes, fractions.tolist(), strict=True))

@@ -45,39 +45,39 @@ def plan_alone(block_sizes: np.ndarray, rows: np.ndarray | None, num_streams: in
 def plan_in_mixture(
     block_sizes: np.ndarray,
     rows: np.ndarray | None,
-    share: float,
+    fraction: float,
     num_sources: int,
     num_streams: int,
     window_blocks: int,
 ) -> SourcePlan:
     """The layout of one of several sources.
 
-    The window of a stream, `window_blocks` blocks, is divided among the sources by their shares, so that a mixture
+    The window of a stream, `window_blocks` blocks, is divided among the sources by their fractions, so that a mixture
     takes about twice the memory of one corpus, however many sources it has: at most one block more for each whole
     corpus and `_MIN_WINDOW` cells more for each other source.
 
     Args:
       block_sizes, rows, num_streams, window_blocks: as for `plan_alone`.
-      share: of the draws.
+      fraction: of the draws.
       num_sources: of the mixture.
     """
     num_cells = int(block_sizes.sum()) if rows is None else len(rows)
     block_size = int(block_sizes.max())
     in_memory = window_blocks * block_size  # cells of a stream
-    window = max(int(in_memory * share), min(block_size, in_memory // num_sources), _MIN_WINDOW)
+    window = max(int(in_memory * fraction), min(block_size, in_memory // num_sources), _MIN_WINDOW)
     if num_cells <= _WHOLE_WINDOWS * window:
         return SourcePlan(np.array([num_cells]), 1, 1)
     if rows is None:
-        num_lanes = _largest_divisor(num_streams, len(block_sizes))
-        return SourcePlan(block_sizes, num_lanes, max(1, window // block_size))
+        num_partitions = _largest_divisor(num_streams, len(block_sizes))
+        return SourcePlan(block_sizes, num_partitions, max(1, window // block_size))
     size = min(block_size, window)
-    num_lanes = _largest_divisor(num_streams, num_cells // size)
-    return SourcePlan(_balanced(num_cells, num_lanes, size), num_lanes, max(1, window // size))
+    num_partitions = _largest_divisor(num_streams, num_cells // size)
+    return SourcePlan(_balanced(num_cells, num_partitions, size), num_partitions, max(1, window // size))
 
 
-def _balanced(num_cells: int, num_lanes: int, block_size: int) -> np.ndarray:
-    """int64: a multiple of `num_lanes` blocks of at most `block_size` cells, of sizes that differ by at most one."""
-    num_blocks = num_lanes * max(1, -(-num_cells // (num_lanes * block_size)))
+def _balanced(num_cells: int, num_partitions: int, block_size: int) -> np.ndarray:
+    """int64: a multiple of `num_partitions` blocks of at most `block_size` cells; sizes differ by one at most."""
+    num_blocks = num_partitions * max(1, -(-num_cells // (num_partitions * block_size)))
     sizes = np.full(num_blocks, num_cells // num_blocks, np.int64)
     sizes[: num_cells % num_blocks] += 1
     return sizes

@@ -1,6 +1,6 @@
 """What a run's first cells say of each feature by itself: where a model starts, so that no step is spent on means.
 
-A model without any encoder can know each feature's share of the counts, its spread and how often it is seen. Training
+A model without any encoder can know each feature's fraction of the counts, its spread, how often it is seen. Training
 starts from exactly that (the marginal model), and its loss at step 0 is the baseline that the encoder has to beat.
 
 There are two marginal models. Masked modelling predicts *tokens*, among which zeros are fewer than in the cells because
@@ -62,7 +62,7 @@ def feature_statistics(
 ) -> FeatureStatistics:
     """Statistics over the tokens of `batches`, and over cells; a pure function of them.
 
-    A feature without a token gets half a count of share, half a token of detection, and the median of the others'
+    A feature without a token gets half a count, half a token of detection, and the median of the others'
     dispersion; one that no cell measured gets the median of its modality's other statistics.
 
     Args:
@@ -79,7 +79,7 @@ def feature_statistics(
     tokens = _read(batches, max_tokens)
     of_tokens = token_statistics(tokens, rows)
     columns.update(
-        zip(("share", "log_dispersion", "detection"), (x.astype(np.float32) for x in of_tokens), strict=True)
+        zip(("fraction", "log_dispersion", "detection"), (x.astype(np.float32) for x in of_tokens), strict=True)
     )
     libraries = np.ones((len(MODALITIES), len(LIBRARY_QUANTILES)), np.float32)
     first: dict[str, MeasuredValues] = {}
@@ -112,7 +112,7 @@ def feature_statistics(
         memory_scores=memory.scores,
         memory_measured=memory.measured,
         memory_folds=memory.folds,
-        neighbour_shares=memory.shares,
+        neighbour_fractions=memory.fractions,
     )
     return statistics._replace(linear=linear)
 
@@ -162,20 +162,28 @@ _FIELDS_OF_FEATURES = FeatureStatistics._fields[: FeatureStatistics._fields.inde
 _MEDIAN = len(LIBRARY_QUANTILES) // 2
 
 
+# Field -> its name in files, where that is another.
+STORED_AS = {"fraction": "share", "cell_fraction": "cell_share", "neighbour_fractions": "neighbour_shares"}
+
+
 def as_arrays(statistics: FeatureStatistics) -> dict[str, np.ndarray]:
-    """All of them by their names."""
+    """All of them by the names that they have in files."""
     arrays = statistics._asdict()
     linear = arrays.pop("linear")
-    return arrays | ({} if linear is None else linear._asdict())
+    arrays |= {} if linear is None else linear._asdict()
+    return {STORED_AS.get(name, name): array for name, array in arrays.items()}
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], linear_path: bool) -> FeatureStatistics:
     """Of `as_arrays`. Raises `KeyError` naming what is missing; what only a linear path needs is read for one alone."""
-    own: dict[str, Any] = {name: arrays[name] for name in FeatureStatistics._fields if name != "linear"}
-    found = FeatureStatistics(**own)
+
+    def named(fields: Iterable[str]) -> dict[str, Any]:
+        return {name: arrays[STORED_AS.get(name, name)] for name in fields}
+
+    found = FeatureStatistics(**named(name for name in FeatureStatistics._fields if name != "linear"))
     if not linear_path:
         return found
-    return found._replace(linear=LinearStatistics(**{name: arrays[name] for name in LinearStatistics._fields}))
+    return found._replace(linear=LinearStatistics(**named(LinearStatistics._fields)))
 
 
 def save_statistics(statistics: FeatureStatistics, path: Path) -> None:
@@ -196,7 +204,9 @@ def load_statistics(path: Path, num_features: int, *, linear_path: bool) -> Feat
     if statistics.linear is not None:
         of_features.append(statistics.linear.loadings)
     if any(len(array) != num_features for array in of_features):
-        raise InputError(f"{path}: is of {len(statistics.share)} features, expected {num_features}; files were mixed.")
+        raise InputError(
+            f"{path}: is of {len(statistics.fraction)} features, expected {num_features}; files were mixed."
+        )
     return statistics
 
 
@@ -215,22 +225,22 @@ def _read(batches: Iterable[CellBatch], max_tokens: int) -> DrawnTokens:
 
 
 def token_statistics(tokens: DrawnTokens, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Share, log dispersion and detection of each of `rows` features among its tokens, float64 [rows] each."""
+    """Fraction, log dispersion and detection of each of `rows` features among its tokens, float64 [rows] each."""
 
     def sums(values: np.ndarray) -> np.ndarray:
         return np.bincount(tokens.ids, values, minlength=rows)
 
     number, libraries = sums(np.ones(len(tokens.ids))), tokens.libraries
-    share = np.minimum((sums(tokens.counts) + 0.5) / (sums(libraries) + max(libraries.mean(), 1.0)), 0.5)
-    mean = np.maximum(libraries * share[tokens.ids], 1e-8)
+    fraction = np.minimum((sums(tokens.counts) + 0.5) / (sums(libraries) + max(libraries.mean(), 1.0)), 0.5)
+    mean = np.maximum(libraries * fraction[tokens.ids], 1e-8)
     nll = np.stack([sums(_nll(tokens.counts, mean, np.exp(value))) for value in _LOG_DISPERSIONS])
     dispersion = _LOG_DISPERSIONS[nll.argmin(0)]
     dispersion[number == 0] = np.median(dispersion[number > 0])
-    return share, dispersion, (sums(tokens.counts > 0) + 0.5) / (number + 1.0)
+    return fraction, dispersion, (sums(tokens.counts > 0) + 0.5) / (number + 1.0)
 
 
 def cell_statistics(cells: CellCounts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Share, log dispersion and detection of each feature among the cells that measured it, float64 [F] each; one that
+    """Fraction, log dispersion and detection of each feature among the cells that measured it, float64 [F]; one that
     no cell measured has the median of the others' dispersion."""
     matrix = cells.counts
     number = np.bincount(cells.panel_of, minlength=len(cells.panels)) @ cells.panels
@@ -238,11 +248,11 @@ def cell_statistics(cells: CellCounts) -> tuple[np.ndarray, np.ndarray, np.ndarr
     total, expressed = (
         np.bincount(matrix.indices, values, minlength=matrix.shape[1]) for values in (matrix.data, np.ones(matrix.nnz))
     )
-    share = np.minimum((total + 0.5) / (libraries + max(cells.library_size.mean(), 1.0)), 0.5)
+    fraction = np.minimum((total + 0.5) / (libraries + max(cells.library_size.mean(), 1.0)), 0.5)
     of_cell = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    log_dispersion = _dispersion_of_cells(cells, of_cell, share)
+    log_dispersion = _dispersion_of_cells(cells, of_cell, fraction)
     log_dispersion[number == 0] = np.median(log_dispersion[number > 0])
-    return share, log_dispersion, (expressed + 0.5) / (number + 1.0)
+    return fraction, log_dispersion, (expressed + 0.5) / (number + 1.0)
 
 
 def _of_cells(
@@ -254,7 +264,7 @@ def _of_cells(
     of_cell = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     cells_of_panel = np.bincount(cells.panel_of, minlength=len(cells.panels)).astype(np.float64)
     number = cells_of_panel @ cells.panels  # [F], the cells that measured it
-    share, log_dispersion, detection = cell_statistics(cells)
+    fraction, log_dispersion, detection = cell_statistics(cells)
 
     def sums(values: np.ndarray) -> np.ndarray:
         return np.bincount(ids, values, minlength=matrix.shape[1])
@@ -276,7 +286,7 @@ def _of_cells(
     values = _values_of(modality, cells, median_library, detection)
     linear_mean, linear_std = moments(values.data)
     found = {
-        "cell_share": share,
+        "cell_fraction": fraction,
         "cell_log_dispersion": log_dispersion,
         "cell_detection": detection,
         # The usual value of a feature that most cells lack is zero. Its mean would be no better a centre: the zeros
@@ -291,7 +301,7 @@ def _of_cells(
         "linear_std": linear_std,
     }
     for name, column in found.items():
-        if name != "cell_share":
+        if name != "cell_fraction":
             column[number == 0] = np.median(column[number > 0])
     # Here the same is asked of the modality: without centres, cells whose expressed features are all shown have exact
     # scores whatever zeros were drawn; with them, antibodies, seen in almost every cell, can be drawn too.
@@ -311,25 +321,25 @@ def _values_of(modality: str, cells: CellCounts, median_library: float, detectio
     return sp.csr_matrix((values, matrix.indices, matrix.indptr), matrix.shape)
 
 
-def _dispersion_of_cells(cells: CellCounts, of_cell: np.ndarray, share: np.ndarray) -> np.ndarray:
+def _dispersion_of_cells(cells: CellCounts, of_cell: np.ndarray, fraction: np.ndarray) -> np.ndarray:
     """log theta [F] by likelihood, over all cells that measured a feature.
 
     A zero's part of it depends on its expected count alone, so the sum over the cells of a panel is a smooth function
-    of the feature's share: it is tabulated and interpolated.
+    of the feature's fraction: it is tabulated and interpolated.
     """
     ids, counts = cells.counts.indices, cells.counts.data
-    mean = np.maximum(cells.library_size[of_cell] * share[ids], 1e-8)
-    grid = np.linspace(np.log(share.min()), np.log(share.max()) + 1e-6, 100)
-    best, lowest = np.zeros(len(share)), np.full(len(share), np.inf)
+    mean = np.maximum(cells.library_size[of_cell] * fraction[ids], 1e-8)
+    grid = np.linspace(np.log(fraction.min()), np.log(fraction.max()) + 1e-6, 100)
+    best, lowest = np.zeros(len(fraction)), np.full(len(fraction), np.inf)
     for log_theta in _LOG_DISPERSIONS:
         theta = np.exp(log_theta)
         # What the expressed have more than a zero of the same expected count.
         more = gammaln(theta) - gammaln(counts + theta) + counts * np.log(theta + mean)
-        nll = np.bincount(ids, more, minlength=len(share))
+        nll = np.bincount(ids, more, minlength=len(fraction))
         for panel, features in enumerate(cells.panels):
             libraries = np.maximum(cells.library_size[cells.panel_of == panel], 1e-8)
             of_zeros = np.array([theta * np.log1p(libraries * np.exp(x) / theta).sum() for x in grid])
-            nll[features] += np.interp(np.log(share[features]), grid, of_zeros)
+            nll[features] += np.interp(np.log(fraction[features]), grid, of_zeros)
         better = nll < lowest
         best[better], lowest[better] = log_theta, nll[better]
     return best

@@ -15,7 +15,7 @@ from scmbert_jax.modalities import MODALITIES
 
 # Ridge strengths among which leave-one-out chooses; scores have mean square 1 over components.
 _ALPHAS = np.geomspace(1.0, 1e5, 21)
-# Added to the diagonal of each covariance in CCA, as a share of its mean.
+# Added to the diagonal of each covariance in CCA, as a fraction of its mean.
 _CCA_RIDGE = 0.1
 # Cells in the memory.
 MEMORY_SIZE = 4096
@@ -73,9 +73,9 @@ def _ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     products = along.T @ y
 
     def error_of_left_out(alpha: float) -> float:
-        share_of_itself = along**2 @ (1 / (squares + alpha))
+        leverage = along**2 @ (1 / (squares + alpha))
         residual = y - along @ (products / (squares + alpha)[:, None])
-        return float(((residual / (1 - share_of_itself)[:, None]) ** 2).sum())
+        return float(((residual / (1 - leverage)[:, None]) ** 2).sum())
 
     return axes @ (products / (squares + min(_ALPHAS, key=error_of_left_out))[:, None])
 
@@ -86,13 +86,13 @@ class Memory(NamedTuple):
     scores: np.ndarray
     measured: np.ndarray
     folds: np.ndarray
-    shares: np.ndarray
+    fractions: np.ndarray
 
 
 def memory_of_pairs(scores: Mapping[str, Scores], maps: np.ndarray) -> Memory:
-    """The first paired cells, and for each direction the share of a translation that their neighbours shall say.
+    """The first paired cells, and for each direction the fraction of a translation that their neighbours shall say.
 
-    The share is that with which neighbours and `maps` (`translation_maps`) together err least, both without the cell's
+    It is that with which neighbours and `maps` (`translation_maps`) together err least, both without the cell's
     own fold; 0 where the maps alone are best, and where there are no pairs.
     """
     cells = np.unique(
@@ -107,7 +107,7 @@ def memory_of_pairs(scores: Mapping[str, Scores], maps: np.ndarray) -> Memory:
         stored[places, MODALITIES.index(name)] = np.round(own.values[mine], 4)
         measured[places, MODALITIES.index(name)] = True
         folds[places] = own.folds[mine]
-    shares = np.zeros((len(MODALITIES), len(MODALITIES)), np.float32)
+    fractions = np.zeros((len(MODALITIES), len(MODALITIES)), np.float32)
     for source, target in permutations(range(len(MODALITIES)), 2):
         both = measured[:, source] & measured[:, target]
         if both.sum() < _FEWEST_PAIRS:
@@ -122,8 +122,8 @@ def memory_of_pairs(scores: Mapping[str, Scores], maps: np.ndarray) -> Memory:
             )
             near[mine] = y[~mine][index.kneighbors(x[mine, :NEIGHBOUR_COMPONENTS], return_distance=False)].mean(axis=1)
         other = near - mapped
-        shares[source, target] = np.clip((other * (y - mapped)).sum() / max((other**2).sum(), 1e-8), 0.0, 1.0)
-    return Memory(stored, measured, folds, np.round(shares, 3))
+        fractions[source, target] = np.clip((other * (y - mapped)).sum() / max((other**2).sum(), 1e-8), 0.0, 1.0)
+    return Memory(stored, measured, folds, np.round(fractions, 3))
 
 
 def alignment_maps(scores: Mapping[str, Scores]) -> np.ndarray:

@@ -3,7 +3,7 @@
 Counts are negative binomial, gamma-Poisson per gene: means over the 36,601 genes of the 10x reference are log-normal
 (a few genes of hundreds of counts, most without one), differ between cell types, and scale with the cell's depth. So
 the gaps between expressed genes, and the counts, compress about as those of real cells do: 1.04 bytes a count, as 892
-cells of 10x. A count is a pure function of (seed, cell, gene): any stretch of cells can be read, in any process.
+cells of 10x. A count is a pure function of (seed, cell, gene): any range of cells can be read, in any process.
 """
 
 from collections.abc import Iterator
@@ -44,11 +44,11 @@ class SyntheticAtlas:
         rng = np.random.default_rng(self._seed)
         num_genes = self.shape[1]
         profile = rng.normal(0, _GENE_SPREAD, num_genes) + rng.normal(0, _TYPE_SPREAD, (NUM_TYPES, num_genes))
-        share = np.exp(profile)
+        fraction = np.exp(profile)
         depths = np.exp(_DEPTH_SPREAD * np.linspace(-1.5, 1.5, NUM_DEPTHS))
         low, high = 1e-6, 1e3
         wanted = EXPRESSED * num_genes / 36_601
-        relative = (depths[None, :, None] * share[:, None, :]).reshape(-1, num_genes)
+        relative = (depths[None, :, None] * fraction[:, None, :]).reshape(-1, num_genes)
         for _ in range(40):  # bisection: the scale at which cells express so many genes on average
             scale = np.sqrt(low * high)
             expressed = np.mean((1 - _chance_of_none(scale * relative)).sum(axis=1))
@@ -106,12 +106,12 @@ def _draw(cells, kinds, means, none):
             if drawn < none[kind, gene]:
                 continue
             mean = means[kind, gene]
-            share = mean / (mean + _DISPERSION)
+            fraction = mean / (mean + _DISPERSION)
             uniform = np.float64(drawn) / 4294967296.0
             chance = np.float64(none[kind, gene]) / 4294967296.0
             below, count = chance, 0
             while below <= uniform and count < 100000:
-                chance *= share * (count + _DISPERSION) / (count + 1)
+                chance *= fraction * (count + _DISPERSION) / (count + 1)
                 count += 1
                 below += chance
             genes[used] = gene

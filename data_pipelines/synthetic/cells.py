@@ -190,7 +190,7 @@ def _random_tokens(
 _DEPTH_PER_FEATURE = {"rna": 1.5, "protein": 60.0, "atac": 0.3}  # mean counts of a cell / number of features
 _DEPTH_SPREAD = 0.25  # sd of the log of a cell's depth
 _BATCH_SPREAD = 0.15  # sd of the log of what a technical batch does to a feature
-_MARKER_SHARE = 0.15  # share of the genes whose expression a cell type changes
+_MARKER_FRACTION = 0.15  # fraction of the genes whose expression a cell type changes
 _CHUNK_CELLS = 512
 
 
@@ -295,7 +295,7 @@ def synthetic_cells(
         feature_ids = _packaged_names(sizes, linked)
     rng = np.random.default_rng([seed, num_cells, num_genes, num_proteins, num_regions])
     log_means = {"rna": rng.normal(0, 1.2, num_genes) + np.zeros((num_cell_types, 1))}
-    is_marker = rng.random((num_cell_types, num_genes)) < _MARKER_SHARE
+    is_marker = rng.random((num_cell_types, num_genes)) < _MARKER_FRACTION
     log_means["rna"] = log_means["rna"] + is_marker * rng.normal(0, 2.0, (num_cell_types, num_genes))
     for name, genes in linked.items():
         log_means[name] = 0.8 * log_means["rna"][:, genes] + rng.normal(0, 0.3, sizes[name])

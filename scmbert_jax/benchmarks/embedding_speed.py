@@ -57,7 +57,7 @@ class EmbeddingCost:
 
 
 def embedding_against_performer(
-    tokens: int, cells: int, peer_python: Path | None, turns: int, layers: int = 6
+    tokens: int, cells: int, peer_python: Path | None, rounds: int, layers: int = 6
 ) -> EmbeddingCost:
     """Times both on the default device. Raises `ConfigError` when the peer cannot be run."""
     sizes = EncoderSizes(tokens=tokens, layers=layers)
@@ -72,7 +72,7 @@ def embedding_against_performer(
         )
         try:
             peer.ask("forward")
-            theirs = cells / float(np.median([peer.ask("forward")["seconds"] for _ in range(turns)]))
+            theirs = cells / float(np.median([peer.ask("forward")["seconds"] for _ in range(rounds)]))
         finally:
             peer.close()
     config = ExperimentConfig(
@@ -102,7 +102,7 @@ def embedding_against_performer(
     run, batch = jax.jit(embed), jax.device_put(synthetic_cells_of(config, layout, 0.0, 0))
     constants = jax.device_put(model.constants)
     seconds = []
-    for _ in range(turns + 1):
+    for _ in range(rounds + 1):
         start = time.perf_counter()
         jax.block_until_ready(run(params, constants, batch))
         seconds.append(time.perf_counter() - start)

@@ -51,7 +51,7 @@ class CallCost:
     Attributes:
       call: `forward` or `step`.
       seconds, peer_seconds: medians; the peer's is None where none was run.
-      speed: peer's time over ours, median of the ratios within each turn; above 1, ours is faster.
+      speed: peer's time over ours, median of the ratios within each round; above 1, ours is faster.
       peak_bytes, peer_peak_bytes: of the process, up to the end of these calls.
     """
 
@@ -105,7 +105,7 @@ def _peer(python: Path, sizes: EncoderSizes, threads: int) -> PeerProcess:
 def measure_favor(
     sizes: EncoderSizes = EncoderSizes(),
     torch_python: Path | None = None,
-    turns: int = 3,
+    rounds: int = 3,
     threads: int = 2,
     say: Callable[[str], None] = lambda message: None,
 ) -> FavorCosts:
@@ -114,7 +114,7 @@ def measure_favor(
     Args:
       sizes: of both.
       torch_python: an interpreter that has torch and performer-pytorch; None: ours alone.
-      turns: each after one call to warm up.
+      rounds: each after one call to warm up.
       threads: of each; this process and the other are bound to as many CPUs (call it before JAX has started any).
 
     Raises:
@@ -134,8 +134,8 @@ def measure_favor(
             if peer is not None:
                 peer.ask(call)
             ours, theirs = [], []
-            for turn in range(turns):
-                say(f"{call}: turn {turn + 1} of {turns}")
+            for number in range(rounds):
+                say(f"{call}: round {number + 1} of {rounds}")
                 start = time.perf_counter()
                 function()
                 ours.append(time.perf_counter() - start)
@@ -157,7 +157,7 @@ def measure_favor(
     settings = {
         **asdict(sizes),
         "threads": threads,
-        "turns": turns,
+        "rounds": rounds,
         "jax": jax.__version__,
         **({} if peer is None else {"torch": peer.hello["torch"]}),
     }

@@ -1,7 +1,7 @@
 """How speed, memory and mixing of our input pipeline depend on what can be chosen, one thing at a time.
 
 Every row is a process of its own (loader_process.py), the rows of a table measured alternately. Mixing is that of the
-data sets, which came one after the other into the build: their number in a batch, and the entropy of their shares in
+data sets, which came one after the other into the build: their number in a batch, and the entropy of their fractions in
 it, beside the same of a perfect shuffle of all cells (mean over the batches of an epoch).
 """
 
@@ -18,7 +18,7 @@ from data_pipelines.batches.batch_reader import BatchReader
 from data_pipelines.batches.collate import TokenSampling
 from data_pipelines.corpus.corpus import Corpus, open_corpus
 from scmbert_jax.batch import CellBatch
-from scmbert_jax.benchmarks.input_speed import BLOCK_CELLS, OUR_DEFAULTS, in_turns, make_stores
+from scmbert_jax.benchmarks.input_speed import BLOCK_CELLS, OUR_DEFAULTS, in_rounds, make_stores
 from scmbert_jax.errors import CorpusError
 from scmbert_jax.text_table import markdown_table
 
@@ -27,7 +27,7 @@ WINDOWS = (1, 2, 4, 8, 16)
 STREAMS = (1, 2, 4, 8, 16)
 PROCESSES = (1, 2, 4, 8)
 _NUM_TOKENS = 2048  # where it is not what changes
-_STEPS_OF_LARGE = 256  # of a turn, however large the corpus is
+_STEPS_OF_LARGE = 256  # of a round, however large the corpus is
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Mixing:
     Attributes:
       changed: as in `ScalingRow`.
       datasets, datasets_shuffled: data sets in a batch, and in one of a perfect shuffle.
-      entropy, entropy_shuffled: of their shares, in bits.
+      entropy, entropy_shuffled: of their fractions, in bits.
       blocks, blocks_shuffled: blocks that the cells of a batch come from.
     """
 
@@ -124,9 +124,9 @@ def measure_scaling(
     corpus = corpora["zstd"]
     base = {**OUR_DEFAULTS, "corpus": str(corpus), "num_tokens": _NUM_TOKENS}
     settings: dict[str, dict[str, Any]] = {}
-    for share in (8, 2):
-        part = _part_of(folder, files, share, say)
-        settings[f"{num_cells // share:,} cells"] = {**base, "corpus": str(part)}
+    for divisor in (8, 2):
+        part = _part_of(folder, files, divisor, say)
+        settings[f"{num_cells // divisor:,} cells"] = {**base, "corpus": str(part)}
     settings[f"{num_cells:,} cells"] = base
     settings |= {f"L {length}": {**base, "num_tokens": length} for length in LENGTHS}
     settings |= {f"K {blocks} blocks": {**base, "window_blocks": blocks} for blocks in WINDOWS}
@@ -151,7 +151,7 @@ def measure_corpora(
 
     Args:
       corpora: their folders.
-      rounds: each figure is the median over so many turns of 256 batches of 1,024 cells, which continue where the turn
+      rounds: each figure is the median over so many rounds of 256 batches of 1,024 cells, each from where the one
         before ended.
       cold: their shards are dropped from the page cache before every batch.
 
@@ -174,7 +174,7 @@ def _measured(settings: dict[str, dict[str, Any]], rounds: int, say: Callable[[s
     """One row for each, medians over the rounds."""
     found: dict[str, list[dict[str, float]]] = {}
     for name, setting in settings.items():  # one process at a time: twenty would share the caches of the processor
-        found |= in_turns({name: setting}, {name: sys.executable}, rounds, say)[0]
+        found |= in_rounds({name: setting}, {name: sys.executable}, rounds, say)[0]
     return tuple(
         ScalingRow(
             name,
@@ -186,14 +186,14 @@ def _measured(settings: dict[str, dict[str, Any]], rounds: int, say: Callable[[s
     )
 
 
-def _part_of(folder: Path, files: list[Path], share: int, say: Callable[[str], None]) -> Path:
-    """A corpus of one in `share` of the files."""
+def _part_of(folder: Path, files: list[Path], divisor: int, say: Callable[[str], None]) -> Path:
+    """A corpus of one in `divisor` of the files."""
     from data_pipelines.build.build_corpus import build_corpus
 
-    path = folder / f"corpus_of_{len(files) // share}"
+    path = folder / f"corpus_of_{len(files) // divisor}"
     if not path.is_dir():
         say(f"building {path.name}")
-        build_corpus(path, files[: len(files) // share], block_size=BLOCK_CELLS, min_genes=1)
+        build_corpus(path, files[: len(files) // divisor], block_size=BLOCK_CELLS, min_genes=1)
     return path
 
 
@@ -239,8 +239,8 @@ def _distinct(values: np.ndarray) -> float:
 
 def _entropy(values: np.ndarray) -> float:
     """Bits, mean over the rows."""
-    shares = [np.unique(row, return_counts=True)[1] / len(row) for row in values]
-    return float(np.mean([-(share * np.log2(share)).sum() for share in shares]))
+    fractions = [np.unique(row, return_counts=True)[1] / len(row) for row in values]
+    return float(np.mean([-(fraction * np.log2(fraction)).sum() for fraction in fractions]))
 
 
 def hash_of_batches(corpus: Corpus, processes: int, batch_size: int = BLOCK_CELLS, steps: int = 4) -> str:

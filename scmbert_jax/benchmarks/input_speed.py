@@ -124,7 +124,7 @@ def measure_input(
       num_cells: of an epoch.
       lengths: tokens per cell.
       front_ends: of `loader_process.corpus_batches`.
-      zero_fractions: shares of tokens that are measured zeros; others than 0 with codec zstd only.
+      zero_fractions: fractions of tokens that are measured zeros; others than 0 with codec zstd only.
       annbatch_python, scdataset_python: Pythons that have these packages; None: not measured.
       rounds: every loader goes through an epoch once a round, after one to warm up.
     """
@@ -159,7 +159,7 @@ def measure_input(
             sizes[f"h5ad, {compression or 'plain'}"] = path.stat().st_size / num_cells
             loaders[name] = {"loader": "scdataset", "file": str(path), **SCDATASET_SETTINGS, "peers": peers}
             pythons[name] = scdataset_python
-    found, versions = in_turns(loaders, pythons, rounds, say)
+    found, versions = in_rounds(loaders, pythons, rounds, say)
     if annbatch_python is not None:
         sizes["annbatch"] = sum(p.stat().st_size for p in store.rglob("*") if p.is_file()) / num_cells
     return _summary(found, sizes, not_measured, lengths, front_ends[0], _settings(num_cells, rounds, versions))
@@ -213,7 +213,7 @@ def _one_file(folder: Path, files: list[Path], compression: str | None) -> Path:
     return path
 
 
-def in_turns(
+def in_rounds(
     loaders: dict[str, dict[str, Any]], pythons: dict[str, str], rounds: int, say: Callable[[str], None]
 ) -> tuple[dict[str, list[dict[str, float]]], dict[str, dict[str, str]]]:
     """Per loader: what each round took, and the versions that it runs with."""
@@ -224,8 +224,8 @@ def in_turns(
         for name, settings in loaders.items():
             say(f"starting {name}")
             epochs[name], versions[settings["loader"]] = stack.enter_context(_started(settings, pythons[name]))
-        for turn in range(rounds):
-            say(f"round {turn + 1} of {rounds}")
+        for number in range(rounds):
+            say(f"round {number + 1} of {rounds}")
             for name, measure in epochs.items():
                 found[name].append(measure())
     return found, versions

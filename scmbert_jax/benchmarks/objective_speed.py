@@ -56,7 +56,7 @@ class StepCost:
       objective: its name.
       ms_per_step: median.
       steps_per_second: 1000 / ms_per_step.
-      time_ratio: ms_per_step beside the reference's, median of the ratios within each turn.
+      time_ratio: ms_per_step beside the reference's, median of the ratios within each round.
       peak_bytes: arguments, outputs and temporaries of the compiled step, as XLA reports them; None where it does not.
       memory_ratio: beside the reference's.
     """
@@ -100,8 +100,8 @@ def measure_objectives(
     embed_dim: int = 128,
     num_layers: int = 4,
     num_tokens: tuple[int, int] = (192, 96),
-    turns: int = 7,
-    steps_per_turn: int = 3,
+    rounds: int = 7,
+    steps_per_round: int = 3,
     say: Callable[[str], None] = lambda message: None,
 ) -> ObjectiveCosts:
     """Times the jitted train step, optimizer included, of each objective alone.
@@ -110,7 +110,7 @@ def measure_objectives(
       batch_size: cells per step, each measured in RNA and protein.
       embed_dim, num_layers: of the model; heads of 32, feed-forward of four times the width.
       num_tokens: of RNA and of protein per cell.
-      turns, steps_per_turn: after one step to warm up.
+      rounds, steps_per_round: after one step to warm up.
     """
     tokens = {"rna": num_tokens[0], "protein": num_tokens[1]}
     layout = synthetic_layout(2000, 200)
@@ -133,10 +133,10 @@ def measure_objectives(
         say(f"compiling {name}")
         steps[name], memory[name] = _compiled_step(replace(config, objectives=mixture), layout, batch)
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(turns):
-        say(f"turn {turn + 1} of {turns}")
+    for number in range(rounds):
+        say(f"round {number + 1} of {rounds}")
         for name, step in steps.items():
-            times[name].append(step(steps_per_turn))
+            times[name].append(step(steps_per_round))
     reference, reference_memory = np.array(times[REFERENCE]), memory[REFERENCE]
     rows = []
     for name, measured in times.items():
@@ -157,8 +157,8 @@ def measure_objectives(
         "tokens per cell": tokens,
         "embed_dim": embed_dim,
         "num_layers": num_layers,
-        "turns": turns,
-        "steps per turn": steps_per_turn,
+        "rounds": rounds,
+        "steps per round": steps_per_round,
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }

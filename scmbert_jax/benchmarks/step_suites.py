@@ -165,7 +165,7 @@ def measure_suite(
     trace: Path | None = None,
     peer_python: Path | None = None,
     compile_peers: bool = False,
-    peer_turns: int = 7,
+    peer_rounds: int = 7,
     threads: int = 2,
     say: Callable[[str], None] = lambda message: None,
 ) -> SuiteResult:
@@ -177,7 +177,7 @@ def measure_suite(
       peer_python: an interpreter with torch, and with transformers and performer-pytorch where those are measured;
         None: ours alone.
       compile_peers: with torch.compile.
-      peer_turns: each peer figure is the median over so many.
+      peer_rounds: each peer figure is the median over so many.
       threads: of PyTorch on CPUs.
 
     Raises:
@@ -201,7 +201,7 @@ def measure_suite(
                 peer_python,  # type: ignore[arg-type]
                 encoder=encoder,  # type: ignore[arg-type]
                 compiled=compiled,
-                turns=peer_turns,
+                rounds=peer_rounds,
                 threads=threads,
                 padding=padding,
                 say=say,
@@ -211,7 +211,7 @@ def measure_suite(
     if suite.embedding is not None:
         tokens, cells = suite.embedding
         say(f"embedding cells of {tokens:,} tokens")
-        embedding = embedding_against_performer(tokens, cells, peer_python, peer_turns)
+        embedding = embedding_against_performer(tokens, cells, peer_python, peer_rounds)
     rows = []
     for own in suite.models:
         for attention, tokens, remat, batch_size in itertools.product(

@@ -41,9 +41,9 @@ class SlowFiles(AsyncFileSystem):
 
 
 def measure_latency(
-    corpus: Path, milliseconds: float, batch_size: int, num_tokens: int, num_steps: int, turns: int
+    corpus: Path, milliseconds: float, batch_size: int, num_tokens: int, num_steps: int, rounds: int
 ) -> dict[str, float]:
-    """Way of reading -> cells per second (the median over `turns`).
+    """Way of reading -> cells per second (the median over `rounds`).
 
     Args:
       corpus: a folder.
@@ -62,11 +62,11 @@ def measure_latency(
             "afar, cached": lambda: open_corpus(url, cache_dir=cache),
         }
         seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for turn in range(turns + 1):
+        for number in range(rounds + 1):
             for name, opened in ways.items():
                 with opened() as source:
                     spent = _seconds(source, batch_size, num_tokens, num_steps)
-                if turn:  # the first compiles the kernels and fills the cache
+                if number:  # the first compiles the kernels and fills the cache
                     seconds[name].append(spent)
     return {name: num_steps * batch_size / sorted(spent)[len(spent) // 2] for name, spent in seconds.items()}
 

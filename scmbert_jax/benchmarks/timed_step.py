@@ -27,7 +27,7 @@ from scmbert_jax.training.optimizer import make_optimizer
 from scmbert_jax.training.train_state import initial_state
 from scmbert_jax.training.train_step import make_train_step
 
-# Batches that steps take in turns; blocks of steps whose means give the interval.
+# Batches that steps take one after the other; blocks of steps whose means give the interval.
 _BATCHES, _BLOCKS = 4, 20
 
 
@@ -41,7 +41,7 @@ class StepSpeed:
       flops: of a step (models/flops.py); unpadded tokens only.
       mfu: flops / seconds over the peak of all devices (`device_peaks`); None where the peak is not known.
       tokens_per_second, cells_per_second: unpadded tokens.
-      padding: share of the token positions of a batch that are padding.
+      padding: fraction of the token positions of a batch that are padding.
       peak_bytes: device memory in use at most since the process started, where the device says so; else of the process.
       step_bytes: arguments, outputs and temporaries of the compiled step, as XLA reports them; None: it does not.
       compile_seconds: of tracing and compiling.
@@ -66,7 +66,7 @@ class TimedStep:
     Args:
       config: the first objective of its mixture is timed.
       layout: of the features.
-      padding: share of the token positions that are padding, spread over the cells; 0: full rows.
+      padding: fraction of the token positions that are padding, spread over the cells; 0: full rows.
       devices: of the mesh; None: all.
 
     Raises:

@@ -49,8 +49,8 @@ class TorchCost:
       size: its name; `peer`: `PyTorch` or `Hugging Face BERT`, with ", compiled" for torch.compile.
       parameters, peer_parameters: numbers in all.
       loss, peer_loss: of one batch, same masked positions; BERT's own encoder gives another.
-      seconds, peer_seconds: of a step, medians over the turns.
-      speed: peer's time over ours, median of the ratios within each turn; above 1, ours is faster.
+      seconds, peer_seconds: of a step, medians over the rounds.
+      speed: peer's time over ours, median of the ratios within each round; above 1, ours is faster.
       peak_bytes, peer_peak_bytes: of the process, or of the GPU.
     """
 
@@ -193,13 +193,13 @@ def against_torch(
     *,
     encoder: PeerEncoder = "ours",
     compiled: bool = False,
-    turns: int = 7,
-    steps_per_turn: int = 5,
+    rounds: int = 7,
+    steps_per_round: int = 5,
     threads: int = 2,
     padding: float = 0.0,
     say: Callable[[str], None] = lambda message: None,
 ) -> TorchCost:
-    """Times both, each after one turn to warm up.
+    """Times both, each after one round to warm up.
 
     Args:
       size: its name in the table.
@@ -218,18 +218,18 @@ def against_torch(
         mine: list[float] = []
         theirs: list[float] = []
         if on_gpu:
-            theirs = [peer.take(steps_per_turn) for _ in range(turns + 1)]
+            theirs = [peer.take(steps_per_round) for _ in range(rounds + 1)]
             peer.close()
         say(f"{what}: compiling ours")
         ours = TimedStep(config, layout, padding)
-        for turn in range(turns + 1):
-            say(f"{what}: turn {turn} of {turns}")
-            mine.append(ours.take(steps_per_turn))
+        for number in range(rounds + 1):
+            say(f"{what}: round {number} of {rounds}")
+            mine.append(ours.take(steps_per_round))
             if not on_gpu:
-                theirs.append(peer.take(steps_per_turn))
+                theirs.append(peer.take(steps_per_round))
     finally:
         peer.close()
-    seconds, peer_seconds = np.array(mine[1:]) / steps_per_turn, np.array(theirs[1:]) / steps_per_turn
+    seconds, peer_seconds = np.array(mine[1:]) / steps_per_round, np.array(theirs[1:]) / steps_per_round
     return TorchCost(
         size=size,
         peer=f"{peer.name} {peer.torch}",

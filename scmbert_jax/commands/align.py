@@ -100,7 +100,7 @@ class LabelTransfer:
     output: Output
     """.csv or .parquet: cell, cell_type, confidence."""
     method: Literal["knn", "logistic"] = "knn"
-    """Share of the 15 nearest neighbours, or a logistic regression."""
+    """Fraction of the 15 nearest neighbours, or a logistic regression."""
     space: Literal["cell", "aligned"] | None = None
     """Embeddings that are compared. Default: the contrastive (aligned) ones if the model has them."""
     organism: Organism = None
@@ -158,8 +158,8 @@ class MakePseudoPairs:
     """The second modality, where it is in another file."""
     only: tuple[str, ...] = ()
     """Technical batches to use. Default: all."""
-    keep_share: float = 1.0
-    """Share of the pairs, the most probable first, that become one cell."""
+    keep_fraction: float = 1.0
+    """Fraction of the pairs, the most probable first, that become one cell."""
     rounds: int = 3
     """Rounds of CCA and transport; 0: links alone."""
     epsilon: float = 0.05
@@ -178,8 +178,8 @@ class MakePseudoPairs:
         from scmbert_jax.tasks.write_pseudo_pairs import check_h5mu_path, pseudo_paired_mudata, write_pseudo_pairs
 
         check_h5mu_path(self.output, [self.file, self.second_file], self.overwrite)
-        if not 0 < self.keep_share <= 1:
-            raise InputError(f"--keep-share {self.keep_share}: expected a share above 0, at most 1.")
+        if not 0 < self.keep_fraction <= 1:
+            raise InputError(f"--keep-fraction {self.keep_fraction}: expected a fraction above 0, at most 1.")
         settings = PseudoPairSettings(rounds=self.rounds, epsilon=self.epsilon)
         known = read_modalities(self.file, organism=self.organism, assembly=self.assembly)
         other = known
@@ -193,7 +193,7 @@ class MakePseudoPairs:
         pairs = match_unpaired(first, second, settings=settings)
         if pairs.num_converged < pairs.num_blocks:
             say(f"{pairs.num_blocks - pairs.num_converged} of {pairs.num_blocks} transports did not converge")
-        mdata = pseudo_paired_mudata(first, second, pairs, keep_share=self.keep_share)
+        mdata = pseudo_paired_mudata(first, second, pairs, keep_fraction=self.keep_fraction)
         write_pseudo_pairs(self.output, mdata, self.overwrite)
         show(
             f"{self.output}: {mdata.uns['scmbert_pseudo_pairs']['pairs']:,} pseudo-pairs of {len(first):,} "

@@ -34,9 +34,9 @@ class BenchObjectives:
     """Of the encoder."""
     num_tokens: tuple[int, int] = (192, 96)
     """Of RNA and of protein per cell."""
-    turns: int = 7
+    rounds: int = 7
     """Rounds of measurement; each figure is their median."""
-    steps_per_turn: int = 3
+    steps_per_round: int = 3
     """Steps in a round, timed together."""
     json: bool = False
     """One JSON document on stdout."""
@@ -44,8 +44,8 @@ class BenchObjectives:
     def run(self) -> int:
         from scmbert_jax.benchmarks.objective_speed import measure_objectives
 
-        sizes = {"batch-size": self.batch_size, "num-layers": self.num_layers, "turns": self.turns}
-        sizes |= {"steps-per-turn": self.steps_per_turn, "num-tokens": min(self.num_tokens)}
+        sizes = {"batch-size": self.batch_size, "num-layers": self.num_layers, "rounds": self.rounds}
+        sizes |= {"steps-per-round": self.steps_per_round, "num-tokens": min(self.num_tokens)}
         for name, number in sizes.items():
             if number < 1:
                 raise ConfigError(f"--{name} {number}: expected 1 or more.")
@@ -56,8 +56,8 @@ class BenchObjectives:
             embed_dim=self.embed_dim,
             num_layers=self.num_layers,
             num_tokens=self.num_tokens,
-            turns=self.turns,
-            steps_per_turn=self.steps_per_turn,
+            rounds=self.rounds,
+            steps_per_round=self.steps_per_round,
             say=say,
         )
         if self.json:
@@ -96,7 +96,7 @@ class BenchStep:
     num_features: int = 20_000
     """Genes; rows of the feature table."""
     padding: float = 0.0
-    """Share of the token positions that are padding."""
+    """Fraction of the token positions that are padding."""
     steps: int = 200
     """Timed steps of each combination."""
     warmup: int = 10
@@ -106,7 +106,7 @@ class BenchStep:
     performer-pytorch. Default for h200: this one, if it has torch."""
     compile_peer: bool = False
     """On CPUs, also measure a peer with torch.compile; on GPUs that is always done."""
-    peer_turns: int = 7
+    peer_rounds: int = 7
     """Rounds of 5 steps of each program; figures that are compared are their medians."""
     threads: int = 2
     """CPU threads of each program, on CPUs."""
@@ -120,7 +120,7 @@ class BenchStep:
         import sys
         from importlib.util import find_spec
 
-        numbers = {"steps": self.steps, "warmup": self.warmup, "peer-turns": self.peer_turns, "threads": self.threads}
+        numbers = {"steps": self.steps, "warmup": self.warmup, "peer-rounds": self.peer_rounds, "threads": self.threads}
         numbers |= {"lengths": min(self.lengths, default=1), "batch-sizes": min(self.batch_sizes, default=1)}
         for name, number in numbers.items():
             if number < 1:
@@ -159,7 +159,7 @@ class BenchStep:
             trace=self.trace,
             peer_python=peer,
             compile_peers=self.compile_peer,
-            peer_turns=self.peer_turns,
+            peer_rounds=self.peer_rounds,
             threads=self.threads,
             say=say,
         )
@@ -188,7 +188,7 @@ class BenchPadding:
     num_tokens: tuple[int, ...] = (511, 1023, 2047)
     """Per cell, of each modality (never more than it has features)."""
     zero_fraction: float = 0.25
-    """Share of them that are measured zeros; of protein none are."""
+    """Fraction of them that are measured zeros; of protein none are."""
     batch_size: int = 256
     """Cells per step; a multiple of 4, the number of streams."""
     microbatches: tuple[int, ...] = (8, 16, 32)
@@ -203,7 +203,7 @@ class BenchPadding:
     """One JSON document on stdout."""
 
     def run(self) -> int:
-        from scmbert_jax.benchmarks.padding_share import measure_padding
+        from scmbert_jax.benchmarks.padding import measure_padding
 
         numbers = {"num-tokens": self.num_tokens, "microbatches": self.microbatches, "widths": self.widths}
         single = {"batches": self.batches, "batch-size": self.batch_size, "multiple-of": self.multiple_of}
@@ -250,7 +250,7 @@ class BenchStorage:
     """Per cell, of each modality."""
     num_steps: int = 100
     """Steps in a round, timed together."""
-    turns: int = 5
+    rounds: int = 5
     """Rounds of measurement; each figure is their median."""
     json: bool = False
     """One JSON document on stdout."""
@@ -261,16 +261,16 @@ class BenchStorage:
         from scmbert_jax.benchmarks.storage_latency import measure_latency
 
         sizes = {"batch-size": self.batch_size, "num-tokens": self.num_tokens, "num-steps": self.num_steps}
-        for name, number in {**sizes, "turns": self.turns}.items():
+        for name, number in {**sizes, "rounds": self.rounds}.items():
             if number < 1:
                 raise ConfigError(f"--{name} {number}: expected 1 or more.")
         if not self.milliseconds >= 0:
             raise ConfigError(f"--milliseconds {self.milliseconds}: expected 0 or more.")
         found = measure_latency(
-            Path(self.folder), self.milliseconds, self.batch_size, self.num_tokens, self.num_steps, self.turns
+            Path(self.folder), self.milliseconds, self.batch_size, self.num_tokens, self.num_steps, self.rounds
         )
         if self.json:
-            print_json({"cells_per_second": found, "milliseconds": self.milliseconds, **sizes, "turns": self.turns})
+            print_json({"cells_per_second": found, "milliseconds": self.milliseconds, **sizes, "rounds": self.rounds})
         else:
             for name, speed in found.items():
                 show(f"{name:20s}{speed:10,.0f} cells/s{speed / found['folder']:8.2f} of the folder")
@@ -334,7 +334,7 @@ class BenchFavor:
     """Per row."""
     layers: int = 6
     """Of the encoder."""
-    turns: int = 3
+    rounds: int = 3
     """Rounds of measurement; each figure is their median."""
     threads: int = 2
     """CPU threads of each program."""
@@ -345,11 +345,11 @@ class BenchFavor:
         from scmbert_jax.benchmarks.favor_speed import EncoderSizes, measure_favor
 
         sizes = {"tokens": self.tokens, "layers": self.layers}
-        for name, number in (sizes | {"turns": self.turns, "threads": self.threads}).items():
+        for name, number in (sizes | {"rounds": self.rounds, "threads": self.threads}).items():
             least = 2 if name == "tokens" else 1
             if number < least:
                 raise ConfigError(f"--{name} {number}: expected {least} or more.")
-        found = measure_favor(EncoderSizes(**sizes), self.torch_python, self.turns, self.threads, say)
+        found = measure_favor(EncoderSizes(**sizes), self.torch_python, self.rounds, self.threads, say)
         if self.json:
             print_json(found.to_dict())
         else:
@@ -380,7 +380,7 @@ class BenchInput:
     front_ends: tuple[Literal["threads", "tfdata"], ...] = ("threads",)
     """The ratios are those of the first."""
     zero_fractions: tuple[float, ...] = (0.0, 0.25)
-    """Shares of tokens that are measured zeros; the ratios are those of 0."""
+    """Fractions of tokens that are measured zeros; the ratios are those of 0."""
     annbatch_python: str | None = None
     """A Python with "annbatch[zarrs]"."""
     scdataset_python: str | None = None

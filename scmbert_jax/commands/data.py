@@ -62,7 +62,7 @@ class Doctor:
     min_genes: int | None = None
     """Cells with fewer detected genes would be dropped. Default: 200, or 1% of the genes of a panel."""
     min_coverage: float = 0.5
-    """Least share of its features that must be known; a file with less would be refused."""
+    """Least fraction of its features that must be known; a file with less would be refused."""
     obs_field: ObsFields = ()
     """Which column of obs holds cell_type, technical_batch, donor, ...; e.g. cell_type=my_labels. NAME= means none."""
     only: Only = ()
@@ -127,7 +127,7 @@ class CorpusBuild:
     min_genes: int | None = None
     """Drop cells with fewer detected genes. Default: 200, or 1% of the genes of a panel."""
     min_coverage: float = 0.5
-    """Least share of its features that must be known; a file with less is refused."""
+    """Least fraction of its features that must be known; a file with less is refused."""
     block_size: int = 256
     """Cells per block; smaller for small corpora, so that there are enough blocks to shuffle."""
     codec: Literal["zstd", "none"] = "zstd"

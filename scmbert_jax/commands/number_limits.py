@@ -22,15 +22,14 @@ _MOST = {
     "num_processes": 1 << 20,
     "num_seeds": 1_000,
     "num_tokens": 1 << 20,
-    "peer_turns": 10_000,
+    "peer_rounds": 10_000,
     "reader_prefetch": 1 << 16,
     "reader_threads": 4_096,
     "rounds": 10_000,
     "starts": 10_000,
-    "steps_per_turn": 1 << 20,
+    "steps_per_round": 1 << 20,
     "threads": 4_096,
     "tokens": 1 << 20,
-    "turns": 10_000,
     "workers": 4_096,
 }
 _LEAST = {"k": 1, "draws": 1, "min_genes": 0}

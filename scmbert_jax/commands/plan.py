@@ -46,7 +46,7 @@ class MakePlan:
     search: bool = False
     """Find the largest batch and the cheapest remat that fit, and plan the experiment's own batch with them."""
     efficiency: float = 0.5
-    """ASSUMED share of the roofline that a step reaches."""
+    """ASSUMED fraction of the roofline that a step reaches."""
     price: float | None = None
     """Dollars per chip hour. Default: an ASSUMED list price (v5e 1.20, v5p 4.20, v6e 2.70, H200 4.00)."""
     json: bool = False

@@ -56,8 +56,8 @@ class Pretrain:
     """Field of the cells, such as cell_type, whose values are drawn equally often (see --balance-temperature)."""
     balance_temperature: float = float("inf")
     """Values of --balance-by are drawn in proportion to cells^(1/T)."""
-    max_share: float | None = None
-    """No corpus (with --balance-by: no value) has more than this share of the draws."""
+    max_fraction: float | None = None
+    """No corpus (with --balance-by: no value) has more than this fraction of the draws."""
     max_repeats: float | None = None
     """No corpus (with --balance-by: no value) is drawn more often than this while all cells would be drawn once."""
     held_out: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=FRACTION")] = ()
@@ -118,7 +118,7 @@ class Pretrain:
                 corpus_temperature=self.corpus_temperature,
                 balance_by=self.balance_by,
                 balance_temperature=self.balance_temperature,
-                max_share=self.max_share,
+                max_fraction=self.max_fraction,
                 max_repeats=self.max_repeats,
                 held_out=() if self.held_out == ("none",) else self.held_out or None,
             ),

@@ -44,7 +44,7 @@ class Embed:
     """Cells per device call, fewer where cells are long; changes speed and memory only."""
     num_tokens: int | None = None
     """Most tokens of a cell, for each modality. Default: 4,096, or what training had. If a cell has more expressed
-    features, a message says which share is shown."""
+    features, a message says which fraction is shown."""
     allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
 
@@ -108,7 +108,7 @@ class Translate:
     """Cells per device call, fewer where cells are long; changes speed and memory only."""
     num_tokens: int | None = None
     """Most tokens of a cell, for each modality. Default: 4,096, or what training had. If a cell has more expressed
-    features, a message says which share is shown."""
+    features, a message says which fraction is shown."""
     allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
 

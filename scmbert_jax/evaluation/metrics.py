@@ -99,7 +99,7 @@ def foscttm(a: Array, b: Array, *, distance: str = "euclidean") -> float:
 
 
 def foscttm_of_cells(a: Array, b: Array, *, distance: str = "euclidean") -> Array:
-    """float64 [n]: each cell's share of FOSCTTM, both directions; their mean is `foscttm`. For errors per type."""
+    """float64 [n]: each cell's part of FOSCTTM, both directions; their mean is `foscttm`. For errors per type."""
     forward, backward = _number_closer(a, b, distance)
     return (forward + backward) / 2 / (len(a) - 1)
 

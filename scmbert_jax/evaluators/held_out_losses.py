@@ -31,7 +31,7 @@ class HeldOutLosses:
     """
 
     def __init__(self, model: ModelDefinition, mesh: Mesh, data: ValidationData):
-        self._mesh, self._data, self._shares = mesh, data, model.config.objectives.weights()
+        self._mesh, self._data, self._weights = mesh, data, model.config.objectives.weights()
         self._sums = {
             name: jax.jit(partial(_sums, model, objective)) for name, objective in objectives_of(model.config).items()
         }
@@ -54,9 +54,9 @@ class HeldOutLosses:
                     total[0] += float(value)
                     total[1] += float(weight)
         means = {metric: value / weight for metric, (value, weight) in totals.items() if weight > 0}
-        known = {name: share for name, share in self._shares.items() if f"{name}/loss" in means}
+        known = {name: weight for name, weight in self._weights.items() if f"{name}/loss" in means}
         if known:
-            means["loss"] = sum(share * means[f"{name}/loss"] for name, share in known.items()) / sum(known.values())
+            means["loss"] = sum(weight * means[f"{name}/loss"] for name, weight in known.items()) / sum(known.values())
         return means
 
 

@@ -2,7 +2,7 @@
 
 Of each two modalities, over the held-out cells that measured both:
 
-A+B/foscttm                    the share of cells that are nearer than the true partner: 0 best, 0.5 by chance
+A+B/foscttm                    the fraction of cells that are nearer than the true partner: 0 best, 0.5 by chance
 A+B/foscttm_linear_path_alone  the same without the transformer, of a model that has a linear path
 A+B/cells                      how many there are
 """

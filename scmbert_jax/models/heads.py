@@ -37,20 +37,20 @@ def marginal_model(
     for name, own in likelihoods.items():
         first, stop = layout.slices[name]
         mine = slice(first, stop)
-        share = np.full(stop - first, 1.0 / max(stop - first, 2))
+        fraction = np.full(stop - first, 1.0 / max(stop - first, 2))
         log_dispersion, detection = np.zeros(stop - first), np.full(stop - first, 0.5)
         scale = {"log1p": (np.zeros(stop - first), np.ones(stop - first))}
         scale["clr"] = scale["log1p"]
         if statistics is not None:
             kind = "cell_" if of_cells else ""
-            share = getattr(statistics, f"{kind}share")[mine]
+            fraction = getattr(statistics, f"{kind}fraction")[mine]
             log_dispersion = getattr(statistics, f"{kind}log_dispersion")[mine]
             detection = getattr(statistics, f"{kind}detection")[mine]
             scale = {
                 "log1p": (statistics.log1p_mean[mine], statistics.log1p_std[mine]),
                 "clr": (statistics.clr_mean[mine], statistics.clr_std[mine]),
             }
-        bias[mine, : own.num_outputs], log_dispersions[mine] = own.start(share, log_dispersion, detection, scale)
+        bias[mine, : own.num_outputs], log_dispersions[mine] = own.start(fraction, log_dispersion, detection, scale)
     return bias, log_dispersions
 
 

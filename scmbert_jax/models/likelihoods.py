@@ -71,7 +71,7 @@ class Likelihood:
     def median_library(self) -> float:
         return self.libraries[len(self.libraries) // 2]
 
-    def start(self, share: np.ndarray, log_dispersion: np.ndarray, detection: np.ndarray, scale: dict[str, tuple]):
+    def start(self, fraction: np.ndarray, log_dispersion: np.ndarray, detection: np.ndarray, scale: dict[str, tuple]):
         """Biases [F, K] and log dispersions [F] that predict each feature by itself (the marginal model).
 
         `scale`: "log1p" and "clr" -> (mean [F], std [F]) over cells.
@@ -81,7 +81,7 @@ class Likelihood:
     def per_value(self, mean: np.ndarray, std: np.ndarray, detection: np.ndarray) -> np.ndarray:
         """float [F]: by how much output 0 changes when the feature's `linear_values` changes by 1, to first order.
 
-        `mean`, `std`: of `linear_values` over cells; `detection`: the share of cells with a count above 0; [F] each.
+        `mean`, `std`: of `linear_values` over cells; `detection`: the fraction of cells with a count above 0; [F] each.
         """
         # value = log1p(m): d log m = d value * (m + 1) / m. Capped: a feature that is hardly ever seen says little.
         return np.minimum(1.0 / -np.expm1(-np.maximum(mean, 1e-8)), MAX_GAIN / std)
@@ -110,8 +110,8 @@ class Likelihood:
 class NegativeBinomial(Likelihood):
     """Counts, given the library size: mean = library * sigmoid(output), so it can neither overflow nor exceed it."""
 
-    def start(self, share, log_dispersion, detection, scale):
-        return _logit(share)[:, None], log_dispersion
+    def start(self, fraction, log_dispersion, detection, scale):
+        return _logit(fraction)[:, None], log_dispersion
 
     def mean(self, outputs: jax.Array, library_size: jax.Array | float) -> jax.Array:
         return jnp.maximum(library_size, 1.0) * jax.nn.sigmoid(outputs[..., 0])
@@ -137,16 +137,16 @@ class NegativeBinomial(Likelihood):
         return self.mean(outputs, self.median_library)
 
 
-class NegativeBinomialShares(NegativeBinomial):
+class NegativeBinomialOfCell(NegativeBinomial):
     """The same, but the features that were measured share the library: mean = library * softmax(output) over them."""
 
     shares_library = True
 
-    def start(self, share, log_dispersion, detection, scale):
-        return np.log(share)[:, None], log_dispersion
+    def start(self, fraction, log_dispersion, detection, scale):
+        return np.log(fraction)[:, None], log_dispersion
 
     def of_cell(self, outputs, measured):
-        # Of what was not measured, a share of 0 without an infinity: its log times 0 is to be 0.
+        # Of what was not measured, a fraction of 0 without an infinity: its log times 0 is to be 0.
         return jax.nn.log_softmax(jnp.where(measured[..., None], outputs, -1e9), axis=-2)
 
     def log_mean(self, outputs, library_size):
@@ -159,7 +159,7 @@ class NegativeBinomialShares(NegativeBinomial):
 class NegativeBinomialBackground(Likelihood):
     """Counts of antibodies: ambient molecules in every cell, or those and bound ones (after totalVI, Gayoso 2021).
 
-    outputs: logit of the ambient share of the library, log ratio of bound to ambient (through softplus), logit of
+    outputs: logit of the ambient fraction of the library, log ratio of bound to ambient (through softplus), logit of
     being ambient only. Both levels share the feature's dispersion.
     """
 
@@ -169,9 +169,9 @@ class NegativeBinomialBackground(Likelihood):
     def num_outputs(self) -> int:
         return 3
 
-    def start(self, share, log_dispersion, detection, scale):
-        # Ambient at half the mean, bound at about three times ambient, half of the cells each: the mean is the share.
-        start = np.stack([_logit(share / 2), np.full_like(share, 1.85), np.zeros_like(share)], axis=1)
+    def start(self, fraction, log_dispersion, detection, scale):
+        # Ambient at half the mean, bound at about three times ambient, half of the cells each: that is the mean.
+        start = np.stack([_logit(fraction / 2), np.full_like(fraction, 1.85), np.zeros_like(fraction)], axis=1)
         return start, log_dispersion
 
     def _log_levels(self, outputs: jax.Array, library: jax.Array | float) -> tuple[jax.Array, jax.Array]:
@@ -206,7 +206,7 @@ class NegativeBinomialBackground(Likelihood):
 class _Gaussian(Likelihood):
     """The value itself, with one standard deviation per feature."""
 
-    def start(self, share, log_dispersion, detection, scale):
+    def start(self, fraction, log_dispersion, detection, scale):
         mean, std = scale[self.scale]
         return mean[:, None], np.log(std)
 
@@ -251,7 +251,7 @@ class Bernoulli(Likelihood):
 
     scale = "probability"
 
-    def start(self, share, log_dispersion, detection, scale):
+    def start(self, fraction, log_dispersion, detection, scale):
         return _logit(detection)[:, None], np.zeros_like(log_dispersion)
 
     def per_value(self, mean, std, detection):
@@ -279,8 +279,8 @@ class Bins(Likelihood):
     def num_outputs(self) -> int:
         return self.config.num_bins
 
-    def start(self, share, log_dispersion, detection, scale):
-        return np.zeros((len(share), self.config.num_bins), np.float32), np.zeros_like(log_dispersion)
+    def start(self, fraction, log_dispersion, detection, scale):
+        return np.zeros((len(fraction), self.config.num_bins), np.float32), np.zeros_like(log_dispersion)
 
     def nll(self, outputs, log_dispersion, truth):
         relative = relative_expression(truth.counts, truth.library_size, self.config.target_sum, jnp)
@@ -299,7 +299,7 @@ class Bins(Likelihood):
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {
     "negative_binomial": NegativeBinomial,
-    "negative_binomial_shares": NegativeBinomialShares,
+    "negative_binomial_of_cell": NegativeBinomialOfCell,
     "negative_binomial_background": NegativeBinomialBackground,
     "gaussian_log1p": GaussianLog1p,
     "gaussian_clr": GaussianClr,
@@ -326,8 +326,8 @@ def _log_mean(outputs: jax.Array, library_size: jax.Array | float) -> jax.Array:
     return jnp.log(jnp.maximum(library_size, 1.0)) + jax.nn.log_sigmoid(outputs[..., 0])
 
 
-def _logit(share: np.ndarray) -> np.ndarray:
-    return np.log(share) - np.log1p(-share)
+def _logit(fraction: np.ndarray) -> np.ndarray:
+    return np.log(fraction) - np.log1p(-fraction)
 
 
 def _expectation(log_probability: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -82,16 +82,18 @@ class NeighbourMean(nnx.Module):
 class TranslationMap(nnx.Module):
     """Scores [B, K] of one modality -> scores [B, P] of another.
 
-    A `LinearMap` and the cell's neighbours among the pairs, each with its share, and a perceptron of one hidden layer
+    A `LinearMap` and the cell's neighbours among the pairs, each with a weight, and a perceptron of one hidden layer
     beside them that adds nothing at first. Cells come in types: what one modality says of another bends between them,
     and that is learned from component scores in a few steps, from tokens in many.
     """
 
-    def __init__(self, starts: np.ndarray, neighbours: NeighbourMean | None, share: float, hidden: int, rngs: nnx.Rngs):
+    def __init__(
+        self, starts: np.ndarray, neighbours: NeighbourMean | None, fraction: float, hidden: int, rngs: nnx.Rngs
+    ):
         inputs, outputs = starts.shape[1:]
-        self.linear = LinearMap(starts * (1.0 - share))
+        self.linear = LinearMap(starts * (1.0 - fraction))
         self.neighbours: Any = nnx.data(neighbours)
-        self.share = filled(share, (), (), "scalar")
+        self.share = filled(fraction, (), (), "scalar")  # what checkpoints call it
         self.hidden = weight(rngs, (inputs, hidden), inputs, (None, None))
         self.hidden_bias = filled(0.0, (hidden,), (None,), "bias")
         self.out = filled(0.0, (hidden, outputs), (None, None), "matrix")
@@ -149,17 +151,19 @@ class LinearPath(nnx.Module):
             squared_length = (loadings[first:stop] ** 2).sum(axis=0).max()
             to_values = 1.0 / max(squared_length, 1e-8)
             here, there = MODALITIES.index(source), MODALITIES.index(target)
-            starts, neighbours, share = maps[:, here, there] * to_values, None, 0.0
+            starts, neighbours, fraction = maps[:, here, there] * to_values, None, 0.0
             # A run that uses no pairs (cycles alone) must not start from them either.
             if config.objectives.cross_modal_translation.pair_weight == 0:
                 starts = np.zeros_like(starts)
             elif linear is not None:
                 both = linear.memory_measured[:, here] & linear.memory_measured[:, there]
-                share = float(linear.neighbour_shares[here, there])
+                fraction = float(linear.neighbour_fractions[here, there])
                 if both.any():
                     cells, folds = linear.memory_scores[both], linear.memory_folds[both]
                     neighbours = NeighbourMean(cells[:, here], cells[:, there] * to_values, folds)
-            self.between[f"{source}>{target}"] = TranslationMap(starts, neighbours, share, config.model.mlp_dim, rngs)
+            self.between[f"{source}>{target}"] = TranslationMap(
+                starts, neighbours, fraction, config.model.mlp_dim, rngs
+            )
 
     def scores(self, tokens: TokenSequence, hidden: jax.Array | None = None) -> dict[str, jax.Array]:
         """Modality of `tokens` -> component scores float32 [B, K]; 0 where there is no visible token.
@@ -179,8 +183,8 @@ class LinearPath(nnx.Module):
             values = linear_values(name, counts, tokens.library_size, tokens.mean_log_count, scale[..., 1], jnp)
             # Hidden tokens are made up for by the others.
             shown, real = (visible & mine).sum(axis=1), (tokens.valid & mine).sum(axis=1)
-            share = (real / jnp.maximum(shown, 1))[:, None]
-            weights = jnp.where(visible & mine, tokens.weight * share, 0.0)
+            fraction = (real / jnp.maximum(shown, 1))[:, None]
+            weights = jnp.where(visible & mine, tokens.weight * fraction, 0.0)
             total = jnp.einsum("bs,bsk->bk", weights * (values - scale[..., 0]), loadings)
             found[name] = jnp.where((shown > 0)[:, None], total - self.offset[MODALITIES.index(name), None], 0.0)
         return found

@@ -148,7 +148,7 @@ def token_bits(tokens: TokenSequence, keys: jax.Array) -> jax.Array:
 
 
 def subsample_tokens(tokens: TokenSequence, fraction: float, keys: jax.Array) -> TokenSequence:
-    """A random share of each cell's tokens, whatever their modality: rows become ceil(S * fraction) wide. keys [B]."""
+    """A random part of each cell's tokens, whatever their modality: rows become ceil(S * fraction) wide; keys [B]."""
     if fraction >= 1.0:
         return tokens
     width = max(1, int(-(-tokens.valid.shape[1] * fraction // 1)))
@@ -166,8 +166,8 @@ def kept_tokens(tokens: TokenSequence, kept: jax.Array, width: int) -> TokenSequ
     for number, (name, _) in enumerate(tokens.widths):
         mine = tokens.modality == MODALITIES.index(name)
         modality_lengths.append((kept & mine).sum(axis=1))
-        share = tokens.modality_lengths[:, number] / jnp.maximum(modality_lengths[-1], 1)
-        stands_for = jnp.where(mine, share[:, None], stands_for)
+        fraction = tokens.modality_lengths[:, number] / jnp.maximum(modality_lengths[-1], 1)
+        stands_for = jnp.where(mine, fraction[:, None], stands_for)
 
     def taken(values: jax.Array) -> jax.Array:
         return jnp.take_along_axis(values, places, axis=1)

@@ -74,7 +74,7 @@ class Objective(ABC):
 
 
 def drop_covariates(covariates: dict[str, jax.Array], fraction: float, keys: jax.Array) -> dict[str, jax.Array]:
-    """Hides all covariates of a share of the cells, so that `unknown` (-1) is a trained case. keys [B], of the rows."""
+    """Hides all covariates of a fraction of the cells, so that `unknown` (-1) is a trained case. keys [B] of rows."""
 
     def drop(key: jax.Array) -> jax.Array:
         return jax.random.bernoulli(key_for(key, KeyPurpose.COVARIATES), fraction)

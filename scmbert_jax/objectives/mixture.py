@@ -25,11 +25,11 @@ def objectives_of(config: ExperimentConfig) -> dict[str, Objective]:
 
 
 def objective_at(config: ExperimentConfig, step: int) -> str:
-    """The objective of a step: a pure function of (seed, step); each is drawn with its share of the weights."""
+    """The objective of a step: a pure function of (seed, step); each is drawn with its fraction of the weights."""
     weights = config.objectives.weights()
-    names, shares = list(weights), np.asarray(list(weights.values()), np.float64)
+    names, fractions = list(weights), np.asarray(list(weights.values()), np.float64)
     draw = np.random.Generator(np.random.Philox(key=config.seed, counter=step)).random()
-    return names[int(np.searchsorted(np.cumsum(shares / shares.sum())[:-1], draw, side="right"))]
+    return names[int(np.searchsorted(np.cumsum(fractions / fractions.sum())[:-1], draw, side="right"))]
 
 
 def step_flops(config: ExperimentConfig, objective: str, tokens: TokenCounts) -> dict[str, float]:

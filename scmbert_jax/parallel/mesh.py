@@ -136,7 +136,7 @@ def batch_to_devices(batch: Any, mesh: Mesh) -> Any:
 
 
 def check_process_order(mesh: Mesh, global_batch_size: int, num_microbatches: int) -> None:
-    """Raises `ConfigError` unless the batch divides over the mesh and process p's devices hold the p-th share."""
+    """Raises `ConfigError` unless the batch divides over the mesh and process p's devices hold the p-th part."""
     parts = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
     if global_batch_size % (parts * num_microbatches):
         raise ConfigError(

@@ -105,7 +105,7 @@ def check_agreement(stated: Mapping[str, Any]) -> None:
     """Called by all processes with what each believes (name -> JSON value); a process alone agrees with itself.
 
     Raises `ConfigError` in all of them, naming what differs, unless they believe the same: trained on, each would
-    apply its own to its share of the cells, and the parameters would be nobody's.
+    apply its own to its part of the cells, and the parameters would be nobody's.
     """
     if jax.process_count() == 1:
         return

@@ -1,7 +1,7 @@
 """How long a step would take and what a run would cost: a roofline, with its assumptions beside it.
 
 Nothing here is measured. A step takes at least as long as the slowest of four: arithmetic at the chip's peak, traffic
-to its memory, traffic to other chips, traffic between nodes. Real steps reach a share of that, `efficiency`.
+to its memory, traffic to other chips, traffic between nodes. Real steps reach a fraction of that, `efficiency`.
 """
 
 from typing import NamedTuple

@@ -167,8 +167,8 @@ class Plan:
                 f"{memory.gradients / GIB:.2f} of them), code {memory.code / GIB:.2f}, other {memory.other / GIB:.2f}",
             ]
             parts = flops_of(self.config, self.layout, step.objective)
-            shares = ", ".join(f"{name} {flops / 1e12:,.1f}" for name, flops in parts.items())
-            lines.append(f"  {sum(parts.values()) / 1e12:,.1f} TFLOP a step: {shares}")
+            of_parts = ", ".join(f"{name} {flops / 1e12:,.1f}" for name, flops in parts.items())
+            lines.append(f"  {sum(parts.values()) / 1e12:,.1f} TFLOP a step: {of_parts}")
             for kind, row in summary(step.collectives).items():
                 lines.append(
                     f"  {kind:18} {row['instructions']:4} in the program, {row['times']:7,} times a step, "

@@ -1,7 +1,7 @@
 """What a compiled program moves between chips, read from the text of its HLO.
 
 XLA says nowhere how often a collective runs: the text holds the body of a loop once. So the text is read as a graph of
-computations, and each collective counts as often as the loops around it turn.
+computations, and each collective counts as often as the loops around it run.
 """
 
 import re
@@ -48,8 +48,8 @@ class Collective(NamedTuple):
         """Bytes that a chip sends each time, by the ring (Thakur et al. 2005): no algorithm sends fewer."""
         if self.kind == "collective-permute":
             return self.payload
-        share = self.payload * (self.group - 1) / self.group
-        return 2 * share if self.kind == "all-reduce" else share
+        sent = self.payload * (self.group - 1) / self.group
+        return 2 * sent if self.kind == "all-reduce" else sent
 
     @property
     def sent_between_nodes(self) -> float:
@@ -58,8 +58,8 @@ class Collective(NamedTuple):
             return 0.0
         if self.kind == "collective-permute":
             return self.payload
-        share = self.payload * (self.nodes - 1) / self.nodes / (self.group / self.nodes)
-        return 2 * share if self.kind == "all-reduce" else share
+        sent = self.payload * (self.nodes - 1) / self.nodes / (self.group / self.nodes)
+        return 2 * sent if self.kind == "all-reduce" else sent
 
 
 @dataclass
@@ -79,7 +79,7 @@ def collectives_of(text: str, chips_per_node: int) -> tuple[Collective, ...]:
     num_chips = int(counts[1]) if counts else 1
     times = _times(computations, entry)
     found: list[Collective] = []
-    in_pieces: set[str] = set()
+    in_parts: set[str] = set()
     for computation in computations.values():
         number = times.get(computation.name, 0)
         if not number:
@@ -91,9 +91,9 @@ def collectives_of(text: str, chips_per_node: int) -> tuple[Collective, ...]:
             channel = re.search(r"channel_id=(\d+)", rest)
             if "async_collective_fusion" in computation.name and channel:
                 # The TPU compiler spreads one collective over several fusions, each of which holds it.
-                if channel[1] in in_pieces:
+                if channel[1] in in_parts:
                     continue
-                in_pieces.add(channel[1])
+                in_parts.add(channel[1])
             groups = _groups(rest, num_chips)
             group = len(groups[0])
             if group < 2:
@@ -255,17 +255,17 @@ def _times(computations: dict[str, _Computation], entry: str) -> dict[str, int]:
             return
         times[name] = times.get(name, 0) + number
         for instruction, (_, opcode, rest) in computations[name].instructions.items():
-            turns = _turns(computations, computations[name], instruction) if opcode == "while" else 1
+            trips = _trip_count(computations, computations[name], instruction) if opcode == "while" else 1
             for role, called in _called(opcode, rest):
                 if opcode not in ("all-reduce", "reduce-scatter", "reduce", "scatter", "sort"):
-                    run(called, number * (turns if role in ("body", "condition") else 1))
+                    run(called, number * (trips if role in ("body", "condition") else 1))
 
     run(entry, 1)
     return times
 
 
-def _turns(computations: dict[str, _Computation], around: _Computation, loop: str) -> int:
-    """How often a loop turns: as the compiler notes it, or by its condition `counter < constant`; 1 if neither says."""
+def _trip_count(computations: dict[str, _Computation], around: _Computation, loop: str) -> int:
+    """How often a loop runs: as the compiler notes it, or by its condition `counter < constant`; 1 if neither says."""
     _, _, rest = around.instructions[loop]
     noted = re.search(r'known_trip_count[^}]*?"n":"(\d+)"', rest)
     if noted:
@@ -309,7 +309,7 @@ def _index(computation: _Computation, name: str) -> int | None:
 
 
 def _step(body: _Computation, place: int) -> int:
-    """By how much a turn moves the counter."""
+    """By how much an iteration moves the counter."""
     values = _OPERAND.findall(body.instructions[body.root][2].partition(")")[0]) if body.root else []
     if place < len(values):
         name = values[place]

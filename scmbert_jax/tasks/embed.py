@@ -29,8 +29,8 @@ class CellEmbeddings:
       dataset: the data set with its cell ids and metadata.
       report: the input check.
       overlaps: modality -> how the file's features meet the model's.
-      coverage: modality -> of the features that a training cell expresses, the share that the file measures.
-      shown: modality -> of the features that the cells express, the share that the transformer was shown.
+      coverage: modality -> of the features that a training cell expresses, the fraction that the file measures.
+      shown: modality -> of the features that the cells express, the fraction that the transformer was shown.
       aligned: of `embed_jointly`: modality, or "joint" -> float32 [n, P], unit vectors of the contrastive space; nan
         for a cell in which the modality (all of them) was not measured.
     """
@@ -70,7 +70,7 @@ def embed_dataset(
       space: `cell`, the encoder's cell embedding, all modalities of a cell read together; `aligned`, the unit vectors
         of the contrastive space, each modality read alone and the cell's mean taken: comparable across modalities.
       num_tokens: most tokens of a cell, of each modality or modality -> number; None: `model_cells.NUM_TOKENS`. Where
-        that is less than cells need, a `ScmbertWarning` says what share was shown.
+        that is less than cells need, a `ScmbertWarning` says what fraction was shown.
       organism, assembly: as in `check_dataset`; what the file does not tell is taken from the model.
       rows: int64, cells to embed, the others get nan; None: all.
       batch_size: cells per device call; changes speed and memory only.
@@ -150,7 +150,7 @@ def _embeddings(
         opened.report,
         opened.overlaps,
         opened.coverage,
-        opened.shares_shown(),
+        opened.fractions_shown(),
         aligned or {},
     )
 

@@ -41,7 +41,7 @@ class TransferredLabels:
 
     Attributes:
       labels: str [m].
-      confidence: float32 [m], the probability of that label: share of neighbours (knn) or of the model (logistic).
+      confidence: float32 [m], the probability of that label: fraction of neighbours (knn) or of the model (logistic).
       classes: str [C], sorted; probabilities: float32 [m, C].
     """
 
@@ -69,7 +69,7 @@ def transfer_labels(
       method: "knn" (cosine) or "logistic" (multinomial logistic regression, L2, after `OneScale`).
       neighbours: of knn; fewer where there are fewer labelled cells.
       centre: take each side's mean off first: the offset between modalities says nothing of a cell. Wrong where the two
-        sides hold very different shares of the cell types.
+        sides hold very different fractions of the cell types.
       c: inverse L2 strength of the logistic regression.
 
     Raises:

@@ -143,5 +143,5 @@ def _incidence(
         for row in sorted({row for gene in wanted for row in features_of.get(gene, ())})
     ]
     rows, columns = np.array(places).T
-    shares = 1.0 / np.bincount(columns, minlength=len(units))[columns]
-    return sp.csr_matrix((shares, (rows, columns)), (len(genes), len(units)))
+    weights = 1.0 / np.bincount(columns, minlength=len(units))[columns]
+    return sp.csr_matrix((weights, (rows, columns)), (len(genes), len(units)))

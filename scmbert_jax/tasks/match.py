@@ -84,8 +84,8 @@ def match_probabilities(
             part = rows[start : start + _ROWS]
             # The potential of a row cancels where its probabilities are divided by their sum.
             exponent = (potential.astype(np.float64) - cosine_cost(a[part], b[columns])) / epsilon
-            share = np.exp(exponent - exponent.max(1, keepdims=True))
-            yield ProbabilityBlock(part, columns, share / share.sum(1, keepdims=True), str(batch), converged)
+            weights = np.exp(exponent - exponent.max(1, keepdims=True))
+            yield ProbabilityBlock(part, columns, weights / weights.sum(1, keepdims=True), str(batch), converged)
 
 
 def match_cells(a: Array, b: Array, *, k: int = 5, **options: Any) -> Matching:

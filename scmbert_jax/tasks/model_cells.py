@@ -1,6 +1,6 @@
 """A file's cells as a trained model reads them: checked, mapped to its features, made into batches of like length.
 
-A model is shown every feature that a cell expresses, with as large a share of zeros as in training, up to a bound of
+A model is shown every feature that a cell expresses, with as large a fraction of zeros as in training, up to a bound of
 tokens; the scores of its linear path are of all counts in any case. A cell's tokens depend on nothing but its counts.
 """
 
@@ -46,7 +46,7 @@ class ModelCells:
       dataset: the data set with its cell ids and metadata.
       report: the input check.
       overlaps: modality -> how the file's features meet the model's.
-      coverage: modality -> of the features that a training cell expresses, the share that the file measures.
+      coverage: modality -> of the features that a training cell expresses, the fraction that the file measures.
     """
 
     model: PretrainedModel
@@ -96,17 +96,17 @@ class ModelCells:
                 part = cut(jax.tree.map(lambda x, r=filled: x[r], batch), width)
                 yield chunk.first + mine, part, chunk.first + start
 
-    def shares_shown(self) -> dict[str, float]:
-        """Modality -> of the features that the cells so far expressed, the share that were tokens."""
+    def fractions_shown(self) -> dict[str, float]:
+        """Modality -> of the features that the cells so far expressed, the fraction that were tokens."""
         return {name: shown / max(number, 1) for name, (shown, number) in self._shown.items()}
 
     def warn_of_what_was_not_shown(self) -> None:
         """One `ScmbertWarning` where cells had more features than tokens."""
-        less = {name: share for name, share in self.shares_shown().items() if share < 1}
+        less = {name: fraction for name, fraction in self.fractions_shown().items() if fraction < 1}
         if less:
-            shares = ", ".join(f"{share:.1%} of {name}" for name, share in less.items())
+            fractions = ", ".join(f"{fraction:.1%} of {name}" for name, fraction in less.items())
             warnings.warn(
-                f"{self.report.path}: of the features that cells express, the transformer was shown {shares}; "
+                f"{self.report.path}: of the features that cells express, the transformer was shown {fractions}; "
                 "principal components are of all counts. Show more with a larger --num-tokens (num_tokens=...).",
                 ScmbertWarning,
                 stacklevel=3,
@@ -159,7 +159,7 @@ def row_width(length: int) -> int:
 def token_sampling(
     model: ModelDefinition, num_tokens: int | Mapping[str, int] | None = None
 ) -> dict[str, TokenSampling]:
-    """How cells become tokens: all expressed features and the share of zeros of training, up to `num_tokens`."""
+    """How cells become tokens: all expressed features and the fraction of zeros of training, up to `num_tokens`."""
     asked = (
         num_tokens if isinstance(num_tokens, Mapping) else dict.fromkeys(model.config.modalities.in_use(), num_tokens)
     )
@@ -213,8 +213,8 @@ def open_model_cells(
         )
     overlaps = overlap_with_model(report, model.feature_space, wanted)
     coverage = {name: _coverage(model, name, overlap) for name, overlap in overlaps.items()}
-    for name, share in coverage.items():
-        _check_coverage(model, report.path, name, overlaps[name], share)
+    for name, fraction in coverage.items():
+        _check_coverage(model, report.path, name, overlaps[name], fraction)
     return ModelCells(model, dataset, report, overlaps, coverage)
 
 
@@ -227,14 +227,14 @@ def _coverage(model: PretrainedModel, modality: str, overlap: Overlap) -> float:
     return float(detection[overlap.measured].sum() / detection.sum())
 
 
-def _check_coverage(model: PretrainedModel, path: str, modality: str, overlap: Overlap, share: float) -> None:
-    if share >= USUAL_COVERAGE:
+def _check_coverage(model: PretrainedModel, path: str, modality: str, overlap: Overlap, fraction: float) -> None:
+    if fraction >= USUAL_COVERAGE:
         return
     found = (
         f"{path}: {modality}: the file measures {int(overlap.measured.sum()):,} of the model's "
-        f"{len(overlap.measured):,} features, {share:.0%} of those that a cell of the model's corpus expresses"
+        f"{len(overlap.measured):,} features, {fraction:.0%} of those that a cell of the model's corpus expresses"
     )
-    if share < LEAST_COVERAGE and not model.allow_low_coverage:
+    if fraction < LEAST_COVERAGE and not model.allow_low_coverage:
         raise InputError(
             f"{found}; below {LEAST_COVERAGE:.0%} its answers mean little. Give the file as it was before features "
             "were selected, use a model trained on such a panel, or continue all the same: --allow-low-coverage "

@@ -36,9 +36,9 @@ class PseudoPairSettings:
       dimensions: PCA or LSI scores of each modality that CCA reads.
       cca_dimensions: canonical axes kept.
       rounds: of CCA and transport; 0 leaves links alone.
-      link_share: weight of the links' cost beside the CCA's in later rounds, 0 to 1.
+      link_weight: weight of the links' cost beside the CCA's in later rounds, 0 to 1.
       epsilon: entropic regularisation, in units of the cosine cost (0 to 2).
-      ridge: added to each covariance, as a share of its mean variance.
+      ridge: added to each covariance, as a fraction of its mean variance.
       largest_block: cells of a modality that are matched at once; larger technical batches are cut at random.
       seed: of that cut, and of SVD starts.
     """
@@ -47,7 +47,7 @@ class PseudoPairSettings:
     dimensions: int = 50
     cca_dimensions: int = 20
     rounds: int = 3
-    link_share: float = 0.5
+    link_weight: float = 0.5
     epsilon: float = 0.05
     ridge: float = 0.1
     largest_block: int = 4096
@@ -57,10 +57,10 @@ class PseudoPairSettings:
         for name in ("smoothing_dimensions", "dimensions", "cca_dimensions", "largest_block"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)}: expected 1 or more.")
-        if self.rounds < 0 or not 0 <= self.link_share <= 1 or self.epsilon <= 0 or self.ridge <= 0:
+        if self.rounds < 0 or not 0 <= self.link_weight <= 1 or self.epsilon <= 0 or self.ridge <= 0:
             raise ConfigError(
-                f"rounds {self.rounds}, link_share {self.link_share}, epsilon {self.epsilon}, ridge {self.ridge}: "
-                "expected rounds >= 0, 0 <= link_share <= 1, epsilon > 0 and ridge > 0."
+                f"rounds {self.rounds}, link_weight {self.link_weight}, epsilon {self.epsilon}, ridge {self.ridge}: "
+                "expected rounds >= 0, 0 <= link_weight <= 1, epsilon > 0 and ridge > 0."
             )
 
 
@@ -135,10 +135,10 @@ def match_unpaired(
         space = matcher.shared_space(space)
     rows_first, rows_second, probabilities, converged = [], [], [], 0
     for block, coupling, done in matcher.plans(space):
-        # Rows that have converged to the same log plan are compared as logarithms: products of tiny shares underflow.
+        # Rows that have converged to the same log plan are compared as logarithms: tiny products underflow.
         left, right = linear_sum_assignment(-np.log(np.maximum(coupling, np.finfo(float).tiny)))
-        share = coupling[left, right]
-        probabilities.append((share / coupling.sum(1)[left] + share / coupling.sum(0)[right]) / 2)
+        mass = coupling[left, right]
+        probabilities.append((mass / coupling.sum(1)[left] + mass / coupling.sum(0)[right]) / 2)
         rows_first.append(block[0][left])
         rows_second.append(block[1][right])
         converged += done
@@ -191,7 +191,7 @@ def canonical_axes(first: Array, second: Array, cross: Array, dimensions: int, r
     Args:
       first, second: float [n, d_1], [m, d_2] centred; each modality's covariance comes from all of its cells.
       cross: float [d_1, d_2] cross-covariance: of pairs, or of a transport plan in their place.
-      ridge: added to the diagonal of each covariance, as a share of its mean.
+      ridge: added to the diagonal of each covariance, as a fraction of its mean.
 
     Returns:
       axes [d_1, c] and [d_2, c], each column times its canonical correlation, so that axes that do not correlate do not
@@ -250,14 +250,14 @@ class _Matcher:
 
     def plans(self, space: SharedSpace | None) -> Iterator[tuple[tuple[Array, Array], Array, bool]]:
         """((rows of first, rows of second), plan [n, m] of unit sum, converged) of each block."""
-        share = 1.0 if space is None else self._settings.link_share
+        weight = 1.0 if space is None else self._settings.link_weight
         for block in self.blocks:
             pair = comparable(self._linked[0][block[0]], self._linked[1][block[1]], self._quality)
             cost = cosine_cost(*pair)
             if space is not None:
                 a = self._scores[0][block[0]] @ space.first_axes
                 b = self._scores[1][block[1]] @ space.second_axes
-                cost = share * cost + (1 - share) * cosine_cost(a, b)
+                cost = weight * cost + (1 - weight) * cosine_cost(a, b)
             yield block, *plan(cost, self._settings.epsilon)
 
     def shared_space(self, before: SharedSpace | None) -> SharedSpace:

@@ -149,7 +149,7 @@ def translate_dataset(
         num_draws=num_draws,
         seed=seed,
         coverage=opened.coverage[source],
-        shown=opened.shares_shown().get(source, 1.0),
+        shown=opened.fractions_shown().get(source, 1.0),
     )
 
 

@@ -21,7 +21,7 @@ KEY = "scmbert_pseudo_pairs"  # of uns; `data_pipelines.readers.pseudo_pairs` re
 
 
 def pseudo_paired_mudata(
-    first: ModalityCells, second: ModalityCells, pairs: PseudoPairs, *, keep_share: float = 1.0
+    first: ModalityCells, second: ModalityCells, pairs: PseudoPairs, *, keep_fraction: float = 1.0
 ) -> Any:
     """A MuData: pseudo-paired cells first, then the cells that found no partner, with their own modality alone.
 
@@ -30,16 +30,16 @@ def pseudo_paired_mudata(
     made without them and must not look labelled.
 
     Args:
-      keep_share: the share of pairs, most probable first, that become one cell; the others stay two cells.
+      keep_fraction: the fraction of pairs, most probable first, that become one cell; the others stay two cells.
 
-    Raises `InputError` where keep_share is not in (0, 1].
+    Raises `InputError` where keep_fraction is not in (0, 1].
     """
     import anndata
     import mudata
 
-    if not 0 < keep_share <= 1:
-        raise InputError(f"keep_share {keep_share}: expected a share of the pairs above 0, at most 1.")
-    order = np.argsort(-pairs.probabilities, kind="stable")[: max(1, round(keep_share * len(pairs.probabilities)))]
+    if not 0 < keep_fraction <= 1:
+        raise InputError(f"keep_fraction {keep_fraction}: expected a fraction of the pairs above 0, at most 1.")
+    order = np.argsort(-pairs.probabilities, kind="stable")[: max(1, round(keep_fraction * len(pairs.probabilities)))]
     rows, others, probabilities = pairs.first_rows[order], pairs.second_rows[order], pairs.probabilities[order]
     names = np.array([f"{a}|{b}" for a, b in zip(first.cell_ids[rows], second.cell_ids[others], strict=True)])
     frames, parts = [], {}
@@ -76,7 +76,7 @@ def declaration(first: ModalityCells, second: ModalityCells, pairs: PseudoPairs,
         "links": pairs.num_links,
         "rounds": settings.rounds,
         "epsilon": settings.epsilon,
-        "link_share": settings.link_share,
+        "link_share": settings.link_weight,
         "smoothing_dimensions": settings.smoothing_dimensions,
         "cca_dimensions": settings.cca_dimensions,
         "pairs": num_pairs,

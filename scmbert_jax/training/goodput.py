@@ -63,7 +63,7 @@ class GoodputLedger:
 
     def begin(self, step: int) -> None:
         """Ends start-up: the run continues from `step`, and time is of category `step` unless it is said otherwise."""
-        self._turn_to("step")
+        self._switch_to("step")
         self._step = step
         if self._path is not None:
             _cut_torn_line(self._path)
@@ -74,21 +74,21 @@ class GoodputLedger:
     def spending(self, category: str) -> Iterator[None]:
         """What happens inside is counted as `category`."""
         before = self._category
-        self._turn_to(category)
+        self._switch_to(category)
         try:
             yield
         finally:
-            self._turn_to(before)
+            self._switch_to(before)
 
     def note(self, step: int) -> None:
         """Appends what was spent since the last row, to come to `step`. Raises `TrainingError`."""
-        self._turn_to(self._category)
+        self._switch_to(self._category)
         seconds = {name: round(spent, 6) for name, spent in self._seconds.items()}
         self._append({"time": self._wall(), "from_step": self._step, "to_step": step, "seconds": seconds})
         self._step = step
         self._seconds.clear()
 
-    def _turn_to(self, category: str) -> None:
+    def _switch_to(self, category: str) -> None:
         now = self._monotonic()
         self._seconds[self._category] += now - self._since
         self._category, self._since = category, now
@@ -122,12 +122,12 @@ class Goodput:
     idle: float
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """Of the time, that which trained the model that is kept."""
         return self.seconds["step"] / self.wall if self.wall > 0 else 0.0
 
     def table(self) -> list[dict[str, str]]:
-        """Rows to print: what, hours:minutes:seconds, share."""
+        """Rows to print: what, hours:minutes:seconds, fraction."""
         rows = [
             {"time went to": words, "time": _clock(self.seconds[name]), "share": self._percent(self.seconds[name])}
             for name, words in CATEGORIES.items()
@@ -137,7 +137,7 @@ class Goodput:
     def sentence(self) -> str:
         again = f"; {self.steps_again:,} steps were done again" if self.steps_again else ""
         idle = f", {_clock(self.idle)} passed between a death and the next start" if self.starts > 1 else ""
-        return f"goodput {self.share:.1%} of {_clock(self.wall)}; started {self.starts}x{again}{idle}"
+        return f"goodput {self.fraction:.1%} of {_clock(self.wall)}; started {self.starts}x{again}{idle}"
 
     def text(self) -> str:
         """`sentence` and below it the table, for a terminal."""

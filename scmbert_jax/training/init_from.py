@@ -185,12 +185,12 @@ def described(source: SourceModel, model: ModelDefinition) -> dict[str, Any]:
     features = {}
     for name, (first, stop) in model.layout.slices.items():
         known = source.rows[first:stop] >= 0
-        shares = np.ones(len(known)) if statistics is None else statistics.cell_share[first:stop]
+        fractions = np.ones(len(known)) if statistics is None else statistics.cell_fraction[first:stop]
         features[name] = {
             "features": len(known),
             "from_model": int(known.sum()),
             "from_links": int(from_links[first:stop].sum()),
-            "share_of_counts": round(float(shares[known].sum() / max(shares.sum(), 1e-12)), 4),
+            "share_of_counts": round(float(fractions[known].sum() / max(fractions.sum(), 1e-12)), 4),
         }
     here = [path for path, _ in _flat(model.abstract_params)]
     there = [path for path, _ in _flat(source.definition.abstract_params)]

@@ -1,6 +1,6 @@
 """Padding is not computed: microbatches of cells of like length, each cut to the width that its longest cell needs.
 
-Cells have as many tokens as they express features (and a share of zeros), up to `num_tokens`; half of a row of 2,048
+Cells have as many tokens as they express features (and a fraction of zeros), up to `num_tokens`; half of a row of 2,048
 may be padding. Here the cells of a batch are sorted by length before they are divided into microbatches, and each
 microbatch is cut to the narrowest of a few widths that holds it. Every width is a program of its own (`lax.switch`),
 and which one runs is decided on the devices, from lengths that all of them know. So the batch of a step, its masks and
@@ -70,7 +70,7 @@ def at_needed_width(
 ) -> Callable[[CellBatch], tuple[LossSum, Any]]:
     """`one` of a batch, called with the batch cut to the first of `widths` that holds its longest cell.
 
-    The sums get a metric more: `padding`, the share of token positions computed that were padding.
+    The sums get a metric more: `padding`, the fraction of token positions computed that were padding.
     """
 
     def at(width: int, batch: CellBatch) -> tuple[LossSum, Any]:

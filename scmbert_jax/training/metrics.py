@@ -10,7 +10,7 @@ A row of metrics.jsonl, and the same numbers in TensorBoard and where --log-to s
     learning_rate            of the last step
     OBJECTIVE/steps          how many of the steps were of this objective
     OBJECTIVE/loss, OBJECTIVE/METRIC, ..._weight     sum over the steps / sum of their weights, and that sum
-    cells_per_second, step_seconds (mean), data_wait_fraction (share of the time spent waiting for data)
+    cells_per_second, step_seconds (mean), data_wait_fraction (fraction of the time spent waiting for data)
 
 and rows of evaluations, validation/... (validation.py).
 """

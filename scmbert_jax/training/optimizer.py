@@ -11,7 +11,7 @@ from scmbert_jax.models.scmbert import ModelDefinition
 
 
 def learning_rate_schedule(config: ExperimentConfig) -> optax.Schedule:
-    """step -> learning rate: linear from 0 to the peak, then cosine to its final share at `train.num_steps`."""
+    """step -> learning rate: linear from 0 to the peak, then cosine to its final fraction at `train.num_steps`."""
     optimizer, num_steps = config.optimizer, config.train.num_steps
     warmup = min(optimizer.warmup_steps, num_steps)
     return optax.warmup_cosine_decay_schedule(

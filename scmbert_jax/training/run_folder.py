@@ -168,7 +168,7 @@ class RunFolder:
             )
         for field, found, what in (
             ("feature_space_hash", data.feature_space_hash, "feature space"),
-            ("corpus_fingerprint", data.fingerprint, "corpus, or draws other cells of it or with other shares"),
+            ("corpus_fingerprint", data.fingerprint, "corpus, or draws other cells of it or with other weights"),
         ):
             if provenance[field] != found:
                 before, now = (_in_words(stated) for stated in (recorded, data.description))

@@ -9,7 +9,7 @@ from conftest import scmbert
 
 @pytest.mark.slow
 def test_ours_is_measured_alone_where_no_peer_is_named(run_scmbert):
-    ran = run_scmbert("bench", "favor", "--tokens", "40", "--layers", "1", "--turns", "2", "--threads", "1", "--json")
+    ran = run_scmbert("bench", "favor", "--tokens", "40", "--layers", "1", "--rounds", "2", "--threads", "1", "--json")
     assert ran.code == 0, ran.err
     found = json.loads(ran.out)
     assert [row["call"] for row in found["rows"]] == ["forward", "step"]
@@ -32,7 +32,7 @@ def test_a_peer_that_cannot_be_used_is_refused_with_what_to_do(run_scmbert, tmp_
 
 
 def test_sizes_that_cannot_be_are_refused():
-    for options, said in ((("--tokens", "1"), "expected 2 or more"), (("--turns", "0"), "expected 1 or more")):
+    for options, said in ((("--tokens", "1"), "expected 2 or more"), (("--rounds", "0"), "expected 1 or more")):
         ran = scmbert("bench", "favor", *options)
         assert ran.code == 4
         assert said in ran.err

@@ -12,7 +12,7 @@ from data_pipelines.corpus.corpus import open_corpus
 from scmbert_jax.benchmarks import input_scaling
 from scmbert_jax.benchmarks.input_cells import draw_counts
 from scmbert_jax.benchmarks.input_scaling import PROCESSES, hash_of_batches, mixing_of
-from scmbert_jax.benchmarks.input_speed import in_turns
+from scmbert_jax.benchmarks.input_speed import in_rounds
 from scmbert_jax.benchmarks.peer_process import peer_program
 from scmbert_jax.errors import ConfigError
 
@@ -39,9 +39,9 @@ def test_a_loader_that_cannot_be_run_is_an_error_that_says_why(tmp_path):
     peers = str(peer_program("loaders.py"))
     settings = {"annbatch": {"loader": "annbatch", "files": [], "store": str(tmp_path), "peers": peers}}
     with pytest.raises(ConfigError, match="no_python cannot be run"):
-        in_turns(settings, {"annbatch": "no_python"}, 1, lambda message: None)
+        in_rounds(settings, {"annbatch": "no_python"}, 1, lambda message: None)
     with pytest.raises(ConfigError, match=r"with annbatch stopped: [\s\S]*No module named 'annbatch'"):
-        in_turns(settings, {"annbatch": sys.executable}, 1, lambda message: None)
+        in_rounds(settings, {"annbatch": sys.executable}, 1, lambda message: None)
 
 
 def test_sizes_that_cannot_be_are_refused():

@@ -12,7 +12,7 @@ from scmbert_jax.objectives.mixture import OBJECTIVES
 @pytest.mark.nightly
 def test_every_objective_is_measured_beside_masked_modelling(run_scmbert):
     options = ("--batch-size", "4", "--embed-dim", "32", "--num-layers", "1", "--num-tokens", "12", "8")
-    ran = run_scmbert("bench", "objectives", *options, "--turns", "1", "--steps-per-turn", "1", "--json")
+    ran = run_scmbert("bench", "objectives", *options, "--rounds", "1", "--steps-per-round", "1", "--json")
     assert ran.code == 0, ran.err
     found = json.loads(ran.out)
     rows = {row["objective"]: row for row in found["rows"]}
@@ -26,7 +26,7 @@ def test_every_objective_is_measured_beside_masked_modelling(run_scmbert):
 
 
 def test_sizes_that_cannot_be_are_refused():
-    for options, said in ((("--embed-dim", "40"), "multiple of 32"), (("--turns", "0"), "expected 1 or more")):
+    for options, said in ((("--embed-dim", "40"), "multiple of 32"), (("--rounds", "0"), "expected 1 or more")):
         ran = scmbert("bench", "objectives", *options)
         assert ran.code == 4
         assert said in ran.err

@@ -55,7 +55,7 @@ def fake_peer(tmp_path) -> Path:
 @pytest.mark.nightly
 def test_every_combination_is_a_row_and_what_cannot_run_says_why(run_scmbert, fake_peer, tmp_path):
     options = ("--attention", "xla", "cudnn", "--remat", "none", "full", "--steps", "3", "--warmup", "1")
-    more = ("--trace", tmp_path / "trace", "--peer-python", fake_peer, "--peer-turns", "2", "--json")
+    more = ("--trace", tmp_path / "trace", "--peer-python", fake_peer, "--peer-rounds", "2", "--json")
     ran = run_scmbert("bench", "step", *SMALL, *options, *more)
     assert ran.code == 0, ran.err
     found = json.loads(ran.out)
@@ -88,7 +88,7 @@ def test_the_suite_of_a_gpu_runs_on_a_cpu_when_it_is_small(monkeypatch):
     monkeypatch.setattr(timed_step, "peak_flops", lambda device, dtype: 1e9)
     suite, said = Suite((own,), embedding=(40, 2)), []
     found = measure_suite(
-        suite, synthetic_layout(40), steps=2, warmup=1, peer_python=None, peer_turns=1, padding=0.2, say=said.append
+        suite, synthetic_layout(40), steps=2, warmup=1, peer_python=None, peer_rounds=1, padding=0.2, say=said.append
     )
     assert [(row.batch_size, row.remat) for row in found.rows] == [(8, "none"), (16, "none")]
     for row in found.rows:

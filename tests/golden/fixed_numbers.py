@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines.statistics.feature_statistics import from_arrays
+from data_pipelines.statistics.feature_statistics import STORED_AS, from_arrays
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.feature_layout import (
     LIBRARY_QUANTILES,
@@ -36,7 +36,7 @@ def with_fixed_statistics(
         "memory_scores": (10, many, NUM_COMPONENTS),
         "memory_measured": (10, many),
         "memory_folds": (10,),
-        "neighbour_shares": (many, many),
+        "neighbour_fractions": (many, many),
         "library_quantiles": (many, len(LIBRARY_QUANTILES)),
     }
     names = [*FeatureStatistics._fields[:-2], *LinearStatistics._fields, "library_quantiles"]
@@ -46,7 +46,8 @@ def with_fixed_statistics(
     numbers["memory_measured"] = np.ones(shapes["memory_measured"], bool)
     numbers["memory_folds"] = np.arange(10, dtype=np.int32) % NUM_FOLDS + 1
     numbers["library_quantiles"] = 50 + 100 * np.sort(numbers["library_quantiles"], axis=1)
-    return ModelDefinition(config, replace(layout, statistics=from_arrays(numbers, linear_path=True)))
+    stored = {STORED_AS.get(name, name): array for name, array in numbers.items()}
+    return ModelDefinition(config, replace(layout, statistics=from_arrays(stored, linear_path=True)))
 
 
 def fixed(tree: Any, deviation: float) -> Any:

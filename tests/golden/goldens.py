@@ -30,7 +30,7 @@ from scmbert_jax.planning.program_text import summary
 from scmbert_jax.planning.topologies import topology_named
 
 FOLDER = Path(__file__).resolve().parent
-# Memory may grow by this share before a golden fails: schedulers differ a little between machines.
+# Memory may grow by this fraction before a golden fails: schedulers differ a little between machines.
 MARGIN = 0.05
 _COMPILERS = ("jax", "jaxlib", "libtpu")
 

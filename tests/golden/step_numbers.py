@@ -95,7 +95,7 @@ def numbers() -> dict[str, dict[str, float]]:
         after, metrics = step(TrainState(params, opt_state, jnp.int32(STEP)), model.constants, batch)
         own = {key: float(value) for key, value in metrics.items()}
         sums = {key: value * own.get(f"{key}_weight", 1.0) for key, value in own.items()}
-        # What was zero is now this share of the gradient.
+        # What was zero is now this fraction of the gradient.
         moments = optax.tree_utils.tree_get(after.opt_state, "mu")
         parts = {f"gradient of {part}": norm(tree) / (1 - CONFIG.optimizer.beta1) for part, tree in moments.items()}
         update = norm(jax.tree.map(jnp.subtract, after.params, params))

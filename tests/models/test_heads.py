@@ -32,12 +32,12 @@ def start(layout, name, likelihood, of_cells=True):
 
 
 @pytest.mark.slow
-def test_a_negative_binomial_starts_at_the_feature_s_share_and_dispersion(known_layout):
+def test_a_negative_binomial_starts_at_the_feature_s_fraction_and_dispersion(known_layout):
     known, (first, stop) = known_layout.statistics, known_layout.slices["rna"]
     likelihood, outputs, log_dispersion = start(known_layout, "rna", "negative_binomial")
     counts = np.arange(stop - first) % 7
     nll = likelihood.nll(outputs, log_dispersion, Truth(jnp.asarray(counts, jnp.float32)[None], 500.0, 0.0))
-    mean, theta = 500 * known.cell_share[first:stop], np.exp(known.cell_log_dispersion[first:stop])
+    mean, theta = 500 * known.cell_fraction[first:stop], np.exp(known.cell_log_dispersion[first:stop])
     np.testing.assert_allclose(nll[0], -scipy.stats.nbinom(theta, theta / (theta + mean)).logpmf(counts), rtol=1e-3)
 
 
@@ -58,10 +58,10 @@ def test_a_translation_starts_at_the_mean_of_each_feature(known_layout, name, li
         np.testing.assert_allclose(predicted.std[0], getattr(known_layout.statistics, std)[IDS[name]], rtol=1e-4)
 
 
-def test_proteins_with_background_start_at_their_share(known_layout):
+def test_proteins_with_background_start_at_their_fraction(known_layout):
     own, outputs, log_dispersion = start(known_layout, "protein", "negative_binomial_background")
-    wanted = known_layout.statistics.cell_share[IDS["protein"]] * own.median_library
-    # ambient at half the share and bound at about three times that, half of the cells each
+    wanted = known_layout.statistics.cell_fraction[IDS["protein"]] * own.median_library
+    # ambient at half the fraction and bound at about three times that, half of the cells each
     np.testing.assert_allclose(own.expected_counts(outputs, log_dispersion)[0], wanted, rtol=0.05)
 
 

@@ -23,8 +23,8 @@ def truth(counts, library=1000.0, mean_log_count=1.0) -> Truth:
     return Truth(counts, jnp.full(counts.shape, library), jnp.full(counts.shape, mean_log_count))
 
 
-def logit(share):
-    return float(np.log(share / (1 - share)))
+def logit(fraction):
+    return float(np.log(fraction / (1 - fraction)))
 
 
 def scipy_nb(mean, theta):
@@ -48,12 +48,14 @@ def by_definition(name, outputs, log_dispersion, truth):
 
     if name == "negative_binomial":
         return negative_binomial(log_mean)
-    if name == "negative_binomial_shares":
+    if name == "negative_binomial_of_cell":
         return negative_binomial(jnp.log(jnp.maximum(truth.library_size, 1.0)) + outputs[..., 0])
     if name == "negative_binomial_background":
         levels = log_mean, log_mean + jnp.log1p(jax.nn.softplus(outputs[..., 1]))
-        shares = jax.nn.log_sigmoid(outputs[..., 2]), jax.nn.log_sigmoid(-outputs[..., 2])
-        return -jnp.logaddexp(*(share - negative_binomial(level) for share, level in zip(shares, levels, strict=True)))
+        fractions = jax.nn.log_sigmoid(outputs[..., 2]), jax.nn.log_sigmoid(-outputs[..., 2])
+        return -jnp.logaddexp(
+            *(fraction - negative_binomial(level) for fraction, level in zip(fractions, levels, strict=True))
+        )
     if name in centred:
         return jax.scipy.stats.norm.logpdf(centred[name] / jnp.exp(log_dispersion)) * -1.0 + log_dispersion
     if name == "bernoulli":
@@ -72,7 +74,7 @@ def anywhere(name, number=20_000):
     expected = np.log(np.maximum(counts, 0.3) / library) + rng.normal(0, 1, number) * rng.random(number) ** 4
     outputs[::2, 0] = np.clip(expected - np.log(-np.expm1(np.minimum(expected, -1e-4))), -60, 60)[::2]
     outputs[::2, 1:] = rng.normal(0, 2, outputs[::2, 1:].shape)
-    if model.shares_library:  # logarithms of shares: never above 0
+    if model.shares_library:  # logarithms of fractions: never above 0
         outputs = -np.logaddexp(0, -outputs)
     log_dispersion = rng.uniform(*LOG_DISPERSION_BOUNDS, number)
     measured = Truth(counts, library, rng.uniform(0, 2, number))
@@ -104,7 +106,7 @@ def test_float32_is_exact_over_the_whole_range_of_the_parameters(name):
     terms = [0.0, 0.0, 0.0]
     if name.startswith("gaussian"):
         terms = [residual**2 * precision + 10, residual * precision, residual**2 * precision + 1]
-    elif name in ("negative_binomial", "negative_binomial_shares"):
+    elif name in ("negative_binomial", "negative_binomial_of_cell"):
         terms = [0.0, measured.counts, 1 + np.sqrt(measured.counts)]
     elif name == "negative_binomial_background":
         # Which of the levels it was depends on the difference of two likelihoods.

@@ -195,7 +195,7 @@ def test_each_modality_starts_with_dimensions_of_its_own(batch, embed_dim):
 
 
 def explained(path, batch, counts) -> float:
-    """Share of the variance of the proteins' CLR that the path predicts from RNA."""
+    """Fraction of the variance of the proteins' CLR that the path predicts from RNA."""
     ids = jnp.broadcast_to(NUM_GENES + jnp.arange(NUM_PROTEINS), (NUM_CELLS, NUM_PROTEINS))
     std = np.asarray(path.scale[...])[NUM_GENES : NUM_GENES + NUM_PROTEINS, 1]
     predicted = np.asarray(path.outputs(pack_tokens(batch, ("rna",)), "protein", ids)) * std

@@ -120,7 +120,7 @@ def many_cells() -> TokenSequence:
 
 
 @pytest.mark.slow
-def test_a_part_of_the_tokens_has_the_stated_share_and_no_token_twice():
+def test_a_part_of_the_tokens_has_the_stated_fraction_and_no_token_twice():
     whole = many_cells()
     part = subsample_tokens(whole, 0.4, jax.random.split(jax.random.key(0), 64))
     assert part.widths == (("rna", 5),)

@@ -184,7 +184,7 @@ def test_training_sees_the_maps_of_other_folds_and_prediction_the_map_of_all_pai
 
     def start_with(keep) -> tuple[float, np.ndarray]:
         maps = np.where(keep[:, None, None, None, None], linear.translation_maps, 0.0).astype(np.float32)
-        changed = linear._replace(translation_maps=maps, neighbour_shares=np.zeros_like(linear.neighbour_shares))
+        changed = linear._replace(translation_maps=maps, neighbour_fractions=np.zeros_like(linear.neighbour_fractions))
         layout = replace(built.layout, statistics=built.layout.statistics._replace(linear=changed))
         definition = ModelDefinition(built.config, layout)
         params = jax.jit(definition.init)(jax.random.key(0))
@@ -208,7 +208,7 @@ def test_the_first_step_has_the_loss_of_predicting_each_feature_by_itself(built,
     """The marginal model of cells, by scipy: without pairs to start from, a new model knows each feature's mean and
     spread, and nothing of a cell. (With pairs, the linear path starts from a regression on them.)"""
     statistics = built.layout.statistics
-    names = ("translation_maps", "neighbour_shares")
+    names = ("translation_maps", "neighbour_fractions")
     nothing = {name: np.zeros_like(getattr(statistics.linear, name)) for name in names}
     unpaired = statistics._replace(linear=statistics.linear._replace(**nothing))
     start = ModelDefinition(built.config, replace(built.layout, statistics=unpaired))
@@ -227,7 +227,7 @@ def test_the_first_step_has_the_loss_of_predicting_each_feature_by_itself(built,
         values(found, "rna_to_protein_nll"), weighted("protein", -stats.norm.logpdf(clr, mean, std)), rtol=1e-4
     )
     rna = batch.modalities["rna"]
-    mean = rna.library_size[:, None] * statistics.cell_share[rna.feature_ids]
+    mean = rna.library_size[:, None] * statistics.cell_fraction[rna.feature_ids]
     theta = np.exp(statistics.cell_log_dispersion[rna.feature_ids])
     nll = -stats.nbinom.logpmf(rna.counts, theta, theta / (theta + mean))
     np.testing.assert_allclose(values(found, "protein_to_rna_nll"), weighted("rna", nll), rtol=1e-4)

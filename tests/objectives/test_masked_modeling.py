@@ -21,7 +21,7 @@ def chosen_features(tokens, masked) -> list[set[int]]:
 
 
 @pytest.mark.slow
-def test_the_stated_share_of_tokens_is_masked_and_hidden(tiny_batch):
+def test_the_stated_fraction_of_tokens_is_masked_and_hidden(tiny_batch):
     tokens = pack_tokens(tiny_batch())
     masked = choose_masked(tokens, MaskedModelingConfig(mask_fraction=0.4), row_keys(KEY, jnp.arange(16)))
     wanted = np.maximum(np.floor(0.4 * np.asarray(tokens.lengths) + 0.5), 1)
@@ -37,7 +37,7 @@ def test_every_token_is_masked_equally_often(tiny_batch):
     keys = jax.vmap(lambda step: row_keys(jax.random.fold_in(KEY, step), jnp.arange(16)))(jnp.arange(400))
     hidden = jax.vmap(lambda k: choose_masked(tokens, config, k).hidden)(keys)  # [400, B, S]
     rate = np.asarray(hidden).mean(0)[np.asarray(tokens.valid)]
-    # standard error of a share of 0.25 over 400 draws: 0.022; five of them
+    # standard error of a fraction of 0.25 over 400 draws: 0.022; five of them
     assert abs(rate.mean() - 0.25) < 0.02
     assert rate.max() < 0.25 + 0.11
     assert rate.min() > 0.25 - 0.11

@@ -26,11 +26,11 @@ def drawn(config, num_steps):
     return [mixture.objective_at(config, step) for step in range(num_steps)]
 
 
-def test_each_objective_gets_its_share_of_the_steps():
+def test_each_objective_gets_its_fraction_of_the_steps():
     names = drawn(config(6.0, 3.0, 1.0), 2000)
-    # standard error of a share of 0.6 over 2,000 draws: 0.011; five of them
-    for name, share in (("masked_modeling", 0.6), ("cross_modal_translation", 0.3), ("contrastive_alignment", 0.1)):
-        assert abs(names.count(name) / 2000 - share) < 0.055
+    # standard error of a fraction of 0.6 over 2,000 draws: 0.011; five of them
+    for name, fraction in (("masked_modeling", 0.6), ("cross_modal_translation", 0.3), ("contrastive_alignment", 0.1)):
+        assert abs(names.count(name) / 2000 - fraction) < 0.055
 
 
 def test_the_objective_of_a_step_needs_no_history_and_changes_with_the_seed():

@@ -96,7 +96,7 @@ def test_the_sum_over_zeros_and_expressed_is_the_sum_over_all_that_was_measured(
     dense, measured = counts[0][name].toarray(), panels[name] & counts[1][name][:, None]
     library, mean_log = tokens.library_size[:, None], tokens.mean_log_count[:, None]
     if likelihood == "negative_binomial":
-        # From the definition, without a line of ours: shares of the measured features, mean and theta.
+        # From the definition, without a line of ours: fractions of the measured features, mean and theta.
         odds = np.where(measured, np.exp(np.asarray(outputs[..., 0], np.float64)), 0.0)
         mean = library * odds / np.maximum(odds.sum(1, keepdims=True), 1e-300)
         theta = np.exp(np.asarray(log_dispersion, np.float64))
@@ -110,7 +110,7 @@ def test_the_sum_over_zeros_and_expressed_is_the_sum_over_all_that_was_measured(
 
 
 @pytest.mark.slow
-def test_a_feature_that_was_not_measured_has_no_loss_and_no_share_of_the_library(config, tiny_layout, batch, panels):
+def test_a_feature_that_was_not_measured_has_no_loss_and_no_fraction_of_the_library(config, tiny_layout, batch, panels):
     head, cell = head_of(config, tiny_layout)
     graph, params = nnx.split(head, nnx.Param)
 

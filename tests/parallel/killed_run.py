@@ -61,8 +61,8 @@ class RecordedData:
     def batches(self, start_step: int, stop_step: int) -> Iterator[tuple[int, CellBatch]]:
         import jax
 
-        share = BATCH_SIZE // self._count
-        mine = slice(self._index * share, (self._index + 1) * share)
+        rows = BATCH_SIZE // self._count
+        mine = slice(self._index * rows, (self._index + 1) * rows)
         with self._log.open("a") as log:
             for step in range(start_step, stop_step):
                 batch = jax.tree.map(lambda array: array[mine], batch_of(step))

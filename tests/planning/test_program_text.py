@@ -1,4 +1,4 @@
-"""Collectives are counted as often as their loops turn, with the bytes of the array that moves."""
+"""Collectives are counted as often as their loops run, with the bytes of the array that moves."""
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +115,7 @@ LOOP = """%body (s: (s32[], f32[8])) -> (s32[], f32[8]) {
 @pytest.mark.parametrize(
     ("noted", "times"), [("", 6), (', backend_config={"known_trip_count":{"n":"7"}}', 7)], ids=["condition", "noted"]
 )
-def test_what_a_loop_holds_counts_as_often_as_it_turns(noted, times):
+def test_what_a_loop_holds_counts_as_often_as_it_runs(noted, times):
     entry = ONE + (
         "  %first = s32[] constant(1)\n  %start = (s32[], f32[8]{0}) tuple(%first, %p)\n"
         f"  %w = (s32[], f32[8]{{0}}) while(%start), condition=%cond, body=%body{noted}"
@@ -125,19 +125,19 @@ def test_what_a_loop_holds_counts_as_often_as_it_turns(noted, times):
 
 
 def test_a_collective_that_the_tpu_compiler_spreads_over_fusions_counts_once():
-    piece = (
+    part_of_text = (
         "%async_collective_fusion.{n} (q: f32[8]) -> f32[64] {{\n  %q = f32[8]{{0}} parameter(0)\n"
         "  %x = f32[64]{{0}} all-gather(%q), channel_id=5, replica_groups=[1,8]<=[8], dimensions={{0}}\n}}\n"
     )
     entry = ONE + "\n".join(
         f"  %f{n} = f32[64]{{0}} fusion(%p), kind=kCustom, calls=%async_collective_fusion.{n}" for n in (1, 2, 3)
     )
-    text = program(*(piece.format(n=n) for n in (1, 2, 3)), entry=entry)
+    text = program(*(part_of_text.format(n=n) for n in (1, 2, 3)), entry=entry)
     assert summary(collectives_of(text, 8)) == {"all-gather": {"instructions": 1, "times": 1, "bytes": 256}}
 
 
 def test_a_compiled_program_of_known_traffic():
-    """Five turns, each a sum of 32 floats over eight devices, read from what XLA really writes."""
+    """Five iterations, each a sum of 32 floats over eight devices, read from what XLA really writes."""
 
     def on_one(x):
         def turn(total, _):

@@ -160,7 +160,7 @@ def test_every_expressed_feature_is_shown_and_the_seed_draws_the_zeros_beside_th
 
 
 @pytest.mark.slow
-def test_whoever_shows_less_is_told_the_share_and_components_are_of_all_counts(model, mdata, embedded):
+def test_whoever_shows_less_is_told_the_fraction_and_components_are_of_all_counts(model, mdata, embedded):
     with pytest.warns(ScmbertWarning, match=r"[\d.]+% of rna, [\d.]+% of protein"):
         few = embed_dataset(model.pretrained, mdata, num_tokens=16)
     expressed = (mdata.mod["adt"].X > 0).sum()

@@ -202,7 +202,7 @@ def test_one_antibody_is_one_link_whatever_else_binds_its_gene(pbmc):
 def test_the_written_file_declares_its_pairs_and_keeps_every_cell_and_count(pbmc, tmp_path):
     out = tmp_path / "pseudo.h5mu"
     said = scmbert_ok(
-        *("pseudo-pairs", "example:pbmc_mosaic", "--only", "p1", "p2", "p3", "-o", out, "--keep-share", "0.5"),
+        *("pseudo-pairs", "example:pbmc_mosaic", "--only", "p1", "p2", "p3", "-o", out, "--keep-fraction", "0.5"),
         *("--rounds", "1"),
     )
     assert "400 pseudo-pairs of 800 rna and 800 protein cells" in said
@@ -221,7 +221,7 @@ def test_the_written_file_declares_its_pairs_and_keeps_every_cell_and_count(pbmc
 
 def test_most_probable_pairs_are_kept_first(pbmc, matched):
     rna, protein = batch(pbmc["rna"], "p3"), batch(pbmc["protein"], "p3")
-    kept = pseudo_paired_mudata(rna, protein, matched, keep_share=0.25).obs["pseudo_pair_probability"].dropna()
+    kept = pseudo_paired_mudata(rna, protein, matched, keep_fraction=0.25).obs["pseudo_pair_probability"].dropna()
     assert len(kept) == 100
     assert kept.min() >= np.sort(matched.probabilities)[-100]
 

@@ -52,7 +52,7 @@ def test_a_run_without_a_death_spends_every_second_in_one_category(tmp_path):
     expected = {"init": 10, "compile": 30, "data_wait": 2.5, "step": 20, "save": 1, "eval": 0, "lost": 0}
     assert found.seconds == pytest.approx(expected)
     assert found.wall == pytest.approx(63.5)
-    assert found.share == pytest.approx(20 / 63.5)
+    assert found.fraction == pytest.approx(20 / 63.5)
     assert (found.starts, found.steps_again, found.idle) == (1, 0, 0)
 
 

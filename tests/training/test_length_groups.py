@@ -22,10 +22,10 @@ from scmbert_jax.training.train_step import split_microbatches, sum_of_gradients
 @pytest.fixture
 def uneven(tiny_batch):
     """Sixteen cells, of one token to all of them, in no order."""
-    shares = np.random.default_rng(0).permutation(16) / 15
+    fractions = np.random.default_rng(0).permutation(16) / 15
 
     def shorten(tokens):
-        few = np.ceil(tokens.lengths * shares).astype(np.int32)
+        few = np.ceil(tokens.lengths * fractions).astype(np.int32)
         real = np.arange(tokens.feature_ids.shape[1])[None] < few[:, None]
         return tokens._replace(
             lengths=few, feature_ids=np.where(real, tokens.feature_ids, 0), counts=np.where(real, tokens.counts, 0)

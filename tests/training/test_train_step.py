@@ -147,7 +147,7 @@ def test_training_lowers_the_loss_on_cells_with_structure(tiny_config, tiny_layo
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
 
-def test_the_learning_rate_warms_up_and_decays_to_its_final_share(tiny_config):
+def test_the_learning_rate_warms_up_and_decays_to_its_final_fraction(tiny_config):
     rate = learning_rate_schedule(tiny_config)
     assert float(rate(0)) == 0
     assert float(rate(5)) == pytest.approx(1e-3)

@@ -324,9 +324,9 @@ def _rows(
 
 
 _NOTES = (
-    "FOSCTTM: share of cells closer than the true partner, both directions, cosine (0 best, .5 chance). recall@k: the "
-    "partner is among the k nearest of all test cells. Matching score: probability given to the true partner within "
-    "its technical batch, by entropic transport (epsilon .05) and by the softmax of the cosine.",
+    "FOSCTTM: fraction of cells closer than the true partner, both directions, cosine (0 best, .5 chance). recall@k: "
+    "the partner is among the k nearest of all test cells. Matching score: probability given to the true partner "
+    "within its technical batch, by entropic transport (epsilon .05) and by the softmax of the cosine.",
     "Each figure is the fit to all training cells; in brackets mean ± half of the 95% Student-t interval over seeds: "
     "80% of the training cells each, other random numbers for chance and cell type; for models, trained seeds or token "
     "draws.",

@@ -7,7 +7,7 @@ were no match for the decoder of `whole_profile`, for which it is allowed for, t
 shape of the likelihood alone. Bins are of tokens, as the model's.
 
 The second multiplies by a rate of the cell, and by a power of the number of features that were measured: a panel of
-few features has larger shares.
+few features has larger fractions.
 
 The third is meant to be hard to beat. Principal components are those of whole training cells. A cell's scores are what
 its visible tokens say of them (the posterior mean of a probabilistic PCA of which most values are missing: Tipping and
@@ -159,8 +159,8 @@ class _Modality:
         self.zeros = config.objectives.masked_modeling.mask_zeros
         eligible = self._eligible(tokens)
         drawn = DrawnTokens(eligible.features, eligible.counts.astype(float), eligible.library_size.astype(float))
-        share, log_dispersion, detection = token_statistics(drawn, self.num_features)
-        self.share, self.detection, self.dispersion = share, detection, log_dispersion
+        fraction, log_dispersion, detection = token_statistics(drawn, self.num_features)
+        self.fraction, self.detection, self.dispersion = fraction, detection, log_dispersion
         if isinstance(self.likelihood, Bins):
             bias, log_dispersion = self._log_frequencies(eligible), log_dispersion
         else:
@@ -218,7 +218,7 @@ class _Modality:
             return np.bincount(seen.cells, values, minlength=num_cells)
 
         if isinstance(self.likelihood, NegativeBinomial):
-            mean = seen.library_size * self.share[seen.features]
+            mean = seen.library_size * self.fraction[seen.features]
             weight = 1.0 / (1.0 + mean * np.exp(-self.dispersion[seen.features]))
             found = sums((seen.counts - mean) * weight) / (sums(mean * weight) + self.shrinkage)
         elif isinstance(self.likelihood, Bernoulli):

@@ -133,8 +133,8 @@ def _groups(donors: Array | None, num_cells: int) -> tuple[Array, str]:
 
 def _coverage(opened: ModelCells) -> list[str]:
     return [
-        f"{modality_name(name)}: {opened.overlaps[name].summary()}, {share:.0%} of those a training cell expresses."
-        for name, share in opened.coverage.items()
+        f"{modality_name(name)}: {opened.overlaps[name].summary()}, {fraction:.0%} of those a training cell expresses."
+        for name, fraction in opened.coverage.items()
     ]
 
 
@@ -166,7 +166,7 @@ def method_notes(model: Any, baselines: MaskedBaselines, num_training: int, resa
     if MODEL_PROFILE in methods:
         notes.append(
             f"{MODEL_PROFILE}: the decoder of whole_profile, from the cell embedding of the visible tokens. It speaks "
-            "of cells, where zeros are more frequent than among tokens; that is allowed for by the shares of the "
+            "of cells, where zeros are more frequent than among tokens; that is allowed for by the fractions of the "
             "cell's zeros and expressed features that became tokens, as in the baselines (but of bins)."
         )
     silent = set(model.config.modalities.in_use()) - {name for names in methods.values() for name in names}
@@ -175,8 +175,8 @@ def method_notes(model: Any, baselines: MaskedBaselines, num_training: int, resa
         for name in sorted(silent)
     ]
     notes += [
-        f"{MARGINAL}: by its share of the library or how often it is open; knows nothing of the cell but its library "
-        "size and what became of its zeros.",
+        f"{MARGINAL}: by its fraction of the library or how often it is open; knows nothing of the cell but its "
+        "library size and what became of its zeros.",
         f"{CELL_RATE}: that, times powers of how much the cell's visible tokens exceed their features' means and of "
         "how many features were measured. Of bins: how often each occurs among the cell's visible tokens.",
         f"{PCA}: components of training cells, scores from the visible tokens of all modalities, then one generalised "

@@ -8,7 +8,7 @@ from typing import Any
 # The name in `held_out` of figures averaged over all held-out parts (each counts equally).
 MEAN_OVER_BATCHES = "mean"
 
-# What a part is: a technical batch, or a random share of the cells of each class where there is one batch only.
+# What a part is: a technical batch, or a random fraction of the cells of each class where there is one batch only.
 BY_BATCH, AT_RANDOM = "technical batch", "random part"
 
 
@@ -18,7 +18,7 @@ class ProbeSettings:
 
     Attributes:
       num_seeds: repetitions; seed s trains on its own subsample of the training cells and its own embedding.
-      train_fraction: share of the training cells of each class that a seed sees.
+      train_fraction: fraction of the training cells of each class that a seed sees.
       c_grid: inverse L2 strengths of the logistic regression among which the training batches choose.
       max_iter: iterations of L-BFGS per fit; a fit that stops there is counted and reported.
       knn_neighbours: k of the kNN probe; fixed, so that it needs no choosing.

@@ -65,7 +65,7 @@ class PeaksSide:
 
     Attributes:
       blocks: number of peaks of each chromosome.
-      logits: tuple of float [n], logit of the share of training cells with the peak open.
+      logits: tuple of float [n], logit of the fraction of training cells with the peak open.
     """
 
     blocks: tuple[int, ...]

@@ -96,8 +96,8 @@ def _prepare(modality: str, counts: sp.csr_matrix, chrom: Array) -> _Prepared:
             kept = np.flatnonzero(number > 0)
         kept = kept[np.argsort(chrom[kept], kind="stable")]
         _, blocks = np.unique(chrom[kept], return_counts=True)
-        share = (number[kept] + 0.5) / (counts.shape[0] + 1)
-        side: Side = PeaksSide(tuple(blocks.tolist()), tuple(np.log(share / (1 - share)).tolist()))
+        fraction = (number[kept] + 0.5) / (counts.shape[0] + 1)
+        side: Side = PeaksSide(tuple(blocks.tolist()), tuple(np.log(fraction / (1 - fraction)).tolist()))
         return _Prepared(side, kept, counts, 1.0, nothing, nothing, nothing, nothing)
     median = median_library_size(counts)
     totals = np.maximum(np.asarray(counts.sum(1), np.float32).ravel(), 1)

@@ -29,7 +29,7 @@ class PeakScores:
       auprc: average precision per peak (the area under the precision-recall steps, equal scores taken as one step).
       auroc_same_depth: AUROC over pairs of cells of the same depth.
       auroc_told_depth: AUROC of `told_depth`. A trap: no user knows it.
-      open_rate: mean share of open cells of the scored peaks: the AUPRC of a method that knows nothing.
+      open_rate: mean fraction of open cells of the scored peaks: the AUPRC of a method that knows nothing.
       num_peaks: peaks scored.
     """
 
@@ -103,7 +103,7 @@ def auroc(truth: Array, scores: Array, strata: Array | None = None) -> Array:
       strata: int [n]; given, only pairs (open, closed) within a stratum are compared.
 
     Returns:
-      float64 [F]: the share of pairs that are ordered rightly; nan where a column has no such pair.
+      float64 [F]: the fraction of pairs that are ordered rightly; nan where a column has no such pair.
     """
     groups = np.zeros(len(truth), np.int64) if strata is None else strata
     won = np.zeros(truth.shape[1])

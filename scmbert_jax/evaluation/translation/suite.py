@@ -50,7 +50,7 @@ class TranslationSettings:
 
     Attributes:
       num_seeds: fits on subsamples of the training cells.
-      train_fraction: share of the training cells of each type that a subsample has.
+      train_fraction: fraction of the training cells of each type that a subsample has.
       min_cells: a peak is scored when so many test cells have it open, and as many closed.
     """
 

@@ -12,7 +12,7 @@ class ContrastiveAlignmentConfig:
     """Symmetric InfoNCE between the modalities of a cell (objectives/contrastive_alignment/)."""
 
     weight: float = 0.0
-    """Share of steps that train this objective; 0: off."""
+    """Fraction of steps that train this objective; 0: off."""
     projection_dim: int = 64
     """Width of the space in which modalities are compared."""
     negatives: Literal["auto", "technical_batch", "all"] = "auto"
@@ -24,7 +24,7 @@ class ContrastiveAlignmentConfig:
     max_temperature: float = 1.0
     """The learned temperature stays between these."""
     source_fraction: float = 1.0
-    """Share of each modality's tokens that the encoder is shown."""
+    """Fraction of each modality's tokens that the encoder is shown."""
     link_weight: float = 0.0
     """Weight of telling a feature's linked genes from others by their rows of the feature table; needs no pairs."""
 

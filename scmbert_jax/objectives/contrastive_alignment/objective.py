@@ -4,7 +4,7 @@ Each modality is encoded alone; a cell's own partner must be nearer than those o
 technical batches are known, of the cell's own batch (as MatchCLOT): across batches the batch effect
 would be the answer. Negatives are global: the code sees the whole batch, and XLA gathers what a mesh has spread. The
 same cell twice in a batch is no negative of itself. A cell without any negative has nothing to be told apart from: it
-weighs nothing (the metric `anchors` is the share of the pairs that have one).
+weighs nothing (the metric `anchors` is the fraction of the pairs that have one).
 
 The loss compares cells with each other, so microbatches would change it. Instead, cells are encoded in
 `train.num_microbatches` parts whose activations are not kept but computed again in the backward pass (gradient

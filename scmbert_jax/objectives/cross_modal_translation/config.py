@@ -11,7 +11,7 @@ class CrossModalTranslationConfig:
     """Predicting one modality of a cell from another (objectives/cross_modal_translation/)."""
 
     weight: float = 0.0
-    """Share of steps that train this objective; 0: off."""
+    """Fraction of steps that train this objective; 0: off."""
     directions: tuple[str, ...] = ()
     """Such as ("rna>protein", "protein>rna"); (): every ordered pair of the modalities that are read."""
     pair_weight: float = 1.0
@@ -21,9 +21,9 @@ class CrossModalTranslationConfig:
     cycle_features: int = 64
     """Features of the other modality that are predicted in the first half of that cycle."""
     source_fraction: float = 1.0
-    """Share of the source's tokens that the encoder is shown; the rest changes from epoch to epoch."""
+    """Fraction of the source's tokens that the encoder is shown; the rest changes from epoch to epoch."""
     covariate_dropout: float = 0.1
-    """Share of cells whose covariates are hidden, so that an unknown covariate is a trained case."""
+    """Fraction of cells whose covariates are hidden, so that an unknown covariate is a trained case."""
 
     def validate(self, where: str, modalities: ModalitiesConfig) -> None:
         require(self.weight >= 0, f"{where}.weight", self.weight, "0 or more")

@@ -11,17 +11,17 @@ class MaskedModelingConfig:
     """Masked modelling of values (objectives/masked_modeling/)."""
 
     weight: float = 1.0
-    """Share of steps that train this objective; 0: off."""
+    """Fraction of steps that train this objective; 0: off."""
     mask_fraction: float = 0.3
-    """Share of a cell's eligible tokens whose value is hidden and predicted."""
+    """Fraction of a cell's eligible tokens whose value is hidden and predicted."""
     mask_zeros: bool = True
     """Whether tokens of count 0 are eligible (scBERT: False)."""
     keep_fraction: float = 0.0
-    """Share of masked tokens whose value the encoder still sees (scBERT: 0.1)."""
+    """Fraction of masked tokens whose value the encoder still sees (scBERT: 0.1)."""
     cell_weight: float = 1.0
     """Weight of predicting the same values a second time from the cell embedding alone, which trains it."""
     covariate_dropout: float = 0.1
-    """Share of cells whose covariates are hidden, so that an unknown covariate is a trained case."""
+    """Fraction of cells whose covariates are hidden, so that an unknown covariate is a trained case."""
 
     def validate(self, where: str, modalities: ModalitiesConfig) -> None:
         require(self.weight >= 0, f"{where}.weight", self.weight, "0 or more")

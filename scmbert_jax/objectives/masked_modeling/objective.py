@@ -52,7 +52,7 @@ class MaskedValues(NamedTuple):
 
 
 def choose_masked(tokens: TokenSequence, config: MaskedModelingConfig, keys: jax.Array) -> MaskedPositions:
-    """A fixed share of each cell's eligible tokens, at least one where there is one; uniform, without replacement.
+    """A fixed fraction of each cell's eligible tokens, at least one where there is one; uniform, without replacement.
 
     A token's draw depends on (row key, feature id) only: neither on padding nor on the order of tokens.
     """

@@ -11,7 +11,7 @@ class WholeProfileConfig:
     """Predicting all that was measured of a cell from its embedding (objectives/whole_profile/)."""
 
     weight: float = 0.0
-    """Share of steps that train this objective; 0: off."""
+    """Fraction of steps that train this objective; 0: off."""
     hidden_dim: int = 256
     """Width of the one layer between the cell embedding and the features."""
     profile_tokens: int = 2048
@@ -21,10 +21,10 @@ class WholeProfileConfig:
     """Features of a modality that are predicted in a step. If there are more, each step draws as many at random, the
     same for all its cells. 0: all. With negative binomial counts always all: they share the cell's library."""
     source_fraction: float = 1.0
-    """Share of a cell's tokens that the encoder is shown. Below 1, also cells of fewer expressed features than
+    """Fraction of a cell's tokens that the encoder is shown. Below 1, also cells of fewer expressed features than
     `num_tokens` are predicted from a part of them."""
     covariate_dropout: float = 0.1
-    """Share of cells whose covariates are hidden, so that an unknown covariate is a trained case."""
+    """Fraction of cells whose covariates are hidden, so that an unknown covariate is a trained case."""
 
     def validate(self, where: str, modalities: ModalitiesConfig) -> None:
         require(self.weight >= 0, f"{where}.weight", self.weight, "0 or more")

@@ -26,7 +26,7 @@ from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.parallel.table_rows import whole
 
 # Counts of one cell share its library, where all of them are predicted.
-_OF_WHOLE_CELLS = {"negative_binomial": "negative_binomial_shares"}
+_OF_WHOLE_CELLS = {"negative_binomial": "negative_binomial_of_cell"}
 
 
 class DrawnFeatures(NamedTuple):

@@ -94,8 +94,8 @@ def test_every_expressed_feature_and_every_zero_is_drawn_equally_often():
     assert (tokens.lengths == 40).all()
     tally = np.bincount(tokens.feature_ids.ravel(), minlength=200)
     for kind, size in [(cell[0] > 0, n), (cell[0] == 0, 200 - n)]:
-        share = 20 / size
-        deviation = (tally[kind] - copies * share) / np.sqrt(copies * share * (1 - share))
+        fraction = 20 / size
+        deviation = (tally[kind] - copies * fraction) / np.sqrt(copies * fraction * (1 - fraction))
         assert np.abs(deviation).max() < 4.5  # of 200 normal deviates the largest is about 3
         assert 0.7 < deviation.std() < 1.3
 
@@ -147,8 +147,8 @@ def test_another_epoch_seed_or_cell_draws_other_tokens():
     dense = np.ones((1, 400), int)
     base = tokens_of(dense, 50, 0.0).feature_ids
     for other in ({"epoch": 1}, {"seed": 1}, {"keys": [1]}):
-        share = np.isin(base, tokens_of(dense, 50, 0.0, **other).feature_ids).mean()
-        assert share < 0.4, other  # 1/8 expected
+        fraction = np.isin(base, tokens_of(dense, 50, 0.0, **other).feature_ids).mean()
+        assert fraction < 0.4, other  # 1/8 expected
 
 
 def test_a_panel_that_fits_is_read_whole():

@@ -112,9 +112,9 @@ def test_hosts_share_the_blocks_of_filters_and_mixtures_among_them(paths, kind, 
     together = virtual_blocks_read(alone, steps)
     for (source, block), times in together.items():
         shared = sum((source, block) in read for read in hosts)
-        lanes = alone.order.lanes[source].num_lanes
+        partitions = alone.order.source_orders[source].num_partitions
         assert times == 1
-        assert shared == 1 if lanes >= count else shared <= count // lanes
+        assert shared == 1 if partitions >= count else shared <= count // partitions
         assert all(read[source, block] <= 1 for read in hosts)
 
 

@@ -60,7 +60,7 @@ def ids(corpus, mixture):
 def test_a_rule_depends_on_the_value_alone_and_a_larger_fraction_holds_out_more(cells):
     obs = pd.DataFrame({"dataset": "x", "cell_id": cells.obs_names, "donor": cells.obs["donor"].to_numpy()})
     for field in ("cell", "donor"):
-        few, many = (HeldOutRule.parse(f"{field}={share}").cells(obs, "x") for share in (0.3, 0.6))
+        few, many = (HeldOutRule.parse(f"{field}={fraction}").cells(obs, "x") for fraction in (0.3, 0.6))
         assert few.any()
         assert not (few & ~many).any()
         order = np.random.default_rng(1).permutation(len(obs))[:90]

@@ -14,8 +14,8 @@ from data_pipelines.build import external_shuffle
 from data_pipelines.build.external_shuffle import (
     SegmentFile,
     SegmentWriter,
+    bucket_edges,
     cell_hashes,
-    partition,
     read_bucket,
     shuffled_order,
 )
@@ -39,20 +39,20 @@ def test_cells_of_equal_hash_are_ordered_by_data_set_and_id():
 
 @given(st.integers(1, 500), st.integers(0, 10**12), st.integers(0, 60))
 def test_every_block_is_in_one_bucket_and_every_bucket_in_one_shard(num_blocks, num_entries, num_shards):
-    deal = partition(num_blocks, num_entries, num_shards)
-    assert deal.buckets[0] == deal.shards[0] == 0
-    assert deal.buckets[-1] == num_blocks
-    assert deal.shards[-1] == len(deal.buckets) - 1
-    assert len(deal.shards) - 1 == max(1, min(num_shards, num_blocks))
-    assert np.all(np.diff(deal.buckets) > 0)
-    assert np.all(np.diff(deal.shards) > 0)
-    in_shards = np.diff(deal.buckets[deal.shards])
+    edges = bucket_edges(num_blocks, num_entries, num_shards)
+    assert edges.buckets[0] == edges.shards[0] == 0
+    assert edges.buckets[-1] == num_blocks
+    assert edges.shards[-1] == len(edges.buckets) - 1
+    assert len(edges.shards) - 1 == max(1, min(num_shards, num_blocks))
+    assert np.all(np.diff(edges.buckets) > 0)
+    assert np.all(np.diff(edges.shards) > 0)
+    in_shards = np.diff(edges.buckets[edges.shards])
     assert in_shards.max() - in_shards.min() <= 1
 
 
 def test_a_corpus_of_five_million_cells_has_buckets_of_about_a_gibibyte():
-    deal = partition(19_532, 8_175_000_000, 16)
-    entries = 8_175_000_000 * np.diff(deal.buckets) / 19_532
+    edges = bucket_edges(19_532, 8_175_000_000, 16)
+    entries = 8_175_000_000 * np.diff(edges.buckets) / 19_532
     assert entries.max() < 1.05 * external_shuffle.BUCKET_ENTRIES
     assert entries.min() > 0.8 * external_shuffle.BUCKET_ENTRIES
 

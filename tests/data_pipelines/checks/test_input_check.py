@@ -139,13 +139,13 @@ def test_too_few_known_genes_are_refused_with_both_coverages():
     assert "--min-coverage" in problem
 
 
-def test_a_share_of_unknown_genes_is_reported_not_hidden():
+def test_a_fraction_of_unknown_genes_is_reported_not_hidden():
     report = check(cells(genes=[*SYMBOLS[:50], *(f"made_up_{i}" for i in range(10))]))
     rna = report.modalities["rna"]
     assert report.usable
     assert rna.mapping.status_counts == {"symbol": 50, "unknown": 10}
     assert np.array_equal(rna.column_to_feature < 0, np.arange(60) >= 50)
-    assert rna.mapped_count_share == pytest.approx(counts()[:, :50].sum() / counts().sum())
+    assert rna.mapped_count_fraction == pytest.approx(counts()[:, :50].sum() / counts().sum())
     assert np.array_equal(rna.total_counts, counts()[:, :50].sum(axis=1))
 
 

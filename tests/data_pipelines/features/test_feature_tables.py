@@ -352,8 +352,8 @@ def test_a_mixture_of_species_is_refused_and_what_it_says_to_do_helps(tmp_path, 
     assert "a mixture of species" in check(adata, organism="human", min_coverage=0.1).problems[0]
     # as the message says: cells with nine in ten of their counts on the features of one species, with these only
     own = np.arange(adata.n_vars) < len(human)
-    share = np.asarray(adata.X[:, own].sum(axis=1)).ravel() / np.asarray(adata.X.sum(axis=1)).ravel()
-    adata[share > 0.9, own].write_h5ad(tmp_path / "human.h5ad")
+    fraction = np.asarray(adata.X[:, own].sum(axis=1)).ravel() / np.asarray(adata.X.sum(axis=1)).ravel()
+    adata[fraction > 0.9, own].write_h5ad(tmp_path / "human.h5ad")
     corpus = build_corpus(tmp_path / "corpus", [tmp_path / "human.h5ad"], min_genes=1, block_size=8)
     assert sorted(corpus.obs()["cell_id"]) == sorted(f"human{i}" for i in range(20))
 

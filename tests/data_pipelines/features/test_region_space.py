@@ -248,6 +248,6 @@ def test_real_peaks_go_to_windows(shared_data):
     part = report.modalities["atac"]
     assert part.mapping.num_mapped == 25_734
     assert part.regions["in_no_region"] == 0
-    assert part.mapped_count_share == 1.0
+    assert part.mapped_count_fraction == 1.0
     assert len(report.features["atac"]) == len(region_space("windows:5000", "mm10"))
     assert 15_000 < part.mapping.measured.sum() < 25_734

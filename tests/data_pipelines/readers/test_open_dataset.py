@@ -378,11 +378,11 @@ def test_hdf5_of_another_kind_is_refused(tmp_path):
     refused(tmp_path / "x.h5", "HDF5 with signal")
 
 
-@pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.95, 0.999])
-def test_a_truncated_file_is_refused_wherever_it_was_cut(tmp_path, share):
+@pytest.mark.parametrize("fraction", [0.01, 0.3, 0.6, 0.95, 0.999])
+def test_a_truncated_file_is_refused_wherever_it_was_cut(tmp_path, fraction):
     cells(counts(300)).write_h5ad(tmp_path / "whole.h5ad")
     whole = (tmp_path / "whole.h5ad").read_bytes()
-    (tmp_path / "cut.h5ad").write_bytes(whole[: int(len(whole) * share)])
+    (tmp_path / "cut.h5ad").write_bytes(whole[: int(len(whole) * fraction)])
     refused(tmp_path / "cut.h5ad", "truncated|not an HDF5|damaged")
 
 

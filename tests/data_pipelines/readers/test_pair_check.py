@@ -145,7 +145,7 @@ def test_on_the_command_line_such_files_stop_the_build_and_the_field_can_be_left
 # --- panels, species, assemblies -------------------------------------------------------------------------------------
 
 
-def test_antibodies_without_a_gene_are_counted_with_the_share_that_is_known(together):
+def test_antibodies_without_a_gene_are_counted_with_the_fraction_that_is_known(together):
     panel = [*ANTIBODIES, "qqq-1", "qqq-2"]
     report = check_dataset(open_dataset(together(cells(genes_of("human")), cells(panel))), min_genes=1)
     (warning,) = [text for text in report.warnings if "antibodies" in text]
@@ -154,14 +154,14 @@ def test_antibodies_without_a_gene_are_counted_with_the_share_that_is_known(toge
     assert "qqq-1, qqq-2 (71.4% of the names are known)" in warning
 
 
-def test_a_panel_that_is_mostly_unknown_is_refused_with_its_share(together):
+def test_a_panel_that_is_mostly_unknown_is_refused_with_its_fraction(together):
     panel = cells(["CD3", *(f"qqq-{number}" for number in range(9))])
     panel.var["feature_types"] = "Antibody Capture"
     report = check_dataset(open_dataset(together(cells(genes_of("human")), panel)), min_genes=1)
     assert "only 10% of the names are known antibodies" in report.problems[0]
 
 
-def test_the_linked_share_of_a_panel_stands_in_the_corpus(together, tmp_path):
+def test_the_linked_fraction_of_a_panel_stands_in_the_corpus(together, tmp_path):
     spec = together(cells(genes_of("human")), cells([*ANTIBODIES, "qqq-1"]))
     corpus = build_corpus(tmp_path / "corpus", [spec], min_genes=1)
     part = corpus.datasets[0]["modalities"]["protein"]

@@ -13,7 +13,7 @@ from data_pipelines.build.build_corpus import build_corpus
 from data_pipelines.cells.cell_selection import CellSelection
 from data_pipelines.corpus.corpus import Corpus, open_corpus
 from data_pipelines.features.feature_space import FeatureSpace
-from data_pipelines.sampling.drawn_together import share_with_another
+from data_pipelines.sampling.drawn_together import fraction_with_another
 from data_pipelines.sampling.mixture import UNKNOWN_CLASS, Mixture, MixtureOptions
 from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.errors import ConfigError, InputError
@@ -121,7 +121,7 @@ def test_cells_of_equal_number_in_two_corpora_are_shown_by_randomness_of_their_o
     assert not any(shown[cell] == shown[cell + 64] for cell in twice)
 
 
-def test_the_share_of_cells_that_meet_another_of_their_technical_batch_is_that_of_the_batches(corpora):
+def test_the_fraction_of_cells_that_meet_another_of_their_technical_batch_is_that_of_the_batches(corpora):
     reader = BatchReader(
         Mixture(corpora, MixtureOptions(together="technical_batch")),
         SAMPLING,
@@ -129,10 +129,10 @@ def test_the_share_of_cells_that_meet_another_of_their_technical_batch_is_that_o
         covariates=("technical_batch",),
     )
     steps = np.unique(np.linspace(0, reader.steps_per_epoch - 1, 16).astype(int)).tolist()
-    shares = [share_with_another(reader.batch_at(step).covariates["technical_batch"]) for step in steps]
-    assert reader.share_together() == pytest.approx(np.mean(shares))
-    assert 0.5 < np.mean(shares) < 1
-    assert BatchReader(Mixture(corpora), SAMPLING, **SETTINGS).share_together() is None
+    fractions = [fraction_with_another(reader.batch_at(step).covariates["technical_batch"]) for step in steps]
+    assert reader.fraction_together() == pytest.approx(np.mean(fractions))
+    assert 0.5 < np.mean(fractions) < 1
+    assert BatchReader(Mixture(corpora), SAMPLING, **SETTINGS).fraction_together() is None
 
 
 def test_a_filter_draws_its_cells_and_no_others_each_once_an_epoch(corpora):
@@ -146,7 +146,7 @@ def test_a_filter_draws_its_cells_and_no_others_each_once_an_epoch(corpora):
         seen = np.concatenate([reader.batch_at(step).cell_index for step in steps])
         assert len(np.unique(seen)) == len(seen)
         assert set(seen) <= set(wanted.tolist())
-        assert len(wanted) - len(seen) < SETTINGS["global_batch_size"] + len(reader.order.lanes[0].block_sizes)
+        assert len(wanted) - len(seen) < SETTINGS["global_batch_size"] + len(reader.order.source_orders[0].block_sizes)
 
 
 def test_the_cells_of_a_filter_are_what_they_are_in_the_whole_corpus(corpora):
@@ -184,8 +184,8 @@ def test_classes_are_drawn_equally_over_all_corpora(corpora):
     assert names.tolist() == [f"type{n}" for n in range(4)]
     np.testing.assert_allclose(counts / counts.sum(), 0.25, atol=0.01)
     for name in names:  # within a class each cell of either corpus as often as every other
-        share = np.mean(cells[types[cells] == name] >= corpora[0].num_cells)
-        assert share == pytest.approx(np.mean(np.flatnonzero(types == name) >= corpora[0].num_cells), abs=0.03)
+        fraction = np.mean(cells[types[cells] == name] >= corpora[0].num_cells)
+        assert fraction == pytest.approx(np.mean(np.flatnonzero(types == name) >= corpora[0].num_cells), abs=0.03)
 
 
 def test_classes_of_corpora_with_weights_are_balanced_within_each(corpora):
@@ -206,11 +206,11 @@ def test_classes_of_corpora_with_weights_are_balanced_within_each(corpora):
         ({"corpus_temperature": float("inf")}, (1, 1)),
         ({"corpus_temperature": 2.0}, (300**0.5, 90**0.5)),
         ({"corpus_weights": (2.0, 5.0)}, (2, 5)),
-        ({"corpus_weights": (1.0, 9.0), "max_share": 0.6}, (4, 6)),
+        ({"corpus_weights": (1.0, 9.0), "max_fraction": 0.6}, (4, 6)),
         ({"corpus_weights": (1.0, 1.0), "max_repeats": 1.5}, (390 - 135, 135)),
     ],
 )
-def test_the_shares_of_corpora(corpora, options, expected):
+def test_the_fractions_of_corpora(corpora, options, expected):
     draws = Mixture(corpora, MixtureOptions(**options)).draws
     np.testing.assert_allclose(draws / draws.sum(), np.array(expected) / sum(expected), atol=1 / 2048)
 
@@ -274,12 +274,12 @@ def test_the_same_options_give_the_same_batches_and_fingerprint(both, corpora):
 def test_a_description_says_what_was_asked_for_in_json(corpora):
     import json
 
-    options = MixtureOptions(only(cell_type="type0"), corpus_temperature=float("inf"), max_share=0.7)
+    options = MixtureOptions(only(cell_type="type0"), corpus_temperature=float("inf"), max_fraction=0.7)
     description = json.loads(json.dumps(Mixture(corpora, options).describe(), allow_nan=False))
     assert description["options"] == {
         "only": {"cell_type": ["type0"]},
         "corpus_temperature": "inf",
-        "max_share": 0.7,
+        "max_fraction": 0.7,
     }
     assert [corpus["num_cells"] for corpus in description["corpora"]] == [300, 90]
     assert [source["draws"] for source in description["sources"]] == [2048, 2048]
@@ -330,8 +330,8 @@ def test_cells_are_counted_from_their_blocks_where_a_batch_has_several_kinds(tmp
         ({"corpus_temperature": -1.0}, "temperature -1"),
         ({"balance_by": "tissue"}, "--balance-by tissue: it is known of no cell of .*left.*right"),
         ({"balance_temperature": 2.0}, "needs the field"),
-        ({"max_share": 0.3}, r"--max-share 0.3: the 2 groups may have 0.6 of the draws"),
-        ({"max_share": -0.1}, "max_share is -0.1"),
+        ({"max_fraction": 0.3}, r"--max-fraction 0.3: the 2 groups may have 0.6 of the draws"),
+        ({"max_fraction": -0.1}, "max_fraction is -0.1"),
         ({"max_repeats": 0.5}, "max_repeats is 0.5; expected 1 or more"),
         ({"selection": only(dataset="mudata")}, r"right: none of its 90 cells is left by --only dataset=mudata"),
     ],

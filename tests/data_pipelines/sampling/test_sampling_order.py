@@ -5,17 +5,17 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.sampling.drawn_together import share_with_another, side_by_side
-from data_pipelines.sampling.sampling_order import Piece, SamplingOrder, SourcePlan
+from data_pipelines.sampling.drawn_together import fraction_with_another, side_by_side
+from data_pipelines.sampling.sampling_order import SamplingOrder, SourcePlan, WindowDraws
 from data_pipelines.sampling.source_blocks import plan_alone, plan_in_mixture
-from data_pipelines.sampling.source_pattern import draws_per_period
+from data_pipelines.sampling.source_cycle import draws_per_cycle
 from scmbert_jax.errors import ConfigError
 
 
 def order_of(block_sizes, seed, global_batch_size, num_streams, window_blocks, groups=None) -> SamplingOrder:
     """Of a corpus alone."""
     plan = plan_alone(np.asarray(block_sizes), None, num_streams, window_blocks)._replace(groups=groups)
-    return SamplingOrder([plan], draws_per_period([1]), seed, global_batch_size, num_streams)
+    return SamplingOrder([plan], draws_per_cycle([1]), seed, global_batch_size, num_streams)
 
 
 @st.composite
@@ -40,37 +40,39 @@ def groups_of(num_cells: int, number: int) -> np.ndarray:
 
 @st.composite
 def mixtures(draw) -> SamplingOrder:
-    """Two to five sources of 1 to 300 cells, whole corpora or some cells of them, at any shares."""
+    """Two to five sources of 1 to 300 cells, whole corpora or some cells of them, at any fractions."""
     num_streams = draw(st.sampled_from([1, 2, 4, 8]))
     window_blocks = draw(st.integers(1, 4))
-    shares = draw(st.lists(st.integers(1, 50), min_size=2, max_size=5))
+    fractions = draw(st.lists(st.integers(1, 50), min_size=2, max_size=5))
     plans = []
-    for share in shares:
+    for fraction in fractions:
         num_blocks = draw(st.integers(1, 40))
         sizes = np.full(num_blocks, 8)
         rows = None if draw(st.booleans()) else np.arange(draw(st.integers(1, 8 * num_blocks)))
-        plans.append(plan_in_mixture(sizes, rows, share / sum(shares), len(shares), num_streams, window_blocks))
+        plans.append(
+            plan_in_mixture(sizes, rows, fraction / sum(fractions), len(fractions), num_streams, window_blocks)
+        )
         if draw(st.booleans()):
             plans[-1] = plans[-1]._replace(groups=groups_of(int(plans[-1].block_sizes.sum()), draw(st.integers(1, 9))))
     available = sum(int(plan.block_sizes.sum()) for plan in plans)
     assume(available >= 2 * num_streams)
     per_stream = draw(st.integers(1, min(12, available // num_streams // 2)))
-    draws = draws_per_period(shares)
+    draws = draws_per_cycle(fractions)
     return SamplingOrder(plans, draws, draw(st.integers(-5, 2**40)), per_stream * num_streams, num_streams)
 
 
-def cells_of(order: SamplingOrder, piece: Piece) -> np.ndarray:
+def cells_of(order: SamplingOrder, draws: WindowDraws) -> np.ndarray:
     """int64 [rows]: their numbers within the source."""
-    sizes = order.lanes[piece.source].block_sizes
+    sizes = order.source_orders[draws.source].block_sizes
     first_cell = np.cumsum(sizes) - sizes
-    return np.concatenate([first_cell[b] + np.arange(sizes[b]) for b in piece.blocks])[piece.cells]
+    return np.concatenate([first_cell[b] + np.arange(sizes[b]) for b in draws.blocks])[draws.cells]
 
 
 def global_cells(order: SamplingOrder, step: int, process_index: int = 0, process_count: int = 1) -> np.ndarray:
     """The rows in row order: int64 [b], cells numbered through the sources."""
-    first = np.cumsum([0, *(int(lane.block_sizes.sum()) for lane in order.lanes)])
-    pieces = order.cells_at(step, process_index, process_count)
-    return np.concatenate([first[piece.source] + cells_of(order, piece) for piece in pieces])
+    first = np.cumsum([0, *(int(source.block_sizes.sum()) for source in order.source_orders)])
+    of_step = order.cells_at(step, process_index, process_count)
+    return np.concatenate([first[draws.source] + cells_of(order, draws) for draws in of_step])
 
 
 @settings(max_examples=80, deadline=None)
@@ -78,11 +80,11 @@ def global_cells(order: SamplingOrder, step: int, process_index: int = 0, proces
 def test_an_epoch_offers_every_cell_once_but_for_the_stated_tail(order, epoch):
     first = epoch * order.steps_per_epoch
     seen = np.concatenate([global_cells(order, step) for step in range(first, first + order.steps_per_epoch)])
-    (lanes,) = order.lanes
-    assert len(np.unique(seen)) == len(seen) == lanes.block_sizes.sum() - lanes.unused_per_epoch
-    left_over_blocks = (len(lanes.block_sizes) % order.num_streams) * lanes.block_sizes.max()
-    uneven_blocks = lanes.blocks_per_lane * order.num_streams
-    assert lanes.unused_per_epoch <= left_over_blocks + uneven_blocks + order.global_batch_size
+    (own,) = order.source_orders
+    assert len(np.unique(seen)) == len(seen) == own.block_sizes.sum() - own.unused_per_epoch
+    left_over_blocks = (len(own.block_sizes) % order.num_streams) * own.block_sizes.max()
+    uneven_blocks = own.blocks_per_partition * order.num_streams
+    assert own.unused_per_epoch <= left_over_blocks + uneven_blocks + order.global_batch_size
 
 
 @settings(max_examples=60, deadline=None)
@@ -97,18 +99,21 @@ def test_concatenating_the_processes_gives_the_batch_of_one(order, step):
 
 @settings(max_examples=40, deadline=None)
 @given(order=st.one_of(orders(), mixtures()))
-def test_rows_count_up_through_the_pieces(order):
+def test_rows_count_up_through_the_windows(order):
     row = 0
-    for piece in order.cells_at(order.steps_per_epoch - 1):
-        assert piece.first_row == row
-        row += len(piece.cells)
+    for draws in order.cells_at(order.steps_per_epoch - 1):
+        assert draws.first_row == row
+        row += len(draws.cells)
     assert row == order.global_batch_size
 
 
 @settings(max_examples=30, deadline=None)
 @given(order=st.one_of(orders(), mixtures()), step=st.integers(0, 500))
 def test_seeking_equals_walking(order, step):
-    plans = [SourcePlan(lane.block_sizes, lane.num_lanes, lane.window_blocks, lane.groups) for lane in order.lanes]
+    plans = [
+        SourcePlan(source.block_sizes, source.num_partitions, source.window_blocks, source.groups)
+        for source in order.source_orders
+    ]
     fresh = SamplingOrder(plans, order.draws, order.seed, order.global_batch_size, order.num_streams)
     for earlier in range(max(0, step - 5), step):
         global_cells(order, earlier)
@@ -158,11 +163,11 @@ def test_cells_of_rare_groups_come_together_and_all_else_stays_as_it_was():
     settings = {"seed": 3, "global_batch_size": 64, "num_streams": 4, "window_blocks": 8}
     by_chance, together = (order_of(np.full(128, 256), **settings, groups=g) for g in (None, groups))
 
-    def mean_share(order):
-        return np.mean([share_with_another(groups[global_cells(order, step)]) for step in range(0, 512, 8)])
+    def mean_fraction(order):
+        return np.mean([fraction_with_another(groups[global_cells(order, step)]) for step in range(0, 512, 8)])
 
-    assert mean_share(by_chance) < 0.35
-    assert mean_share(together) > 0.97
+    assert mean_fraction(by_chance) < 0.35
+    assert mean_fraction(together) > 0.97
     # The same cells in each window: what is read does not change, and no cell is drawn more or less often.
     for window in range(4):
         steps = range(window * 128, (window + 1) * 128)
@@ -194,29 +199,30 @@ def test_a_mixture_offers_every_cell_of_a_source_once_in_each_of_its_epochs(orde
     """Over enough steps that the smallest sources are through several epochs."""
     seen: dict[tuple[int, int], list[np.ndarray]] = {}
     for step in range(40):
-        for piece in order.cells_at(step):
-            seen.setdefault((piece.source, piece.epoch), []).append(cells_of(order, piece))
+        for draws in order.cells_at(step):
+            seen.setdefault((draws.source, draws.epoch), []).append(cells_of(order, draws))
     for (source, epoch), parts in seen.items():
-        cells, lanes = np.concatenate(parts), order.lanes[source]
-        assert len(np.unique(cells)) == len(cells) <= lanes.epoch_draws * lanes.num_lanes
-        if (source, epoch + 1) in seen and lanes.num_lanes == 1:  # streams that share a lane are a few draws apart
-            assert len(cells) >= lanes.epoch_draws - 3 * order.num_streams
-        if lanes.num_lanes == 1:
-            assert lanes.unused_per_epoch == 0
+        cells, own = np.concatenate(parts), order.source_orders[source]
+        assert len(np.unique(cells)) == len(cells) <= own.epoch_draws * own.num_partitions
+        # streams that draw from one partition are a few draws apart
+        if (source, epoch + 1) in seen and own.num_partitions == 1:
+            assert len(cells) >= own.epoch_draws - 3 * order.num_streams
+        if own.num_partitions == 1:
+            assert own.unused_per_epoch == 0
         else:
-            assert lanes.unused_per_epoch < lanes.num_lanes * lanes.block_sizes.max() + len(lanes.block_sizes)
+            assert own.unused_per_epoch < own.num_partitions * own.block_sizes.max() + len(own.block_sizes)
 
 
-def test_over_a_period_every_source_is_drawn_exactly_as_often_as_it_should_be():
-    shares = (5, 2, 1)
-    plans = [plan_in_mixture(np.full(n, 16), None, s / 8, 3, 4, 2) for n, s in zip((60, 9, 1), shares, strict=True)]
-    draws = draws_per_period(shares)
-    order = SamplingOrder(plans, draws, 0, 4 * 64, 4)
-    assert draws.sum() == 4096
+def test_over_a_cycle_every_source_is_drawn_exactly_as_often_as_it_should_be():
+    fractions = (5, 2, 1)
+    plans = [plan_in_mixture(np.full(n, 16), None, s / 8, 3, 4, 2) for n, s in zip((60, 9, 1), fractions, strict=True)]
+    of_sources = draws_per_cycle(fractions)
+    order = SamplingOrder(plans, of_sources, 0, 4 * 64, 4)
+    assert of_sources.sum() == 4096
     drawn = np.zeros(3, np.int64)
-    for step in range(64, 128):  # the second period
-        for piece in order.cells_at(step):
-            drawn[piece.source] += len(piece.cells)
+    for step in range(64, 128):  # the second cycle
+        for draws in order.cells_at(step):
+            drawn[draws.source] += len(draws.cells)
     assert drawn.tolist() == [4 * 2560, 4 * 1024, 4 * 512]
 
 
@@ -224,8 +230,8 @@ def test_the_draws_of_a_small_source_are_shared_by_all_streams():
     """Five cells for eight streams: each comes once before any comes again."""
     plans = [SourcePlan(np.full(40, 8), 8, 2), SourcePlan(np.array([5]), 1, 1)]
     order = SamplingOrder(plans, np.array([1, 1]), 0, 16, 8)
-    pieces = [piece for step in range(200) for piece in order.cells_at(step) if piece.source == 1]
-    counts = np.bincount(np.concatenate([cells_of(order, piece) for piece in pieces]), minlength=5)
+    of_source = [draws for step in range(200) for draws in order.cells_at(step) if draws.source == 1]
+    counts = np.bincount(np.concatenate([cells_of(order, draws) for draws in of_source]), minlength=5)
     assert counts.sum() == 8 * 200
     assert np.ptp(counts) <= 3
 

@@ -68,31 +68,31 @@ def test_a_whole_corpus_is_read_by_its_own_blocks_or_as_one(corpus):
     num_blocks=st.integers(1, 60),
     block_size=st.integers(1, 256),
     kept=st.floats(0, 1),
-    share=st.floats(1e-4, 1),
+    fraction=st.floats(1e-4, 1),
     num_sources=st.integers(2, 2000),
     num_streams=st.sampled_from([1, 2, 4, 6, 8, 64]),
     window_blocks=st.integers(1, 16),
 )
 def test_a_layout_has_every_cell_lanes_that_divide_the_streams_and_bounded_windows(
-    num_blocks, block_size, kept, share, num_sources, num_streams, window_blocks
+    num_blocks, block_size, kept, fraction, num_sources, num_streams, window_blocks
 ):
     corpus_sizes = np.full(num_blocks, block_size)
     rows = None if kept == 1 else np.arange(max(1, int(kept * num_blocks * block_size)))
     num_cells = num_blocks * block_size if rows is None else len(rows)
-    plan = plan_in_mixture(corpus_sizes, rows, share, num_sources, num_streams, window_blocks)
+    plan = plan_in_mixture(corpus_sizes, rows, fraction, num_sources, num_streams, window_blocks)
     assert plan.block_sizes.sum() == num_cells
     assert np.ptp(plan.block_sizes) <= 1
     assert plan.block_sizes.min() >= 1
-    assert num_streams % plan.num_lanes == 0
-    assert plan.num_lanes <= len(plan.block_sizes)
+    assert num_streams % plan.num_partitions == 0
+    assert plan.num_partitions <= len(plan.block_sizes)
     in_memory = window_blocks * block_size
-    window = max(share * in_memory, min(block_size, in_memory / num_sources), 16)
+    window = max(fraction * in_memory, min(block_size, in_memory / num_sources), 16)
     if len(plan.block_sizes) == 1:
         assert num_cells <= 4 * window or num_blocks == 1 or num_cells <= block_size
     else:
         assert plan.window_blocks * plan.block_sizes.max() <= max(window, block_size if rows is None else 0) + 1
     if rows is not None:
-        assert len(plan.block_sizes) % plan.num_lanes == 0  # no block rests
+        assert len(plan.block_sizes) % plan.num_partitions == 0  # no block rests
 
 
 def test_a_filter_alone_gives_every_stream_the_same_number_of_blocks():

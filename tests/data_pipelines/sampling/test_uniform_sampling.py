@@ -60,9 +60,9 @@ def assert_uniform(chosen: np.ndarray) -> None:
     """Each of n features in k / n of the cells. Their tallies add up to N k, so that the sum of squared deviations over
     N k/n (1 - k/n) n/(n - 1) is chi-square with n - 1 degrees of freedom; too even is as wrong as too uneven."""
     copies, n = chosen.shape
-    share = chosen.sum() / chosen.size
-    deviations = chosen.sum(0) - copies * share
-    statistic = (deviations**2).sum() / (copies * share * (1 - share) * n / (n - 1))
+    fraction = chosen.sum() / chosen.size
+    deviations = chosen.sum(0) - copies * fraction
+    statistic = (deviations**2).sum() / (copies * fraction * (1 - fraction) * n / (n - 1))
     assert stats.chi2.ppf(ALARM / 2, n - 1) < statistic < stats.chi2.isf(ALARM / 2, n - 1)
 
 

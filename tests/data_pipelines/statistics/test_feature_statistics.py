@@ -66,11 +66,11 @@ def statistics(theta: float):
 
 
 @pytest.mark.parametrize("theta", [0.5, 5.0])
-def test_share_dispersion_and_detection_are_found_again(theta):
+def test_fraction_dispersion_and_detection_are_found_again(theta):
     found = statistics(theta)
     detected = (counts_of(theta) > 0).mean(0)
     for name in ("", "cell_"):
-        np.testing.assert_allclose(getattr(found, f"{name}share")[:2], [0.01, 0.05], rtol=0.1)
+        np.testing.assert_allclose(getattr(found, f"{name}fraction")[:2], [0.01, 0.05], rtol=0.1)
         # the grid of log theta has steps of 0.5
         assert np.abs(getattr(found, f"{name}log_dispersion")[:2] - np.log(theta)).max() < 0.5
         np.testing.assert_allclose(getattr(found, f"{name}detection")[:2], detected, atol=0.001)
@@ -86,7 +86,7 @@ def test_values_are_those_the_model_sees():
 def test_a_feature_that_nobody_measured_is_like_the_others_and_finite():
     found = statistics(5.0)
     assert all(np.isfinite(array).all() for array in as_arrays(found).values())
-    assert 0 < found.share[2] < found.share[0]
+    assert 0 < found.fraction[2] < found.fraction[0]
     assert found.value_std[2] == pytest.approx(np.median(found.value_std[:2]))
 
 
@@ -144,7 +144,7 @@ def test_no_more_batches_are_read_than_are_wanted():
             yield from batches(5.0, num_cells=10)
 
     found = feature_statistics(endless(), LAYOUT, {"rna": 1e4}, cells(5.0), max_tokens=100)
-    assert found.share.shape == (3,)
+    assert found.fraction.shape == (3,)
 
 
 # --- of a corpus -----------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_a_linear_path_starts_from_cells_of_the_whole_corpus_and_of_none_that_is
     typical = np.median(parts[0].library_size)
     counts = together.toarray() / np.asarray(together.sum(1)) * typical
     np.testing.assert_allclose(streamed.linear_mean, np.log1p(counts).mean(0), rtol=1e-5)
-    assert np.abs(streamed.cell_share - exact.cell_share).max() > 1e-4
+    assert np.abs(streamed.cell_fraction - exact.cell_fraction).max() > 1e-4
     basis = np.linalg.qr(streamed.linear.loadings[:, :8].astype(float))[0]
     wanted = np.linalg.qr(exact.linear.loadings[:, :3].astype(float))[0]
     assert np.linalg.norm(wanted.T @ basis, axis=1).min() > 0.95
@@ -247,12 +247,12 @@ def test_the_dispersion_over_cells_counts_every_zero(two_panels):
     own = CellCounts(
         np.arange(number), sp.csr_matrix(counts), library, library, np.zeros(number, int), np.ones((1, 60), bool)
     )
-    share = (counts.sum(0) + 0.5) / (library.sum() + library.mean())
-    mean = library[:, None] * share
+    fraction = (counts.sum(0) + 0.5) / (library.sum() + library.mean())
+    mean = library[:, None] * fraction
     grid = module._LOG_DISPERSIONS
     nll = [module._nll(counts, mean, np.exp(log_theta)).sum(0) for log_theta in grid]
     of_cell = np.repeat(np.arange(number), np.diff(own.counts.indptr))
-    found = module._dispersion_of_cells(own, of_cell, share)
+    found = module._dispersion_of_cells(own, of_cell, fraction)
     assert (
         found == grid[np.argmin(nll, 0)]
     ).mean() > 0.95  # two neighbours may be as likely, and sums are interpolated
@@ -289,15 +289,17 @@ def test_components_are_those_of_a_pca_of_the_same_counts(tmp_path):
     wanted = pca.transform(values)
     for component in range(3):  # those of four types; the rest is noise of like size, whose axes turn freely
         assert abs(np.corrcoef(scores[:, component], wanted[:, component])[0, 1]) > 0.9999
-    shares = (scores[:, :20] ** 2).sum(0) / (scores**2).sum()
+    fractions = (scores[:, :20] ** 2).sum(0) / (scores**2).sum()
     of_pca = pca.explained_variance_[:20]
-    np.testing.assert_allclose(shares / shares[0], of_pca / of_pca[0], rtol=0.01)
+    np.testing.assert_allclose(fractions / fractions[0], of_pca / of_pca[0], rtol=0.01)
     assert np.abs(loadings[0, 0]) / np.linalg.norm(loadings[:, 0]) < 0.5
 
 
 def test_statistics_are_saved_and_refused_where_they_do_not_fit(tmp_path):
     found = statistics(5.0)
     save_statistics(found, tmp_path / "s.npz")
+    with np.load(tmp_path / "s.npz") as arrays:  # files of earlier versions are read, and these by earlier versions
+        assert {"share", "cell_share", "neighbour_shares"} <= {*arrays}
     read = load_statistics(tmp_path / "s.npz", 3, linear_path=True)
     chex.assert_trees_all_equal(found, read)
     without = load_statistics(tmp_path / "s.npz", 3, linear_path=False)

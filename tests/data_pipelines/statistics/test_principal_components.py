@@ -176,7 +176,7 @@ def test_folds_are_alike_on_host_and_device_and_of_one_size():
     assert np.abs(np.bincount(folds, minlength=1 + NUM_FOLDS)[1:] - 2000).max() < 200
 
 
-def test_the_memory_holds_the_paired_cells_and_neighbours_get_the_share_that_they_earn():
+def test_the_memory_holds_the_paired_cells_and_neighbours_get_the_fraction_that_they_earn():
     scores, _ = paired_scores()
     memory = memory_of_pairs(scores, translation_maps(scores))
     assert memory.scores.shape == (600, len(MODALITIES), NUM_COMPONENTS)
@@ -184,7 +184,7 @@ def test_the_memory_holds_the_paired_cells_and_neighbours_get_the_share_that_the
     assert memory.measured[:, [RNA, PROTEIN]].all()
     assert not memory.measured[:, ATAC].any()
     # Protein is a linear map of RNA: the regression says it all.
-    assert memory.shares[RNA, PROTEIN] < 0.1
+    assert memory.fractions[RNA, PROTEIN] < 0.1
     # Two modalities that bend: protein is large where RNA is far from zero, on whichever side.
     bent = np.zeros_like(scores["rna"].values)
     rna = scores["rna"].values * np.where(np.arange(NUM_COMPONENTS) < 2, 5.0, 0.1)
@@ -193,7 +193,7 @@ def test_the_memory_holds_the_paired_cells_and_neighbours_get_the_share_that_the
         "rna": scores["rna"]._replace(values=rna),
         "protein": scores["protein"]._replace(values=bent - bent.mean(0)),
     }
-    assert memory_of_pairs(types, translation_maps(types)).shares[RNA, PROTEIN] > 0.8
+    assert memory_of_pairs(types, translation_maps(types)).fractions[RNA, PROTEIN] > 0.8
 
 
 def test_a_memory_of_no_pairs_is_empty():
@@ -201,7 +201,7 @@ def test_a_memory_of_no_pairs_is_empty():
     apart = {"rna": scores["rna"], "protein": scores["protein"]._replace(cells=scores["protein"].cells + 10_000)}
     memory = memory_of_pairs(apart, translation_maps(apart))
     assert len(memory.scores) == len(memory.folds) == 0
-    assert np.abs(memory.shares).max() == 0
+    assert np.abs(memory.fractions).max() == 0
 
 
 def test_axes_of_alignment_are_those_on_which_the_modalities_correlate():

@@ -89,7 +89,7 @@ def test_links_alone_reproduce_their_floor(fold):
 
 
 def test_knowing_only_the_type_scores_half_the_chance_of_meeting_the_own_type():
-    """FOSCTTM is the mean share of the own type over two: .117 on p4 in the facts."""
+    """FOSCTTM is the mean fraction of the own type over two: .117 on p4 in the facts."""
     types = np.repeat(["a", "b", "c"], [200, 100, 100])
     vectors = [alignment_baselines.type_vectors(types, seed) for seed in (0, 1)]
     expected = (0.5**2 + 2 * 0.25**2) / 2

@@ -240,7 +240,7 @@ def test_a_decoder_of_whole_profiles_speaks_of_tokens_as_they_were_drawn(cells, 
 
 
 def _rarer(tokens) -> np.ndarray:
-    """Share of a cell's zeros that became tokens over that of its expressed features."""
+    """Fraction of a cell's zeros that became tokens over that of its expressed features."""
     real = np.arange(tokens.counts.shape[1]) < tokens.lengths[:, None]
     zeros, expressed = (real & (tokens.counts == 0)).sum(1), (real & (tokens.counts > 0)).sum(1)
     return zeros / (tokens.num_measured - tokens.num_expressed) / (expressed / tokens.num_expressed)

@@ -18,7 +18,7 @@ FAST = ProbeSettings(num_seeds=3, c_grid=(0.1, 1.0), num_resamples=100)
 
 
 def cells(num_cells=300, num_classes=3, seed=0):
-    """labels, technical batches, rng: classes in unequal shares, the same in each of three batches."""
+    """labels, technical batches, rng: classes in unequal fractions, the same in each of three batches."""
     rng = np.random.default_rng(seed)
     codes = rng.choice(num_classes, size=num_cells, p=np.array([0.5, 0.3, 0.2]))
     return np.array(["B", "NK", "T"])[codes], np.array(["x", "y", "z"])[np.arange(num_cells) % 3], codes, rng

@@ -1,4 +1,4 @@
-"""The share of token positions that are padding, and the few row widths that leave least of it.
+"""The fraction of token positions that are padding, and the few row widths that leave least of it.
 
 How long the cells of a corpus are is known before anything is trained, so the widths that microbatches are cut to can
 be chosen for them: `best_widths` minimises the positions computed, exactly. Chosen on the tokens of one epoch, scored
@@ -26,7 +26,7 @@ class CutRows:
       microbatches: of a batch.
       programs: widths that are compiled, the whole row among them.
       row_widths: the others, ascending: `train.row_widths`.
-      padding: share of all positions computed.
+      padding: fraction of all positions computed.
     """
 
     microbatches: int
@@ -40,13 +40,13 @@ class CutRows:
 
 
 @dataclass(frozen=True)
-class PaddingShare:
+class PaddingOfTokens:
     """One number of tokens.
 
     Attributes:
       num_tokens: of a whole row, all modalities together.
       mean_tokens: of a cell.
-      whole_rows: padding as a share of all positions, nothing cut.
+      whole_rows: padding as a fraction of all positions, nothing cut.
       whole_batches: of batches cut to their longest cell.
       cut: of microbatches of cells of like length.
     """
@@ -62,11 +62,11 @@ class PaddingShare:
 
     def text(self) -> str:
         numbers = sorted({row.programs for row in self.cut})
-        shares = {(row.microbatches, row.programs): row for row in self.cut}
+        rows = {(row.microbatches, row.programs): row for row in self.cut}
         parts = sorted({row.microbatches for row in self.cut})
-        lines = [[str(part), *(f"{100 * shares[part, number].padding:.1f}%" for number in numbers)] for part in parts]
+        lines = [[str(part), *(f"{100 * rows[part, number].padding:.1f}%" for number in numbers)] for part in parts]
         head = ["microbatches", *(f"{number} widths" for number in numbers)]
-        best = [shares[parts[-1], number] for number in numbers if shares[parts[-1], number].row_widths]
+        best = [rows[parts[-1], number] for number in numbers if rows[parts[-1], number].row_widths]
         return "\n".join(
             [
                 f"{self.num_tokens:,} tokens a row, {self.mean_tokens:,.0f} a cell: padding "
@@ -86,7 +86,7 @@ def measure_padding(
     programs: Sequence[int],
     most_batches: int,
     multiple_of: int,
-) -> list[PaddingShare]:
+) -> list[PaddingOfTokens]:
     """Counts tokens of the batches of an epoch, as `BatchReader` draws them with seed 1; widths are chosen with seed 0.
 
     Raises:
@@ -107,10 +107,10 @@ def measure_padding(
                 longest = longest_of_parts(chosen_on, parts)
                 for ways in programs:
                     widths = best_widths(longest, full, ways, multiple_of)
-                    rows.append(CutRows(parts, ways, widths, padding_share(lengths, (*widths, full), parts)))
+                    rows.append(CutRows(parts, ways, widths, padding_fraction(lengths, (*widths, full), parts)))
             mean = float(lengths.mean())
-            every = padding_share(lengths, range(1, full + 1), 1)
-            found.append(PaddingShare(full, mean, 1 - mean / full, every, tuple(rows)))
+            every = padding_fraction(lengths, range(1, full + 1), 1)
+            found.append(PaddingOfTokens(full, mean, 1 - mean / full, every, tuple(rows)))
     return found
 
 
@@ -128,7 +128,7 @@ def longest_of_parts(lengths: np.ndarray, microbatches: int) -> np.ndarray:
     return np.sort(lengths, axis=1).reshape(len(lengths), microbatches, -1).max(axis=2)
 
 
-def padding_share(lengths: np.ndarray, widths: Sequence[int], microbatches: int) -> float:
+def padding_fraction(lengths: np.ndarray, widths: Sequence[int], microbatches: int) -> float:
     """Of batches int [steps, B], each part cut to the first of `widths` (ascending) that holds its longest cell."""
     ladder = np.asarray(widths)
     needed = ladder[np.searchsorted(ladder, longest_of_parts(lengths, microbatches))]

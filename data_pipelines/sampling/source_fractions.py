@@ -1,6 +1,6 @@
 """How often each of several groups of cells is drawn: by size, by temperature, by given weights, under caps.
 
-A temperature T makes shares proportional to n^(1/T) of the sizes n (Conneau et al. 2019, "Unsupervised cross-lingual
+A temperature T makes fractions proportional to n^(1/T) of the sizes n (Conneau et al. 2019, "Unsupervised cross-lingual
 representation learning at scale", section 3.1, with alpha = 1/T): 1 is in proportion, infinity is equal.
 """
 
@@ -12,7 +12,7 @@ from scmbert_jax.errors import ConfigError
 
 
 def tempered(sizes: Sequence[int], temperature: float) -> np.ndarray:
-    """float64 [groups], summing to 1: the shares of groups of so many cells.
+    """float64 [groups], summing to 1: the fractions of groups of so many cells.
 
     Raises:
       ConfigError: a temperature that is not a positive number (infinity is one).
@@ -39,11 +39,11 @@ def given(weights: Sequence[float], num_groups: int, what: str) -> np.ndarray:
     return np.asarray(weights, np.float64) / sum(weights)
 
 
-def capped(shares: np.ndarray, caps: np.ndarray, what: str) -> np.ndarray:
-    """The shares, none above its cap: what is cut goes to the others in proportion to their shares.
+def capped(fractions: np.ndarray, caps: np.ndarray, what: str) -> np.ndarray:
+    """The fractions, none above its cap: what is cut goes to the others in proportion to their fractions.
 
     Args:
-      shares: float64 [groups], summing to 1.
+      fractions: float64 [groups], summing to 1.
       caps: float64 [groups].
       what: the option, for messages.
 
@@ -52,15 +52,15 @@ def capped(shares: np.ndarray, caps: np.ndarray, what: str) -> np.ndarray:
     """
     if caps.sum() < 1 - 1e-9:
         raise ConfigError(
-            f"{what}: the {len(shares)} groups may have {caps.sum():.3g} of the draws together, which is less than all "
-            "of them; raise it"
+            f"{what}: the {len(fractions)} groups may have {caps.sum():.3g} of the draws together, which is less than "
+            "all of them; raise it"
         )
-    held = np.zeros(len(shares), bool)
-    result = shares
+    held = np.zeros(len(fractions), bool)
+    result = fractions
     while True:  # each round holds one more group at its cap, or ends
         over = ~held & (result > caps * (1 + 1e-12))
         if not over.any():
             return result
         held |= over
         free = 1.0 - caps[held].sum()
-        result = np.where(held, caps, shares * (free / shares[~held].sum() if not held.all() else 0.0))
+        result = np.where(held, caps, fractions * (free / fractions[~held].sum() if not held.all() else 0.0))

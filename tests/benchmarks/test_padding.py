@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import scmbert, scmbert_ok
 
-from scmbert_jax.benchmarks.padding_share import best_widths, padding_share
+from scmbert_jax.benchmarks.padding import best_widths, padding_fraction
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.masked_modeling.objective import MaskedModeling
 from scmbert_jax.random_keys import step_key
@@ -18,7 +18,7 @@ from scmbert_jax.training.train_step import sum_of_gradients
 
 
 @pytest.mark.nightly
-def test_the_share_is_the_one_that_a_step_reports(tiny_config, tiny_layout, tiny_batch):
+def test_the_fraction_is_the_one_that_a_step_reports(tiny_config, tiny_layout, tiny_batch):
     config = replace(
         tiny_config, train=replace(tiny_config.train, num_microbatches=4, row_widths=(4, 8, 12, 16, 20, 24, 28))
     )
@@ -30,16 +30,16 @@ def test_the_share_is_the_one_that_a_step_reports(tiny_config, tiny_layout, tiny
 
     padding, positions = jax.jit(metrics)(params).metrics["padding"]
     lengths = np.asarray(total_lengths(batch))[None]
-    assert padding_share(lengths, row_widths(config), 4) == pytest.approx(float(padding / positions))
+    assert padding_fraction(lengths, row_widths(config), 4) == pytest.approx(float(padding / positions))
 
 
 def test_more_microbatches_and_widths_leave_less_padding(pbmc_corpus):
     options = ("--num-tokens", "511", "--batch-size", "64", "--microbatches", "1", "16", "--widths", "1", "8")
     (found,) = json.loads(scmbert_ok("bench", "padding", pbmc_corpus, *options, "--json"))
-    shares = {(row["microbatches"], row["programs"]): row["padding"] for row in found["cut"]}
+    fractions = {(row["microbatches"], row["programs"]): row["padding"] for row in found["cut"]}
     assert found["num_tokens"] == 497 + 224  # never more than there are features (three genes have no known id)
-    assert shares[1, 1] == shares[16, 1] == pytest.approx(found["whole_rows"])
-    assert shares[16, 8] < 0.05 < shares[1, 8]
+    assert fractions[1, 1] == fractions[16, 1] == pytest.approx(found["whole_rows"])
+    assert fractions[16, 8] < 0.05 < fractions[1, 8]
     (widths,) = [row["row_widths"] for row in found["cut"] if (row["microbatches"], row["programs"]) == (16, 8)]
     assert len(widths) == 7
     assert all((width + 1) % 8 == 0 for width in widths)
