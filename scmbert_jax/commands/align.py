@@ -1,17 +1,25 @@
 """Verbs that bring two modalities together: match, label-transfer, pseudo-pairs."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
-from scmbert_jax.commands.terminal import CountsFile, LowCoverage, ModelFolder, Organism, Overwrite, progress, show
+from scmbert_jax.commands.terminal import (
+    Assembly,
+    CountsFile,
+    LowCoverage,
+    ModelAssembly,
+    ModelFolder,
+    Organism,
+    Output,
+    Overwrite,
+    progress,
+    show,
+)
 from scmbert_jax.errors import InputError
 from scmbert_jax.modalities import ModalityName
 from scmbert_jax.plain_text import say
-
-Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,6 @@ class Match:
     """
 
     model_dir: tyro.conf.Positional[ModelFolder]
-    """Written by scmbert export."""
     file: tyro.conf.Positional[CountsFile]
     """Raw counts; whatever scmbert doctor takes."""
     source: ModalityName
@@ -42,9 +49,7 @@ class Match:
     space: Literal["cell", "aligned"] | None = None
     """Embeddings that are compared. Default: the contrastive (aligned) ones if the model has them."""
     organism: Organism = None
-    """Default: taken from the gene names."""
-    assembly: str | None = None
-    """Genome build of regions. Default: the model's."""
+    assembly: ModelAssembly = None
     allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
 
@@ -88,7 +93,6 @@ class LabelTransfer:
     """
 
     model_dir: tyro.conf.Positional[ModelFolder]
-    """Written by scmbert export."""
     labelled_file: tyro.conf.Positional[CountsFile]
     """Cells of the source modality, with cell types in obs."""
     file: tyro.conf.Positional[CountsFile]
@@ -104,9 +108,7 @@ class LabelTransfer:
     space: Literal["cell", "aligned"] | None = None
     """Embeddings that are compared. Default: the contrastive (aligned) ones if the model has them."""
     organism: Organism = None
-    """Default: taken from the gene names."""
-    assembly: str | None = None
-    """Genome build of regions. Default: the model's."""
+    assembly: ModelAssembly = None
     allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
 
@@ -167,9 +169,7 @@ class MakePseudoPairs:
     check_links: bool = False
     """Also match with four fifths of the links and print how well the others are predicted: choose settings by it."""
     organism: Organism = None
-    """Default: taken from the gene names."""
-    assembly: str | None = None
-    """Genome build of regions, such as hg38 or mm10."""
+    assembly: Assembly = None
     overwrite: Overwrite = False
 
     def run(self) -> int:

@@ -1,19 +1,26 @@
 """Verbs that measure speed: bench step, padding, objectives, build, input, storage, favor."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal, Protocol
 
 import tyro
 
-from scmbert_jax.commands.terminal import CorpusFolder, print_json, show, staged_progress
+from scmbert_jax.commands.terminal import BuiltCorpus, Json, print_json, require_positive, show, staged_progress
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.plain_text import say
 
-if TYPE_CHECKING:
-    from scmbert_jax.benchmarks.input_scaling import InputScaling
-    from scmbert_jax.benchmarks.input_speed import InputSpeeds
-    from scmbert_jax.benchmarks.stored_sizes import StoredSizes
+
+class Measured(Protocol):
+    """What a benchmark found."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+    def text(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -38,17 +45,13 @@ class BenchObjectives:
     """Rounds of measurement; each figure is their median."""
     steps_per_round: int = 3
     """Steps in a round, timed together."""
-    json: bool = False
-    """One JSON document on stdout."""
+    json: Json = False
 
     def run(self) -> int:
         from scmbert_jax.benchmarks.objective_speed import measure_objectives
 
-        sizes = {"batch-size": self.batch_size, "num-layers": self.num_layers, "rounds": self.rounds}
-        sizes |= {"steps-per-round": self.steps_per_round, "num-tokens": min(self.num_tokens)}
-        for name, number in sizes.items():
-            if number < 1:
-                raise ConfigError(f"--{name} {number}: expected 1 or more.")
+        require_positive(batch_size=self.batch_size, num_layers=self.num_layers, rounds=self.rounds)
+        require_positive(steps_per_round=self.steps_per_round, num_tokens=min(self.num_tokens))
         if self.embed_dim < 32 or self.embed_dim % 32:
             raise ConfigError(f"--embed-dim {self.embed_dim}: expected a multiple of 32.")
         found = measure_objectives(
@@ -60,12 +63,7 @@ class BenchObjectives:
             steps_per_round=self.steps_per_round,
             say=say,
         )
-        if self.json:
-            print_json(found.to_dict())
-        else:
-            show(found.text())
-            show(", ".join(f"{name} {value}" for name, value in found.settings.items()))
-        return 0
+        return _show_measured(found, self.json)
 
 
 @dataclass(frozen=True)
@@ -112,19 +110,15 @@ class BenchStep:
     """CPU threads of each program, on CPUs."""
     trace: Path | None = None
     """Folder for an XProf trace of three steps of each combination."""
-    json: bool = False
-    """One JSON document on stdout."""
+    json: Json = False
 
     def run(self) -> int:
         import os
         import sys
         from importlib.util import find_spec
 
-        numbers = {"steps": self.steps, "warmup": self.warmup, "peer-rounds": self.peer_rounds, "threads": self.threads}
-        numbers |= {"lengths": min(self.lengths, default=1), "batch-sizes": min(self.batch_sizes, default=1)}
-        for name, number in numbers.items():
-            if number < 1:
-                raise ConfigError(f"--{name} {number}: expected 1 or more.")
+        require_positive(steps=self.steps, warmup=self.warmup, peer_rounds=self.peer_rounds, threads=self.threads)
+        require_positive(lengths=min(self.lengths, default=1), batch_sizes=min(self.batch_sizes, default=1))
         if not 0 <= self.padding < 0.9:
             raise ConfigError(f"--padding {self.padding}: expected 0 <= value < 0.9.")
         # Peers share the GPU: JAX must not take all of it when it starts.
@@ -163,12 +157,7 @@ class BenchStep:
             threads=self.threads,
             say=say,
         )
-        if self.json:
-            print_json(found.to_dict())
-        else:
-            show(found.text())
-            show(", ".join(f"{name} {value}" for name, value in found.settings.items()))
-        return 0
+        return _show_measured(found, self.json)
 
 
 @dataclass(frozen=True)
@@ -183,8 +172,7 @@ class BenchPadding:
               scmbert bench padding my_corpus --num-tokens 2047 --microbatches 16 --widths 8 --json
     """
 
-    folder: tyro.conf.Positional[CorpusFolder]
-    """Written by scmbert corpus build."""
+    folder: tyro.conf.Positional[BuiltCorpus]
     num_tokens: tuple[int, ...] = (511, 1023, 2047)
     """Per cell, of each modality (never more than it has features)."""
     zero_fraction: float = 0.25
@@ -199,17 +187,14 @@ class BenchPadding:
     """Widths are multiples of this, [CLS] included; 128 suits the kernels of TPUs."""
     batches: int = 40
     """Batches that are counted, at most."""
-    json: bool = False
-    """One JSON document on stdout."""
+    json: Json = False
 
     def run(self) -> int:
         from scmbert_jax.benchmarks.padding import measure_padding
 
-        numbers = {"num-tokens": self.num_tokens, "microbatches": self.microbatches, "widths": self.widths}
-        single = {"batches": self.batches, "batch-size": self.batch_size, "multiple-of": self.multiple_of}
-        for name, chosen in {**numbers, **{name: (value,) for name, value in single.items()}}.items():
-            if min(chosen, default=0) < 1:
-                raise ConfigError(f"--{name}: expected 1 or more.")
+        for name in ("num_tokens", "microbatches", "widths"):
+            require_positive(**{name: min(getattr(self, name), default=0)})
+        require_positive(batches=self.batches, batch_size=self.batch_size, multiple_of=self.multiple_of)
         for number in self.microbatches:
             if self.batch_size % number:
                 raise ConfigError(f"--microbatches {number}: expected a divisor of --batch-size {self.batch_size}.")
@@ -240,8 +225,7 @@ class BenchStorage:
               scmbert bench storage my_corpus --milliseconds 100 --batch-size 1024 --json
     """
 
-    folder: tyro.conf.Positional[CorpusFolder]
-    """Written by scmbert corpus build."""
+    folder: tyro.conf.Positional[BuiltCorpus]
     milliseconds: float = 50.0
     """Delay of each read."""
     batch_size: int = 256
@@ -252,18 +236,13 @@ class BenchStorage:
     """Steps in a round, timed together."""
     rounds: int = 5
     """Rounds of measurement; each figure is their median."""
-    json: bool = False
-    """One JSON document on stdout."""
+    json: Json = False
 
     def run(self) -> int:
-        from pathlib import Path
-
         from scmbert_jax.benchmarks.storage_latency import measure_latency
 
         sizes = {"batch-size": self.batch_size, "num-tokens": self.num_tokens, "num-steps": self.num_steps}
-        for name, number in {**sizes, "rounds": self.rounds}.items():
-            if number < 1:
-                raise ConfigError(f"--{name} {number}: expected 1 or more.")
+        require_positive(**sizes, rounds=self.rounds)
         if not self.milliseconds >= 0:
             raise ConfigError(f"--milliseconds {self.milliseconds}: expected 0 or more.")
         found = measure_latency(
@@ -295,26 +274,18 @@ class BenchBuild:
     """How often a process is started to measure the wait for its first batch; the shortest counts."""
     keep: bool = False
     """Leave the corpus there (the settings say where) instead of removing it."""
-    json: bool = False
-    """One JSON document on stdout."""
+    json: Json = False
 
     def run(self) -> int:
         from scmbert_jax.benchmarks.build_speed import measure_build
 
-        for name, number in {"cells": self.cells, "workers": self.workers, "starts": self.starts}.items():
-            if number is not None and number < 1:
-                raise ConfigError(f"--{name} {number}: expected 1 or more.")
+        require_positive(cells=self.cells, workers=self.workers, starts=self.starts)
         if self.folder is not None and not self.folder.is_dir():
             raise ConfigError(f"--folder {self.folder}: no such folder.")
         found = measure_build(
             self.cells, self.workers, self.folder, staged_progress(), starts=self.starts, keep=self.keep
         )
-        if self.json:
-            print_json(found.to_dict())
-        else:
-            show(found.text())
-            show(", ".join(f"{name} {value}" for name, value in found.settings.items()))
-        return 0
+        return _show_measured(found, self.json)
 
 
 @dataclass(frozen=True)
@@ -338,24 +309,17 @@ class BenchFavor:
     """Rounds of measurement; each figure is their median."""
     threads: int = 2
     """CPU threads of each program."""
-    json: bool = False
-    """One JSON document on stdout."""
+    json: Json = False
 
     def run(self) -> int:
         from scmbert_jax.benchmarks.favor_speed import EncoderSizes, measure_favor
 
         sizes = {"tokens": self.tokens, "layers": self.layers}
-        for name, number in (sizes | {"rounds": self.rounds, "threads": self.threads}).items():
-            least = 2 if name == "tokens" else 1
-            if number < least:
-                raise ConfigError(f"--{name} {number}: expected {least} or more.")
+        require_positive(layers=self.layers, rounds=self.rounds, threads=self.threads)
+        if self.tokens < 2:
+            raise ConfigError(f"--tokens {self.tokens}: expected 2 or more.")
         found = measure_favor(EncoderSizes(**sizes), self.torch_python, self.rounds, self.threads, say)
-        if self.json:
-            print_json(found.to_dict())
-        else:
-            show(found.text())
-            show(", ".join(f"{name} {value}" for name, value in found.settings.items()))
-        return 0
+        return _show_measured(found, self.json)
 
 
 @dataclass(frozen=True)
@@ -398,8 +362,7 @@ class BenchInput:
     """Instead of the above: bytes per cell of these counts files as a corpus, as gzip h5ad and as zarr."""
     folder: Path | None = None
     """Folder for the stores, which are used again. Default: a temporary folder that is removed."""
-    json: bool = False
-    """One JSON document on stdout."""
+    json: Json = False
 
     def run(self) -> int:
         import tempfile
@@ -407,20 +370,14 @@ class BenchInput:
         if self.files:
             from scmbert_jax.benchmarks.stored_sizes import measure_sizes
 
-            return self._show(measure_sizes(self.files, say=say))
+            return _show_measured(measure_sizes(self.files, say=say), self.json)
         if self.cold and not self.corpora:
             raise ConfigError("--cold: needs --corpora (--scaling has a row of it).")
-        for name, number in {
-            "cells": self.cells,
-            "rounds": self.rounds,
-            "lengths": min(self.lengths, default=0),
-        }.items():
-            if number < 1:
-                raise ConfigError(f"--{name} {number}: expected 1 or more.")
+        require_positive(cells=self.cells, rounds=self.rounds, lengths=min(self.lengths, default=0))
         if self.corpora:
             from scmbert_jax.benchmarks.input_scaling import measure_corpora
 
-            return self._show(measure_corpora(self.corpora, self.rounds, self.cold, say=say))
+            return _show_measured(measure_corpora(self.corpora, self.rounds, self.cold, say=say), self.json)
         if not self.front_ends or not self.zero_fractions:
             raise ConfigError("--front-ends and --zero-fractions: expected at least one each.")
         least, why = (8192, "--scaling also reads an eighth of them") if self.scaling else (2048, "batches have 1,024")
@@ -431,10 +388,10 @@ class BenchInput:
             if self.scaling:
                 from scmbert_jax.benchmarks.input_scaling import measure_scaling
 
-                return self._show(measure_scaling(folder, self.cells, self.rounds, say=say))
+                return _show_measured(measure_scaling(folder, self.cells, self.rounds, say=say), self.json)
             from scmbert_jax.benchmarks.input_speed import measure_input
 
-            return self._show(
+            return _show_measured(
                 measure_input(
                     folder,
                     self.cells,
@@ -445,13 +402,16 @@ class BenchInput:
                     self.scdataset_python,
                     self.rounds,
                     say,
-                )
+                ),
+                self.json,
             )
 
-    def _show(self, found: "InputSpeeds | InputScaling | StoredSizes") -> int:
-        if self.json:
-            print_json(found.to_dict())
-        else:
-            show(found.text())
-            show(", ".join(f"{name} {value}" for name, value in found.settings.items()))
-        return 0
+
+def _show_measured(found: Measured, json: bool) -> int:
+    """One JSON document, or the table and what was measured under; the exit code."""
+    if json:
+        print_json(found.to_dict())
+    else:
+        show(found.text())
+        show(", ".join(f"{name} {value}" for name, value in found.settings.items()))
+    return 0

@@ -8,13 +8,16 @@ import tyro
 
 from data_pipelines.readers.reading_options import DEFAULT_READING, ReadingOptions
 from scmbert_jax.commands.terminal import (
+    BuiltCorpus,
     CorpusFolder,
     CountsFiles,
+    Json,
     ObsFields,
     Organism,
     obs_fields_of,
     print_json,
     progress,
+    require_positive,
     show,
     staged_progress,
 )
@@ -35,6 +38,12 @@ Only = Annotated[
 Exclude = Annotated[
     tuple[str, ...],
     tyro.conf.arg(metavar="FIELD=VALUE,...", help="No cells that have one of the values; e.g. 'cell_type=B cell,NK'."),
+]
+CorpusOrCopy = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="CORPUS", help="Written by scmbert corpus build; or the URL of a copy (s3://, gs://, https://)."
+    ),
 ]
 
 
@@ -58,7 +67,6 @@ class Doctor:
     (.tsv.gz), soma:PLACE, census:VERSION?organism=human, A+B (files of the same cells), or example:pbmc_mosaic.
     Options for one file follow its name: 'FILE?assay=Smart-seq2&full_length=length-normalise'."""
     organism: Organism = None
-    """Default: taken from the gene names."""
     min_genes: int | None = None
     """Cells with fewer detected genes would be dropped. Default: 200, or 1% of the genes of a panel."""
     min_coverage: float = 0.5
@@ -70,8 +78,7 @@ class Doctor:
     keep_duplicates: bool = False
     """Do not look for cells that have the barcode and the counts of another, in one file or in several."""
     reading: tyro.conf.OmitArgPrefixes[ReadingOptions] = DEFAULT_READING
-    json: bool = False
-    """One JSON document on stdout."""
+    json: Json = False
 
     def run(self) -> int:
         import json
@@ -123,7 +130,6 @@ class CorpusBuild:
     files: tyro.conf.Positional[CountsFiles]
     """One data set each, whatever scmbert doctor takes; A+B for files of the same cells."""
     organism: Organism = None
-    """Default: taken from the gene names."""
     min_genes: int | None = None
     """Drop cells with fewer detected genes. Default: 200, or 1% of the genes of a panel."""
     min_coverage: float = 0.5
@@ -166,8 +172,7 @@ class CorpusBuild:
 
         if self.beam_options and self.runner != "beam":
             raise ConfigError(f"-- {' '.join(self.beam_options)}: options of Beam, but --runner beam is not given.")
-        if self.workers is not None and self.workers < 1:
-            raise ConfigError(f"--workers {self.workers}: expected at least 1.")
+        require_positive(workers=self.workers)
         if self.workers is not None and self.runner == "beam":
             raise ConfigError("--workers is for --runner local; give Beam its own option after --.")
         options = BuildOptions(
@@ -251,10 +256,8 @@ class CorpusInfo:
               scmbert corpus info s3://bucket/my_corpus
     """
 
-    folder: tyro.conf.Positional[CorpusFolder]
-    """Written by scmbert corpus build; or the URL of a copy (s3://, gs://, https://)."""
-    json: bool = False
-    """One JSON document on stdout."""
+    folder: tyro.conf.Positional[CorpusOrCopy]
+    json: Json = False
 
     def run(self) -> int:
         from data_pipelines.build.describe import describe_corpus, describe_text
@@ -272,18 +275,16 @@ class CorpusOverlap:
               scmbert corpus overlap my_corpus held_out_corpus --json
     """
 
-    folder: tyro.conf.Positional[CorpusFolder]
-    """Written by scmbert corpus build."""
+    folder: tyro.conf.Positional[BuiltCorpus]
     other: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OTHER")]]
     """Another corpus, or whatever scmbert doctor takes."""
-    organism: Organism = None
+    organism: Literal["human", "mouse"] | None = None
     """Of a file. Default: taken from the gene names."""
     assembly: str | None = None
     """Of a file: genome build of regions (hg38, mm10, ...)."""
     obs_field: ObsFields = ()
     """Of a file: which column of obs holds donor, technical_batch, ...; e.g. donor=patient. NAME= means none."""
-    json: bool = False
-    """One JSON document on stdout."""
+    json: Json = False
 
     def run(self) -> int:
         from data_pipelines.build.corpus_overlap import cells_of_corpus, open_known_cells, overlap, overlap_text
@@ -306,10 +307,8 @@ class CorpusVerify:
               scmbert corpus verify s3://bucket/my_corpus
     """
 
-    folder: tyro.conf.Positional[CorpusFolder]
-    """Written by scmbert corpus build; or the URL of a copy (s3://, gs://, https://)."""
-    json: bool = False
-    """One JSON document on stdout."""
+    folder: tyro.conf.Positional[CorpusOrCopy]
+    json: Json = False
 
     def run(self) -> int:
         from data_pipelines.corpus.verify import verify_corpus

@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from scmbert_jax.commands.terminal import (
+    Json,
     LowCoverage,
+    ModelAssembly,
     ObsFields,
     Organism,
+    Output,
     Overwrite,
+    Report,
     RunFolder,
     obs_fields_of,
     print_json,
     print_tables,
+    require_positive,
 )
-from scmbert_jax.commands.use import Output
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.outputs import check_output_file
 from scmbert_jax.plain_text import say
@@ -50,24 +54,19 @@ class EvaluateProbe:
     test_batches: tuple[str, ...] = ()
     """Technical batches that are held out together; by default each batch (or random part) in turn."""
     organism: Organism = None
-    """Default: taken from the gene names."""
-    assembly: str | None = None
-    """Genome build of regions. Default: the model's."""
+    assembly: ModelAssembly = None
     run_dir: Path | None = None
     """Run folder, for the loss curve of the report and where the time of training went."""
-    report: Path | None = None
-    """Write report.html here."""
+    report: Report = None
     allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
-    json: bool = False
-    """One JSON document on stdout."""
+    json: Json = False
 
     def run(self) -> int:
         from scmbert_jax.evaluation.probe.suite import probe_model, write_probe_report
         from scmbert_jax.pretrained import load_model
 
-        if self.num_seeds < 1:
-            raise ConfigError(f"--num-seeds {self.num_seeds}: expected 1 or more.")
+        require_positive(num_seeds=self.num_seeds)
         # Whatever can be refused is refused before the work, which takes minutes.
         check_report(self.report, [self.data], self.overwrite)
         rows, goodput = _of_run(self.run_dir)
@@ -116,17 +115,13 @@ class EvaluatePretraining:
     seed: int = 0
     """Which tokens a cell shows and which of them are masked."""
     organism: Organism = None
-    """Default: taken from the gene names."""
-    assembly: str | None = None
-    """Genome build of regions. Default: the model's."""
+    assembly: ModelAssembly = None
     run_dir: Path | None = None
     """Run folder, for the curves of the report: validation with the baselines, losses, where the time went."""
-    report: Path | None = None
-    """Write report.html here."""
+    report: Report = None
     allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
-    json: bool = False
-    """One JSON document on stdout."""
+    json: Json = False
 
     def run(self) -> int:
         from scmbert_jax.evaluation.pretraining.suite import evaluate_pretraining, write_pretraining_report
@@ -190,15 +185,12 @@ class EvaluateTranslation:
     name: str = "scMBERT"
     """Name of the models in the table."""
     organism: Organism = None
-    """Default: taken from the gene names."""
     assembly: str | None = None
     """Genome build of regions."""
-    report: Path | None = None
-    """Write report.html here."""
+    report: Report = None
     allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
-    json: bool = False
-    """One JSON document on stdout."""
+    json: Json = False
 
     def run(self) -> int:
         from scmbert_jax.evaluation.translation.suite import (
@@ -209,8 +201,7 @@ class EvaluateTranslation:
         )
         from scmbert_jax.pretrained import load_model
 
-        if self.num_seeds < 1:
-            raise ConfigError(f"--num-seeds {self.num_seeds}: expected 1 or more.")
+        require_positive(num_seeds=self.num_seeds)
         check_report(self.report, [self.data], self.overwrite)
         if Path(self.data).is_dir():
             return self._score_folder()

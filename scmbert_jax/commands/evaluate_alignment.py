@@ -6,15 +6,18 @@ from typing import Any, Literal
 
 from scmbert_jax.commands.evaluate import check_report
 from scmbert_jax.commands.terminal import (
+    Assembly,
+    Json,
     LowCoverage,
     ObsFields,
     Organism,
     Overwrite,
+    Report,
     obs_fields_of,
     print_json,
     print_tables,
+    require_positive,
 )
-from scmbert_jax.errors import ConfigError
 from scmbert_jax.plain_text import say
 
 
@@ -48,21 +51,17 @@ class EvaluateMatching:
     space: Literal["cell", "aligned"] | None = None
     """Embeddings of the model. Default: the contrastive (aligned) ones if it has them."""
     organism: Organism = None
-    """Default: taken from the gene names."""
-    assembly: str | None = None
-    """Genome build of regions, such as hg38 or mm10."""
-    report: Path | None = None
-    """Write report.html here."""
+    assembly: Assembly = None
+    report: Report = None
     allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
-    json: bool = False
-    """One JSON document on stdout."""
+    json: Json = False
 
     def run(self) -> int:
         from scmbert_jax.evaluation.alignment.matching import evaluate_matching, write_matching_report
         from scmbert_jax.pretrained import load_model
 
-        _check(self.num_seeds)
+        require_positive(num_seeds=self.num_seeds)
         check_report(self.report, [self.data], self.overwrite)
         models = [load_model(folder, allow_low_coverage=self.allow_low_coverage) for folder in self.model]
         found = evaluate_matching(
@@ -108,21 +107,17 @@ class EvaluateIntegration:
     space: Literal["cell", "aligned"] | None = None
     """Embeddings of the model. Default: both if it was trained for aligned ones, else those of the encoder (cell)."""
     organism: Organism = None
-    """Default: taken from the gene names."""
-    assembly: str | None = None
-    """Genome build of regions, such as hg38 or mm10."""
-    report: Path | None = None
-    """Write report.html here."""
+    assembly: Assembly = None
+    report: Report = None
     allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
-    json: bool = False
-    """One JSON document on stdout."""
+    json: Json = False
 
     def run(self) -> int:
         from scmbert_jax.evaluation.alignment.integration import evaluate_integration, write_integration_report
         from scmbert_jax.pretrained import load_model
 
-        _check(self.num_seeds)
+        require_positive(num_seeds=self.num_seeds)
         check_report(self.report, [self.data], self.overwrite)
         models = [load_model(folder, allow_low_coverage=self.allow_low_coverage) for folder in self.model]
         found = evaluate_integration(
@@ -140,12 +135,6 @@ class EvaluateIntegration:
             write_integration_report(self.report, found, _run_info(self.model, models))
             say(f"report: {self.report}")
         return 0
-
-
-def _check(num_seeds: int) -> None:
-    """Whatever can be refused is refused before the work, which takes minutes."""
-    if num_seeds < 1:
-        raise ConfigError(f"--num-seeds {num_seeds}: expected 1 or more.")
 
 
 def _run_info(folders: tuple[Path, ...], models: list[Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from scmbert_jax.commands.terminal import CorpusFolder, print_json, show
+from scmbert_jax.commands.terminal import CorpusFolder, Json, print_json, show
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.modalities import TABLE
 from scmbert_jax.plain_text import say
@@ -49,8 +49,7 @@ class MakePlan:
     """ASSUMED fraction of the roofline that a step reaches."""
     price: float | None = None
     """Dollars per chip hour. Default: an ASSUMED list price (v5e 1.20, v5p 4.20, v6e 2.70, H200 4.00)."""
-    json: bool = False
-    """One JSON document on stdout."""
+    json: Json = False
     overrides: tyro.conf.Suppress[tuple[str, ...]] = ()
 
     def run(self) -> int:

@@ -15,10 +15,17 @@ from scmbert_jax.plain_text import printable, say, without_secrets
 
 _SECONDS_BETWEEN_LINES = 30.0
 
-Organism = Literal["human", "mouse"] | None
+# Arguments that several verbs take, with what their help says where it is the same for all.
 CorpusFolder = Annotated[str, tyro.conf.arg(metavar="CORPUS")]  # a folder or a URL
+BuiltCorpus = Annotated[str, tyro.conf.arg(metavar="CORPUS", help="Written by scmbert corpus build.")]
 RunFolder = Annotated[Path, tyro.conf.arg(metavar="RUN_DIR")]
-ModelFolder = Annotated[Path, tyro.conf.arg(metavar="MODEL_DIR")]
+ModelFolder = Annotated[Path, tyro.conf.arg(metavar="MODEL_DIR", help="Written by scmbert export.")]
+Organism = Annotated[Literal["human", "mouse"] | None, tyro.conf.arg(help="Default: taken from the gene names.")]
+Assembly = Annotated[str | None, tyro.conf.arg(help="Genome build of regions, such as hg38 or mm10.")]
+ModelAssembly = Annotated[str | None, tyro.conf.arg(help="Genome build of regions. Default: the model's.")]
+Report = Annotated[Path | None, tyro.conf.arg(help="Write report.html here.")]
+Json = Annotated[bool, tyro.conf.arg(help="One JSON document on stdout.")]
+Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 Overwrite = Annotated[bool, tyro.conf.arg(help="Replace the output if it is there; never what is read.")]
 CountsFile = Annotated[str, tyro.conf.arg(metavar="FILE")]
 ObsFields = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=COLUMN")]
@@ -37,6 +44,13 @@ def obs_fields_of(given: tuple[str, ...]) -> dict[str, str | None] | None:
 def show(text: str) -> None:
     """What was asked for, on standard output; nothing in it that a terminal obeys."""
     print(printable(without_secrets(text)))
+
+
+def require_positive(**numbers: int | None) -> None:
+    """Raises ConfigError for a number below 1, by the name of its option."""
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {number}: expected 1 or more.")
 
 
 def print_json(document: Any) -> None:

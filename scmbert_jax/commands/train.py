@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from scmbert_jax.commands.data import field_values
-from scmbert_jax.commands.terminal import ModelFolder, RunFolder, show
+from scmbert_jax.commands.terminal import RunFolder, show
 from scmbert_jax.errors import INTERRUPTED, ConfigError, EvaluationError
 from scmbert_jax.parallel.processes import ALONE, Processes
 
@@ -172,7 +172,7 @@ class Export:
 
     run_dir: tyro.conf.Positional[RunFolder]
     """Written by scmbert pretrain."""
-    model_dir: tyro.conf.Positional[ModelFolder]
+    model_dir: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="MODEL_DIR")]]
     """Folder to write."""
     step: int | None = None
     """Step of the checkpoint. Default: the newest."""

@@ -6,15 +6,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from scmbert_jax.commands.terminal import CountsFile, LowCoverage, ModelFolder, Organism, Overwrite, progress, show
+from scmbert_jax.commands.terminal import (
+    CountsFile,
+    LowCoverage,
+    ModelAssembly,
+    ModelFolder,
+    Organism,
+    Output,
+    Overwrite,
+    progress,
+    show,
+)
 from scmbert_jax.modalities import ModalityName
 from scmbert_jax.plain_text import say
 
 if TYPE_CHECKING:
     from data_pipelines.checks.input_report import InputReport
     from scmbert_jax.pretrained import PretrainedModel
-
-Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
 _NAMED = 10  # features a message lists; the written file has all
 
@@ -28,7 +36,6 @@ class Embed:
     """
 
     model_dir: tyro.conf.Positional[ModelFolder]
-    """Written by scmbert export."""
     file: tyro.conf.Positional[CountsFile]
     """Raw counts; whatever scmbert doctor takes."""
     output: Output
@@ -37,9 +44,7 @@ class Embed:
     """Also the space in which modalities are compared: obsm["X_scmbert_rna"], ... of each modality read alone, and
     their mean, obsm["X_scmbert_joint"]. For models trained with contrastive_alignment."""
     organism: Organism = None
-    """Default: taken from the gene names."""
-    assembly: str | None = None
-    """Genome build of regions. Default: the model's."""
+    assembly: ModelAssembly = None
     batch_size: int = 64
     """Cells per device call, fewer where cells are long; changes speed and memory only."""
     num_tokens: int | None = None
@@ -86,7 +91,7 @@ class Translate:
               scmbert translate my_model cells.h5mu --to rna --from protein --features CD3E MS4A1 -o translated.h5mu
     """
 
-    model_dir: tyro.conf.Positional[ModelFolder]
+    model_dir: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="MODEL_DIR")]]
     """Written by scmbert export, trained with cross_modal_translation."""
     file: tyro.conf.Positional[CountsFile]
     """Raw counts; whatever scmbert doctor takes."""
@@ -101,9 +106,7 @@ class Translate:
     draws: int = 1
     """Predictions are averaged over this many draws of a cell's tokens, if it has more features than tokens."""
     organism: Organism = None
-    """Default: taken from the gene names."""
-    assembly: str | None = None
-    """Genome build of regions. Default: the model's."""
+    assembly: ModelAssembly = None
     batch_size: int = 64
     """Cells per device call, fewer where cells are long; changes speed and memory only."""
     num_tokens: int | None = None
