@@ -99,8 +99,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ObjectivesConfig:
-    """The mixture: one field per objective, each with its `weight` (fraction of steps) and `validate`. What trains it is
-    named in `objectives.mixture.OBJECTIVES`.
+    """The mixture: one field per objective, each with its `weight` (fraction of steps) and `validate`. What trains it
+    is named in `objectives.mixture.OBJECTIVES`.
 
     An objective whose configuration has `profile_tokens` gets `CellBatch.profiles`; one with `negatives`, batches of
     cells that may be compared."""
