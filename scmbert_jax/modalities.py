@@ -27,6 +27,8 @@ class Modality(NamedTuple):
       target_likelihood: how it is predicted from another modality where the configuration does not say.
       value_scale: the scale in which a translation into it is scored (`evaluation.data.value_scale`).
       usual_num_features: of a data set, for plans without a corpus.
+      depth_components: how many of the first components of a baseline's values say nothing but depth, and are left out;
+        where there are some, values are not centred (LSI), else they are (PCA).
     """
 
     label: str
@@ -35,6 +37,7 @@ class Modality(NamedTuple):
     target_likelihood: Literal["negative_binomial", "gaussian_clr", "bernoulli"]
     value_scale: Literal["log1p", "clr", "probability"]
     usual_num_features: int
+    depth_components: int = 0
 
 
 TABLE: dict[str, Modality] = {
@@ -68,6 +71,7 @@ TABLE: dict[str, Modality] = {
         "bernoulli",
         "probability",
         200_000,  # peaks of a joint call over some tissues
+        depth_components=1,
     ),
 }
 

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from sklearn.decomposition import PCA, TruncatedSVD
 
 from scmbert_jax.errors import InputError
+from scmbert_jax.modalities import TABLE
 from scmbert_jax.tasks.normalisation import centred_log_ratio, log1p_cp10k, tf_log_idf
 
 Array = np.ndarray
@@ -50,12 +51,12 @@ def pca_embedding(counts: Any, modality: str, embed_dim: int, seed: int = 0) -> 
             "the PCA baseline normalises itself and expects raw non-negative integers."
         )
     cells, features = matrix.shape
-    drop = 1 if modality == "atac" else 0
+    drop = TABLE[modality].depth_components
     components = min(embed_dim + drop, features - 1, cells - 1)
     if components <= drop:
         raise InputError(f"counts of {modality}: {cells} cells x {features} features are too few for a PCA.")
     normalised = NORMALISATIONS[modality](matrix)
-    if modality == "atac":
+    if drop:
         scores = TruncatedSVD(components, algorithm="arpack", random_state=seed).fit_transform(normalised)
     else:
         solver = "covariance_eigh" if features <= _COVARIANCE_FEATURES else "arpack"

@@ -19,6 +19,7 @@ from data_pipelines.readers.dataset import Dataset
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.readers.whole_counts import by_feature
 from scmbert_jax.errors import ConfigError, InputError
+from scmbert_jax.modalities import TABLE
 from scmbert_jax.tasks.normalisation import centred_log_ratio, log1p_of_depth, tf_log_idf
 
 Array = np.ndarray
@@ -94,7 +95,7 @@ def fit_projection(cells: ModalityCells, dimensions: int, seed: int = 0) -> Proj
 
     Raises `InputError` where there are too few cells or features.
     """
-    drop = 1 if cells.modality == "atac" else 0
+    drop = TABLE[cells.modality].depth_components
     wanted = min(dimensions + drop, min(cells.values.shape) - 1)
     if wanted <= drop:
         raise InputError(
@@ -102,7 +103,7 @@ def fit_projection(cells: ModalityCells, dimensions: int, seed: int = 0) -> Proj
             "matching; give more cells."
         )
     values = cells.values
-    if cells.modality == "atac":
+    if drop:
         mean = np.zeros(values.shape[1])
         _, _, components = randomized_svd(values, wanted, n_iter=4, random_state=seed)
         return Projection(mean, components[drop:])

@@ -17,6 +17,7 @@ from sklearn.decomposition import TruncatedSVD
 from scmbert_jax.evaluation.data.measured_cells import FeatureColumns, MeasuredCells
 from scmbert_jax.evaluation.data.splits import Fold, subsample_training_cells
 from scmbert_jax.evaluation.data.value_scale import ValueScale
+from scmbert_jax.modalities import TABLE
 from scmbert_jax.tasks.normalisation import tf_log_idf
 
 Array = np.ndarray
@@ -113,7 +114,7 @@ class TranslationFold:
         For ATAC the first component, which is depth, is left out.
         """
         both = sp.vstack(self.source_inputs, format="csr").astype(np.float64)
-        drop = 1 if self.source == "atac" else 0
+        drop = TABLE[self.source].depth_components
         components = max(1, min(SVD_DIMENSIONS, min(both.shape) - 1) - drop) + drop
         scores = TruncatedSVD(components, algorithm="arpack", random_state=0).fit_transform(both)[:, drop:]
         return scores[: self.num_train], scores[self.num_train :]
