@@ -35,7 +35,7 @@ def plan_alone(block_sizes: np.ndarray, rows: np.ndarray | None, num_streams: in
         if len(block_sizes) < num_streams:
             raise ConfigError(
                 f"the corpus has {len(block_sizes)} blocks for {num_streams} streams, and every stream needs one: "
-                f"lower num_streams to {max(len(block_sizes), 1)} or less, or rebuild the corpus with --block-size "
+                f"give --data.num-streams {max(len(block_sizes), 1)}, or rebuild the corpus with --block-size "
                 f"{max(int(block_sizes.sum()) // num_streams, 1)} or less"
             )
         return SourcePlan(block_sizes, num_streams, window_blocks)

@@ -56,7 +56,7 @@ def commands_in(text: str) -> Iterator[str]:
     """Command lines of `scmbert` in a text: lines of their own, after others, or between backticks."""
     whole = re.sub(r"\\\n\s*", "", text)
     for line in whole.splitlines():
-        found = re.match(r"\s*(?:Example:\s+|.*? -- '?|.*?&& )?(?:\S*/)?scmbert (?=[a-z])(.*)", line)
+        found = re.match(r"\s*(?:Example:\s+|.*? -- '?|.*?&& )??(?:\S*/)?scmbert (?=[a-z])(.*)", line)
         if found and "`" not in line[: found.start(1)]:
             for part in re.split(r"\s(?:&&|\|)\s", "scmbert " + found[1]):
                 if part.startswith("scmbert "):
@@ -125,7 +125,8 @@ def test_every_command_on_a_page_or_in_a_help_text_can_be_given():
 
 def test_a_command_that_does_not_exist_would_be_found():
     page = "    scmbert corpus build a b.h5ad && scmbert exprot run model\nor `scmbert pretrain tiny --model.embed 8`"
-    *_, wrong_verb, wrong_field = commands_in(page)
+    right, wrong_verb, wrong_field = commands_in(page)
+    assert right == "scmbert corpus build a b.h5ad"
     assert (wrong_verb, wrong_field) == ("scmbert exprot run model", "scmbert pretrain tiny --model.embed 8")
     for command in (wrong_verb, wrong_field):
         with pytest.raises(ConfigError):
