@@ -33,6 +33,7 @@ from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import OBJECTIVES
 from scmbert_jax.outputs import MODEL, check_output_folder, partial_beside, put_folder
 from scmbert_jax.plain_text import code, markdown
+from scmbert_jax.random_keys import init_key
 from scmbert_jax.training.checkpoint import RunCheckpoints, load_weights, save_weights
 from scmbert_jax.training.init_from import described_in_words
 from scmbert_jax.training.run_folder import read_provenance
@@ -85,8 +86,7 @@ class PretrainedModel:
         It has learned nothing of any cell: the principal components and the maps between them with which a trained
         model starts (models/linear_path.py) are a result of its corpus, so they are zero here.
         """
-        key = jax.random.key(seed, impl="threefry2x32")
-        params = _initialiser_without_components(self.definition)(key)
+        params = _initialiser_without_components(self.definition)(init_key(seed))
         # Links of features are no result of cells.
         of_corpus = {name: self.constants[name] for name in ("linear", "alignment_head") if name in self.constants}
         constants = self.constants | jax.tree.map(np.zeros_like, of_corpus)

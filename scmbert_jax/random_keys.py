@@ -1,14 +1,16 @@
 """Every random key of a run, derived from its seed: threefry, whose numbers do not depend on how arrays are sharded.
 
     key(seed) -> step number -> row of the batch -> feature        masks, tokens that are left out
-    key(seed) -> count                                             parameters; steps have these keys, too
+    key(seed) -> 2**31 - 1 -> row -> feature                       the same of held-out losses (evaluators/)
+    key(seed) -> INIT -> count                                     parameters
+    key(seed) -> EVALUATION -> row -> feature                      tokens that `evaluate pretraining` masks
     key(seed) -> place in the model -> number                      random directions of `favor` (models/attention)
     step key  -> LINKS, or FEATURES -> modality                    what all cells of a step share
     row key   -> COVARIATES                                        whether a cell's covariates are hidden
 
-An arrow is one `jax.random.fold_in`, which gives two numbers two keys. So no two draws of a step share random numbers
-as long as a `KeyPurpose` is none of the numbers that are folded into the same key. Nothing is drawn with the key of a
-step itself, only with those folded from it.
+An arrow is one `jax.random.fold_in`, which gives two numbers two keys. So no two draws share random numbers as long as
+a `KeyPurpose` is none of the numbers that are folded into the same key, and nothing is drawn with a key from which
+others are folded.
 """
 
 from enum import IntEnum
@@ -23,8 +25,10 @@ class KeyPurpose(IntEnum):
     """
 
     COVARIATES = 2**31 - 1  # of a row's key: which cells hide their covariates; no feature table is that long
+    INIT = 2**31  # of the run's key: initial parameters
     LINKS = 2**31 + 1  # of a step's key: which feature links contrastive_alignment compares
     FEATURES = 2**31 + 2  # of a step's key, then by modality: the features that all cells of a step predict
+    EVALUATION = 2**31 + 3  # of the key of an evaluation's seed: the masks of evaluation/pretraining
 
 
 def key_for(key: jax.Array, purpose: KeyPurpose) -> jax.Array:
@@ -35,6 +39,11 @@ def key_for(key: jax.Array, purpose: KeyPurpose) -> jax.Array:
 def run_key(seed: int) -> jax.Array:
     """The key all others of a run come from; nothing is drawn with it."""
     return jax.random.key(seed, impl="threefry2x32")
+
+
+def init_key(seed: int) -> jax.Array:
+    """The key of the initial parameters (`ModelDefinition.init`)."""
+    return key_for(run_key(seed), KeyPurpose.INIT)
 
 
 def step_key(seed: int, step: jax.Array | int) -> jax.Array:

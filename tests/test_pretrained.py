@@ -12,13 +12,14 @@ import pytest
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.pretrained import PretrainedModel, export_model, load_model
+from scmbert_jax.random_keys import init_key
 
 
 @pytest.fixture(scope="module")
 def model(mixed_config, known_layout) -> PretrainedModel:
     """A model of all three objectives at the very start of its training: all it knows is its corpus's statistics."""
     definition = ModelDefinition(replace(mixed_config, model=replace(mixed_config.model, num_layers=1)), known_layout)
-    params = jax.jit(definition.init)(jax.random.key(5, impl="threefry2x32"))
+    params = jax.jit(definition.init)(init_key(5))
     info = {"step": 7, "covariates": {}, "provenance": {}}
     return PretrainedModel(definition.config, None, definition, params, definition.constants, info)
 

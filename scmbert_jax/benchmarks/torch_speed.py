@@ -35,7 +35,7 @@ from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.masked_modeling.objective import MaskedModeling, MaskedPositions, choose_masked
-from scmbert_jax.random_keys import row_keys, step_key
+from scmbert_jax.random_keys import init_key, row_keys, step_key
 from scmbert_jax.text_table import markdown_table
 
 PeerEncoder = Literal["ours", "bert"]
@@ -170,7 +170,7 @@ def start_of(config: ExperimentConfig, layout: FeatureLayout, padding: float) ->
     """Computed on the CPU, whatever else there is, so that it takes no memory of a GPU."""
     with jax.default_device(jax.devices("cpu")[0]):
         model = ModelDefinition(replace(config, model=replace(config.model, attention="xla_chunked")), layout)
-        params = jax.jit(model.init)(jax.random.key(config.seed, impl="threefry2x32"))
+        params = jax.jit(model.init)(init_key(config.seed))
         batch = synthetic_cells_of(config, layout, padding, 0)
         key = step_key(config.seed, jnp.asarray(0))
         own = config.objectives.masked_modeling

@@ -243,7 +243,10 @@ class ModelDefinition:
         return ScMbert(self.config, self.layout, nnx.Rngs(params=key))
 
     def init(self, key: jax.Array) -> dict[str, Any]:
-        """Random parameters; a pure function of (config, layout, key). Jit it with shardings for large models."""
+        """Random parameters; a pure function of (config, layout, key), where a run starts with `random_keys.init_key`.
+
+        Jit it with shardings for large models.
+        """
         with nnx.use_eager_sharding(False):
             return nnx.to_pure_dict(nnx.split(self._create(key), nnx.Param, ...)[1])
 

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.parallel.mesh import replicated, sharding
+from scmbert_jax.random_keys import init_key
 
 
 class TrainState(NamedTuple):
@@ -81,4 +82,4 @@ def initial_params(model: ModelDefinition, mesh: Mesh) -> Any:
 
 
 def _initial_params(model: ModelDefinition) -> Any:
-    return model.init(jax.random.key(model.config.seed, impl="threefry2x32"))
+    return model.init(init_key(model.config.seed))

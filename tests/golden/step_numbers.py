@@ -39,6 +39,7 @@ from scmbert_jax.config import (
     WholeProfileConfig,
 )
 from scmbert_jax.objectives.mixture import objectives_of
+from scmbert_jax.random_keys import init_key
 from scmbert_jax.training.optimizer import make_optimizer
 from scmbert_jax.training.train_state import TrainState
 from scmbert_jax.training.train_step import make_train_step
@@ -83,7 +84,7 @@ def numbers() -> dict[str, dict[str, float]]:
     model = with_fixed_statistics(CONFIG, layout, lowest=0.5, linear_scale=0.003)
     # Where a run starts, shaken: output layers start at zero, where nothing behind them shows.
     params = jax.tree.map(
-        lambda x, noise: x + noise, jax.jit(model.init)(jax.random.key(0)), fixed(model.abstract_params, 0.1)
+        lambda x, noise: x + noise, jax.jit(model.init)(init_key(0)), fixed(model.abstract_params, 0.1)
     )
     optimizer = make_optimizer(CONFIG, model)
     batch = synthetic_batch(layout, 16, TOKENS, seed=1, step=2, mosaic=True, profile_tokens=CONFIG.profile_tokens)

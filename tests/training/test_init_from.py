@@ -18,6 +18,7 @@ from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.parallel.mesh import make_mesh
+from scmbert_jax.random_keys import init_key
 from scmbert_jax.training.init_from import SourceModel, check_fits, described, state_from
 from scmbert_jax.training.loop import pretrain
 from scmbert_jax.training.optimizer import make_optimizer
@@ -110,7 +111,7 @@ def test_new_features_start_from_their_links_or_fresh(source_of, config, layout)
     rows[5] = rows[45] = -1  # a gene; a protein whose gene the model knows
     assert layout.links["protein"][1][5] != 5
     model, state = start(make(rows), config, layout)
-    fresh = jax.jit(model.init)(jax.random.key(config.seed, impl="threefry2x32"))
+    fresh = jax.jit(model.init)(init_key(config.seed))
     learned, known = state.params["table"]["learned"], params["table"]["learned"]
     np.testing.assert_array_equal(learned[45], 0.0)
     np.testing.assert_array_equal(learned[5], fresh["table"]["learned"][5])

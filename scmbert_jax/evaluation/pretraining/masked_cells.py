@@ -38,6 +38,7 @@ from scmbert_jax.evaluation.pretraining.masked_values import (
 )
 from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.pretrained import PretrainedModel
+from scmbert_jax.random_keys import KeyPurpose, key_for, run_key
 from scmbert_jax.tasks.model_cells import ModelCells, open_model_cells
 
 Array = np.ndarray
@@ -242,7 +243,8 @@ _score_tokens = jax.jit(score_tokens, static_argnums=0)
 
 
 def mask_key(seed: int) -> jax.Array:
-    return jax.random.key(seed, impl="threefry2x32")
+    """The key of an evaluation's masks; with the number of a cell it gives that of the cell."""
+    return key_for(run_key(seed), KeyPurpose.EVALUATION)
 
 
 def all_bits(

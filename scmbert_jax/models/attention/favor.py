@@ -58,9 +58,9 @@ def redraw(constants: Any, seed: int, number: jax.Array | int) -> Any:
     def drawn(path: tuple, leaf: Any) -> Any:
         if path[-1].key != "directions":
             return leaf
+        # A number for each place, so no `KeyPurpose`; and folders of trained models hold no directions, so other keys
+        # would change their answers. All places are above 300 million: no step that a run gets to.
         place = zlib.crc32(jax.tree_util.keystr(path).encode())
-        # No `KeyPurpose` before it: folders of trained models hold no directions, so others would change their answers.
-        # A place is a hash of 32 bits, hardly ever a step that a run gets to.
         key = jax.random.fold_in(run_key(seed), place)
         return random_directions(jax.random.fold_in(key, number), leaf.shape)
 
