@@ -27,6 +27,7 @@ from scmbert_jax.commands.bench import (
 from scmbert_jax.commands.data import CorpusBuild, CorpusCopy, CorpusInfo, CorpusOverlap, CorpusVerify, Doctor
 from scmbert_jax.commands.evaluate import EvaluateLadder, EvaluatePretraining, EvaluateProbe, EvaluateTranslation
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
+from scmbert_jax.commands.evaluate_annotation import EvaluateAnnotation
 from scmbert_jax.commands.failures_told_once import tell_failures_once
 from scmbert_jax.commands.number_limits import check_numbers
 from scmbert_jax.commands.plan import MakePlan
@@ -57,6 +58,7 @@ VERBS: dict[str, Any] = {
     "evaluate": {
         "pretraining": EvaluatePretraining,
         "probe": EvaluateProbe,
+        "annotation": EvaluateAnnotation,
         "translation": EvaluateTranslation,
         "matching": EvaluateMatching,
         "integration": EvaluateIntegration,

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from scmbert_jax.errors import CheckpointError, CorpusError, InputError, UserError
+from scmbert_jax.errors import CheckpointError, ConfigError, CorpusError, InputError, UserError
 
 _MOST_MARK_BYTES = 64 << 20  # of the file that says what a folder is
 
@@ -74,7 +74,14 @@ MODEL = FolderKind(
     ),
     CheckpointError,
 )
-_PUBLISHED = (CORPUS, MODEL, RUN)
+ANNOTATION_SCORES = FolderKind(
+    "a folder of annotation scores",
+    "suite.json",
+    frozenset({"suite", "format_version"}),
+    re.compile(r"suite\.json|annotation\.json|annotation\.md|report\.html|fits|\..*\.partial-.*"),
+    ConfigError,
+)
+_PUBLISHED = (CORPUS, MODEL, RUN, ANNOTATION_SCORES)
 
 
 def check_output_file(
@@ -140,6 +147,22 @@ def refuse_another_kind(path: Path, kind: FolderKind) -> None:
             f"{path}: is {kind.name}, but holds {foreign[0]!r}, which is none of its files and would be lost: move "
             "that elsewhere, or choose another name"
         )
+
+
+def begin_scores(path: Path, kind: FolderKind, inputs: Sequence[object] = ()) -> None:
+    """Makes a folder of scores, or finds one that an earlier command began: its fits are kept, its reports made anew.
+
+    Raises `kind.error` for a link, a file, a folder of another kind, or a place that cannot be written.
+    """
+    with _looking_at(path, kind.error):
+        _refuse_links(path, kind.error)
+        _refuse_inputs(path, inputs, kind.error)
+        if path.exists() and not path.is_dir():
+            raise kind.error(f"{path}: is there and is no folder; choose another name.")
+        if path.is_dir() and any(path.iterdir()):
+            refuse_another_kind(path, kind)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / kind.mark).write_text(json.dumps({"suite": kind.name, "format_version": 1}) + "\n")
 
 
 def check_run_folder(path: Path) -> None:

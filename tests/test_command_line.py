@@ -30,7 +30,7 @@ VERBS = [
     *("doctor", "corpus build", "corpus info", "corpus overlap", "corpus verify", "corpus copy", "pretrain", "plan"),
     *("export", "embed", "translate", "match", "label-transfer", "pseudo-pairs"),
     *("evaluate pretraining", "evaluate probe", "evaluate translation", "evaluate matching", "evaluate integration"),
-    "evaluate ladder",
+    *("evaluate annotation", "evaluate ladder"),
     *("bench step", "bench padding", "bench objectives", "bench build", "bench input", "bench storage", "bench favor"),
 ]
 

@@ -62,7 +62,7 @@ EVALUATION = (
     ("metrics", "intervals", "ridge", "seen_cells", "baselines"),
     ("data",),
     ("report",),
-    ("probe", "alignment", "translation", "pretraining"),
+    ("probe", "alignment", "translation", "pretraining", "annotation"),
 )
 
 # Makes `import NAME` fail and `find_spec(NAME)` find nothing, as where the package is not installed.

@@ -17,6 +17,7 @@ from scmbert_jax.commands.terminal import (
     Overwrite,
     Report,
     RunFolder,
+    listed,
     obs_fields_of,
     print_json,
     print_tables,
@@ -75,7 +76,7 @@ class EvaluateProbe:
             model,
             self.data,
             num_seeds=self.num_seeds,
-            test_batches=_listed(self.test_batches),
+            test_batches=listed(self.test_batches),
             obs_fields=obs_fields_of(self.obs_field),
             organism=self.organism,
             assembly=self.assembly,
@@ -206,13 +207,13 @@ class EvaluateTranslation:
         if Path(self.data).is_dir():
             return self._score_folder()
         choice = TranslationChoice(
-            train_batches=_listed(self.train_batches),
-            test_batches=_listed(self.test_batches),
-            held_out_types=_listed(self.held_out_types),
-            directions=_listed(self.directions),
-            skip=_listed(self.skip),
+            train_batches=listed(self.train_batches),
+            test_batches=listed(self.test_batches),
+            held_out_types=listed(self.held_out_types),
+            directions=listed(self.directions),
+            skip=listed(self.skip),
             baselines=self.baselines,
-            features=_listed(self.features),
+            features=listed(self.features),
         )
         report = evaluate_translation(
             [load_model(folder, allow_low_coverage=self.allow_low_coverage) for folder in self.model],
@@ -296,8 +297,3 @@ def _of_run(run_dir: Path | None) -> "tuple[list[dict[str, Any]], Goodput | None
     if not (run_dir / "metrics.jsonl").is_file():
         raise CheckpointError(f"{run_dir}: not a run folder (no metrics.jsonl in it).")
     return read_metrics(run_dir / "metrics.jsonl"), read_goodput(run_dir)
-
-
-def _listed(words: tuple[str, ...]) -> tuple[str, ...]:
-    """`a b` and `a,b` alike."""
-    return tuple(part.strip() for word in words for part in word.split(",") if part.strip())

@@ -41,6 +41,11 @@ def obs_fields_of(given: tuple[str, ...]) -> dict[str, str | None] | None:
     return {name: column or None for name, _, column in pairs} or None
 
 
+def listed(words: tuple[str, ...]) -> tuple[str, ...]:
+    """`a b` and `a,b` alike."""
+    return tuple(part.strip() for word in words for part in word.split(",") if part.strip())
+
+
 def show(text: str) -> None:
     """What was asked for, on standard output; nothing in it that a terminal obeys."""
     print(printable(without_secrets(text)))

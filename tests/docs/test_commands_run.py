@@ -27,6 +27,7 @@ NOT_RUN = {
     "scmbert depth": "tests/test_extending.py runs it",
     "scmbert plan": "compiles for minutes; tests/planning runs plans of smaller shapes",
     "scmbert bench": "measures for minutes; tests/benchmarks runs each at a smaller size",
+    "evaluate annotation": "fits for minutes; tests/evaluation/annotation/test_annotation_suite.py runs it",
     "evaluate ladder": "needs three runs; tests/evaluation/pretraining/test_ladder.py runs it",
 }
 SMALL = shlex.split(

@@ -4,8 +4,8 @@ All columns of the file stay, also those whose names map to no known feature: th
 feature space happens to know. A model is scored on such a column as the training mean (see `translation_model`).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -57,6 +57,7 @@ class MeasuredCells:
       features: modality -> its columns.
       organism, assembly: as the input check settled them; None where unknown.
       identity: the cells by the keys by which they are known again.
+      donors: str [n], "" where unknown; empty where nobody asked.
     """
 
     path: str
@@ -70,6 +71,7 @@ class MeasuredCells:
     organism: str | None = None
     assembly: str | None = None
     identity: CellSet | None = None
+    donors: Array = field(default_factory=lambda: np.zeros(0, str))
 
     @cached_property
     def scales(self) -> dict[str, ValueScale]:
@@ -91,19 +93,23 @@ class MeasuredCells:
 
 
 def read_measured_cells(
-    data: str | Dataset, *, organism: str | None = None, assembly: str | None = None
+    data: str | Dataset,
+    *,
+    organism: str | None = None,
+    assembly: str | None = None,
+    obs_fields: Mapping[str, str | None] | None = None,
 ) -> MeasuredCells:
     """Reads everything into memory as sparse counts.
 
     Args:
       data: whatever `open_dataset` takes, or an open data set.
-      organism, assembly: as in `check_dataset`.
+      organism, assembly, obs_fields: as in `check_dataset`.
 
     Raises:
       InputError: the file cannot be used; the message says where and why.
     """
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
-    report = check_dataset(dataset, organism=organism, assembly=assembly, min_genes=0)
+    report = check_dataset(dataset, organism=organism, assembly=assembly, min_genes=0, obs_fields=obs_fields)
     require_usable(report)
     counts, measured, features = {}, {}, {}
     for matrix in dataset.matrices:
@@ -129,6 +135,7 @@ def read_measured_cells(
         report.organism,
         report.assembly,
         cells_of_dataset(dataset.name, dataset, report),
+        _labels(dataset, report, "donor"),
     )
 
 
