@@ -81,7 +81,14 @@ ANNOTATION_SCORES = FolderKind(
     re.compile(r"suite\.json|annotation\.json|annotation\.md|report\.html|fits|\..*\.partial-.*"),
     ConfigError,
 )
-_PUBLISHED = (CORPUS, MODEL, RUN, ANNOTATION_SCORES)
+ANNOTATOR = FolderKind(
+    "an annotator",
+    "annotator.json",
+    frozenset({"format_version", "method", "types"}),
+    re.compile(r"annotator\.json|annotator\.npz|labelled_cells\.npz|feature_space\.parquet|model|ANNOTATOR_CARD\.md"),
+    CheckpointError,
+)
+_PUBLISHED = (CORPUS, MODEL, RUN, ANNOTATOR, ANNOTATION_SCORES)
 
 
 def check_output_file(

@@ -196,14 +196,7 @@ def export_model(
         model_dir.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_beside(model_dir)
         partial.mkdir()
-        for name in ("feature_space.parquet", "feature_statistics.npz"):
-            shutil.copy(run_dir / name, partial / name)
-        (partial / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
-        if (run_dir / TRAINED_CELLS).exists():
-            shutil.copy(run_dir / TRAINED_CELLS, partial / TRAINED_CELLS)
-        (partial / "MODEL_CARD.md").write_text(model_card(model))
-        save_weights(partial / "weights", params)
-        write_document(partial, "model.json", info)
+        write_model_files(partial, model, run_dir)
         put_folder(partial, model_dir)
     except BaseException as error:
         if partial is not None:
@@ -212,6 +205,20 @@ def export_model(
             raise CheckpointError(f"{model_dir}: the model folder cannot be written ({error.strerror}).") from error
         raise
     return model
+
+
+def write_model_files(folder: Path, model: PretrainedModel, source: Path) -> None:
+    """Makes an empty folder a model folder; `source`, a run or model folder, has what is not in memory.
+
+    Raises OSError where it cannot be written."""
+    for name in ("feature_space.parquet", "feature_statistics.npz"):
+        shutil.copy(source / name, folder / name)
+    (folder / "config.json").write_text(json.dumps(to_dict(model.config), indent=2) + "\n")
+    if (source / TRAINED_CELLS).exists():
+        shutil.copy(source / TRAINED_CELLS, folder / TRAINED_CELLS)
+    (folder / "MODEL_CARD.md").write_text(model_card(model))
+    save_weights(folder / "weights", model.params)
+    write_document(folder, "model.json", model.info)
 
 
 def _remove(folder: Path) -> None:

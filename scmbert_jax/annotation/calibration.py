@@ -3,6 +3,10 @@
 Temperature scaling: Guo et al. 2017. Class-wise conformal sets: a type is in the set of a cell unless the cell looks
 less like it than all but the least typical of held-out cells of that type (Sadinle, Lei and Wasserman 2019). They hold
 for each type by itself, where cells to be labelled are like those held out.
+
+The most probable type is in every set. So the cells of a type that are told as such anyway count as held by their sets,
+and the type is added to sets of others only as far as that is not enough: sets are as small as they can be, and types
+that are nearly always right are in more sets than they were asked to be.
 """
 
 from dataclasses import dataclass
@@ -43,16 +47,22 @@ class ConformalSets:
 
     Attributes:
       coverage: the share of the cells of a type whose sets are to hold it.
-      thresholds: float64 [L]; a type is in the set of a cell whose probability of it is at least so high.
+      thresholds: float64 [L]; a type is in the set of a cell whose probability of it is at least so high; above 1: only
+        where it is the most probable.
       pooled: bool [L]; types of too few held-out cells for a threshold of their own, which have that of all types.
+      with_the_best: the most probable type is in every set. Else sets may be empty, and hold the truth of exactly as
+        many cells as were asked for.
     """
 
     coverage: float
     thresholds: Array
     pooled: Array
+    with_the_best: bool = True
 
     @classmethod
-    def of(cls, probabilities: Array, membership: Array, coverage: float) -> "ConformalSets":
+    def of(
+        cls, probabilities: Array, membership: Array, coverage: float, *, with_the_best: bool = True
+    ) -> "ConformalSets":
         """Of held-out cells: probabilities float [n, L], membership bool [n, L]; cells of coarse labels say nothing.
 
         Raises `ConfigError` for a coverage that is not between 0 and 1.
@@ -60,21 +70,20 @@ class ConformalSets:
         check_coverage(coverage)
         single = membership.sum(1) == 1
         codes, own = membership[single].argmax(1), probabilities[single][membership[single]]
+        if with_the_best:
+            own = own + (probabilities[single].argmax(1) == codes)
         of_all = _threshold(own, coverage)
         found = [_threshold(own[codes == leaf], coverage) for leaf in range(membership.shape[1])]
         # Too few cells even together: whatever has any probability is in the set.
         pooled = np.array([threshold is None for threshold in found], bool)
         thresholds = np.array([(of_all or 0.0) if threshold is None else threshold for threshold in found])
-        return cls(coverage, thresholds, pooled)
+        return cls(coverage, thresholds, pooled, with_the_best)
 
     def __call__(self, probabilities: Array) -> Array:
-        """bool [n, L]; none in the set where the cell is like no type. See `with_the_best`."""
-        return probabilities >= self.thresholds
-
-    def with_the_best(self, probabilities: Array) -> Array:
-        """bool [n, L], the most probable type always among them: no set is empty, and more sets hold the truth."""
-        found = self(probabilities)
-        found[np.arange(len(found)), probabilities.argmax(1)] = True
+        """bool [n, L] of probabilities float [n, L]."""
+        found = probabilities >= self.thresholds
+        if self.with_the_best:
+            found[np.arange(len(found)), probabilities.argmax(1)] = True
         return found
 
 

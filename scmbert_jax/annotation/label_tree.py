@@ -152,9 +152,9 @@ def read_hierarchy(path: str | Path) -> Hierarchy:
         child, parent = ((row[column] or "").strip() for column in ("child", "parent"))
         if not child:
             raise InputError(f"{path}: line {line} has no child (parent {parent!r}).")
-        found = (parent,) if parent else ()
-        if parents.setdefault(child, found) != found:
-            both = " and ".join(repr((known or ("",))[0]) for known in (parents[child], found))
+        above = (parent,) if parent else ()
+        if parents.setdefault(child, above) != above:
+            both = " and ".join(repr((known or ("",))[0]) for known in (parents[child], above))
             raise InputError(f"{path}: line {line}: {child!r} has two parents, {both}; leave one out.")
     parents |= {parent: () for found in list(parents.values()) for parent in found if parent not in parents}
     _refuse_circles(parents, str(path))

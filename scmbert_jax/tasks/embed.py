@@ -85,7 +85,7 @@ def embed_dataset(
     if space == "aligned":
         _require_aligned_space(model)
     opened = open_model_cells(model, cells, modalities, organism, assembly)
-    embed = _embedding_function(model, space)
+    embed = embedding_function(model, space)
     result = _no_embeddings(opened, _width(model, space))
     for mine, batch, done in opened.batches(num_tokens, batch_size, seed, rows):
         result[mine] = embed(batch)[: len(mine)]
@@ -120,7 +120,7 @@ def embed_jointly(
     """
     _require_aligned_space(model)
     opened = open_model_cells(model, cells, None, organism, assembly)
-    embed_cell, embed_aligned = (_embedding_function(model, space) for space in ("cell", "aligned"))
+    embed_cell, embed_aligned = (embedding_function(model, space) for space in ("cell", "aligned"))
     whole = _no_embeddings(opened, _width(model, "cell"))
     aligned = {name: _no_embeddings(opened, _width(model, "aligned")) for name in ("joint", *opened.overlaps)}
     for rows, batch, done in opened.batches(num_tokens, batch_size, seed):
@@ -186,7 +186,8 @@ def _cell_embedding(
     return merged.aligned_embedding(table, batch) if space == "aligned" else merged.cell_embedding(table, batch)
 
 
-def _embedding_function(model: PretrainedModel, space: str) -> Callable[[CutBatch], np.ndarray]:
+def embedding_function(model: PretrainedModel, space: str) -> Callable[[CutBatch], np.ndarray]:
+    """Batch -> float32 [B, D] of `space`, as in `embed_dataset`."""
     definition = model.definition
     table = feature_table(definition, model.params, model.constants)
     return lambda batch: np.asarray(_cell_embedding(definition, space, model.params, model.constants, table, batch))

@@ -16,6 +16,7 @@ from data_pipelines.batches.collate import TokenSampling, collate_counts
 from data_pipelines.batches.model_counts import CountsChunk, Overlap, model_counts, overlap_with_model
 from data_pipelines.checks.input_check import check_dataset, require_usable
 from data_pipelines.checks.input_report import InputReport
+from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.readers.dataset import Dataset
 from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.batch import CellBatch
@@ -196,45 +197,55 @@ def open_model_cells(
 
     Warns `ScmbertWarning` of a file that lacks many of the model's features.
     """
-    dataset = cells if isinstance(cells, Dataset) else open_dataset(cells)
-    measured = [matrix.modality for matrix in dataset.matrices]
-    if assembly is None and "atac" in measured and "atac" in model.feature_space.modalities:
-        # Regions only mean something in the model's own assembly; that they match it is checked interval by interval.
-        assembly = model.feature_space.modalities["atac"].space.partition(":")[2]
-    if organism is None and "rna" not in measured:
-        # Genes tell their organism, antibodies and regions do not.
-        organism = model.feature_space.organism
-    report = check_dataset(dataset, organism=organism, assembly=assembly, min_genes=0)
-    require_usable(report)
     wanted = [name for name in model.config.modalities.in_use() if modalities is None or name in modalities]
     if not wanted:
         raise InputError(
             f"modalities {', '.join(modalities or ())}: the model reads {', '.join(model.config.modalities.in_use())}."
         )
-    overlaps = overlap_with_model(report, model.feature_space, wanted)
-    coverage = {name: _coverage(model, name, overlap) for name, overlap in overlaps.items()}
+    dataset, report, overlaps = cells_in_features(model.feature_space, wanted, cells, organism, assembly)
+    statistics, slices = model.definition.layout.statistics, model.definition.layout.slices
+    coverage = {
+        name: coverage_of(overlap, None if statistics is None else statistics.cell_detection[slice(*slices[name])])
+        for name, overlap in overlaps.items()
+    }
     for name, fraction in coverage.items():
-        _check_coverage(model, report.path, name, overlaps[name], fraction)
+        check_coverage(report.path, name, overlaps[name], fraction, model.allow_low_coverage)
     return ModelCells(model, dataset, report, overlaps, coverage)
 
 
-def _coverage(model: PretrainedModel, modality: str, overlap: Overlap) -> float:
-    """Each feature counts as often as cells of the corpus express it: a gene that no cell has is no loss."""
-    statistics = model.definition.layout.statistics
-    if statistics is None:
+def cells_in_features(
+    space: FeatureSpace, modalities: list[str], cells: Any, organism: str | None = None, assembly: str | None = None
+) -> tuple[Dataset, InputReport, dict[str, Overlap]]:
+    """`cells`, checked, and how their features meet those of `space` in these modalities; as `open_model_cells`."""
+    dataset = cells if isinstance(cells, Dataset) else open_dataset(cells)
+    measured = [matrix.modality for matrix in dataset.matrices]
+    if assembly is None and "atac" in measured and "atac" in space.modalities:
+        # Regions only mean something in the model's own assembly; that they match it is checked interval by interval.
+        assembly = space.modalities["atac"].space.partition(":")[2]
+    if organism is None and "rna" not in measured:
+        # Genes tell their organism, antibodies and regions do not.
+        organism = space.organism
+    report = check_dataset(dataset, organism=organism, assembly=assembly, min_genes=0)
+    require_usable(report)
+    return dataset, report, overlap_with_model(report, space, modalities)
+
+
+def coverage_of(overlap: Overlap, detection: np.ndarray | None) -> float:
+    """Each feature counts as often as cells of training express it (float [F]): a gene that no cell has is no loss."""
+    if detection is None:
         return float(overlap.measured.mean())
-    detection = statistics.cell_detection[slice(*model.definition.layout.slices[modality])]
     return float(detection[overlap.measured].sum() / detection.sum())
 
 
-def _check_coverage(model: PretrainedModel, path: str, modality: str, overlap: Overlap, fraction: float) -> None:
+def check_coverage(path: str, modality: str, overlap: Overlap, fraction: float, allow_low_coverage: bool) -> None:
+    """Raises InputError below `LEAST_COVERAGE` unless it is allowed; warns below `USUAL_COVERAGE`."""
     if fraction >= USUAL_COVERAGE:
         return
     found = (
         f"{path}: {modality}: the file measures {int(overlap.measured.sum()):,} of the model's "
         f"{len(overlap.measured):,} features, {fraction:.0%} of those that a cell of the model's corpus expresses"
     )
-    if fraction < LEAST_COVERAGE and not model.allow_low_coverage:
+    if fraction < LEAST_COVERAGE and not allow_low_coverage:
         raise InputError(
             f"{found}; below {LEAST_COVERAGE:.0%} its answers mean little. Give the file as it was before features "
             "were selected, use a model trained on such a panel, or continue all the same: --allow-low-coverage "

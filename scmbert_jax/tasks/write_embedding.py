@@ -30,7 +30,7 @@ def write_embedding(
     fit its kind.
     """
     check_output(path, spec, overwrite)
-    source = _annotated_source(spec)
+    source = annotated_source(spec)
     written: dict[str, Any] = {**obsm_keys(result), **provenance(model, result)}
     if source is None:
         written["obs"] = result.dataset.obs
@@ -45,14 +45,15 @@ def write_embedding(
 
 def check_output(path: Path, spec: str, overwrite: bool = False) -> None:
     """Raises `InputError` when the embedding of `spec` cannot be written to `path`; asked before the work, too."""
-    source = _annotated_source(spec)
+    source = annotated_source(spec)
     ending = ".h5ad" if source is None else source.suffix
     if path.suffix != ending:
         raise InputError(f"{path}: the output of {spec} is an {ending} file; name it so.")
     check_output_file(path, [spec, source], overwrite)
 
 
-def _annotated_source(spec: str) -> Path | None:
+def annotated_source(spec: str) -> Path | None:
+    """The .h5ad or .h5mu that `spec` is, which can be copied and added to; None for any other source."""
     if spec.startswith("example:"):
         return example_path(spec.partition(":")[2]) if spec.partition(":")[2] in EXAMPLES else None
     source = Path(split_query(spec)[0])
@@ -72,16 +73,23 @@ def obsm_keys(result: CellEmbeddings) -> dict[str, np.ndarray]:
     return {KEY: result.embeddings} | {f"{KEY}_{name}": vectors for name, vectors in result.aligned.items()}
 
 
+def open_groups(file: h5py.File) -> None:
+    """Makes `obsm` and `uns` groups that can be added to, where they are not."""
+    from anndata.io import write_elem
+
+    for name in ("obsm", "uns"):
+        held = file.get(name)
+        if not isinstance(held, h5py.Group):  # anndata 0.6 kept all of obsm in one array of records
+            records = held[()] if held is not None and held.dtype.names else None
+            file.pop(name, None)
+            write_elem(file, name, {} if records is None else {key: records[key] for key in records.dtype.names})
+
+
 def _add(path: Path, model: PretrainedModel, result: CellEmbeddings) -> None:
     from anndata.io import write_elem
 
     with h5py.File(path, "r+") as file:
-        for name in ("obsm", "uns"):
-            held = file.get(name)
-            if not isinstance(held, h5py.Group):  # anndata 0.6 kept all of obsm in one array of records
-                records = held[()] if held is not None and held.dtype.names else None
-                file.pop(name, None)
-                write_elem(file, name, {} if records is None else {key: records[key] for key in records.dtype.names})
+        open_groups(file)
         for key, embeddings in obsm_keys(result).items():
             write_elem(file["obsm"], key, np.ascontiguousarray(embeddings))
         write_elem(file["uns"], "scmbert", provenance(model, result))

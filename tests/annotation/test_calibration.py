@@ -40,14 +40,32 @@ def test_sets_hold_the_truth_of_each_type_as_often_as_they_say_even_where_probab
     logits = 3 * rng.normal(size=(40_000, 4)) + np.array([1, 0, 0, 0])
     codes, membership = drawn(logits, rng)
     lying = probabilities_of(logits + np.array([0, 2, 0, -2]), 0.3)
-    sets = ConformalSets.of(lying[:20_000], membership[:20_000], coverage)
+    sets = ConformalSets.of(lying[:20_000], membership[:20_000], coverage, with_the_best=False)
     held = sets(lying[20_000:])
     for code in range(4):
         mine = codes[20_000:] == code
         assert held[mine, code].mean() == pytest.approx(coverage, abs=0.03)  # 4,000 cells each: .01 by chance
     assert not sets.pooled.any()
-    assert (sets.with_the_best(lying).sum(1) > 0).all()
-    assert (sets(lying).sum(1) == 0).any() == (coverage == 0.5)
+    assert (held.sum(1) == 0).any() == (coverage == 0.5)
+
+
+def test_with_the_most_probable_type_always_in_it_sets_are_smaller_and_hold_what_they_should():
+    rng = np.random.default_rng(1)
+    logits = 4 * rng.normal(size=(40_000, 4)) + np.array([4, 0, 0, 0])
+    codes, membership = drawn(logits, rng)
+    p = probabilities_of(logits)
+    with_best = ConformalSets.of(p[:20_000], membership[:20_000], 0.9)
+    without = ConformalSets.of(p[:20_000], membership[:20_000], 0.9, with_the_best=False)
+    sets, others = with_best(p[20_000:]), without(p[20_000:])
+    others[np.arange(20_000), p[20_000:].argmax(1)] = True
+    assert (sets.sum(1) > 0).all()
+    assert sets.sum(1).mean() < others.sum(1).mean()
+    recall = [(p[20_000:].argmax(1) == code)[codes[20_000:] == code].mean() for code in range(4)]
+    assert max(recall) > 0.9 > min(recall)
+    for code in range(4):
+        mine = codes[20_000:] == code
+        assert sets[mine, code].mean() == pytest.approx(max(recall[code], 0.9), abs=0.02)
+        assert (with_best.thresholds[code] > 1) == (recall[code] > 0.9)
 
 
 def test_a_type_of_too_few_cells_has_the_threshold_of_all_and_it_is_said():
@@ -57,7 +75,7 @@ def test_a_type_of_too_few_cells_has_the_threshold_of_all_and_it_is_said():
     p = probabilities_of(logits)
     assert [fewest_cells(coverage) for coverage in (0.5, 0.9, 0.95)] == [1, 9, 19]
     few = np.concatenate([np.flatnonzero(codes != 2), np.flatnonzero(codes == 2)[:8]])
-    sets = ConformalSets.of(p[few], membership[few], 0.9)
+    sets = ConformalSets.of(p[few], membership[few], 0.9, with_the_best=False)
     assert sets.pooled.tolist() == [False, False, True]
     enough = np.append(few, np.flatnonzero(codes == 2)[8])
     assert not ConformalSets.of(p[enough], membership[enough], 0.9).pooled.any()
@@ -65,13 +83,13 @@ def test_a_type_of_too_few_cells_has_the_threshold_of_all_and_it_is_said():
     assert sets.thresholds[2] == np.sort(own)[len(own) - int(np.ceil(0.9 * (len(own) + 1)))]
     nothing = ConformalSets.of(p[:3], membership[:3], 0.9)
     assert nothing.pooled.all()
-    assert nothing(p).all()
+    assert nothing(p).all()  # whatever has any probability is in the set
 
 
 def test_a_coarse_label_says_nothing_of_a_threshold():
     p, membership = np.full((30, 2), 0.5), np.zeros((30, 2), bool)
     p[:20], membership[:10, 0], membership[10:20, 1], membership[20:] = [0.9, 0.1], True, True, True
-    assert ConformalSets.of(p, membership, 0.5).thresholds.tolist() == [0.9, 0.1]
+    assert ConformalSets.of(p, membership, 0.5, with_the_best=False).thresholds.tolist() == [0.9, 0.1]
 
 
 @pytest.mark.parametrize("coverage", [0, 1, 90, -0.1, float("nan")])

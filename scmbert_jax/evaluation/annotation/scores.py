@@ -111,7 +111,7 @@ def calibrated(probabilities: Array, held_out: Array, codes: Array, known: Array
     membership = codes[:, None] == np.flatnonzero(known)
     temperature = fit_temperature(logits_held_out, membership)
     scaled = probabilities_of(logits, temperature)
-    sets = ConformalSets.of(probabilities_of(logits_held_out, temperature), membership, COVERAGE).with_the_best(scaled)
+    sets = ConformalSets.of(probabilities_of(logits_held_out, temperature), membership, COVERAGE)(scaled)
     found = Calibrated(np.zeros(probabilities.shape), np.zeros(probabilities.shape, bool))
     found.probabilities[:, known], found.sets[:, known] = scaled, sets
     return found

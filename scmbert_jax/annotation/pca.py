@@ -1,0 +1,192 @@
+"""The representation of `--method pca`: principal components of the labelled cells, no model.
+
+Counts become log1p of counts per 10,000 (RNA), CLR (protein) or TF-log-IDF (ATAC), with what the labelled cells say of
+depth and of rare regions. Each modality's scores are brought to one scale, never each component (a scale per component
+gives noise the say of what tells types apart), and stand side by side. What was not measured has its mean.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from data_pipelines.batches.model_counts import CountsChunk, Overlap, model_counts
+from data_pipelines.checks.input_check import check_dataset, require_usable
+from data_pipelines.checks.input_report import InputReport
+from data_pipelines.features.feature_space import FeatureSpace
+from data_pipelines.readers.dataset import Dataset
+from data_pipelines.readers.open_dataset import open_dataset
+from data_pipelines.statistics.principal_components import principal_components
+from scmbert_jax.errors import InputError
+from scmbert_jax.feature_layout import NUM_COMPONENTS
+from scmbert_jax.tasks.model_cells import cells_in_features, check_coverage, coverage_of
+from scmbert_jax.value_scales import clr_values, log1p_values, tf_log_idf_values
+
+Array = np.ndarray
+
+_TARGET_SUM = 1e4
+
+
+@dataclass(frozen=True)
+class MappedCells:
+    """The cells of a data set in the features of a `Pca`; attributes as of `ModelCells`."""
+
+    dataset: Dataset
+    report: InputReport
+    overlaps: dict[str, Overlap]
+    coverage: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ModalityPca:
+    """Of one modality of F features.
+
+    Attributes:
+      share: float64 [F], of the counts (ATAC: open regions) of a labelled cell; how much of a cell a file measures.
+      detection: float64 [F], the share of labelled cells that express a feature.
+      mean: float64 [F] of the values; loadings: float32 [F, d].
+      scale: of the scores of the labelled cells: their mean variance is its square.
+    """
+
+    share: Array
+    detection: Array
+    mean: Array
+    loadings: Array
+    scale: float
+
+    @property
+    def width(self) -> int:
+        return self.loadings.shape[1]
+
+    def scores(self, modality: str, counts: sp.csr_matrix, measured: Array) -> Array:
+        """float64 [n, d] of counts [n, F] in a file that measures bool [F] of the features."""
+        values = _values(modality, counts, measured, self)
+        return (values @ self.loadings - (self.mean * measured) @ self.loadings) / self.scale
+
+
+@dataclass(frozen=True)
+class Pca:
+    """Attributes:
+    space: the features it knows.
+    parts: modality -> its components.
+    """
+
+    space: FeatureSpace
+    parts: dict[str, ModalityPca] = field(repr=False)
+
+    @property
+    def width(self) -> int:
+        return sum(part.width for part in self.parts.values())
+
+    def open(
+        self, cells: Any, organism: str | None = None, assembly: str | None = None, allow_low_coverage: bool = False
+    ) -> MappedCells:
+        """Raises `InputError`, as `open_model_cells`."""
+        dataset, report, overlaps = cells_in_features(self.space, list(self.parts), cells, organism, assembly)
+        coverage = {name: coverage_of(overlap, self.parts[name].detection) for name, overlap in overlaps.items()}
+        for name, share in coverage.items():
+            check_coverage(report.path, name, overlaps[name], share, allow_low_coverage)
+        return MappedCells(dataset, report, overlaps, coverage)
+
+    def vectors(self, cells: MappedCells) -> Array:
+        """float32 [n, D]; a modality that a cell has not is its mean, 0."""
+        found = np.zeros((len(cells.dataset.cell_ids), self.width), np.float32)
+        for chunk in model_counts(cells.dataset, cells.report, cells.overlaps):
+            first = 0
+            for name, part in self.parts.items():
+                if name in chunk.counts:
+                    rows = np.flatnonzero(chunk.measured[name] & (chunk.counts[name].getnnz(1) > 0))
+                    scores = part.scores(name, chunk.counts[name][rows], cells.overlaps[name].measured)
+                    found[chunk.first + rows, first : first + part.width] = scores
+                first += part.width
+        return found
+
+    def arrays(self) -> dict[str, Array]:
+        """What `from_arrays` needs besides the space."""
+        return {
+            f"{name}/{key}": np.asarray(getattr(part, key))
+            for name, part in self.parts.items()
+            for key in ModalityPca.__dataclass_fields__
+        }
+
+    @classmethod
+    def from_arrays(cls, space: FeatureSpace, arrays: dict[str, Array]) -> "Pca":
+        parts = {
+            name: ModalityPca(
+                **{key: arrays[f"{name}/{key}"] for key in ("share", "detection", "mean", "loadings")},
+                scale=float(arrays[f"{name}/scale"]),
+            )
+            for name in space.modalities
+        }
+        return cls(space, parts)
+
+
+def reference_space(
+    cells: Any, organism: str | None, assembly: str | None, space: FeatureSpace | None = None
+) -> tuple[FeatureSpace, MappedCells]:
+    """The space, or all features of the data set, and its cells in them. Raises `InputError`, as `open_model_cells`."""
+    if space is not None:
+        dataset, report, overlaps = cells_in_features(space, list(space.modalities), cells, organism, assembly)
+        return space, MappedCells(dataset, report, overlaps, dict.fromkeys(overlaps, 1.0))
+    dataset = cells if isinstance(cells, Dataset) else open_dataset(cells)
+    report = check_dataset(dataset, organism=organism, assembly=assembly, min_genes=0)
+    require_usable(report)
+    space = FeatureSpace(report.features)
+    names = list(space.modalities)
+    dataset, report, overlaps = cells_in_features(space, names, dataset, organism, assembly)
+    return space, MappedCells(dataset, report, overlaps, dict.fromkeys(names, 1.0))
+
+
+def fit_pca(space: FeatureSpace, cells: MappedCells, num_components: int) -> Pca:
+    """Of all cells with counts, labelled or not; holds their counts in memory, sparse.
+
+    Args:
+      num_components: of each modality, at most 64.
+
+    Raises `InputError` for fewer than 3 cells with counts of a modality.
+    """
+    chunks = list(model_counts(cells.dataset, cells.report, cells.overlaps))
+    parts = {
+        name: _fit_modality(name, chunks, cells.overlaps[name], num_components, cells.report.path)
+        for name in cells.overlaps
+    }
+    return Pca(FeatureSpace({name: space.modalities[name] for name in parts}), parts)
+
+
+def _fit_modality(
+    name: str, chunks: list[CountsChunk], overlap: Overlap, num_components: int, path: str
+) -> ModalityPca:
+    counts = sp.vstack([chunk.counts[name] for chunk in chunks], format="csr")
+    counts = counts[counts.getnnz(1) > 0]
+    if counts.shape[0] < 3:
+        raise InputError(f"{path}: {counts.shape[0]} cells have {name} counts; principal components need 3 or more.")
+    binary = counts.astype(bool).astype(np.float64)
+    detection = np.asarray(binary.mean(0)).ravel()
+    of_cell = binary if name == "atac" else counts
+    share = np.asarray(of_cell.multiply(1 / of_cell.sum(1).reshape(-1, 1)).mean(0)).ravel()
+    nothing = np.zeros(len(detection))
+    unfitted = ModalityPca(share, detection, nothing, np.zeros((len(detection), 0), np.float32), 1.0)
+    values = _values(name, counts, overlap.measured, unfitted)
+    found = principal_components(values, overlap.measured[None], np.zeros(counts.shape[0], np.int64))
+    width = min(num_components, NUM_COMPONENTS)
+    width = min(width, int((np.abs(found.loadings).max(0) > 0).sum()))
+    scores = found.scores[:, :width]
+    scale = float(np.sqrt(scores.var(0).mean())) if width else 1.0
+    return ModalityPca(share, detection, found.mean, found.loadings[:, :width], scale or 1.0)
+
+
+def _values(modality: str, counts: sp.csr_matrix, measured: Array, known: ModalityPca) -> sp.csr_matrix:
+    """float64 CSR [n, F]. A cell of which a file measures a part is scaled as if the rest had been there, too."""
+    number = np.diff(counts.indptr)
+    part = max(float(known.share[measured].sum()), 1e-6)
+    if modality == "protein":
+        mean_log = np.asarray(counts.log1p().sum(1)).ravel() / max(int(measured.sum()), 1)
+        data = clr_values(counts.data, np.repeat(mean_log, number))
+    elif modality == "atac":
+        cells_per_open = 1 / np.maximum(known.detection[counts.indices], 1e-4)
+        data = tf_log_idf_values(counts.data, np.repeat(number / part, number), cells_per_open)
+    else:
+        totals = np.asarray(counts.sum(1)).ravel() / part
+        data = log1p_values(counts.data, np.repeat(totals, number), _TARGET_SUM)
+    return sp.csr_matrix((np.asarray(data, np.float64), counts.indices, counts.indptr), counts.shape)
