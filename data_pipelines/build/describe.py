@@ -3,8 +3,7 @@
 from typing import Any
 
 from data_pipelines.cells.supervision import CellCounts
-from data_pipelines.checks.derivation import derivation_lines
-from data_pipelines.checks.input_report import regions_text
+from data_pipelines.checks.input_report import derivation_lines, regions_text
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.corpus.storage import Location
 from scmbert_jax.errors import CorpusError

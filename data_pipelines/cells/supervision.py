@@ -52,7 +52,7 @@ def information_of(
 
     Returns:
       paired_cells: cells whose counts of several of these modalities an assay measured together.
-      pseudo_paired_cells: cells that a program put together out of two (`data_pipelines/readers/pseudo_pairs.py`).
+      pseudo_paired_cells: cells that a program put together out of two (`data_pipelines/readers/source_statements.py`).
       pseudo_pairs: data set -> how they were.
       links: modality -> number of links from its features to genes of the same feature table.
       cells: technical batch -> set of modalities -> number of cells.

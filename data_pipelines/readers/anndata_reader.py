@@ -17,11 +17,14 @@ from data_pipelines.features.modality_names import (
     modality_of_name,
     modality_of_table,
 )
-from data_pipelines.readers.counts_elsewhere import layers_of_counts, obsm_notes
-from data_pipelines.readers.counts_field import choose_counts_field, first_problem
+from data_pipelines.readers.counts_field import choose_counts_field, first_problem, layers_of_counts, obsm_notes
 from data_pipelines.readers.dataset import CountsMatrix, Dataset, join_matrices
-from data_pipelines.readers.pseudo_pairs import pseudo_pairs_of, pseudo_pairs_of_file
-from data_pipelines.readers.source_statements import statements_of, statements_of_file
+from data_pipelines.readers.source_statements import (
+    pseudo_pairs_of,
+    pseudo_pairs_of_file,
+    statements_of,
+    statements_of_file,
+)
 from data_pipelines.readers.stored_matrix import ColumnsOf, MatrixInMemory, StoredMatrix, open_stored_matrix
 from data_pipelines.readers.stored_nodes import StoredGroup, is_array, is_group, is_null
 from data_pipelines.readers.stored_table import read_table, table_in_memory

@@ -36,10 +36,9 @@ from data_pipelines.readers.dataset import CountsMatrix, Dataset, join_matrices
 from data_pipelines.readers.example_reader import EXAMPLES, example_path
 from data_pipelines.readers.full_length import length_normalised
 from data_pipelines.readers.other_formats import described
-from data_pipelines.readers.pair_check import require_shared_cells
+from data_pipelines.readers.pair_check import require_shared_cells, separate_modalities
 from data_pipelines.readers.reader import Cells, Reader, Request
 from data_pipelines.readers.reading_options import DEFAULT_READING, ReadingOptions, split_query
-from data_pipelines.readers.unpaired_cells import separate_modalities
 from scmbert_jax.errors import InputError
 
 __all__ = [

@@ -14,7 +14,7 @@ import zarr
 from stored_counts import BARCODES, IDS, as_anndata, random_counts, write_zarr
 
 from data_pipelines.checks.input_check import check_dataset
-from data_pipelines.readers import zarr_metadata
+from data_pipelines.readers import zarr_store
 from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.readers.stored_matrix import open_stored_matrix
 from scmbert_jax.errors import InputError
@@ -304,9 +304,9 @@ def test_a_codec_that_is_not_known_is_refused_also_within_shards(codecs, tmp_pat
 def test_the_advice_about_codecs_leads_on(tmp_path, monkeypatch):
     """As if the codec of zarr 2 were not on the list, and that of zarr 3 were."""
     ad = pytest.importorskip("anndata")
-    known = [codec for codec in zarr_metadata._CODECS if codec != "blosc"]
+    known = [codec for codec in zarr_store._CODECS if codec != "blosc"]
     path = write_zarr(tmp_path / "x.zarr", as_anndata(random_counts()), 2)
-    monkeypatch.setattr(zarr_metadata, "_CODECS", known)
+    monkeypatch.setattr(zarr_store, "_CODECS", known)
     refused(path, "names the codec 'blosc'", "anndata.read_zarr(STORE).write_zarr(NEW)")
     write_zarr(tmp_path / "new.zarr", ad.read_zarr(path), 3)
     assert np.array_equal(read_all(open_dataset(tmp_path / "new.zarr")), random_counts().toarray())
