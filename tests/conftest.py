@@ -1,15 +1,16 @@
 """Shared fixtures. Real data lies beside the repository (or at $SCMBERT_SHARED_DATA); without it those tests skip."""
 
 import contextlib
+import fcntl
 import io
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scmbert_jax.compiled_programs import flags_to_compile_quickly
 
@@ -57,13 +58,33 @@ XLA_DEFAULT: dict[str, int | bool] = {"xla_backend_optimization_level": 3}
 if "xla_cpu_use_fusion_emitters" in flags_to_compile_quickly():
     XLA_DEFAULT["xla_cpu_use_fusion_emitters"] = True
 MOST_MAPS = 20_000  # a module of tests adds up to 4,000
-# Folders of tests in which JAX refuses operands of different ranks. The others were not all run that way; what solves
-# optimal transport (ott-jax) needs it allowed.
-RANKS_ARE_HELD = ("models", "objectives")
+# Folders of tests in which JAX refuses operands of different ranks. The others were not all run that way.
+RANKS_ARE_HELD = ("evaluators", "models", "objectives", "tasks", "training")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs() -> Iterator[dict[tuple, Any]]:
+    """All programs of this process. Tests make the same model again and again, and `jax.jit` of a new function knows
+    nothing of the one before: a program of the same text for the same devices is taken instead of compiled."""
+    from jax._src import cache_key, compiler
+
+    compile_anew, programs = compiler.compile_or_get_cached, {}
+
+    def compile_once(backend, computation, devices, options, host_callbacks, *more, **named):
+        if backend.platform != "cpu" or host_callbacks:  # for other machines (goldens); with functions of Python
+            return compile_anew(backend, computation, devices, options, host_callbacks, *more, **named)
+        key = cache_key.get(computation, devices, options, backend), *(device.id for device in devices.flat)
+        if key not in programs:
+            programs[key] = compile_anew(backend, computation, devices, options, host_callbacks, *more, **named)
+        return programs[key]
+
+    compiler.compile_or_get_cached = compile_once
+    yield programs
+    compiler.compile_or_get_cached = compile_anew
 
 
 @pytest.fixture(scope="module", autouse=True)
-def programs_are_dropped_before_the_process_has_no_room_for_more():
+def programs_are_dropped_before_the_process_has_no_room_for_more(compiled_programs):
     """XLA for CPUs keeps each program in some memory maps, of which Linux gives a process 65,530; then it crashes."""
     yield
     maps = Path("/proc/self/maps")
@@ -71,6 +92,7 @@ def programs_are_dropped_before_the_process_has_no_room_for_more():
         import jax
 
         jax.clear_caches()
+        compiled_programs.clear()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -129,9 +151,26 @@ def scmbert_ok(*arguments: str | Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def start_scmbert(tmp_path_factory) -> Callable[..., subprocess.Popen]:
+def folder_of_all(tmp_path_factory) -> Path:
+    """A folder of this call of pytest, one for all its processes."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@contextlib.contextmanager
+def made_once(folder: Path) -> Iterator[bool]:
+    """Whether `folder` is to be filled now: of all test processes the first that comes does, the others wait for it."""
+    with folder.with_suffix(".lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = folder.with_suffix(".made")
+        yield not made.exists()
+        made.touch()
+
+
+@pytest.fixture(scope="session")
+def start_scmbert(folder_of_all) -> Callable[..., subprocess.Popen]:
     """Starts `scmbert` as a process of its own, with one CPU device (or `devices`); output is captured as text."""
-    cache = tmp_path_factory.mktemp("compiled")
+    cache = folder_of_all / "compiled"
 
     def start(*arguments: str | Path, devices: int = 1) -> subprocess.Popen:
         environment = {
@@ -181,11 +220,27 @@ def mosaic_file(mosaic_cells, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pbmc_corpus(tmp_path_factory) -> Path:
+def pbmc_corpus(folder_of_all) -> Path:
     """The built-in example as a corpus: 1,600 cells, RNA and protein, a mosaic. Not to be changed: copy it."""
-    corpus = tmp_path_factory.mktemp("pbmc") / "corpus"
-    scmbert_ok("corpus", "build", corpus, "example:pbmc_mosaic", "--block-size", "64")
+    corpus = folder_of_all / "pbmc" / "corpus"
+    with made_once(folder_of_all / "pbmc_corpus") as missing:
+        if missing:
+            scmbert_ok("corpus", "build", corpus, "example:pbmc_mosaic", "--block-size", "64")
     return corpus
+
+
+@pytest.fixture(scope="session")
+def pbmc_few(tmp_path_factory) -> Path:
+    """The first 60 cells of each technical batch of the built-in example, as a file of the same name: p1_0 has RNA,
+    p2_0 protein, p3_0 and p4_0 both. Embedding them takes seconds, embedding all of the example half a minute."""
+    import mudata
+
+    from data_pipelines.readers.example_reader import example_path
+
+    file = tmp_path_factory.mktemp("few") / "pbmc_mosaic.h5mu"
+    rows = np.concatenate([np.arange(first, first + 60) for first in (0, 400, 800, 1200)])
+    mudata.read_h5mu(example_path("pbmc_mosaic"))[rows].copy().write(file)
+    return file
 
 
 # Experiment `tiny` on a corpus of RNA and protein.
@@ -193,27 +248,48 @@ TINY = ("pretrain", "tiny", "--modalities.atac.num-tokens", "0", "--reader", "th
 
 
 @pytest.fixture(scope="session")
-def pbmc_run(pbmc_corpus, run_scmbert) -> Path:
+def pbmc_run(pbmc_corpus, folder_of_all, run_scmbert) -> Path:
     """A run folder of 6 steps on `pbmc_corpus`, checkpoints 3 and 6. Not to be changed: copy it."""
     run_dir = pbmc_corpus.parent / "run"
-    options = ("--corpus", pbmc_corpus, "--run-dir", run_dir, "--steps", "6", "--train.checkpoint-every", "3")
+    with made_once(folder_of_all / "pbmc_run") as missing:
+        if missing:
+            _train_on_pbmc(pbmc_corpus, run_dir, run_scmbert)
+    return run_dir
+
+
+def _train_on_pbmc(corpus: Path, run_dir: Path, run_scmbert: Callable[..., Ran]) -> None:
+    options = ("--corpus", corpus, "--run-dir", run_dir, "--steps", "6", "--train.checkpoint-every", "3")
     # What the corpus lacks is left out by itself; those who continue this run leave it out as `TINY` does.
     ran = run_scmbert("pretrain", "tiny", "--reader", "threads", *options, "--train.log-every", "1")
     assert ran.code == 0, ran.err
-    assert f"atac: not in {pbmc_corpus}; trained without" in ran.err
+    assert f"atac: not in {corpus}; trained without" in ran.err
     assert "1,600 cells of " in ran.err
     what = r"parameters; features: \d+ rna, 224 protein; masked_modeling\n1 x .+, mesh replica 1 x fsdp 1 x tensor 1\n"
     assert re.search(what, ran.err), ran.err
     assert "starting at step 0 of 6" in ran.err
-    return run_dir
 
 
 @pytest.fixture(scope="session")
-def pbmc_model(pbmc_run) -> Path:
+def pbmc_model(pbmc_run, folder_of_all) -> Path:
     """The model folder exported from `pbmc_run`. Not to be changed: copy it."""
     model_dir = pbmc_run.parent / "model"
-    scmbert_ok("export", pbmc_run, model_dir)
+    with made_once(folder_of_all / "pbmc_model") as missing:
+        if missing:
+            scmbert_ok("export", pbmc_run, model_dir)
     return model_dir
+
+
+@pytest.fixture
+def exact_neighbours(monkeypatch):
+    """For scib-metrics: its approximate search compiles for most of a minute, for a few hundred cells."""
+    from scib_metrics import nearest_neighbors
+    from sklearn.neighbors import NearestNeighbors
+
+    def search(x, n_neighbors, random_state=0, n_jobs=1):
+        distances, indices = NearestNeighbors(n_neighbors=n_neighbors).fit(x).kneighbors(x)
+        return nearest_neighbors.NeighborsResults(indices=indices, distances=distances)
+
+    monkeypatch.setattr(nearest_neighbors, "pynndescent", search)
 
 
 @pytest.fixture(scope="session")
@@ -376,7 +452,8 @@ def shaken(params: dict, size: float = 0.1) -> dict:
     """Parameters with noise on every number: output layers start at zero, where nothing behind them shows."""
     import jax
 
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(99), len(leaves))
-    noise = [size * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, [leaf + more for leaf, more in zip(leaves, noise, strict=True)])
+    rng = np.random.default_rng(99)  # not JAX's, which compiles a program for each shape
+    return jax.tree.map(
+        lambda leaf: jax.numpy.asarray(leaf + size * rng.standard_normal(leaf.shape, np.float32), leaf.dtype),
+        jax.device_get(params),
+    )

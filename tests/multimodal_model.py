@@ -4,11 +4,10 @@ Use as `from multimodal_model import multimodal_model`, which is a fixture.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Ran, scmbert_ok
+from conftest import TINY, Ran, made_once, scmbert_ok
 
 # Both objectives that need two modalities; sizes that compile in seconds.
 OPTIONS = (
@@ -18,13 +17,16 @@ OPTIONS = (
 
 
 @pytest.fixture(scope="session")
-def multimodal_model(tmp_path_factory, run_scmbert) -> Path:
+def multimodal_model(folder_of_all, run_scmbert) -> Path:
     """The model folder of a run of one step on batches p1, p2 and p3 of the example: 400 pairs, p4 is unseen."""
-    return _trained(tmp_path_factory.getbasetemp() / "multimodal", run_scmbert)
+    folder = folder_of_all / "multimodal"
+    with made_once(folder) as missing:  # each module that imports a fixture would make it, too
+        if missing:
+            _train(folder, run_scmbert)
+    return folder / "model"
 
 
-@lru_cache(maxsize=1)  # a fixture that several modules import is made by each of them
-def _trained(folder: Path, run_scmbert: Callable[..., Ran]) -> Path:
+def _train(folder: Path, run_scmbert: Callable[..., Ran]) -> None:
     folder.mkdir()
     corpus, run_dir = folder / "corpus", folder / "run"
     only = ("--only", "technical_batch=p1_0,p2_0,p3_0")
@@ -32,4 +34,3 @@ def _trained(folder: Path, run_scmbert: Callable[..., Ran]) -> Path:
     ran = run_scmbert(*TINY, *OPTIONS, "--corpus", corpus, "--run-dir", run_dir, "--steps", "1")
     assert ran.code == 0, ran.err
     scmbert_ok("export", run_dir, folder / "model")
-    return folder / "model"

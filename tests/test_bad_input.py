@@ -503,32 +503,32 @@ def test_a_disk_that_is_full_leaves_no_half_model(full_at, words, pbmc_run, tmp_
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_leaves_no_half_embedding_and_the_file_of_before(pbmc_model, tmp_path):
+def test_a_disk_that_is_full_leaves_no_half_embedding_and_the_file_of_before(pbmc_model, pbmc_few, tmp_path):
     old = tmp_path / "out.h5mu"
     old.write_bytes(b"of before")
     with disk_with_room_for(400_000):
-        ran = scmbert("embed", pbmc_model, "example:pbmc_mosaic", "-o", old, "--overwrite")
+        ran = scmbert("embed", pbmc_model, pbmc_few, "-o", old, "--overwrite")
     refused(ran, InputError, old, "cannot be written")
     assert list(tmp_path.iterdir()) == [old]
     assert old.read_bytes() == b"of before"
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_while_the_embedding_is_added_leaves_nothing(pbmc_model, tmp_path):
+def test_a_disk_that_is_full_while_the_embedding_is_added_leaves_nothing(pbmc_model, pbmc_few, tmp_path):
     """The copy of the file still fits, the embedding does not."""
-    with disk_with_room_for(example_path("pbmc_mosaic").stat().st_size + 1000):
-        ran = scmbert("embed", pbmc_model, "example:pbmc_mosaic", "-o", tmp_path / "out.h5mu")
+    with disk_with_room_for(pbmc_few.stat().st_size + 1000):
+        ran = scmbert("embed", pbmc_model, pbmc_few, "-o", tmp_path / "out.h5mu")
     refused(ran, InputError, tmp_path / "out.h5mu", "cannot be written")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_leaves_no_half_translation_and_the_file_of_before(multimodal_model, tmp_path):  # noqa: F811
+def test_a_disk_that_is_full_leaves_no_half_translation_and_the_file_of_before(multimodal_model, pbmc_few, tmp_path):  # noqa: F811
     old = tmp_path / "out.h5mu"
     old.write_bytes(b"of before")
     with disk_with_room_for(400_000):
         options = ("--to", "protein", "-o", old, "--overwrite")
-        ran = scmbert("translate", multimodal_model, "example:pbmc_mosaic", *options)
+        ran = scmbert("translate", multimodal_model, pbmc_few, *options)
     refused(ran, InputError, old, "cannot be written", "File too large")
     assert list(tmp_path.iterdir()) == [old]
     assert old.read_bytes() == b"of before"

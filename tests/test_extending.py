@@ -46,7 +46,7 @@ def of_a_run(tiny_config, tiny_layout, tiny_batch):
     model = ModelDefinition(tiny_config, tiny_layout)
     inputs = EvaluatorInputs(model, mesh, SimpleNamespace(batches=[tiny_batch()], num_cells=16))
     with jax.set_mesh(mesh):
-        yield {"inputs": inputs, "params": model.init(jax.random.key(0)), "constants": model.constants}
+        yield {"inputs": inputs, "params": jax.jit(model.init)(jax.random.key(0)), "constants": model.constants}
 
 
 def test_the_page_shows_every_kind():

@@ -27,7 +27,7 @@ import numpy as np
 import data_pipelines, scmbert_jax
 from scmbert_jax.cli import main
 
-site, repository, model, out = map(pathlib.Path, sys.argv[1:])
+site, repository, model, file, out = map(pathlib.Path, sys.argv[1:])
 for package in (scmbert_jax, data_pipelines):
     assert site in pathlib.Path(package.__file__).parents, package.__file__
 for command in (["--help"], ["doctor", "example:pbmc_mosaic"], ["pretrain", "blood:small", "--fields"]):
@@ -35,7 +35,7 @@ for command in (["--help"], ["doctor", "example:pbmc_mosaic"], ["pretrain", "blo
         assert main(command) == 0, command
     except SystemExit as ended:
         assert ended.code == 0, command
-cells = scmbert_jax.load(model).embed("example:pbmc_mosaic")
+cells = scmbert_jax.load(model).embed(file)
 np.save(out, cells)
 ours = [name for name, module in sys.modules.items() if name.split(".")[0] in ("scmbert_jax", "data_pipelines")]
 inside = [name for name in ours if str(getattr(sys.modules[name], "__file__", "")).startswith(f"{repository}/")]
@@ -83,14 +83,16 @@ def run_command(*command: object, folder: Path, **environment: str) -> subproces
     return subprocess.run([*map(str, command)], cwd=folder, env={**kept, **environment}, capture_output=True, text=True)
 
 
-def run_installed(python: Path | str, site: Path, model: Path, folder: Path, **environment: str) -> np.ndarray:
-    """[cells, embed_dim] of the example, embedded by the package that lies in `site`; `folder`: where Python runs."""
+def run_installed(
+    python: Path | str, site: Path, model: Path, file: Path, folder: Path, **environment: str
+) -> np.ndarray:
+    """[cells, embed_dim] of `file`, embedded by the package that lies in `site`; `folder`: where Python runs."""
     folder.mkdir(exist_ok=True)
     out = folder / "embedding.npy"
-    done = run_command(python, "-c", RUN, site, REPOSITORY, model, out, folder=folder, **environment)
+    done = run_command(python, "-c", RUN, site, REPOSITORY, model, file, out, folder=folder, **environment)
     assert done.returncode == 0, done.stderr
     assert "usage: scmbert VERB" in done.stdout
-    assert "embedded (1600, " in done.stdout
+    assert "embedded (240, " in done.stdout
     return np.load(out)
 
 
@@ -114,18 +116,19 @@ def test_a_wheel_holds_all_that_runs_and_nothing_else(built):
 
 
 @pytest.mark.slow
-def test_an_unpacked_wheel_embeds_as_the_repository_does(built, pbmc_model, tmp_path):
+def test_an_unpacked_wheel_embeds_as_the_repository_does(built, pbmc_model, pbmc_few, tmp_path):
     with zipfile.ZipFile(built.wheel) as archive:
         archive.extractall(tmp_path / "site")
     path = str(tmp_path / "site")
-    found = run_installed(sys.executable, tmp_path / "site", pbmc_model, tmp_path / "elsewhere", PYTHONPATH=path)
-    ours = scmbert_jax.load(pbmc_model).embed("example:pbmc_mosaic")
+    folders = (tmp_path / "site", pbmc_model, pbmc_few, tmp_path / "elsewhere")
+    found = run_installed(sys.executable, *folders, PYTHONPATH=path)
+    ours = scmbert_jax.load(pbmc_model).embed(pbmc_few)
     # Of one device and of eight: sums may be in another order.
     np.testing.assert_allclose(found, ours, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.nightly
-def test_a_new_environment_installs_the_wheel_and_the_sdist_and_runs_them(built, pbmc_model, tmp_path):
+def test_a_new_environment_installs_the_wheel_and_the_sdist_and_runs_them(built, pbmc_model, pbmc_few, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
@@ -135,7 +138,7 @@ def test_a_new_environment_installs_the_wheel_and_the_sdist_and_runs_them(built,
         subprocess.run([*install, *more], check=True)
         said = run_command(python.with_name("scmbert"), "--help", folder=tmp_path)
         assert "usage: scmbert VERB" in said.stdout
-        embedded.append(run_installed(python, site, pbmc_model, tmp_path / "elsewhere"))
+        embedded.append(run_installed(python, site, pbmc_model, pbmc_few, tmp_path / "elsewhere"))
         # What is no part of an installation says so.
         said = run_command(
             python.with_name("scmbert"), "bench", "favor", "--tokens", "40", "--torch-python", python, folder=tmp_path

@@ -76,6 +76,7 @@ def _solve_cost(cost: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array, 
     from ott.problems.linear import linear_problem
     from ott.solvers.linear import sinkhorn
 
-    problem = linear_problem.LinearProblem(geometry.Geometry(cost_matrix=cost, epsilon=epsilon))
-    out = sinkhorn.Sinkhorn(max_iterations=2000)(problem)
+    with jax.numpy_rank_promotion("allow"):  # ott adds arrays of different ranks, which a user may have JAX refuse
+        problem = linear_problem.LinearProblem(geometry.Geometry(cost_matrix=cost, epsilon=epsilon))
+        out = sinkhorn.Sinkhorn(max_iterations=2000)(problem)
     return out.f, out.g, jnp.asarray(out.converged)

@@ -74,19 +74,6 @@ def test_a_model_is_scored_on_matching_of_a_batch_it_has_not_seen(multimodal_mod
     assert "Which cell types are matched" in page
 
 
-@pytest.fixture
-def exact_neighbours(monkeypatch):
-    """For scib-metrics: its approximate search compiles for most of a minute, for a few hundred cells."""
-    from scib_metrics import nearest_neighbors
-    from sklearn.neighbors import NearestNeighbors
-
-    def search(x, n_neighbors, random_state=0, n_jobs=1):
-        distances, indices = NearestNeighbors(n_neighbors=n_neighbors).fit(x).kneighbors(x)
-        return nearest_neighbors.NeighborsResults(indices=indices, distances=distances)
-
-    monkeypatch.setattr(nearest_neighbors, "pynndescent", search)
-
-
 @pytest.mark.usefixtures("exact_neighbours")
 def test_a_model_is_scored_on_integration_of_all_cells(multimodal_model, data):  # noqa: F811
     found = json.loads(

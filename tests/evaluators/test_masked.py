@@ -26,7 +26,7 @@ def found(inputs: EvaluatorInputs, noise: tuple[float, ...]) -> list[dict[str, f
     evaluator, model = masked.make(inputs), inputs.model
     with jax.set_mesh(inputs.mesh):
         everywhere = replicated(inputs.mesh)
-        constants, start = jax.device_put(model.constants, everywhere), model.init(jax.random.key(0))
+        constants, start = jax.device_put(model.constants, everywhere), jax.jit(model.init)(jax.random.key(0))
         return [dict(evaluator(0, jax.device_put(shaken(start, size), everywhere), constants)) for size in noise]
 
 

@@ -44,7 +44,7 @@ def test_every_held_out_cell_is_shown_whole_in_its_place_on_any_mesh(held_out_in
 
     with jax.set_mesh(inputs.mesh):
         constants = jax.device_put(inputs.model.constants, replicated(inputs.mesh))
-        params = jax.device_put(inputs.model.init(jax.random.key(0)), replicated(inputs.mesh))
+        params = jax.device_put(jax.jit(inputs.model.init)(jax.random.key(0)), replicated(inputs.mesh))
         found = inputs.over_whole_cells(shown)[""](params, constants)
     np.testing.assert_array_equal(found["row"], np.arange(90))
     assert len(np.unique(found["width"])) > 1  # so they were not in this order
@@ -147,7 +147,9 @@ def of_a_model(held_out_inputs, monkeypatch):
         model = replace(usual.model, linear_path=linear_path, num_layers=1)
         inputs = held_out_inputs(1, replace(usual, objectives=objectives, model=model))
         with jax.set_mesh(inputs.mesh):
-            params = jax.device_put(shaken(inputs.model.init(jax.random.key(0)), shake), replicated(inputs.mesh))
+            params = jax.device_put(
+                shaken(jax.jit(inputs.model.init)(jax.random.key(0)), shake), replicated(inputs.mesh)
+            )
             constants = jax.device_put(inputs.model.constants, replicated(inputs.mesh))
             return {
                 evaluator.__name__.split(".")[-1]: evaluator.make(inputs)(0, params, constants)

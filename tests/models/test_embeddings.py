@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,12 @@ def build(config, layout, seed=0):
     definition = ModelDefinition(config, layout)
     params = jax.jit(definition.init)(jax.random.key(seed))
     return definition, params, definition.merge(params, definition.constants)
+
+
+@partial(jax.jit, static_argnums=0)
+def cell_embedding(definition, params, batch):
+    model = definition.merge(params, definition.constants)
+    return model.cell_embedding(model.feature_table(), batch)
 
 
 def test_bins_are_those_of_scbert():
@@ -64,6 +71,7 @@ def test_hidden_values_never_reach_the_encoder(tiny_config, known_layout, tiny_b
     hidden = (jnp.arange(tokens.valid.shape[1]) % 3 == 0)[None] & tokens.valid
     table = model.feature_table()
 
+    @jax.jit
     def encode(counts):
         return model.encode(table, dataclasses.replace(tokens, counts=counts), hidden, batch.covariates)
 
@@ -82,19 +90,15 @@ def sharing(config, how):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", SHARINGS)
 def test_more_padding_changes_no_embedding(tiny_config, known_layout, tiny_batch, how):
-    _, _, model = build(sharing(tiny_config, how), known_layout)
-    batch = tiny_batch()
-    table = model.feature_table()
-    # float32 sums over more (zero) terms
-    np.testing.assert_allclose(
-        model.cell_embedding(table, batch), model.cell_embedding(table, padded(batch, 5)), atol=2e-5
-    )
+    definition, params, _ = build(sharing(tiny_config, how), known_layout)
+    narrow, wide = (cell_embedding(definition, params, batch) for batch in (tiny_batch(), padded(tiny_batch(), 5)))
+    np.testing.assert_allclose(narrow, wide, atol=2e-5)  # float32 sums over more (zero) terms
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", SHARINGS)
 def test_the_order_of_tokens_carries_no_information(tiny_config, known_layout, tiny_batch, how):
-    _, _, model = build(sharing(tiny_config, how), known_layout)
+    definition, params, _ = build(sharing(tiny_config, how), known_layout)
     batch = tiny_batch()
 
     def reversed_tokens(tokens: ModalityTokens) -> ModalityTokens:
@@ -107,14 +111,14 @@ def test_the_order_of_tokens_carries_no_information(tiny_config, known_layout, t
 
     turned = batch._replace(modalities={name: reversed_tokens(tokens) for name, tokens in batch.modalities.items()})
     assert not np.array_equal(turned.modalities["rna"].feature_ids, batch.modalities["rna"].feature_ids)
-    table = model.feature_table()
-    # attention sums in another order, float32
-    np.testing.assert_allclose(model.cell_embedding(table, batch), model.cell_embedding(table, turned), atol=2e-5)
+    before, after = (cell_embedding(definition, params, cells) for cells in (batch, turned))
+    np.testing.assert_allclose(before, after, atol=2e-5)  # attention sums in another order, float32
 
 
 @pytest.mark.slow
 def test_a_cell_s_embedding_does_not_depend_on_its_neighbours(tiny_config, known_layout, tiny_batch):
-    _, _, model = build(tiny_config, known_layout)
-    batch, table = tiny_batch(), model.feature_table()
-    alone = jax.tree.map(lambda x: x[3:4], batch)
-    np.testing.assert_allclose(model.cell_embedding(table, batch)[3:4], model.cell_embedding(table, alone), atol=2e-5)
+    definition, params, _ = build(tiny_config, known_layout)
+    batch = tiny_batch()
+    among_others = cell_embedding(definition, params, batch)[3:4]
+    alone = cell_embedding(definition, params, jax.tree.map(lambda x: x[3:4], batch))
+    np.testing.assert_allclose(among_others, alone, atol=2e-5)

@@ -28,7 +28,7 @@ def start(layout, name, likelihood, of_cells=True):
     """Likelihood object, outputs [1, F, K] and log dispersions [1, F] of all features of a modality, any states."""
     own = head(layout, {name: likelihood}, of_cells)
     states = jax.random.normal(jax.random.key(0), (1, len(IDS[name]), 16))
-    return own.likelihoods[name], *own(name, states, jnp.asarray(IDS[name])[None], {})
+    return own.likelihoods[name], *jax.jit(lambda states: own(name, states, jnp.asarray(IDS[name])[None], {}))(states)
 
 
 @pytest.mark.slow
@@ -82,7 +82,7 @@ def test_a_modality_is_scored_by_its_own_likelihood_and_no_other(known_layout):
     ids, modality = jnp.asarray([[3, 60]]), jnp.asarray([[0, 2]])
     truth = Truth(jnp.asarray([[5.0, 1.0]]), jnp.asarray([[500.0, 90.0]]), jnp.zeros((1, 2)))
     states = jnp.zeros((1, 2, 16))
-    both = own.nll(states, ids, modality, truth, {})
+    both = jax.jit(lambda states: own.nll(states, ids, modality, truth, {}))(states)
     for column, name in ((0, "rna"), (1, "atac")):
         part = jax.tree.map(lambda x, c=column: x[:, c : c + 1], truth)
         outputs, log_dispersion = own(name, states[:, :1], ids[:, column : column + 1], {})
@@ -104,6 +104,6 @@ def test_a_spread_is_held_where_float32_can_tell_and_comes_back(known_layout):
     def nll(state):
         return nnx.merge(graph, state).nll(jnp.zeros((1, 6, 16)), ids, jnp.zeros((1, 6), int), truth, {}).sum()
 
-    value, gradient = jax.value_and_grad(nll)(state)
+    value, gradient = jax.jit(jax.value_and_grad(nll))(state)
     assert jnp.isfinite(value)
     assert gradient["spread"][...][3] > 0

@@ -272,7 +272,7 @@ def test_the_linear_path_alone_hears_nothing_of_the_transformer(mixed_config, kn
     """Embedding, alignment and translation stay as they are whatever the transformer's parameters are."""
     whole = ModelDefinition(mixed_config, known_layout)
     batch = tiny_batch()
-    params = shaken(whole.init(jax.random.key(0)))
+    params = shaken(jax.jit(whole.init)(jax.random.key(0)))
     others = shaken(params, size=1.0)
     kept = ("linear", "alignment_head")
     others |= {name: params[name] for name in kept}

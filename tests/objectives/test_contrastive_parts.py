@@ -35,7 +35,7 @@ def config(tiny_config) -> ExperimentConfig:
 
 @pytest.fixture(scope="module")
 def params(config, known_layout):
-    return shaken(ModelDefinition(config, known_layout).init(jax.random.key(0)))
+    return shaken(jax.jit(ModelDefinition(config, known_layout).init)(jax.random.key(0)))
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_training_brings_the_modalities_of_a_cell_together(config, known_layout,
         found, gradients = sum_of_gradients(model, objective, 1, params, model.constants, batch, step_key(0, 7))
         return jax.tree.map(lambda p, g: p - 3e-3 * g, params, gradients), found
 
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     losses = []
     for _ in range(60):
         params, found = step(params)

@@ -91,7 +91,7 @@ def test_the_sum_over_zeros_and_expressed_is_the_sum_over_all_that_was_measured(
 ):
     head, cell = head_of(at(config, name, likelihood), tiny_layout)
     tokens, profile = batch.modalities[name], batch.profiles[name]
-    found = head.nll(name, cell, tokens, profile, batch.covariates)
+    found = jax.jit(lambda cell: head.nll(name, cell, tokens, profile, batch.covariates))(cell)
     outputs, log_dispersion = head.outputs(name, cell, batch.covariates)
     dense, measured = counts[0][name].toarray(), panels[name] & counts[1][name][:, None]
     library, mean_log = tokens.library_size[:, None], tokens.mean_log_count[:, None]
@@ -121,7 +121,7 @@ def test_a_feature_that_was_not_measured_has_no_loss_and_no_fraction_of_the_libr
 
     for name, panel in panels.items():
         first, stop = tiny_layout.slices[name]
-        by_bias = np.abs(jax.grad(total)(params, name)["feature_bias"][...][first:stop, 0])
+        by_bias = np.abs(jax.jit(jax.grad(total), static_argnums=1)(params, name)["feature_bias"][...][first:stop, 0])
         assert (by_bias[~panel] == 0).all()
         assert (by_bias[panel] > 0).all()
 
@@ -134,8 +134,8 @@ def test_features_that_are_drawn_stand_for_all(config, tiny_layout, batch):
     def estimate(key):
         return head.nll("atac", cell, *own, draw_features(key, 20, 6))
 
-    drawn = np.asarray(jax.vmap(estimate)(jax.random.split(KEY, 2000)))
-    exact = np.asarray(head.nll("atac", cell, *own))
+    drawn = np.asarray(jax.jit(jax.vmap(estimate))(jax.random.split(KEY, 2000)))
+    exact = np.asarray(jax.jit(lambda cell: head.nll("atac", cell, *own))(cell))
     # Five standard errors.
     assert (np.abs(drawn.mean(0) - exact) <= 5 * drawn.std(0) / np.sqrt(2000) + 1e-3).all()
     assert drawn.std(0).max() > 0.1

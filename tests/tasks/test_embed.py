@@ -10,7 +10,6 @@ from conftest import TINY, scmbert, scmbert_ok
 from multimodal_model import multimodal_model  # noqa: F401
 
 import scmbert_jax
-from data_pipelines.readers.example_reader import example_path
 from scmbert_jax.errors import ConfigError, InputError, ScmbertWarning
 from scmbert_jax.pretrained import load_model
 from scmbert_jax.tasks.embed import embed_dataset, embed_jointly, provenance
@@ -27,10 +26,8 @@ def model(pbmc_model):
 
 
 @pytest.fixture(scope="module")
-def mdata():
-    """The first 60 cells of each technical batch: RNA only, protein only, both, both."""
-    whole = mudata.read_h5mu(example_path("pbmc_mosaic"))
-    return whole[np.sort(np.concatenate([np.arange(first, first + 60) for first in (0, 400, 800, 1200)]))].copy()
+def mdata(pbmc_few):
+    return mudata.read_h5mu(pbmc_few)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +48,10 @@ def test_every_cell_of_a_mosaic_has_an_embedding_of_its_own(embedded, mdata, pbm
 
 
 @pytest.mark.slow
-def test_the_python_api_gives_what_the_command_line_writes(model, pbmc_model, tmp_path):
-    scmbert_ok("embed", pbmc_model, "example:pbmc_mosaic", "-o", tmp_path / "out.h5mu")
+def test_the_python_api_gives_what_the_command_line_writes(model, pbmc_model, pbmc_few, tmp_path):
+    scmbert_ok("embed", pbmc_model, pbmc_few, "-o", tmp_path / "out.h5mu")
     written = mudata.read_h5mu(tmp_path / "out.h5mu")
-    np.testing.assert_array_equal(written.obsm["X_scmbert"], model.embed("example:pbmc_mosaic"))
+    np.testing.assert_array_equal(written.obsm["X_scmbert"], model.embed(pbmc_few))
 
 
 def test_the_same_cells_have_the_same_embedding_bit_for_bit_and_stay_as_they_were(model, mdata, embedded):
@@ -241,14 +238,19 @@ def test_a_file_of_one_modality_has_a_joint_embedding_of_that(aligned_model, rna
 
 
 @pytest.mark.slow
-def test_the_joint_embedding_is_written_beside_all_that_was_in_the_file(multimodal_model, tmp_path):  # noqa: F811
+def test_the_joint_embedding_is_written_beside_all_that_was_in_the_file(
+    aligned_model,
+    multimodal_model,  # noqa: F811
+    pbmc_few,
+    tmp_path,
+):
     out = tmp_path / "out.h5mu"
-    printed = scmbert_ok("embed", multimodal_model, "example:pbmc_mosaic", "-o", out, "--joint")
+    printed = scmbert_ok("embed", multimodal_model, pbmc_few, "-o", out, "--joint")
     written = mudata.read_h5mu(out)
-    for key, vectors in scmbert_jax.load(multimodal_model).embed_joint("example:pbmc_mosaic").items():
+    for key, vectors in aligned_model.embed_joint(pbmc_few).items():
         np.testing.assert_array_equal(written.obsm[key], vectors)
-        assert f"obsm['{key}'] of 1,600 cells x {vectors.shape[1]}" in printed
-    assert written.mod["rna"].shape == (1200, 500)
+        assert f"obsm['{key}'] of 240 cells x {vectors.shape[1]}" in printed
+    assert written.mod["rna"].shape == (180, 500)
 
 
 def test_features_that_are_not_read_are_all_named_in_the_file(aligned_model, rna):

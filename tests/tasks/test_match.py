@@ -148,33 +148,33 @@ def test_a_table_says_why_a_partner_is_missing():
 
 
 @pytest.mark.slow
-def test_match_writes_partners_of_the_same_technical_batch(pbmc_model, tmp_path):
+def test_match_writes_partners_of_the_same_technical_batch(pbmc_model, pbmc_few, tmp_path):
     out = tmp_path / "partners.csv"
     said = scmbert_ok(
-        *("match", pbmc_model, "example:pbmc_mosaic", "--source", "rna", "--target", "protein"),
+        *("match", pbmc_model, pbmc_few, "--source", "rna", "--target", "protein"),
         *("-o", out, "--k", "2"),
     )
-    assert "partners of 800 of 1,200 rna cells" in said  # p1 has no protein
+    assert "partners of 120 of 180 rna cells" in said  # p1 has no protein
     rows = list(csv.DictReader(out.open()))
     alone = [row for row in rows if row["rank"] == "0"]
     assert {row["technical_batch"] for row in alone} == {"p1_0"}
-    assert len(alone) == 400
+    assert len(alone) == 60
     assert {(row["partner"], row["why_not"]) for row in alone} == {("", "its technical batch has no protein cell")}
     rows = [row for row in rows if row["rank"] != "0"]
-    assert len(rows) == 1600
+    assert len(rows) == 240
     assert {row["why_not"] for row in rows} == {""}
     assert {row["technical_batch"] for row in rows} == {"p3_0", "p4_0"}
     assert all(row["partner"].startswith(row["technical_batch"]) for row in rows)
 
 
 @pytest.mark.slow
-def test_label_transfer_writes_types_with_their_confidence(pbmc_model, tmp_path):
+def test_label_transfer_writes_types_with_their_confidence(pbmc_model, pbmc_few, tmp_path):
     out = tmp_path / "types.parquet"
     said = scmbert_ok(
-        *("label-transfer", pbmc_model, "example:pbmc_mosaic", "example:pbmc_mosaic"),
+        *("label-transfer", pbmc_model, pbmc_few, pbmc_few),
         *("--source", "rna", "--target", "protein", "-o", out),
     )
-    assert "1,200 protein cells" in said
+    assert "180 protein cells" in said
     table = pd.read_parquet(out)
     assert list(table.columns) == ["cell", "cell_type", "confidence"]
     assert table["confidence"].between(0, 1).all()

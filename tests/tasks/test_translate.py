@@ -339,7 +339,7 @@ def region_model() -> Model:
         "git_commit": "",
         "versions": {"scmbert_jax": ""},
     }
-    params = definition.init(jax.random.key(0))
+    params = jax.jit(definition.init)(jax.random.key(0))
     info = {"step": 0, "provenance": provenance}
     return Model(PretrainedModel(config, space, definition, params, definition.constants, info))
 

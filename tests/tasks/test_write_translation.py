@@ -13,7 +13,6 @@ from conftest import scmbert, scmbert_ok
 from multimodal_model import multimodal_model  # noqa: F401
 
 import scmbert_jax
-from data_pipelines.readers.example_reader import example_path
 from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.tasks.whole_file import writable_table
 
@@ -23,8 +22,8 @@ FEATURES = ("--features", "CD20,CD19", "cd14")
 
 
 @pytest.fixture(scope="module")
-def whole():
-    return mudata.read_h5mu(example_path("pbmc_mosaic"))
+def whole(pbmc_few):
+    return mudata.read_h5mu(pbmc_few)
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +37,14 @@ def few(whole):
 
 
 @pytest.mark.slow
-def test_the_example_is_translated_beside_what_was_read(multimodal_model, whole, tmp_path):  # noqa: F811
+def test_a_file_is_translated_beside_what_was_read(multimodal_model, pbmc_few, whole, tmp_path):  # noqa: F811
     for output in ("out.h5mu", "again.h5mu"):
-        ran = scmbert("translate", multimodal_model, "example:pbmc_mosaic", "--to", "protein", "-o", tmp_path / output)
+        ran = scmbert("translate", multimodal_model, pbmc_few, "--to", "protein", "-o", tmp_path / output)
         assert ran.code == 0, ran.err
     assert (tmp_path / "out.h5mu").read_bytes() == (tmp_path / "again.h5mu").read_bytes()
-    assert "mod['protein'] of 1,200 cells x 224 features, predicted from rna (clr)" in ran.out
-    assert "400 cells have no rna counts of the model's features: nothing is predicted" in ran.err
-    assert "protein: what example:pbmc_mosaic has of it is not read, and not in the output" in ran.err
+    assert "mod['protein'] of 180 cells x 224 features, predicted from rna (clr)" in ran.out
+    assert "60 cells have no rna counts of the model's features: nothing is predicted" in ran.err
+    assert f"protein: what {pbmc_few} has of it is not read, and not in the output" in ran.err
     assert "rna: 3 features of the file are not read: AC084033.3, AL031777.3, AL445686.2" in ran.err
 
     written = mudata.read_h5mu(tmp_path / "out.h5mu")
@@ -56,12 +55,12 @@ def test_the_example_is_translated_beside_what_was_read(multimodal_model, whole,
     assert measured.var_names.tolist() == whole.mod["rna"].var_names.tolist()
     assert np.isfinite(predicted.X).all()
     assert (predicted.layers["std"] > 0).all()
-    expected = scmbert_jax.load(multimodal_model).translate("example:pbmc_mosaic", to="protein")
+    expected = scmbert_jax.load(multimodal_model).translate(pbmc_few, to="protein")
     np.testing.assert_array_equal(predicted.X, expected[predicted.obs_names].X)
     np.testing.assert_array_equal(predicted.layers["std"], expected[predicted.obs_names].layers["std"])
     for said in (written.uns["scmbert"], predicted.uns["scmbert"]):
         assert (said["translated_from"], said["translated_to"], said["scale"]) == ("rna", "protein", "clr")
-        assert said["cells_without_prediction"] == 400
+        assert said["cells_without_prediction"] == 60
     types = whole.mod["rna"].obs["celltype"].astype(str)
     assert written.obs["celltype"].astype(str).tolist() == types[written.obs_names].tolist()
 
@@ -94,7 +93,7 @@ def test_everything_that_a_file_has_of_the_source_is_kept(multimodal_model, few,
 @pytest.mark.slow
 def test_a_modality_keeps_the_name_it_has_in_the_file(multimodal_model, whole, tmp_path):  # noqa: F811
     file, out = tmp_path / "cells.h5mu", tmp_path / "out.h5mu"
-    whole[800:820].copy().write(file)
+    whole[120:140].copy().write(file)
     options = ("--to", "rna", "--from", "protein", "--features", "MS4A1", "--draws", "2")
     ran = scmbert("translate", multimodal_model, file, *options, "-o", out)
     assert ran.code == 0, ran.err
@@ -105,7 +104,7 @@ def test_a_modality_keeps_the_name_it_has_in_the_file(multimodal_model, whole, t
 
 
 def test_of_a_file_with_both_in_one_matrix_the_source_is_written(multimodal_model, whole, tmp_path):  # noqa: F811
-    rna, protein = (whole.mod[name][whole.mod["rna"].obs_names[400:420]].copy() for name in ("rna", "adt"))
+    rna, protein = (whole.mod[name][whole.mod["rna"].obs_names[60:80]].copy() for name in ("rna", "adt"))
     rna.var["feature_types"], protein.var["feature_types"] = "Gene Expression", "Antibody Capture"
     both = anndata.concat([rna, protein], axis=1, merge="first")
     both.write_h5ad(tmp_path / "cells.h5ad")
@@ -119,7 +118,7 @@ def test_of_a_file_with_both_in_one_matrix_the_source_is_written(multimodal_mode
 
 @pytest.mark.slow
 def test_two_files_of_the_same_cells_give_the_one_that_was_read(multimodal_model, whole, tmp_path):  # noqa: F811
-    names = whole.mod["rna"].obs_names[400:420]
+    names = whole.mod["rna"].obs_names[60:80]
     for name in ("rna", "adt"):
         adata = whole.mod[name][names].copy()
         adata.obs["depth"] = np.asarray(adata.X.sum(axis=1)).ravel()

@@ -60,6 +60,7 @@ def score_integration(embedding: Array, types: Array, batches: Array) -> dict[st
 
     Raises `InputError` with fewer than two types, or too few cells for the neighbourhoods.
     """
+    import jax
     import scib_metrics
     from scib_metrics.nearest_neighbors import pynndescent
 
@@ -68,7 +69,8 @@ def score_integration(embedding: Array, types: Array, batches: Array) -> dict[st
     # It logs to stdout, where --json promises one document, and of labels it knows the numbers only.
     logging.getLogger("scib_metrics").setLevel(logging.ERROR)
     labels, groups = np.unique(types, return_inverse=True)[1], np.unique(batches, return_inverse=True)[1]
-    with warnings.catch_warnings(), threadpool_limits(1):
+    # scib-metrics adds arrays of different ranks, which a user may have JAX refuse.
+    with warnings.catch_warnings(), threadpool_limits(1), jax.numpy_rank_promotion("allow"):
         warnings.simplefilter("ignore")
         near = pynndescent(x, NEIGHBOURS, random_state=0, n_jobs=1)
         clusters = scib_metrics.nmi_ari_cluster_labels_kmeans(x, labels)

@@ -123,6 +123,7 @@ def test_labels_cross_without_pairs_above_the_links_alone(pbmc, fold):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("exact_neighbours")
 def test_an_embedding_of_types_alone_beats_one_of_batches_alone():
     rng = np.random.default_rng(2)
     types, batches = rng.choice(["a", "b", "c"], 240), rng.choice(["x", "y"], 240)
@@ -143,10 +144,22 @@ def test_an_embedding_of_types_alone_beats_one_of_batches_alone():
     assert alone["bio"] == pytest.approx(np.mean([alone[name] for name in ("NMI", "ARI", "silhouette", "cLISI")]))
 
 
+@pytest.mark.nightly
+def test_neighbours_as_users_search_them_give_the_scores_of_the_exact_ones(request):
+    """Compiling the search takes half a minute; other tests take the exact neighbours."""
+    rng = np.random.default_rng(4)
+    types, batches = rng.choice(["a", "b", "c"], 240), rng.choice(["x", "y"], 240)
+    cells = (types[:, None] == np.unique(types)) * 2.0 + rng.normal(size=(240, 3))
+    found = score_integration(cells, types, batches)
+    request.getfixturevalue("exact_neighbours")
+    assert found == pytest.approx(score_integration(cells, types, batches), abs=0.01)
+
+
 # --- table, figures, verbs -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("exact_neighbours")
 def test_scores_of_integration_leave_stdout_to_the_document(capsys):
     """kBET has a word to say of a type that is in one batch only."""
     rng = np.random.default_rng(0)

@@ -88,7 +88,9 @@ def model(cells):
 
 def untrained(config: ExperimentConfig, layout: FeatureLayout) -> PretrainedModel:
     definition = ModelDefinition(config, layout)
-    return PretrainedModel(config, None, definition, definition.init(jax.random.key(0)), definition.constants, {})
+    return PretrainedModel(
+        config, None, definition, jax.jit(definition.init)(jax.random.key(0)), definition.constants, {}
+    )
 
 
 @pytest.fixture(scope="module")
