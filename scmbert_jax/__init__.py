@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from data_pipelines.build.options import BuildOptions as BuildOptions
     from data_pipelines.cells.cell_selection import CellSelection as CellSelection
     from data_pipelines.sampling.mixture import MixtureOptions as MixtureOptions
+    from scmbert_jax.annotation.annotate import annotate as annotate
+    from scmbert_jax.annotation.annotate import fit_annotator as fit_annotator
     from scmbert_jax.experiment_files import load_experiment as load_experiment
     from scmbert_jax.parallel.processes import Processes as Processes
     from scmbert_jax.pretraining import Run as Run
@@ -30,6 +32,8 @@ _HOMES = {
     "pretrain": "scmbert_jax.pretraining",
     "export": "scmbert_jax.tasks.model",
     "load": "scmbert_jax.tasks.model",
+    "annotate": "scmbert_jax.annotation.annotate",
+    "fit_annotator": "scmbert_jax.annotation.annotate",
     "load_experiment": "scmbert_jax.experiment_files",
     "BuildOptions": "data_pipelines.build.options",
     "CellSelection": "data_pipelines.cells.cell_selection",

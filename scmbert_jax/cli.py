@@ -15,6 +15,7 @@ from typing import Any
 import tyro
 
 from scmbert_jax.commands.align import LabelTransfer, MakePseudoPairs, Match
+from scmbert_jax.commands.annotate import AnnotateFit, AnnotateOnce, AnnotatePredict
 from scmbert_jax.commands.bench import (
     BenchBuild,
     BenchFavor,
@@ -55,6 +56,7 @@ VERBS: dict[str, Any] = {
     "match": Match,
     "label-transfer": LabelTransfer,
     "pseudo-pairs": MakePseudoPairs,
+    "annotate": {"fit": AnnotateFit, "predict": AnnotatePredict, "once": AnnotateOnce},
     "evaluate": {
         "pretraining": EvaluatePretraining,
         "probe": EvaluateProbe,
@@ -84,6 +86,9 @@ RENAMED = {
     "--keep-share": "--keep-fraction",
 }
 
+# What a group does where options follow its name instead of a verb.
+WITHOUT_A_VERB = {"scmbert annotate": "once"}
+
 
 def _group_help(prog: str, group: dict[str, Any]) -> str:
     lines = [f"usage: {prog} VERB ...    ({prog} VERB --help says more, with an example)", ""]
@@ -111,6 +116,8 @@ def _parse(arguments: list[str]) -> Any:
             print(_group_help(prog, node))
             raise SystemExit(0 if arguments else 2)
         word, *arguments = arguments
+        if word.startswith("-") and prog in WITHOUT_A_VERB:
+            word, arguments = WITHOUT_A_VERB[prog], [word, *arguments]
         if word not in node:
             near = difflib.get_close_matches(word, node, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""

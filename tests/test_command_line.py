@@ -29,8 +29,9 @@ from scmbert_jax.training import loop
 VERBS = [
     *("doctor", "corpus build", "corpus info", "corpus overlap", "corpus verify", "corpus copy", "pretrain", "plan"),
     *("export", "embed", "translate", "match", "label-transfer", "pseudo-pairs"),
-    *("evaluate pretraining", "evaluate probe", "evaluate translation", "evaluate matching", "evaluate integration"),
-    *("evaluate annotation", "evaluate ladder"),
+    *("annotate fit", "annotate predict", "annotate once"),
+    *("evaluate pretraining", "evaluate probe", "evaluate annotation", "evaluate translation", "evaluate matching"),
+    *("evaluate integration", "evaluate ladder"),
     *("bench step", "bench padding", "bench objectives", "bench build", "bench input", "bench storage", "bench favor"),
 ]
 

@@ -114,7 +114,7 @@ class Annotator:
                 shutil.rmtree(partial, ignore_errors=True)
 
     def _write_files(self, folder: Path) -> None:
-        arrays = {
+        arrays: dict[str, Any] = {
             "head/weight": self.head.weight,
             "head/bias": self.head.bias,
             "head/mean": self.head.scale.mean,
