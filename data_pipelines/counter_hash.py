@@ -27,6 +27,9 @@ class Purpose(IntEnum):
     SOURCES_OF_DRAWS = 5  # (seed, _, stream, cycle): which corpus each draw is from
     PROFILE = 6  # (seed, _, epoch, modality): which features of a cell its profile holds
     HALVES = 11  # (_, cell): the half of the held-out cells that a probe is fitted to; of no seed
+    FINE_TUNING_ORDER = 12  # (seed, _, epoch): the order in which fine-tuning shows its cells
+    FINE_TUNING_DRAWS = 13  # (seed, _, step): its cells of a step, where types are drawn more evenly than they occur
+    FINE_TUNING_TOKENS = 14  # (seed, _, step): the seed of the tokens of a step's cells
 
 
 def fold(state: int, value: int) -> int:

@@ -76,26 +76,36 @@ class ModelCells:
         """
         if not 1 <= batch_size <= MOST_CELLS:
             raise ConfigError(f"batch_size {batch_size:,}: expected 1 to {MOST_CELLS:,} cells per device call.")
-        sampling = token_sampling(self.model.definition, num_tokens)
-        sampling = {name: choice for name, choice in sampling.items() if name in self.overlaps}
+        sampling = self.sampling(num_tokens)
         for chunk in model_counts(self.dataset, self.report, self.overlaps):
-            batch = self._batch(chunk, sampling, seed)
-            lengths = np.sum([tokens.lengths for tokens in batch.modalities.values()], axis=0)
-            rows = np.flatnonzero(np.sum([tokens.num_expressed for tokens in batch.modalities.values()], axis=0) > 0)
+            batch = self.batch_of(chunk, sampling, seed)
+            rows = np.flatnonzero(num_expressed(batch) > 0)
             if only is not None:
                 rows = rows[np.isin(chunk.first + rows, only)]
             self._count_shown(batch, rows)
-            rows = rows[np.argsort(-lengths[rows], kind="stable")]
-            start = 0
-            while start < len(rows):
-                width = row_width(int(lengths[rows[start]]))
-                at_a_time = self._rows_at(width, batch_size)
-                mine = rows[start : start + at_a_time]
-                start += len(mine)
-                # The last rows are repeated to fill the batch, so that one program serves all of a width.
-                filled = np.resize(mine, at_a_time)
-                part = cut(jax.tree.map(lambda x, r=filled: x[r], batch), width)
-                yield chunk.first + mine, part, chunk.first + start
+            done = 0
+            for mine, part in self.parts(batch, rows, batch_size):
+                done += len(mine)
+                yield chunk.first + mine, part, chunk.first + done
+
+    def sampling(self, num_tokens: int | Mapping[str, int] | None) -> dict[str, TokenSampling]:
+        """`token_sampling` of the modalities that the data set has."""
+        found = token_sampling(self.model.definition, num_tokens)
+        return {name: choice for name, choice in found.items() if name in self.overlaps}
+
+    def parts(self, batch: CellBatch, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, CutBatch]]:
+        """(rows int64 [n], batch whose first n rows are those), cells of like length together, the longest first."""
+        lengths = np.sum([tokens.lengths for tokens in batch.modalities.values()], axis=0)
+        rows = rows[np.argsort(-lengths[rows], kind="stable")]
+        start = 0
+        while start < len(rows):
+            width = row_width(int(lengths[rows[start]]))
+            at_a_time = self._rows_at(width, batch_size)
+            mine = rows[start : start + at_a_time]
+            start += len(mine)
+            # The last rows are repeated to fill the batch, so that one program serves all of a width.
+            filled = np.resize(mine, at_a_time)
+            yield mine, cut(jax.tree.map(lambda x, r=filled: x[r], batch), width)
 
     def fractions_shown(self) -> dict[str, float]:
         """Modality -> of the features that the cells so far expressed, the fraction that were tokens."""
@@ -113,7 +123,14 @@ class ModelCells:
                 stacklevel=3,
             )
 
-    def _batch(self, chunk: CountsChunk, sampling: dict[str, TokenSampling], seed: int) -> CellBatch:
+    def batch_of(
+        self,
+        chunk: CountsChunk,
+        sampling: dict[str, TokenSampling],
+        seed: int,
+        cell_keys: np.ndarray | None = None,
+    ) -> CellBatch:
+        """Cells of a chunk as rows of one batch. `seed`, `cell_keys`: as in `collate_counts`."""
         layout, config = self.model.definition.layout, self.model.config
         num_cells = len(next(iter(chunk.measured.values())))
         batch = collate_counts(
@@ -125,6 +142,7 @@ class ModelCells:
             # A new file's technical batches are none of those of training.
             covariates={name: np.full(num_cells, -1, np.int32) for name in config.model.covariates},
             seed=seed,
+            cell_keys=cell_keys,
         )
         if not config.model.linear_path or layout.statistics is None:
             return batch
@@ -147,6 +165,11 @@ class ModelCells:
         # `xla` holds every token beside every other, and beside every feature that is decoded.
         scores = config.num_heads * max(width, _FEATURES_AT_A_TIME) if config.attention == "xla" else 0
         return max(1, min(batch_size, _NUMBERS_AT_A_TIME // (width * max(config.mlp_dim, scores))))
+
+
+def num_expressed(batch: CellBatch) -> np.ndarray:
+    """int64 [B]: features of each cell with a count above 0, of all modalities."""
+    return np.sum([tokens.num_expressed for tokens in batch.modalities.values()], axis=0)
 
 
 def row_width(length: int) -> int:

@@ -118,7 +118,7 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             if is_coordinator:
-                self._lock = _locked(path / "lock")
+                self._lock = locked(path / "lock")
                 self._start_or_continue(config, data)
                 self._metrics = self.metrics_path.open("a", encoding="utf-8")
                 if self.checkpoints.exists() and not os.access(self.checkpoints, os.W_OK, effective_ids=True):
@@ -314,7 +314,7 @@ def _in_words(description: dict[str, Any] | None) -> str:
     return f"{corpora} ({', '.join(options) or 'all cells, by size'})"
 
 
-def _locked(path: Path) -> TextIO:
+def locked(path: Path) -> TextIO:
     """The file, locked until it is closed or the process ends, with the holder's name in it.
 
     Raises `RunInProgress` when another process holds it, `CheckpointError` when its file system knows no locks, OSError
