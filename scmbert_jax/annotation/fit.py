@@ -52,6 +52,7 @@ Array = np.ndarray
 Say = Callable[[str], None]
 
 NUM_FOLDS = 5
+_MOST_COARSE = 10  # cells of a coarse label for each that is labelled as a type below it, without a word
 _LEAST_EXPRESSED = 0.1  # of the middle one of the labelled cells' expressed features
 
 
@@ -179,7 +180,7 @@ def fit(
         "data": dataset.path,
         "labels": str(options.labels or options.label_key or "cell types of obs"),
         "num_cells": len(rows),
-        "cells_per_type": _numbers(membership[rows], tree),
+        "cells_per_type": {name: int((labels[rows] == name).sum()) for name in tree.leaves},
         "labels_per_name": {name: int(n) for name, n in zip(*np.unique(labels[rows], return_counts=True), strict=True)},
         "num_donors": len(set(donors[rows].tolist()) - {""}),
         "c": c,
@@ -223,21 +224,35 @@ def _types(labels: Array, tree: LabelTree, options: FitOptions, path: str, say: 
     if unplaced:
         listed = ", ".join(name + (f" (did you mean {near}?)" if near else "") for name, near in unplaced.items())
         say(f"{tree.hierarchy.name} has no {listed}: types of their own, below none")
-    membership = tree.membership(labels)
-    # A cell of a coarse label is of no certain leaf: only cells labelled as the leaf itself are counted.
-    number = membership[membership.sum(1) == 1].sum(0)
-    few = [f"{name} ({n})" for name, n in zip(tree.leaves, number.tolist(), strict=True) if n < options.min_cells]
-    kept = [name for name, n in zip(tree.leaves, number.tolist(), strict=True) if n >= options.min_cells]
-    if len(kept) < 2:
+    kept, few = labels.copy(), list[str]()
+    while True:
+        tree = LabelTree.of(kept, tree.hierarchy)
+        number = {name: int((kept == name).sum()) for name in tree.leaves}
+        rare = [name for name in tree.leaves if number[name] < options.min_cells]
+        if not rare:
+            break
+        few += [f"{name} ({number[name]})" for name in rare]
+        kept[np.isin(kept, rare)] = ""  # a type above them may be a leaf now
+    if len(tree.leaves) < 2:
         raise InputError(
-            f"{path}: {len(kept)} types have {options.min_cells} labelled cells or more with counts"
+            f"{path}: {len(tree.leaves)} types have {options.min_cells} labelled cells or more with counts"
             + (f"; fewer have {', '.join(few)}" if few else "")
             + ". Two types are needed, each of several cells: some to learn from, others to calibrate by (--min-cells)."
         )
     if few:
         say(f"types of fewer than {options.min_cells} cells are left out: {', '.join(few)} (--min-cells)")
-    smaller = LabelTree(tuple(kept), tree.hierarchy)
-    return smaller, smaller.membership(labels)
+    membership = tree.membership(kept)
+    for name in sorted(set(kept.tolist()) - {"", *tree.leaves}):
+        below = [
+            leaf for leaf, covered in zip(tree.leaves, tree.membership(np.array([name]))[0], strict=True) if covered
+        ]
+        cells, of_below = int((kept == name).sum()), sum(number[leaf] for leaf in below)
+        if len(below) == 1 or cells > _MOST_COARSE * of_below:
+            say(
+                f"{cells:,} cells labelled {name} are taken to be {' or '.join(below)}, of which only {of_below:,} are "
+                "labelled: where there are other kinds of them, leave out the finer labels or the hierarchy"
+            )
+    return tree, membership
 
 
 def _folds(membership: Array, donors: Array, copies: Array, seed: int) -> tuple[Array, str]:
@@ -341,11 +356,6 @@ def _labelled(cells: OpenCells, rows: Array) -> TrainedCells:
     return TrainedCells(
         {name: keys[rows] for name, keys in found.keys.items()}, found.barcodes[rows], np.zeros(len(rows), bool)
     )
-
-
-def _numbers(membership: Array, tree: LabelTree) -> dict[str, int]:
-    number = membership[membership.sum(1) == 1].sum(0)
-    return dict(zip(tree.leaves, number.tolist(), strict=True))
 
 
 def _options(options: FitOptions) -> dict[str, Any]:

@@ -319,6 +319,20 @@ def test_coarse_labels_teach_the_leaves_below_them(rna, tmp_path):
     assert again.is_right(np.array(["CD4 T", "B"]), np.array(["T cell", "T cell"])).tolist() == [True, False]
 
 
+def test_coarse_labels_of_which_few_are_finer_are_told_and_a_leaf_that_is_left_out_leaves_its_parent(rna, tmp_path):
+    (tmp_path / "types.csv").write_text("child,parent\nfine,coarse\nrare,other\n")
+    cells = few_cells(rna)
+    labels = np.array(["coarse"] * 150 + ["fine"] * 10 + ["other"] * 78 + ["rare"] * 2)
+    options = FitOptions(method="pca", label_key="celltype", hierarchy=tmp_path / "types.csv", components=10)
+    said = []
+    annotator = fit(None, replaced(cells, labels), options, say=said.append)
+    assert annotator.types == ("fine", "other")
+    assert annotator.info["cells_per_type"] == {"fine": 10, "other": 78}
+    assert annotator.info["num_cells"] == 238
+    assert any("150 cells labelled coarse are taken to be fine, of which only 10 are labelled" in line for line in said)
+    assert any("left out: rare (2)" in line for line in said)
+
+
 # --- what is held out ------------------------------------------------------------------------------------------------
 
 
