@@ -11,6 +11,7 @@ from conftest import scmbert, scmbert_ok
 import scmbert_jax
 from data_pipelines.readers.example_reader import example_path
 from scmbert_jax.annotation.annotator import load_annotator
+from scmbert_jax.annotation.fine_tuning import FineTuningOptions
 from scmbert_jax.annotation.fit import FitOptions, _folds, fit
 from scmbert_jax.annotation.predict import STATUSES, annotation_columns, majority_labels, predict, probability_table
 from scmbert_jax.annotation.representation import Reading
@@ -485,3 +486,25 @@ def test_the_linear_probe_of_a_model_keeps_the_model_in_its_folder(pbmc_model, r
     told = written.uns["scmbert_annotation"]
     assert told["cells_it_was_fitted_to"] == paired.n_obs
     assert set(told["feature_coverage"]) == {"rna", "protein"}
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_model_is_the_one_in_the_folder_and_predicts_the_same_from_there(pbmc_model, rna, tmp_path):
+    cells = few_cells(rna)
+    tuning = FineTuningOptions(num_steps=2, validate_every=1, batch_size=16, head_start="zero", head_learning_rate=0.1)
+    options = FitOptions(method="last:1", label_key="celltype", fine_tuning=tuning)
+    model = scmbert_jax.load(pbmc_model)
+    annotator = fit(model.pretrained, cells, options, work_folder=tmp_path / "work")
+    assert annotator.info["options"]["fine_tuning"]["num_steps"] == 2
+    assert [row["step"] for row in annotator.info["history"]] == [0, 1, 2]
+    assert annotator.info["held_out"]["cells"] == pytest.approx(len(cells) / 5, abs=2)
+    assert fit(model.pretrained, cells, options, work_folder=tmp_path / "work").name == annotator.name
+    annotator.save(tmp_path / "a")
+    again = load_annotator(tmp_path / "a")
+    np.testing.assert_allclose(
+        predict(again, cells).probabilities, predict(annotator, cells).probabilities, rtol=1e-4, atol=1e-6
+    )
+    inside = scmbert_jax.load(tmp_path / "a" / "model")
+    assert "fine-tuned for cell types by last:1" in repr(inside)
+    if annotator.info["history"][-1]["validation_loss"] < annotator.info["history"][0]["validation_loss"]:
+        assert np.abs(inside.embed(cells) - model.embed(cells)).max() > 1e-5
