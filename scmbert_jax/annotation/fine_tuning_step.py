@@ -44,9 +44,9 @@ class Rates(NamedTuple):
 class Targets(NamedTuple):
     """Labels of the cells of a batch: bool [B, L] leaves, float32 [B] weights; float32 [L], added to the logits."""
 
-    membership: Array
-    weights: Array
-    adjustment: Array
+    membership: Any
+    weights: Any
+    adjustment: Any
 
 
 def nll_of_logits(logits: jax.Array, membership: jax.Array) -> jax.Array:
@@ -86,7 +86,7 @@ class FineTuningStep:
         shares = np.average(membership / membership.sum(axis=1, keepdims=True), axis=0, weights=order.weights)
         # Of the cells as they are drawn; a leaf that nothing covers has a share that a logarithm can take.
         shares = np.maximum(shares, 0.5 / len(membership))
-        self._adjustment = np.float32(imbalance.logit_adjustment * np.log(shares))
+        self._adjustment = (imbalance.logit_adjustment * np.log(shares)).astype(np.float32)
 
     def first_opt_state(self, trained: Any) -> Any:
         return {name: own.init(trained[name]) for name, own in optimizers(self._part, self._rates).items()}
