@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -38,25 +39,32 @@ def write_annotation(path: Path, spec: str, found: Annotations, overwrite: bool 
             _write_new(partial, found)
         else:
             shutil.copyfile(source, partial)
-        _add(partial, columns, table, provenance)
+        _add(partial, found, columns, table, provenance)
 
 
 def _write_new(path: Path, found: Annotations) -> None:
     import anndata
 
-    obs = writable_table(found.dataset.obs)
-    obs.index = found.dataset.cell_ids.astype(object)
+    obs = _obs(found)
     anndata.AnnData(obs=obs, shape=(len(obs), 0)).write_h5ad(path)
 
 
-def _add(path: Path, columns: dict, table: pd.DataFrame, provenance: dict) -> None:
-    from anndata.io import read_elem, write_elem
+def _obs(found: Annotations) -> pd.DataFrame:
+    obs = writable_table(found.dataset.obs)
+    obs.index = found.dataset.cell_ids.astype(object)
+    return obs
+
+
+def _add(
+    path: Path, found: Annotations, columns: dict[str, Any], table: pd.DataFrame, provenance: dict[str, Any]
+) -> None:
+    from anndata.io import write_elem
 
     with h5py.File(path, "r+") as file:
         open_groups(file)
         obs = file["obs"]
         if not isinstance(obs, h5py.Group) or "column-order" not in obs.attrs:  # as anndata wrote before 0.7
-            write_elem(file, "obs", read_elem(obs))
+            write_elem(file, "obs", _obs(found))
             obs = file["obs"]
         order = [name for name in obs.attrs["column-order"] if name not in columns]
         for name, values in columns.items():
@@ -68,7 +76,7 @@ def _add(path: Path, columns: dict, table: pd.DataFrame, provenance: dict) -> No
         write_elem(file["uns"], PROVENANCE, provenance)
 
 
-def add_to(adata, found: Annotations) -> None:
+def add_to(adata: Any, found: Annotations) -> None:
     """The same into an AnnData or MuData in memory, in place; one of the cells of `found`, in their order."""
     for name, values in annotation_columns(found).items():
         adata.obs[name] = values

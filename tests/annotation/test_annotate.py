@@ -1,6 +1,7 @@
 """Labelled cells -> an annotator -> types of other cells: in memory, as folders and files, and on the command line."""
 
 import anndata
+import h5py
 import mudata
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from scmbert_jax.annotation.fine_tuning import FineTuningOptions
 from scmbert_jax.annotation.fit import FitOptions, _folds, fit
 from scmbert_jax.annotation.predict import STATUSES, annotation_columns, majority_labels, predict, probability_table
 from scmbert_jax.annotation.representation import Reading
+from scmbert_jax.annotation.write_annotation import write_annotation
 from scmbert_jax.errors import CheckpointError, ConfigError, InputError, ScmbertWarning
 
 COLUMNS = [f"scmbert_{name}" for name in ("label", "label_score", "label_set", "novelty", "label_status")]
@@ -186,6 +188,22 @@ def test_fit_and_predict_write_what_the_functions_give(files, found, query, tmp_
     assert (written.X != query.X).nnz == 0
     assert set(written.obs["scmbert_majority_voting"]) <= set(found.labels)
     assert {**written.uns["scmbert_annotation"]["cells"]} == found.counts()
+
+
+def test_a_file_of_an_old_anndata_is_annotated_too(annotator, query, tmp_path):
+    """Before version 0.7, obs was one array of records."""
+    query[:60].write_h5ad(tmp_path / "old.h5ad")
+    with h5py.File(tmp_path / "old.h5ad", "r+") as file:
+        del file["obs"]
+        records = np.zeros(60, [("index", "S40"), ("batch", "S20")])
+        records["index"], records["batch"] = query.obs_names[:60].to_numpy("S40"), b"p4"
+        file["obs"] = records
+    found = predict(annotator, tmp_path / "old.h5ad")
+    write_annotation(tmp_path / "out.h5ad", str(tmp_path / "old.h5ad"), found)
+    written = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert written.obs_names.tolist() == query.obs_names[:60].tolist()
+    assert list(written.obs) == ["batch", *COLUMNS]
+    assert written.obs["scmbert_label"].astype(str).tolist() == found.labels.tolist()
 
 
 @pytest.mark.slow
