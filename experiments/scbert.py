@@ -7,14 +7,16 @@
 length. Meant for accelerators. Not trained yet: no whole run was made, and none of scBERT's scores was measured.
 
 What differs from the published model, and why:
-- Gene rows are learned, not frozen gene2vec vectors: those exist for human genes only, and none are shipped.
+- Gene rows are learned. Frozen vectors in the place of gene2vec's: scmbert corpus gene-embeddings CORPUS -o genes.npz,
+  then --model.feature-embeddings genes.npz --model.feature-rows frozen.
 - `[CLS]` comes first and is learned; scBERT appends one position of value 0 last. Order means nothing to either.
-- A stabiliser of `favor` is the maximum of its own cell, not of the batch; directions are redrawn every 1,000 steps,
-  not calls.
+- A stabiliser of `favor` is the maximum of its own cell, not of the batch (--model.favor-stabiliser batch); directions
+  are redrawn every 1,000 steps, not calls.
 - One cosine with warm-up, not one per epoch; the gradient is clipped; the loss is divided once by all masked tokens of
   the global batch.
 - With a feature space of more than 16,906 genes, `num_tokens` of them are shown: all that are expressed (at most
   three quarters) and a sample of the zeros. Set --modalities.rna.num-tokens to the space's size to show all.
+- Zeros are not masked, and bins of shallow cells show their depth, as published; docs/import.md says what changes that.
 - Masked tokens are predicted a second time from `[CLS]` if `cell_weight` is above 0; scBERT has no such loss, and no
   trained cell embedding.
 """
@@ -37,7 +39,7 @@ def config() -> ExperimentConfig:
         modalities=ModalitiesConfig(
             # The whole panel is read where num_tokens holds it, zeros included.
             rna=ModalityConfig(
-                num_tokens=16_906, zero_fraction=0.25, value_encoding="bins", num_bins=6, likelihood="bins"
+                num_tokens=16_906, zero_fraction=0.25, value_encoding="bins", num_bins=6, likelihood="bins_and_mask"
             ),
         ),
         # What one GPU of the published run does per update: 60 times 3 cells.
@@ -48,12 +50,19 @@ def config() -> ExperimentConfig:
             num_heads=10,
             head_dim=64,
             mlp_dim=800,
+            activation="gelu",
+            norm_epsilon=1e-5,
             linear_path=False,
             attention="favor",  # 266 features, redrawn every 1,000 steps
         ),
         objectives=ObjectivesConfig(
             masked_modeling=MaskedModelingConfig(
-                mask_fraction=0.15, mask_zeros=False, keep_fraction=0.1, cell_weight=0.0, covariate_dropout=0.0
+                mask_fraction=0.15,
+                mask_zeros=False,
+                keep_fraction=0.1,
+                cell_weight=0.0,
+                token_head="linear",
+                covariate_dropout=0.0,
             )
         ),
         optimizer=OptimizerConfig(

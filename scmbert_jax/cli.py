@@ -25,10 +25,19 @@ from scmbert_jax.commands.bench import (
     BenchStep,
     BenchStorage,
 )
-from scmbert_jax.commands.data import CorpusBuild, CorpusCopy, CorpusInfo, CorpusOverlap, CorpusVerify, Doctor
+from scmbert_jax.commands.data import (
+    CorpusBuild,
+    CorpusCopy,
+    CorpusGeneEmbeddings,
+    CorpusInfo,
+    CorpusOverlap,
+    CorpusVerify,
+    Doctor,
+)
 from scmbert_jax.commands.evaluate import EvaluateLadder, EvaluatePretraining, EvaluateProbe, EvaluateTranslation
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
 from scmbert_jax.commands.evaluate_annotation import EvaluateAnnotation
+from scmbert_jax.commands.exchange import ExportTorch, ImportModel
 from scmbert_jax.commands.failures_told_once import tell_failures_once
 from scmbert_jax.commands.number_limits import check_numbers
 from scmbert_jax.commands.plan import MakePlan
@@ -47,10 +56,13 @@ VERBS: dict[str, Any] = {
         "overlap": CorpusOverlap,
         "verify": CorpusVerify,
         "copy": CorpusCopy,
+        "gene-embeddings": CorpusGeneEmbeddings,
     },
     "pretrain": Pretrain,
     "plan": MakePlan,
     "export": Export,
+    "import": ImportModel,
+    "export-torch": ExportTorch,
     "embed": Embed,
     "translate": Translate,
     "match": Match,

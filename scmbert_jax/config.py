@@ -62,6 +62,15 @@ class ModelConfig:
     """Width of one head; num_heads * head_dim need not equal embed_dim (scBERT: 10 x 64 for 200)."""
     mlp_dim: int = 256
     """Width of the feed-forward layer (usually 4 * embed_dim)."""
+    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
+    """Of the encoder's feed-forward layers: GELU by the usual approximation, or exactly, as PyTorch computes it."""
+    norm_epsilon: float = 1e-6
+    """What the encoder's layer norms add to a variance (PyTorch: 1e-5)."""
+    feature_embeddings: str = ""
+    """A table from which the rows of the feature table start: of scmbert corpus gene-embeddings, or text such as
+    gene2vec's, a name and embed_dim numbers per line. Features that it lacks start at random, as all do without it."""
+    feature_rows: Literal["learned", "frozen"] = "learned"
+    """Whether training changes the rows of the feature table (scBERT: frozen)."""
     encoder_sharing: Literal["shared", "multiway", "per_modality"] = "shared"
     """What modalities share of the encoder: all of it; the attention, with a feed-forward layer each; nothing."""
     linear_path: bool = True
@@ -79,6 +88,12 @@ class ModelConfig:
     favor_redraw_every: int = 1000
     """Steps after which `favor` draws new random features, so that no model relies on one draw; 0: never. A
     trained model keeps those of the last step of its run."""
+    favor_stabiliser: Literal["cell", "batch"] = "cell"
+    """Over which keys `favor` takes the maximum that keeps its exponentials small: those of the cell and head, or, as
+    the published scBERT, of the whole batch, by which a cell's result depends on its neighbours."""
+    favor_directions: Literal["drawn", "stored"] = "drawn"
+    """`drawn`: by (seed, step), so no file holds them. `stored`: with the weights, never drawn again; of models that
+    another program trained (scmbert import)."""
     scan_layers: bool = True
     """Compile one layer and scan over it; False unrolls (slower to compile, sometimes faster to run)."""
     remat: Literal["none", "dots", "full"] = "none"
@@ -93,6 +108,7 @@ class ModelConfig:
     def validate(self, where: str) -> None:
         for name in ("embed_dim", "num_layers", "num_heads", "head_dim", "mlp_dim", "decoder_layers"):
             require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "1 or more")
+        require(0 < self.norm_epsilon < 1, f"{where}.norm_epsilon", self.norm_epsilon, "0 < value < 1")
         for name in ("favor_features", "favor_redraw_every"):
             require(getattr(self, name) >= 0, f"{where}.{name}", getattr(self, name), "0 or more")
 

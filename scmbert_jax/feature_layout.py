@@ -104,12 +104,15 @@ class FeatureLayout:
         region -> genes near it. Only links whose two ends are in the space.
       covariate_sizes: covariate name -> number of categories (codes 0 .. n-1).
       statistics: where the output biases of a new model start; None: at equal fractions.
+      start_rows: float32 [F, D], where the rows of the table of a new model start (`ModelConfig.feature_embeddings`);
+        nan, or None: at random.
     """
 
     slices: dict[str, tuple[int, int]]
     links: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     covariate_sizes: dict[str, int] = field(default_factory=dict)
     statistics: FeatureStatistics | None = None
+    start_rows: np.ndarray | None = None
 
     @property
     def num_features(self) -> int:

@@ -91,13 +91,16 @@ class ModalityConfig:
     """Fraction of a cell's tokens that are measured features with count 0 (sampled)."""
     value_encoding: str = "continuous"
     """`continuous`: MLP of log1p(count / library_size * target_sum). `bins`: scBERT's floor(log2(1 + that ratio)).
-    (`VALUE_ENCODINGS` in models/embeddings.py.)"""
+    `ranks`: Geneformer's, among the cell's expressed features. `quantile_bins`: scGPT's, between quantiles of the
+    cell's values. (`VALUE_ENCODINGS` in models/embeddings.py.)"""
     target_sum: float = 1e4
     """Counts per cell after normalisation by library size (CP10K: 1e4)."""
     num_bins: int = 6
-    """Bins 0 .. num_bins-1 for `bins` (scBERT: 6, clipped at 5)."""
-    likelihood: Literal["negative_binomial", "bins", "bernoulli"] = "negative_binomial"
-    """What is predicted at a masked position: the count, its bin, or whether it is above zero."""
+    """Bins 0 .. num_bins-1 for `bins` (scBERT: 6, clipped at 5) and `quantile_bins` (scGPT: 51); one more than the
+    ranks that `ranks` tells apart (Geneformer: 2049)."""
+    likelihood: Literal["negative_binomial", "bins", "bins_and_mask", "bernoulli"] = "negative_binomial"
+    """What is predicted at a masked position: the count, its bin, or whether it is above zero. `bins_and_mask`: its bin
+    or the mask, which is never right, as scBERT has seven classes."""
     target_likelihood: TargetLikelihood | None = None
     """How this modality is predicted from another (cross_modal_translation), and from the cell embedding
     (whole_profile): `negative_binomial` (counts, given the

@@ -191,12 +191,20 @@ def export_model(
         "provenance": provenance,
     }
     model = PretrainedModel(config, space, definition, params, definition.constants, info)
+    write_model(model, model_dir, run_dir)
+    return model
+
+
+def write_model(model: PretrainedModel, model_dir: Path, source: Path) -> None:
+    """Writes a model folder, whole or not at all, to where `check_output_folder` allows it; as `write_model_files`.
+
+    Raises `CheckpointError`."""
     partial = None
     try:
         model_dir.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_beside(model_dir)
         partial.mkdir()
-        write_model_files(partial, model, run_dir)
+        write_model_files(partial, model, source)
         put_folder(partial, model_dir)
     except BaseException as error:
         if partial is not None:
@@ -204,7 +212,6 @@ def export_model(
         if isinstance(error, OSError):
             raise CheckpointError(f"{model_dir}: the model folder cannot be written ({error.strerror}).") from error
         raise
-    return model
 
 
 def write_model_files(folder: Path, model: PretrainedModel, source: Path) -> None:
@@ -306,6 +313,7 @@ def model_card(model: PretrainedModel) -> str:
         sentences += described_in_words(provenance["init_from"])
     told = "\n".join(f"- {markdown(sentence)}" for sentence in sentences)
     shape, weights = config.model, config.objectives.weights()
+    made = "imported" if "imported" in provenance else "pre-trained"
     uses = ['`scmbert embed MODEL_DIR cells.h5ad -o out.h5ad`, or `scmbert_jax.load("MODEL_DIR").embed(adata)`.']
     uses += [OBJECTIVES[name].used_by for name in weights if OBJECTIVES[name].used_by]
     statistics = model.definition.layout.statistics
@@ -315,7 +323,7 @@ def model_card(model: PretrainedModel) -> str:
         told += f"\n- feature_statistics.npz keeps {kept}."
     return f"""# Model card
 
-A multi-omic single-cell transformer, pre-trained by scmbert_jax ({", ".join(weights)}).
+A multi-omic single-cell transformer, {made} by scmbert_jax ({", ".join(weights)}).
 
 | | |
 |---|---|

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import numpy as np
 
 from data_pipelines.batches.batch_reader import BatchReader
 from data_pipelines.batches.collate import TokenSampling
@@ -21,6 +22,7 @@ from data_pipelines.batches.trained_cells import trained_cells
 from data_pipelines.batches.training_data import MixtureData
 from data_pipelines.batches.validation_data import held_out_mixture
 from data_pipelines.corpus.corpus import open_corpus
+from data_pipelines.features.feature_embeddings import load_feature_embeddings
 from data_pipelines.sampling.mixture import Mixture, MixtureOptions
 from scmbert_jax.config import ExperimentConfig, batch_covariates, compared_within, with_fields, without_modalities
 from scmbert_jax.errors import ConfigError
@@ -200,6 +202,12 @@ def pretrain(
             if not_trained_on is not None:
                 for line in beginning.knows(trained_cells(not_trained_on, list(in_use))):
                     tell(line)
+        start_rows = None
+        if config.model.feature_embeddings:
+            table, space = Path(config.model.feature_embeddings), mixed.joined.feature_space
+            start_rows = load_feature_embeddings(table, space, config.model.embed_dim)
+            known = int(np.isfinite(start_rows).all(axis=1).sum())
+            tell(f"{known:,} of {len(start_rows):,} rows of the feature table start from {table}, the others at random")
         data = MixtureData(
             batches,
             read_ahead,
@@ -207,6 +215,7 @@ def pretrain(
             started_run=run_dir,
             made_once=from_process_zero,
             linear_path=config.model.linear_path,
+            start_rows=start_rows,
             with_earlier=(lambda own: own) if beginning is None else beginning.trained_cells,
         )
         outcome = loop.pretrain(

@@ -35,7 +35,7 @@ LAYERS = (
     ("training",),
     ("planning",),
     ("pretrained",),
-    ("warm_start",),
+    ("warm_start", "torch_models"),
     ("tasks",),
     ("annotation",),
     ("evaluation",),

@@ -53,6 +53,7 @@ class MixtureData:
         made_once: Callable[[Callable[[], Mapping[str, np.ndarray]]], Mapping[str, np.ndarray]] = lambda make: make(),
         *,
         linear_path: bool = True,
+        start_rows: np.ndarray | None = None,
         with_earlier: Callable[[TrainedCells | None], TrainedCells | None] = lambda own: own,
     ):
         """`target_sums`: modality -> the library size that its values are scaled to.
@@ -60,15 +61,15 @@ class MixtureData:
         `started_run`: a run folder; where it is that of a run on the same data, its statistics are read, not made
         again: they take longer than all else before the first batch. `made_once`: of several processes, gives all of
         them the arrays that one of them makes. `linear_path`: whether the model has one; components are made for no
-        other. `with_earlier`: given the cells of the run, adds those that the model it starts
-        from has seen (None: not known). Statistics are made when `layout` is first asked for,
+        other. `start_rows`: `FeatureLayout.start_rows`. `with_earlier`: given the cells of the run, adds those that the
+        model it starts from has seen (None: not known). Statistics are made when `layout` is first asked for,
         which raises `InputError` when those of a run cannot be read.
         """
         joined = reader.mixture.joined
         self._reader, self._read_ahead = reader, read_ahead
         self.covariates = {name: joined.vocabularies[name] for name in reader.covariates}
         self._target_sums, self._linear_path, self._with_earlier = target_sums, linear_path, with_earlier
-        self._started_run, self._made_once = started_run, made_once
+        self._started_run, self._made_once, self._start_rows = started_run, made_once, start_rows
         self.fingerprint = reader.mixture.fingerprint
         self.feature_space_hash = joined.feature_space.content_hash
         self.description = reader.mixture.describe()
@@ -78,7 +79,7 @@ class MixtureData:
         space = self._reader.mixture.joined.feature_space
         layout = space.layout({name: len(values) for name, values in self.covariates.items()})
         arrays = self._made_once(lambda: as_arrays(self._make_statistics(layout)))
-        return replace(layout, statistics=from_arrays(arrays, self._linear_path))
+        return replace(layout, statistics=from_arrays(arrays, self._linear_path), start_rows=self._start_rows)
 
     def _make_statistics(self, layout: FeatureLayout) -> FeatureStatistics:
         if self._started_run is not None and _is_of_the_same_data(self._started_run, self.fingerprint):

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -14,6 +15,7 @@ from scmbert_jax.commands.terminal import (
     Json,
     ObsFields,
     Organism,
+    Overwrite,
     obs_fields_of,
     print_json,
     progress,
@@ -346,4 +348,50 @@ class CorpusCopy:
             f"{self.target}: {report.copied} files copied, {report.found} were there; {report.bytes / 1e6:,.1f} MB, "
             "all compared"
         )
+        return 0
+
+
+@dataclass(frozen=True)
+class CorpusGeneEmbeddings:
+    """Embed the genes of a corpus by which cells express them together.
+
+    A model starts from the table with --model.feature-embeddings, and keeps it with --model.feature-rows frozen.
+
+    Example:  scmbert corpus gene-embeddings my_corpus -o genes.npz --dim 200
+              scmbert pretrain scbert --corpus my_corpus --run-dir runs/1 --model.feature-embeddings genes.npz
+    """
+
+    corpus: tyro.conf.Positional[CorpusFolder]
+    """Written by scmbert corpus build; or the URL of a copy. Cells that it holds out are not read."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """.npz: ids (str) and vectors (float32 [genes, dim])."""
+    dim: int = 200
+    """Numbers per gene: model.embed_dim of the model."""
+    max_cells: int = 10_000
+    """Cells that are read, of all over the corpus."""
+    min_cells: int = 10
+    """Genes that fewer of these cells express are left out."""
+    overwrite: Overwrite = False
+
+    def run(self) -> int:
+        from data_pipelines.build.gene_embeddings import gene_embeddings
+        from data_pipelines.corpus.corpus import open_corpus
+        from scmbert_jax.outputs import check_output_file
+
+        for name, value in (("--dim", self.dim), ("--max-cells", self.max_cells), ("--min-cells", self.min_cells)):
+            if value < 1:
+                raise ConfigError(f"{name} {value}: expected 1 or more.")
+        if self.output.suffix != ".npz":
+            raise ConfigError(f"{self.output}: expected a name that ends in .npz.")
+        check_output_file(self.output, (self.corpus,), self.overwrite)
+        with open_corpus(self.corpus) as corpus:
+            cells, genes, all_genes = gene_embeddings(
+                corpus,
+                self.output,
+                dim=self.dim,
+                max_cells=self.max_cells,
+                min_cells=self.min_cells,
+                progress=progress("gene embeddings"),
+            )
+        show(f"{self.output}: {genes:,} of {all_genes:,} genes, {self.dim} numbers each, of {cells:,} cells")
         return 0

@@ -3,6 +3,8 @@
 A token is `table[feature_id] + value_encoding(count) + modality_embedding (+ covariates)`.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -10,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from scmbert_jax.config import ExperimentConfig, ModalityConfig
+from scmbert_jax.config import ExperimentConfig, ModalityConfig, ModelConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.layers import linear
-from scmbert_jax.models.parameters import Constant, filled, parameter, weight
+from scmbert_jax.models.parameters import Constant, Role, filled, parameter, weight
 from scmbert_jax.models.token_sequence import TokenSequence
 from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.parallel.table_rows import pick_rows, sum_of_linked_rows, whole
@@ -59,12 +61,19 @@ class FeatureTable(nnx.Module):
 
     A gene's row is learned. A protein's or region's row is its own learned row plus a projection of the mean row of
     its linked genes, so that modalities meet in one space even where no cell is paired. Features without links have
-    their own row alone.
+    their own row alone. With `ModelConfig.feature_rows` "frozen" own rows stay what they were at the start.
     """
 
-    def __init__(self, layout: FeatureLayout, embed_dim: int, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, layout: FeatureLayout, rngs: nnx.Rngs):
+        embed_dim, self.frozen = config.embed_dim, config.feature_rows == "frozen"
         self.num_rows, self.slices = padded_rows(layout), dict(layout.slices)
-        self.learned = weight(rngs, (self.num_rows, embed_dim), embed_dim, ("features", "embed"), "embedding")
+        role: Role = "fixed" if self.frozen else "embedding"
+        self.learned = weight(rngs, (self.num_rows, embed_dim), embed_dim, ("features", "embed"), role)
+        if layout.start_rows is not None:
+            start = np.full((self.num_rows, embed_dim), np.nan, np.float32)
+            start[: layout.num_features] = layout.start_rows
+            rows = jnp.where(np.isnan(start), self.learned[...], start)
+            self.learned = parameter(rows, ("features", "embed"), role)
         self.link_projections: Any = nnx.Dict({})
         self.links: Any = nnx.Dict({})
         self.linked: Any = nnx.Dict({})
@@ -75,10 +84,11 @@ class FeatureTable(nnx.Module):
             self.link_projections[name] = weight(rngs, (embed_dim, embed_dim), embed_dim, ("embed", None))
 
     def __call__(self) -> jax.Array:
-        table = self.learned[...]
+        learned = jax.lax.stop_gradient(self.learned[...]) if self.frozen else self.learned[...]
+        table = learned
         for name, linked in self.linked.items():
             number = (linked[...] >= 0).sum(axis=1).astype(table.dtype)
-            mean = sum_of_linked_rows(self.learned[...], linked[...]) / jnp.maximum(number, 1.0)[:, None]
+            mean = sum_of_linked_rows(learned, linked[...]) / jnp.maximum(number, 1.0)[:, None]
             table = table + linear(constrain(mean, "features", None), self.link_projections[name][...])
         return whole(table)
 
@@ -173,8 +183,99 @@ class BinnedValues(nnx.Module):
         return self.table[...][values.modality * self.num_bins + bins]
 
 
+class RankedValues(nnx.Module):
+    """One learned vector per modality and rank among the cell's expressed features; of zeros, a vector of their own.
+
+    Geneformer's ranks (Theodoris et al. 2023, Methods): counts relative to the library, divided by what is usual of the
+    feature where it is expressed, in descending order. There, the usual value is the median over the cells of its
+    corpus; here, the mean over those of the run. It orders tokens by rank and adds a learned vector of their place; the
+    order of tokens means nothing here, so the vector is the value. Rank r has vector r, from 1; beyond `num_bins` - 1,
+    the last.
+    """
+
+    def __init__(self, modalities: dict[str, ModalityConfig], layout: FeatureLayout, embed_dim: int, rngs: nnx.Rngs):
+        self.num_bins = {name: config.num_bins for name, config in modalities.items()}
+        usual = np.ones(padded_rows(layout), np.float32)
+        if layout.statistics is not None:
+            fraction, detection = layout.statistics.cell_fraction, layout.statistics.cell_detection
+            usual[: layout.num_features] = fraction / detection
+        self.usual = Constant(usual)
+        self.table = _level_vectors(self.num_bins, embed_dim, rngs)
+
+    @staticmethod
+    def flops(embed_dim: int) -> float:
+        return 0.0
+
+    def __call__(self, values: TokenValues) -> jax.Array:
+        ratio = values.relative / self.usual[...][values.feature_ids]
+
+        def ranks(of_cell: jax.Array, num_bins: int) -> jax.Array:  # float32 [S], 0: not expressed -> int32 [S]
+            # Stable, and tokens come in the order of their features, so features share no rank in any order of cells.
+            place = jnp.argsort(jnp.argsort(-of_cell, stable=True))
+            return jnp.where(of_cell > 0, jnp.minimum(1 + place, num_bins - 1), 0)
+
+        return _vectors_of_levels(values, ratio, self.num_bins, ranks, self.table[...])
+
+
+class QuantileValues(nnx.Module):
+    """One learned vector per modality and bin between quantiles of the cell's own expressed values.
+
+    scGPT's bins (Cui et al. 2024, Methods, "value binning"): 0 for zeros; else the number of the `num_bins` - 1
+    quantiles of the cell's values above zero, from the smallest to the largest, that do not exceed the value. Equal
+    values are in one bin (scGPT's training draws among those that would fit). No depth of sequencing shows in them.
+    """
+
+    def __init__(self, modalities: dict[str, ModalityConfig], layout: FeatureLayout, embed_dim: int, rngs: nnx.Rngs):
+        self.num_bins = {name: config.num_bins for name, config in modalities.items()}
+        self.table = _level_vectors(self.num_bins, embed_dim, rngs)
+
+    @staticmethod
+    def flops(embed_dim: int) -> float:
+        return 0.0
+
+    def __call__(self, values: TokenValues) -> jax.Array:
+        def bins(of_cell: jax.Array, num_bins: int) -> jax.Array:  # float32 [S], 0: not expressed -> int32 [S]
+            ascending, number = jnp.sort(of_cell), (of_cell > 0).sum()
+            place = jnp.searchsorted(ascending, of_cell, side="right") - 1 - (len(of_cell) - number)  # among expressed
+            # Quantile k lies at place k / (num_bins - 2) * (number - 1), between two values where that is no integer.
+            exceeded = jnp.where(number > 1, place * (num_bins - 2) // jnp.maximum(number - 1, 1), num_bins - 2)
+            return jnp.where(of_cell > 0, 1 + exceeded, 0)
+
+        return _vectors_of_levels(values, values.relative, self.num_bins, bins, self.table[...])
+
+
+def _level_vectors(num_bins: dict[str, int], embed_dim: int, rngs: nnx.Rngs) -> nnx.Param:
+    """[modalities * levels, D]; of the modality with most levels, as many for each."""
+    shape = (len(MODALITIES) * max(num_bins.values()), embed_dim)
+    return weight(rngs, shape, embed_dim, (None, None), "embedding")
+
+
+def _vectors_of_levels(
+    values: TokenValues,
+    numbers: jax.Array,
+    num_bins: dict[str, int],
+    levels: Callable[[jax.Array, int], jax.Array],
+    table: jax.Array,
+) -> jax.Array:
+    """Rows of `table` at the levels of `numbers` [B, S], which `levels` finds in each cell's features of a modality.
+
+    Called with numbers [S], in which other modalities' are 0, and the modality's `num_bins`.
+    """
+    level = jnp.zeros(numbers.shape, jnp.int32)
+    for name, number in num_bins.items():
+        mine = values.modality == MODALITIES.index(name)
+        found = jax.vmap(partial(levels, num_bins=number))(jnp.where(mine, numbers, 0.0))
+        level = jnp.where(mine, found.astype(jnp.int32), level)
+    return table[values.modality * (len(table) // len(MODALITIES)) + level]
+
+
 # A name for `modalities.NAME.value_encoding` -> what encodes values so. Also the name of its parameters in a model.
-VALUE_ENCODINGS: dict[str, type[ValueEncoding]] = {"continuous": ContinuousValues, "bins": BinnedValues}
+VALUE_ENCODINGS: dict[str, type[ValueEncoding]] = {
+    "continuous": ContinuousValues,
+    "bins": BinnedValues,
+    "ranks": RankedValues,
+    "quantile_bins": QuantileValues,
+}
 
 
 def _per_modality(values: dict[str, float]) -> jax.Array:

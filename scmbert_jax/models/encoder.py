@@ -5,6 +5,7 @@ How much of it modalities share is a choice (`ModelConfig.encoder_sharing`); all
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,6 +23,11 @@ REMAT_POLICIES: dict[str, Callable | None] = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "gelu": partial(jax.nn.gelu, approximate=False),
 }
 
 
@@ -55,18 +61,19 @@ class EncoderBlock(nnx.Module):
 
     def __init__(self, config: ModelConfig, num_experts: int, rngs: nnx.Rngs):
         dim, heads, head_dim, mlp_dim = config.embed_dim, config.num_heads, config.head_dim, config.mlp_dim
-        self.attention_norm = LayerNorm(dim)
+        self.attention_norm = LayerNorm(dim, config.norm_epsilon)
         self.qkv = weight(rngs, (dim, 3, heads, head_dim), dim, ("embed", None, "heads", "head_dim"), "layer_matrix")
         self.attention_out = weight(
             rngs, (heads, head_dim, dim), heads * head_dim, ("heads", "head_dim", "embed"), "layer_matrix"
         )
         self.attention_bias = filled(0.0, (dim,), (None,), "bias")
-        self.mlp_norm = LayerNorm(dim)
+        self.mlp_norm = LayerNorm(dim, config.norm_epsilon)
         self.mlp_in = weight(rngs, (num_experts, dim, mlp_dim), dim, (None, "embed", "mlp"), "layer_matrix")
         self.mlp_in_bias = filled(0.0, (num_experts, mlp_dim), (None, "mlp"), "bias")
         self.mlp_out = weight(rngs, (num_experts, mlp_dim, dim), mlp_dim, (None, "mlp", "embed"), "layer_matrix")
         self.mlp_out_bias = filled(0.0, (num_experts, dim), (None, None), "bias")
-        self.attention, self.num_experts = Attention(config), num_experts
+        self.attention, self.num_experts = Attention(config, rngs), num_experts
+        self.activation = config.activation
 
     def __call__(
         self, x: jax.Array, tokens: TokenSequence, experts: tuple[int, ...], cell_only: bool = False
@@ -99,7 +106,7 @@ class EncoderBlock(nnx.Module):
     def _mlp(self, y: jax.Array, expert: int) -> jax.Array:
         dtype = y.dtype
         y = linear(y, self.mlp_in[...][expert].astype(dtype)) + self.mlp_in_bias[expert, None, None].astype(dtype)
-        y = linear(jax.nn.gelu(y), self.mlp_out[...][expert].astype(dtype))
+        y = linear(ACTIVATIONS[self.activation](y), self.mlp_out[...][expert].astype(dtype))
         return y + self.mlp_out_bias[expert, None, None].astype(dtype)
 
 
@@ -122,7 +129,7 @@ class Encoder(nnx.Module):
         for _, variable in nnx.iter_graph(self.blocks):
             if isinstance(variable, nnx.Param):
                 variable.set_metadata(logical_axes=("layers", *variable.get_metadata("logical_axes")))
-        self.final_norm = LayerNorm(config.embed_dim)
+        self.final_norm = LayerNorm(config.embed_dim, config.norm_epsilon)
         self.num_layers, self.scan_layers, self.remat = config.num_layers, config.scan_layers, config.remat
         self.modalities = modalities
 

@@ -47,7 +47,8 @@ linear.defvjp(_forward, _backward)
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis, computed in float32, returned in the dtype of its input."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, epsilon: float = 1e-6):
+        self.epsilon = epsilon
         self.scale = filled(1.0, (dim,), (None,), "norm")
         self.bias = filled(0.0, (dim,), (None,), "bias")
 
@@ -55,5 +56,5 @@ class LayerNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y - y.mean(-1, keepdims=True)
         scale, bias = (jax.lax.broadcast_to_rank(own[...], x.ndim) for own in (self.scale, self.bias))
-        y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + 1e-6)
+        y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + self.epsilon)
         return (y * scale + bias).astype(x.dtype)

@@ -280,7 +280,7 @@ class Bins(Likelihood):
         return self.config.num_bins
 
     def start(self, fraction, log_dispersion, detection, scale):
-        return np.zeros((len(fraction), self.config.num_bins), np.float32), np.zeros_like(log_dispersion)
+        return np.zeros((len(fraction), self.num_outputs), np.float32), np.zeros_like(log_dispersion)
 
     def nll(self, outputs, log_dispersion, truth):
         relative = relative_expression(truth.counts, truth.library_size, self.config.target_sum, jnp)
@@ -297,6 +297,20 @@ class Bins(Likelihood):
         return jnp.expm1(bins * float(np.log(2.0))) * self.median_library / self.config.target_sum
 
 
+class BinsAndMask(Bins):
+    """The same with the mask as a last class, which is never right: scBERT predicts any of its seven tokens."""
+
+    @property
+    def num_outputs(self) -> int:
+        return self.config.num_bins + 1
+
+    def predict(self, outputs, log_dispersion):
+        return super().predict(outputs[..., :-1], log_dispersion)
+
+    def expected_counts(self, outputs, log_dispersion):
+        return super().expected_counts(outputs[..., :-1], log_dispersion)
+
+
 LIKELIHOODS: dict[str, type[Likelihood]] = {
     "negative_binomial": NegativeBinomial,
     "negative_binomial_of_cell": NegativeBinomialOfCell,
@@ -305,6 +319,7 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "gaussian_clr": GaussianClr,
     "bernoulli": Bernoulli,
     "bins": Bins,
+    "bins_and_mask": BinsAndMask,
 }
 
 

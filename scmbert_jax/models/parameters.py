@@ -4,6 +4,7 @@ layer_matrix   of a layer of the encoder or the decoder: between the residual st
 matrix         any other that is multiplied with activations
 embedding      rows looked up by a feature, a modality, a bin or a covariate: decay would pull rare ones to zero
 norm, bias, dispersion, scalar
+fixed          a number of the model that no training changes: who reads it stops its gradient
 """
 
 from typing import Literal, get_args
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-Role = Literal["layer_matrix", "matrix", "embedding", "norm", "bias", "dispersion", "scalar"]
+Role = Literal["layer_matrix", "matrix", "embedding", "norm", "bias", "dispersion", "scalar", "fixed"]
 LogicalAxes = tuple[str | None, ...]
 
 

@@ -38,7 +38,7 @@ class ScMbert(nnx.Module):
 
     def __init__(self, config: ExperimentConfig, layout: FeatureLayout, rngs: nnx.Rngs):
         modalities = config.modalities.in_use()
-        self.table = FeatureTable(layout, config.model.embed_dim, rngs)
+        self.table = FeatureTable(config.model, layout, rngs)
         self.embedding = TokenEmbedding(config, layout, rngs)
         self.encoder = make_encoder(config.model, tuple(modalities), rngs)
         self.linear: Any = nnx.data(LinearPath(config, layout, rngs) if config.model.linear_path else None)

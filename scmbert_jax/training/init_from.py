@@ -65,13 +65,14 @@ def check_fits(there: ExperimentConfig, here: ExperimentConfig, name: str) -> No
     """Raises `ConfigError` naming the fields in which a run must equal the model that it starts from."""
     both = [objective for objective in there.objectives.weights() if objective in here.objectives.weights()]
     fields = ["embed_dim", "num_layers", "num_heads", "head_dim", "mlp_dim", "encoder_sharing"]
+    fields += ["activation", "norm_epsilon"]
     fields += ["covariates_at"] if there.model.covariates and here.model.covariates else []
     wanted = [f"model.{field}" for field in fields]
     wanted += [field for objective in both for field in OBJECTIVES[objective].shaped_by]
     for modality, own in here.modalities.in_use().items():
         if modality in there.modalities.in_use():
             of_values = ["value_encoding", "target_sum", "likelihood", "target_likelihood"]
-            of_values += ["num_bins"] if "bins" in (own.value_encoding, own.likelihood) else []
+            of_values += ["num_bins"] if own.value_encoding != "continuous" or "bins" in own.likelihood else []
             wanted += [f"modalities.{modality}.{field}" for field in of_values]
     before, now = flat_fields(there), flat_fields(here)
     differing = [field for field in wanted if before[field] != now[field]]

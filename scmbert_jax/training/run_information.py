@@ -25,9 +25,12 @@ def run_information(of_corpus: Mapping[str, Any], covariates: Mapping[str, list[
 
 
 def information_in_words(information: Mapping[str, Any] | None) -> list[str]:
-    """One sentence or more per kind of information; None: a run of an earlier version, which did not record it."""
+    """One sentence or more per kind of information; None: a run of an earlier version, which did not record it. Of a
+    model that another program trained, `imported` says where it came from, and nothing else is known."""
     if information is None:
         return ["Which information it used besides counts is not recorded: an earlier version trained it."]
+    if "imported" in information:
+        return [f"{information['imported']} Which cells it was trained on, and what else it was told, is not known."]
     return [
         _pairs(information),
         *_pseudo_pairs(information),

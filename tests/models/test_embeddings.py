@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 from functools import partial
 
 import jax
@@ -6,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import padded
+from flax import nnx
 
 from scmbert_jax.batch import ModalityTokens
-from scmbert_jax.feature_layout import FeatureLayout
+from scmbert_jax.config import ModalityConfig
+from scmbert_jax.feature_layout import FeatureLayout, FeatureStatistics
+from scmbert_jax.models.embeddings import VALUE_ENCODINGS, TokenValues
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.value_scales import expression_bins, relative_expression
@@ -35,6 +39,68 @@ def test_bins_are_those_of_scbert():
 def test_one_count_in_a_shallow_cell_is_already_bin_three():
     # 1 of 1,000 counts = 10 CP10K: the known trap that bins encode library size
     assert int(expression_bins(relative_expression(jnp.asarray(1.0), jnp.asarray(1000.0), 1e4, jnp), 6, jnp)) == 3
+
+
+def levels_of(encoding, counts, config, statistics=None):
+    """int [B, S], which vector of its own modality an encoding looks up; counts [B, S] of features 0 .. S - 1, the
+    first half RNA, the second protein."""
+    number = counts.shape[1]
+    layout = FeatureLayout({"rna": (0, number // 2), "protein": (number // 2, number)}, statistics=statistics)
+    modality = np.tile((np.arange(number) >= number // 2).astype(np.int32), (len(counts), 1))
+    encode = VALUE_ENCODINGS[encoding]({"rna": config, "protein": config}, layout, 4, nnx.Rngs(0))
+    encode.table[...] = jnp.tile(jnp.arange(len(encode.table[...]), dtype=jnp.float32)[:, None], (1, 4))
+    ids = np.tile(np.arange(number, dtype=np.int32), (len(counts), 1))
+    values = TokenValues(jnp.asarray(counts, jnp.float32), ids, modality, jax.nn.one_hot(modality, 3), jnp.zeros(4))
+    return np.asarray(encode(values))[..., 0].astype(int) - modality * config.num_bins
+
+
+def drawn_counts():
+    """[5, 34]: 17 features of each modality; a cell of distinct values, one of ties, one of one expressed feature of
+    each, one of zeros, one of two modalities of different depths."""
+    rng = np.random.default_rng(0)
+    counts = np.zeros((5, 34))
+    counts[0] = rng.permutation(34) + 1
+    counts[1] = rng.integers(0, 3, 34)
+    counts[2, [4, 20]] = 3
+    counts[4] = np.where(rng.random(34) < 0.5, rng.integers(1, 50, 34), 0) * np.repeat([1, 100], 17)
+    return counts
+
+
+def test_quantile_bins_are_those_of_scgpt():
+    """Its preprocessing, by numpy: the edges are quantiles of the expressed values, `digitize` says between which."""
+    counts, num_bins = drawn_counts(), 6
+    wanted = np.zeros(counts.shape, int)
+    for row, half in itertools.product(range(5), (slice(0, 17), slice(17, 34))):
+        own = counts[row, half]
+        if (own > 0).any():
+            edges = np.quantile(own[own > 0], np.linspace(0, 1, num_bins - 1))
+            wanted[row, half] = np.where(own > 0, np.digitize(own, edges), 0)
+    found = levels_of("quantile_bins", counts, ModalityConfig(num_bins=num_bins))
+    np.testing.assert_array_equal(found, wanted)
+    assert found.max() == num_bins - 1
+    assert set(found[0]) == set(range(1, num_bins))
+    scaled = levels_of("quantile_bins", counts * 0.25, ModalityConfig(num_bins=num_bins))
+    np.testing.assert_array_equal(scaled, wanted)  # no depth of sequencing
+
+
+def test_ranks_are_those_of_geneformer():
+    """Its tokeniser, by numpy: counts over the feature's usual value, in descending order of the expressed."""
+    counts, rng = drawn_counts(), np.random.default_rng(1)
+    fractions, detection = rng.random(34).astype(np.float32), rng.uniform(0.2, 1, 34).astype(np.float32)
+    nothing = {name: np.ones(34, np.float32) for name in FeatureStatistics._fields[:-2]}
+    known = {**nothing, "cell_fraction": fractions, "cell_detection": detection}
+    statistics = FeatureStatistics(**known, library_quantiles=np.ones((3, 9), np.float32))
+    wanted = np.zeros(counts.shape, int)
+    for row, half in itertools.product(range(5), (slice(0, 17), slice(17, 34))):
+        own = counts[row, half] / (fractions / detection)[half]
+        expressed = np.flatnonzero(own)
+        order = expressed[np.argsort(-own[expressed], kind="stable")]
+        wanted[row, half][order] = np.arange(1, len(order) + 1)
+    found = levels_of("ranks", counts, ModalityConfig(num_bins=18), statistics)
+    np.testing.assert_array_equal(found, wanted)
+    assert sorted(found[0, :17]) == list(range(1, 18))
+    few = levels_of("ranks", counts, ModalityConfig(num_bins=5), statistics)
+    np.testing.assert_array_equal(few, np.minimum(wanted, 4))
 
 
 def test_a_linked_row_moves_with_its_gene_and_an_unlinked_one_does_not(tiny_config):

@@ -60,7 +60,8 @@ def by_definition(name, outputs, log_dispersion, truth):
         return jax.scipy.stats.norm.logpdf(centred[name] / jnp.exp(log_dispersion)) * -1.0 + log_dispersion
     if name == "bernoulli":
         return -jax.nn.log_sigmoid(jnp.where(truth.counts > 0, 1.0, -1.0) * outputs[..., 0])
-    bins = jnp.clip(jnp.floor(jnp.log2(1.0 + of_cell * 1e4) + 1e-6), 0, outputs.shape[-1] - 1).astype(int)
+    last = outputs.shape[-1] - (2 if name == "bins_and_mask" else 1)
+    bins = jnp.clip(jnp.floor(jnp.log2(1.0 + of_cell * 1e4) + 1e-6), 0, last).astype(int)
     return -jnp.take_along_axis(jax.nn.log_softmax(outputs), bins[..., None], -1)[..., 0]
 
 

@@ -4,11 +4,15 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from scmbert_jax.models.scmbert import ModelDefinition
-from scmbert_jax.training.optimizer import decay_mask
+from scmbert_jax.objectives.mixture import objectives_of
+from scmbert_jax.training.optimizer import decay_mask, make_optimizer
+from scmbert_jax.training.train_state import TrainState
+from scmbert_jax.training.train_step import make_train_step
 
 # Role -> parameters. In a path, * is each modality, each pair of them, each head, each norm of a layer.
 PARAMETERS = {
@@ -73,3 +77,25 @@ def test_what_the_corpus_gives_is_no_parameter(mixed_config, known_layout):
     assert all(matched.values())
     known = known_layout.statistics.linear
     np.testing.assert_array_equal(constants["linear/loadings"][: known_layout.num_features], known.loadings)
+
+
+def test_training_leaves_fixed_parameters_as_they_start_bit_for_bit(tiny_config, tiny_layout, tiny_batch):
+    rows = np.full((tiny_layout.num_features, tiny_config.model.embed_dim), np.nan, np.float32)
+    rows[:30] = np.random.default_rng(0).normal(size=(30, tiny_config.model.embed_dim))
+    fixed = {"attention": "favor", "favor_directions": "stored", "feature_rows": "frozen"}
+    config = replace(tiny_config, model=replace(tiny_config.model, **fixed))
+    model = ModelDefinition(config, replace(tiny_layout, start_rows=rows))
+    assert model.roles["table"]["learned"] == model.roles["encoder"]["blocks"]["attention"]["directions"] == "fixed"
+    params = jax.jit(model.init)(jax.random.key(0))
+    before = jax.device_get(params)
+    np.testing.assert_array_equal(before["table"]["learned"][:30], rows[:30])
+    assert np.isfinite(before["table"]["learned"]).all()
+    optimizer = make_optimizer(config, model)
+    step = jax.jit(make_train_step(model, objectives_of(config)["masked_modeling"], optimizer))
+    state = TrainState(params, optimizer.init(params), jnp.asarray(3))
+    for number in range(2):
+        state, _ = step(state, model.constants, tiny_batch(number))
+    after = jax.device_get(state.params)
+    for role, own, other in zip(*map(jax.tree.leaves, (model.roles, before, after)), strict=True):
+        assert (role == "fixed") <= np.array_equal(own, other)
+    assert not np.array_equal(before["encoder"]["blocks"]["qkv"], after["encoder"]["blocks"]["qkv"])

@@ -5,10 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import padded
+from flax import nnx
 
 from scmbert_jax.config import MaskedModelingConfig, ObjectivesConfig
+from scmbert_jax.errors import ConfigError
+from scmbert_jax.models.likelihoods import Truth
 from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
+from scmbert_jax.objectives.masked_modeling.head import LinearHead
 from scmbert_jax.objectives.masked_modeling.objective import MaskedModeling, choose_masked
 from scmbert_jax.random_keys import row_keys
 
@@ -72,6 +76,26 @@ def test_scberts_rules_mask_no_zero_and_keep_a_tenth_visible(tiny_batch):
     assert (counts[np.asarray(masked.chosen)] > 0).all()
     number = np.asarray(masked.chosen).sum(1)
     np.testing.assert_array_equal(np.asarray(masked.hidden).sum(1), number - np.floor(0.2 * number))
+
+
+def test_scberts_head_is_one_linear_layer_and_its_loss_the_cross_entropy_of_seven_classes(tiny_config, tiny_layout):
+    rna = dataclasses.replace(tiny_config.modalities.rna, likelihood="bins_and_mask", num_bins=6)
+    config = dataclasses.replace(tiny_config, modalities=dataclasses.replace(tiny_config.modalities, rna=rna))
+    head = LinearHead(config, tiny_layout, {"rna": "bins_and_mask"}, nnx.Rngs(0))
+    head.biases["rna"][...] = jnp.arange(7.0)
+    x = jax.random.normal(jax.random.key(1), (2, 6, config.model.embed_dim))
+    counts = jnp.tile(jnp.asarray([0.0, 1, 3, 7, 15, 31]), (2, 1))  # of a library of 10,000: the six bins
+    library = jnp.full((2, 6), 1e4)
+    modality = jnp.zeros((2, 6), jnp.int32).at[1, 5].set(1)
+    found = head.nll(x, modality, modality, Truth(counts, library, library), {})
+    logits = np.asarray(x) @ np.asarray(head.outputs["rna"][...]) + np.arange(7)
+    assert logits.shape == (2, 6, 7)
+    wanted = np.log(np.exp(logits).sum(-1)) - logits[:, np.arange(6), np.arange(6)]
+    wanted[1, 5] = 0.0  # of another modality
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    changed = dataclasses.replace(config.objectives.masked_modeling, token_head="linear")
+    with pytest.raises(ConfigError, match=r"token_head is 'linear'; expected features: counts of rna"):
+        dataclasses.replace(tiny_config, objectives=ObjectivesConfig(masked_modeling=changed))
 
 
 @pytest.fixture(scope="module")

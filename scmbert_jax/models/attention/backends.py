@@ -24,6 +24,7 @@ from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.attention import chunked, favor, kernels
 from scmbert_jax.models.attention.shape import AttentionShape, shape_of
 from scmbert_jax.models.layers import linear
+from scmbert_jax.models.parameters import parameter
 
 
 class AttentionBackend(NamedTuple):
@@ -36,7 +37,8 @@ class AttentionBackend(NamedTuple):
       refusal: of an `AttentionShape`, why it cannot be served ("it needs ..., and this run ..."); None: it can.
       attend: see above.
       num_random_features: of a head width, how many random directions `attend` takes as a fifth argument, float32
-        [M, Dh]; None: it takes none. Those are estimates; the others all compute the same.
+        [M, Dh], and gives no gradient; None: it takes none. Those are estimates; the others all compute the same. A
+        sixth argument, True, comes with `ModelConfig.favor_stabiliser` "batch" alone.
     """
 
     refusal: Callable[[AttentionShape], str | None]
@@ -91,18 +93,26 @@ class Directions(nnx.Variable):
 class Attention(nnx.Module):
     """The backend of `config.attention`, with its random directions if it needs any."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.over_batch = config.favor_stabiliser == "batch"
         self.name, backend = config.attention, _backend(config.attention)
         self.directions: Any = nnx.data(None)
         if backend.num_random_features is not None:
             number = config.favor_features or backend.num_random_features(config.head_dim)
-            # Numbers come with the model's constants (`ModelDefinition`), which are drawn for a step.
-            self.directions = Directions(jnp.zeros((number, config.head_dim)))
+            shape = number, config.head_dim
+            if config.favor_directions == "stored":
+                directions = favor.random_directions(rngs.params(), shape)
+                self.directions = parameter(directions, (None, None), "fixed")  # backends give them no gradient
+            else:
+                # Numbers come with the model's constants (`ModelDefinition`), which are drawn for a step.
+                self.directions = Directions(jnp.zeros(shape))
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
         """As `AttentionBackend.attend`. Raises `ConfigError` when the backend cannot serve these arrays here."""
         attend = attention_backend(self.name, shape_of(q))
-        return attend(q, k, v, lengths, *(() if self.directions is None else (self.directions[...],)))
+        if self.directions is None:
+            return attend(q, k, v, lengths)
+        return attend(q, k, v, lengths, self.directions[...], *((True,) if self.over_batch else ()))
 
     def of_one(self, q: jax.Array, x: jax.Array, keys: jax.Array, values: jax.Array, lengths: jax.Array) -> jax.Array:
         """What one query of each row gets of keys x @ keys and values x @ values.

@@ -7,8 +7,8 @@ all queries read is `summary` [M, Dh + 1], the sum over keys of their features t
 
 For numbers' sake features are exp(w . x - |x|^2 / 2 - c) + 1e-4, as in the authors' code: c is the largest w . x of the
 query, or of all keys of the cell and head. It cancels but for the 1e-4. It is taken over the cell's own tokens, never
-over the batch or padding (the published scBERT does take the batch's, so that a cell's result depends on its
-neighbours).
+over padding, and never over the batch, but where `over_batch` asks for it: the published scBERT takes the batch's, so
+that a cell's result depends on its neighbours.
 
 Tokens are worked off in blocks, and the backward pass computes features again from the block's tokens: at scBERT's
 sizes those of one layer are 360 MB a cell, and arithmetic on blocks that stay in the cache is faster than reading them.
@@ -16,6 +16,7 @@ sizes those of one layer are 360 MB a cell, and arithmetic on blocks that stay i
 
 import math
 import zlib
+from functools import partial
 from typing import Any
 
 import jax
@@ -101,8 +102,8 @@ def _with_ones(v: jax.Array, valid: jax.Array) -> jax.Array:
     return jnp.swapaxes(v * valid[:, :, None, None].astype(v.dtype), 1, 2)
 
 
-def _summarise(k, v, lengths, directions):
-    """(summary float32 [B, H, M, D + 1], the largest w . k of each cell and head [B, H, 1, 1])."""
+def _summarise(k, v, lengths, directions, over_batch):
+    """(summary float32 [B, H, M, D + 1], the largest w . k of each cell and head [B, H, 1, 1], or of all)."""
     batch, _, heads, dim = k.shape
     k_blocks = split_tokens(k, _block(k))
 
@@ -124,17 +125,22 @@ def _summarise(k, v, lengths, directions):
     )
     blocks = k_blocks, split_tokens(v, _block(v)), valid_tokens(k_blocks, lengths)
     (largest, summary, total), _ = jax.lax.scan(of_block, start, blocks)
+    if over_batch:
+        of_all = jnp.broadcast_to(largest.max(keepdims=True), largest.shape)
+        summary, largest = summary * jnp.exp(largest - of_all), of_all
     return summary + EPSILON * total, largest
 
 
-@jax.custom_vjp
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, directions: jax.Array) -> jax.Array:
-    """See `AttentionBackend`; directions float32 [M, Dh] get no gradient."""
-    return _forward_rule(q, k, v, lengths, directions)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, directions: jax.Array, over_batch: bool = False
+) -> jax.Array:
+    """See `AttentionBackend`; directions float32 [M, Dh] get no gradient. `over_batch`: scBERT's stabiliser."""
+    return _forward_rule(q, k, v, lengths, directions, over_batch)[0]
 
 
-def _forward_rule(q, k, v, lengths, directions):
-    summary, largest = _summarise(k, v, lengths, directions)
+def _forward_rule(q, k, v, lengths, directions, over_batch):
+    summary, largest = _summarise(k, v, lengths, directions, over_batch)
     readable = summary.astype(q.dtype)
 
     def of_block(q: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -148,7 +154,7 @@ def _forward_rule(q, k, v, lengths, directions):
     return out, (q, k, v, lengths, directions, readable, largest, out, weight)
 
 
-def _backward_rule(saved, out_bar):
+def _backward_rule(_, saved, out_bar):
     q, k, v, lengths, directions, summary, largest, out, weight = saved
 
     def of_queries(summary_bar, block):

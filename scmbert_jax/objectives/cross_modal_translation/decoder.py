@@ -38,7 +38,7 @@ class CrossAttentionBlock(nnx.Module):
         self.mlp_in_bias = filled(0.0, (mlp_dim,), ("mlp",), "bias")
         self.mlp_out = weight(rngs, (mlp_dim, dim), mlp_dim, ("mlp", "embed"), "layer_matrix")
         self.mlp_out_bias = filled(0.0, (dim,), (None,), "bias")
-        self.attention = Attention(config)
+        self.attention = Attention(config, rngs)
 
     def __call__(self, x: jax.Array, states: jax.Array, lengths: jax.Array) -> jax.Array:
         """x [B, M, D]; states [B, S, D], of which the first `lengths` int32 [B] are real -> [B, M, D]."""

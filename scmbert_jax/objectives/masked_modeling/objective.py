@@ -22,6 +22,7 @@ from scmbert_jax.models.likelihoods import Truth
 from scmbert_jax.models.token_sequence import TokenSequence, pack_tokens, token_bits
 from scmbert_jax.objectives.base import LossSum, Model, Objective, drop_covariates
 from scmbert_jax.objectives.masked_modeling.config import MaskedModelingConfig
+from scmbert_jax.objectives.masked_modeling.head import LinearHead
 from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.random_keys import row_keys
 
@@ -78,6 +79,8 @@ def choose_masked(tokens: TokenSequence, config: MaskedModelingConfig, keys: jax
 class MaskedModeling(Objective):
     """The objective; see `Objective` for the contract. Reads any of the modalities, alone, paired or mosaic."""
 
+    shaped_by = ("objectives.masked_modeling.token_head",)
+
     def __init__(self, config: ExperimentConfig):
         self.config = config.objectives.masked_modeling
         self.modalities = config.modalities.in_use()
@@ -85,8 +88,11 @@ class MaskedModeling(Objective):
     @staticmethod
     def heads(config: ExperimentConfig, layout: FeatureLayout, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         likelihoods = {name: modality.likelihood for name, modality in config.modalities.in_use().items()}
+        is_linear = config.objectives.masked_modeling.token_head == "linear"
         return {
-            "token_head": ValueHead(config, layout, likelihoods, False, rngs),
+            "token_head": LinearHead(config, layout, likelihoods, rngs)
+            if is_linear
+            else ValueHead(config, layout, likelihoods, False, rngs),
             "cell_decoder": CellDecoder(config.model, rngs),
             "cell_head": ValueHead(config, layout, likelihoods, False, rngs),
         }

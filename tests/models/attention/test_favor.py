@@ -64,6 +64,30 @@ def test_favor_is_the_published_estimate(size):
     np.testing.assert_allclose(ours, wanted, atol=1e-5 if size == 1 else 1e-3)
 
 
+def test_the_published_stabiliser_is_of_the_batch_and_lets_neighbours_change_a_cell():
+    q, k, v, cotangent = inputs(size=3.0)
+    directions, lengths = random_directions(jax.random.key(5), (16, 8)), jnp.asarray([20, 1, 9])
+
+    def of_batch(q, k, v, lengths):
+        return attend(q, k, v, lengths, directions, True)
+
+    scaled = np.asarray(k, np.float64) * 8**-0.25
+    largest = max((scaled[row, :length] @ np.asarray(directions).T).max() for row, length in enumerate(lengths))
+    wanted = np.zeros(q.shape)
+    for row, head in np.ndindex(3, 2):
+        keys, queries = scaled[row, : lengths[row], head], np.asarray(q, np.float64)[row, :, head] * 8**-0.25
+        dots = queries @ np.asarray(directions, np.float64).T
+        phi_q = np.exp(dots - 0.5 * (queries**2).sum(1, keepdims=True) - dots.max(1, keepdims=True)) + 1e-4
+        phi_k = np.exp(keys @ np.asarray(directions).T - 0.5 * (keys**2).sum(1, keepdims=True) - largest) + 1e-4
+        weights = phi_q @ phi_k.T
+        wanted[row, :, head] = weights / weights.sum(1, keepdims=True) @ np.asarray(v)[row, : lengths[row], head]
+    np.testing.assert_allclose(of_batch(q, k, v, lengths), wanted, atol=2e-5)
+    alone = of_batch(q[2:], k[2:], v[2:], lengths[2:])
+    assert np.abs(np.asarray(alone)[0] - wanted[2]).max() > 1e-3
+    gradient = jax.grad(lambda k: jnp.sum(of_batch(q, k, v, lengths) * cotangent))(k)
+    assert bool(jnp.isfinite(gradient).all())
+
+
 def test_its_gradients_are_those_of_the_published_estimate():
     q, k, v, cotangent = inputs()
     directions, lengths = random_directions(jax.random.key(5), (16, 8)), jnp.asarray([20, 1, 9])
