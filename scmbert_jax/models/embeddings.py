@@ -4,7 +4,6 @@ A token is `table[feature_id] + value_encoding(count) + modality_embedding (+ co
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -264,7 +263,7 @@ def _vectors_of_levels(
     level = jnp.zeros(numbers.shape, jnp.int32)
     for name, number in num_bins.items():
         mine = values.modality == MODALITIES.index(name)
-        found = jax.vmap(partial(levels, num_bins=number))(jnp.where(mine, numbers, 0.0))
+        found = jax.vmap(lambda of_cell, number=number: levels(of_cell, number))(jnp.where(mine, numbers, 0.0))
         level = jnp.where(mine, found.astype(jnp.int32), level)
     return table[values.modality * (len(table) // len(MODALITIES)) + level]
 

@@ -118,7 +118,8 @@ def export_torch(layout: str, model_dir: Path, output: Path, genes: Path, *, ove
     names = known.ids.tolist() if imported is None else imported["genes"]
     ids = known.ids if imported is None else _ids(names, known)
     rows = known.index_of(ids) + model.feature_space.slices["rna"][0]
-    state = how.state_dict(model.definition, *jax.device_get((model.params, model.constants)), rows)
+    params, constants = jax.device_get((model.params, model.constants))
+    state = how.state_dict(model.definition, params, constants, rows)
     write_state_dict(output, state)
     genes.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     return len(names)

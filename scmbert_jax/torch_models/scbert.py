@@ -62,7 +62,7 @@ def _shapes(state: StateDict) -> dict[str, tuple[int, ...]]:
     number, head_dim = state[f"{first}.fast_attention.projection_matrix"].shape
     if inner % head_dim:
         raise InputError(f"{sized[2]} has {inner} rows, no multiple of the {head_dim} columns of projection_matrix.")
-    shapes = {sized[0]: (tokens, dim), sized[1]: (positions, dim)}
+    shapes: dict[str, tuple[int, ...]] = {sized[0]: (tokens, dim), sized[1]: (positions, dim)}
     for layer in range(_num_layers(state)):
         attention, feed_forward = f"{_LAYER}.{layer}.0", f"{_LAYER}.{layer}.1"
         for name in (f"{attention}.norm", f"{feed_forward}.norm"):
