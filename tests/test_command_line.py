@@ -27,8 +27,9 @@ from scmbert_jax.text_table import markdown_table
 from scmbert_jax.training import loop
 
 VERBS = [
-    *("doctor", "corpus build", "corpus info", "corpus overlap", "corpus verify", "corpus copy", "pretrain", "plan"),
-    *("export", "embed", "translate", "match", "label-transfer", "pseudo-pairs"),
+    *("doctor", "corpus build", "corpus info", "corpus overlap", "corpus verify", "corpus copy"),
+    *("corpus gene-embeddings", "pretrain", "plan", "export", "import", "export-torch"),
+    *("embed", "translate", "match", "label-transfer", "pseudo-pairs"),
     *("annotate fit", "annotate predict", "annotate once"),
     *("evaluate pretraining", "evaluate probe", "evaluate annotation", "evaluate translation", "evaluate matching"),
     *("evaluate integration", "evaluate ladder"),
