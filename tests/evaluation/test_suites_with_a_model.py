@@ -134,3 +134,19 @@ def test_nothing_to_score_is_said(suite):
     ran = scmbert("evaluate", suite, "--no-baselines")
     assert ran.code == 4
     assert "no baselines and no model" in ran.err
+
+
+def test_a_model_is_scored_on_cell_types_beside_its_controls(multimodal_model, data, tmp_path):  # noqa: F811
+    out, controls = tmp_path / "scores", ("linear path alone", "no pre-training", "no gene identities")
+    rows = ["scMBERT, probe", *(f"{name}, probe" for name in controls)]
+    command = ("evaluate", "annotation", "--model", multimodal_model, "--data", data, "--modalities", "rna")
+    options = ("--only", *rows, "majority", "--num-seeds", "2", "--workers", "1", "--output", out, "--json")
+    found = json.loads(scmbert_ok(*command, *options))
+    accuracy = {row["method"]: row["mean"] for row in found["rows"] if row["metric"] == "accuracy"}
+    assert set(accuracy) == {*rows, "majority"}
+    assert accuracy["scMBERT, probe"] > accuracy["majority"]
+    assert {d["other"] for d in found["differences"]} == {*rows[1:], "majority"}
+    assert any("it trained on" in note for note in found["notes"]), "its corpus holds cells of this file"
+    again = scmbert(*command, *options)
+    assert "20 fits" not in again.err
+    assert "50 fits were there from an earlier command" in again.err
