@@ -65,7 +65,7 @@ def test_every_baseline_finds_planted_types_with_either_setting(method, cells):
     """180 cells, of which a fold of 36 is predicted; one left-out part, so that costly ones take a second."""
     task = make_tasks(cells.labelled, "cell", num_seeds=1)[0]
     few = replace(method, grid=method.grid[:2]) if method.costly else method
-    found = few.fit_predict(cells.values, task)
+    (found,) = fit_all(cells.values, [task], [few]).found.values()  # with one thread, as the suite does
     assert list(found) == list(method.arms)
     for predictions in found.values():
         p = predictions.probabilities
@@ -80,10 +80,10 @@ def test_every_baseline_finds_planted_types_with_either_setting(method, cells):
 def test_a_setting_is_chosen_by_training_cells_alone(cells):
     task = make_tasks(cells.labelled, "cell", num_seeds=1)[0]
     (method,) = [method for method in ALL_BASELINES if method.name == "kNN"]
-    before = method.fit_predict(cells.values, task)["tuned"]
+    before = fit_all(cells.values, [task], [method]).found[0, 0]["tuned"]
     assert before.setting != method.grid[0]
     task.test[:] = task.test[::-1].copy()  # other cells asked for in another order: the same answers, no other choice
-    after = method.fit_predict(cells.values, task)["tuned"]
+    after = fit_all(cells.values, [task], [method]).found[0, 0]["tuned"]
     task.test[:] = task.test[::-1].copy()
     assert after.setting == before.setting
     np.testing.assert_allclose(after.probabilities[::-1], before.probabilities)
