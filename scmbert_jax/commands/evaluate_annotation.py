@@ -42,8 +42,8 @@ class EvaluateAnnotation:
     """
 
     model: tuple[Path, ...] = ()
-    """Model folders (scmbert export), the seeds of one method; without any, the baselines alone. Their embeddings are
-    read by a linear probe, beside those of the same model untrained, without gene identities, and its linear path."""
+    """Model folders (scmbert export), the seeds of one method; without any, the baselines alone. Beside
+    them stand the same model untrained, without gene identities, and its linear path."""
     data: str = "example:pbmc_mosaic"
     """Labelled cells with raw counts; an obs column for cell_type, perhaps for donor and technical_batch."""
     test_data: str | None = None
@@ -66,6 +66,10 @@ class EvaluateAnnotation:
     """Methods to score, by name; default: all."""
     skip: tuple[str, ...] = ()
     """Methods to leave out, by name ("gradient boosting" and those on genes are the slow ones)."""
+    method: tuple[str, ...] = ("probe",)
+    """How models learn the types: probe, full, last:N (blocks), lora:R (rank). Each is scored beside its controls."""
+    steps: int = 500
+    """Steps of a fine-tuning at most; a left-out part of the cells may end it before."""
     name: str = "scMBERT"
     """Name of the models in the tables."""
     num_seeds: int = 5
@@ -90,7 +94,7 @@ class EvaluateAnnotation:
             write_annotation_reports,
         )
 
-        require_positive(num_seeds=self.num_seeds, workers=self.workers)
+        require_positive(num_seeds=self.num_seeds, workers=self.workers, steps=self.steps)
         files = [self.data, *([self.test_data] if self.test_data is not None else [])]
         if self.output is not None:
             begin_scores(self.output, ANNOTATION_SCORES, files)
@@ -131,7 +135,7 @@ class EvaluateAnnotation:
         from scmbert_jax.pretrained import load_model
 
         models = [load_model(folder, allow_low_coverage=self.allow_low_coverage) for folder in self.model]
-        return partial(methods_of_models, models, name=self.name, say=say)
+        return partial(methods_of_models, models, name=self.name, fitted=listed(self.method), steps=self.steps, say=say)
 
 
 def _numbers(words: tuple[str, ...]) -> tuple[int | None, ...]:

@@ -150,3 +150,14 @@ def test_a_model_is_scored_on_cell_types_beside_its_controls(multimodal_model, d
     again = scmbert(*command, *options)
     assert "20 fits" not in again.err
     assert "50 fits were there from an earlier command" in again.err
+
+
+def test_a_fine_tuned_model_is_scored_as_one_more_method(multimodal_model, data):  # noqa: F811
+    rows = ("scMBERT, last:1", "no pre-training, last:1")
+    command = ("evaluate", "annotation", "--model", multimodal_model, "--data", data, "--modalities", "rna")
+    options = ("--method", "last:1", "--steps", "2", "--per-type", "5", "--only", *rows, "--num-seeds", "1", "--json")
+    found = json.loads(scmbert_ok(*command, *options, "--workers", "1"))
+    for metric in ("accuracy", "ece", "coverage"):
+        assert {row["method"] for row in found["rows"] if row["metric"] == metric} == set(rows)
+    assert found["differences"][0]["other"] == rows[1]
+    assert found["failures"] == []

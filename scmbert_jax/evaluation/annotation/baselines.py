@@ -18,8 +18,8 @@ from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import KNeighborsClassifier
 
-from scmbert_jax.annotation.novelty import SCORES
 from scmbert_jax.evaluation import metrics
+from scmbert_jax.evaluation.annotation.novelty import novelty_scores
 from scmbert_jax.evaluation.annotation.task import CellValues, Predictions, Task
 from scmbert_jax.tasks.label_transfer import OneScale
 
@@ -149,9 +149,7 @@ def linear_novelty(
     x, queries = _scaled(cells, train, rows, setting, seed)
     model = LogisticRegression(C=setting["C"], max_iter=1000).fit(x, codes)
     logits, of_queries = (_both_columns(model.decision_function(part)) for part in (x, queries))
-    membership = codes[:, None] == model.classes_
-    scores = {name: score for name, score in SCORES.items() if name != "max_softmax"}  # every row has that one
-    return {name: score.fit(x, logits, membership)(queries, of_queries) for name, score in scores.items()}
+    return novelty_scores(x, logits, codes[:, None] == model.classes_, queries, of_queries)
 
 
 def _both_columns(decision: Array) -> Array:
