@@ -169,8 +169,8 @@ def _counts(
         return {name: read[0].counts[name][chosen[0]] for name in names}, []
     found, said = {}, []
     for name in names:
-        ids = [np.unique(cells.features[name].ids) for cells in read]
-        shared = np.setdiff1d(np.intersect1d(*ids), [""])
+        first, second = (cells.features[name].ids for cells in read)
+        shared = np.setdiff1d(np.intersect1d(first, second), [""])
         if shared.size < _FEWEST_SHARED:
             raise InputError(
                 f"{' and '.join(cells.path for cells in read)}: share {shared.size} {name} features; "

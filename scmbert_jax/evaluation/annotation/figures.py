@@ -73,8 +73,8 @@ def confusion(matrix: Array, classes: Sequence[str], what: str) -> str:
         axes.set_yticklabels(classes, fontsize=9)
         axes.tick_params(length=0)
         worst = shares - np.diag(np.diag(shares))
-        row, column = np.unravel_index(int(worst.argmax()), worst.shape)
-        said = f"most often mistaken: {classes[row]} for {classes[column]}, {worst[row, column]:.0%}"
+        true, called = divmod(int(worst.argmax()), len(classes))
+        said = f"most often mistaken: {classes[true]} for {classes[called]}, {worst[true, called]:.0%}"
         return svg_element(figure, f"Confusion of {len(classes)} cell types by {what}; {said}")
 
 

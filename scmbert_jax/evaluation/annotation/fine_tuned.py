@@ -52,6 +52,7 @@ class FineTunedModels:
         return "" if task.parts is not None else "it needs cells to stop by, two of two types at least"
 
     def fit_predict(self, cells: CellValues, task: Task) -> dict[str, Predictions]:
+        assert task.parts is not None  # see `lacks`
         model = self.models[task.seed % len(self.models)]
         held_out = task.parts == np.unique(task.parts)[0]
         opened = self.opened[int(self.file[task.train[0]])]

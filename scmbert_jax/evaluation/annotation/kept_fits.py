@@ -45,7 +45,7 @@ class KeptFits:
 
     def write(self, method: Method, task: Task, found: Mapping[str, Predictions]) -> None:
         path = self.path(method, task)
-        arrays: dict[str, Array] = {}
+        arrays: dict[str, Any] = {}
         for number, predictions in enumerate(found.values()):
             arrays |= _packed(predictions, number)
         arms = json.dumps({arm: dict(predictions.setting) for arm, predictions in found.items()})

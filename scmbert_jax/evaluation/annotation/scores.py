@@ -61,16 +61,22 @@ class SeedPredictions(NamedTuple):
 
 
 def of_seed(tasks: Sequence[Task], found: Sequence[Predictions], truth: Array) -> SeedPredictions:
-    """Joins the folds of one seed. `truth`: int64 [cells of the run], -1 or a code that no training cell has is wrong
-    whatever is predicted."""
+    """Joins the folds of one seed. `truth`: int64 [cells of the run], their classes."""
     parts = [_of_task(task, predictions, truth[task.test]) for task, predictions in zip(tasks, found, strict=True)]
     if len(parts) == 1:
         return parts[0]
     names = set.intersection(*(set(part.novelty) for part in parts))
     has_sets = all(part.in_set is not None for part in parts)
-    columns = [np.concatenate(column) for column in zip(*(part[:6] for part in parts), strict=True)]
+    rows, truths, predicted, score, certainty, brier = (
+        np.concatenate(column) for column in zip(*(part[:6] for part in parts), strict=True)
+    )
     return SeedPredictions(
-        *columns,
+        rows,
+        truths,
+        predicted,
+        score,
+        certainty,
+        brier,
         np.concatenate([part.in_set for part in parts if part.in_set is not None]) if has_sets else None,
         np.concatenate([part.set_size for part in parts if part.set_size is not None]) if has_sets else None,
         {name: np.concatenate([part.novelty[name] for part in parts]) for name in sorted(names)},

@@ -184,7 +184,8 @@ def scored(
             for metric, values in score.of_seeds.items():
                 interval = student_t_interval(values)
                 number = round(float(np.mean([len(seed.rows) for seed in score.seeds])))
-                found.rows.append(ScoreRow(*case, name, roles[name], metric, *interval, num_cells=number))
+                figures = (interval.mean, interval.half_width, interval.number, number)
+                found.rows.append(ScoreRow(case[0], case[1], name, roles[name], metric, *figures))
         if case[0] == "type":
             for name, score in scores.items():
                 by_type.setdefault(name, []).append(score.of_seeds)
@@ -210,16 +211,17 @@ def _differences(
     resampled = {name: score.resampled(weights) for name, score in scores.items()}
     return [
         DifferenceRow(
-            *case,
+            case[0],
+            case[1],
             mine,
             other,
             metric,
-            *difference(
+            **difference(
                 scores[mine].of_seeds[metric],
                 scores[other].of_seeds[metric],
                 resampled[mine][metric],
                 resampled[other][metric],
-            ),
+            )._asdict(),
             over=case[0].replace("_", " ") + "s" if over == "groups" else over,
         )
         for mine in ours
