@@ -69,7 +69,7 @@ class FitOptions:
       hierarchy: a table of child and parent, or "cell-ontology"; None: labels are types side by side.
       min_cells: types of fewer cells are left out.
       imbalance: what is done about types of few cells.
-      components: of `pca`, for each modality.
+      components: of `pca`, for each modality; None: 30, of ATAC 50.
       coverage: the share of the cells of a type whose sets are to hold it.
       novelty: a score of `SCORES`; novelty_quantile: the share of held-out cells that are not to be called novel.
       fine_tuning: how, where the method is one; None: its defaults. Its method and imbalance are those above.
@@ -83,7 +83,7 @@ class FitOptions:
     hierarchy: str | Path | None = None
     min_cells: int = 5
     imbalance: Imbalance = field(default=Imbalance())
-    components: int = 30
+    components: int | None = None
     coverage: float = 0.9
     novelty: str = "mahalanobis"
     novelty_quantile: float = 0.98
@@ -95,8 +95,8 @@ class FitOptions:
         check_quantile(self.novelty_quantile)
         score_class(self.novelty)
         for name in ("min_cells", "components"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)}: expected 1 or more.")
+            if (given := getattr(self, name)) is not None and given < 1:
+                raise ConfigError(f"{name} {given}: expected 1 or more.")
         kind, colon, number = self.method.partition(":")
         if kind not in ("pca", "probe", "full", "last", "lora") or bool(colon) != (kind in ("last", "lora")):
             raise ConfigError(f"method {self.method!r}: expected pca, probe, full, last:N or lora:R.")

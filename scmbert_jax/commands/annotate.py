@@ -53,8 +53,8 @@ class FitArguments:
     """Times the log share of each type, added to logits while fitting, so that rare types are found; 1 is usual."""
     focal: float = 0.0
     """Gamma of the focal loss, by which cells that are easily told weigh less; 2 is usual."""
-    components: int = 30
-    """Principal components of each modality, for --method pca."""
+    components: int | None = None
+    """Principal components of each modality, for --method pca. Default: 30, of ATAC 50."""
     coverage: float = 0.9
     """The share of the cells of a type whose sets are to hold it."""
     novelty: Literal["mahalanobis", "energy", "max_softmax", "knn"] = "mahalanobis"
