@@ -29,7 +29,6 @@ from scmbert_jax.config import ExperimentConfig, load_config, to_dict
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.feature_layout import NUM_COMPONENTS
 from scmbert_jax.folder_digests import check_document, write_document
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import OBJECTIVES
 from scmbert_jax.outputs import MODEL, check_output_folder, partial_beside, put_folder
 from scmbert_jax.plain_text import code, markdown

@@ -361,8 +361,8 @@ def held_out_inputs(pbmc_corpus, tiny_config):
     from data_pipelines.sampling.mixture import Mixture, MixtureOptions
     from scmbert_jax.evaluation.pretraining.masked_cells import sampling_of
     from scmbert_jax.evaluators.inputs import EvaluatorInputs
-    from scmbert_jax.models.scmbert import ModelDefinition
     from scmbert_jax.parallel.mesh import make_mesh
+    from scmbert_jax.scmbert import ModelDefinition
 
     protein = ModalityConfig(num_tokens=8, zero_fraction=0.0)
     modalities = replace(tiny_config.modalities, protein=protein)

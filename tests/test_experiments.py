@@ -11,7 +11,7 @@ from scmbert_jax.config import differing_fields
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.experiment_files import EXPERIMENTS, experiment_module, experiment_names, load_experiment
 from scmbert_jax.models.flops import encoder_parameters
-from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.scmbert import ModelDefinition
 
 blood = experiment_module("blood")
 MILLION = 1e6

@@ -17,9 +17,9 @@ from scmbert_jax.evaluators.table import EVALUATORS
 from scmbert_jax.modalities import TABLE
 from scmbert_jax.models.attention.backends import BACKENDS
 from scmbert_jax.models.embeddings import VALUE_ENCODINGS
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import OBJECTIVES
 from scmbert_jax.parallel.mesh import make_mesh
+from scmbert_jax.scmbert import ModelDefinition
 
 PAGE = (REPOSITORY / "docs" / "extending.md").read_text()
 SECTIONS = {

@@ -31,7 +31,9 @@ LAYERS = (
     ("config",),
     ("experiment_files",),
     ("parallel",),
-    ("models", "objectives"),
+    ("models",),
+    ("objectives",),
+    ("scmbert",),
     ("training",),
     ("planning",),
     ("pretrained",),
@@ -250,7 +252,7 @@ import jax, numpy as np
 import scmbert_jax
 from data_pipelines.synthetic.cells import synthetic_batch, synthetic_layout
 from scmbert_jax.config import DataConfig, ExperimentConfig, ModalitiesConfig, ModalityConfig, ModelConfig
-from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import objectives_of
 from scmbert_jax.training.optimizer import make_optimizer
 from scmbert_jax.training.train_state import TrainState

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from scmbert_jax.errors import CheckpointError, ConfigError
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.pretrained import PretrainedModel, export_model, load_model
 from scmbert_jax.random_keys import init_key
 

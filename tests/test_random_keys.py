@@ -20,11 +20,11 @@ from scmbert_jax.config import (
 from scmbert_jax.evaluation.pretraining.masked_cells import mask_key
 from scmbert_jax.evaluators.held_out_losses import fixed_key
 from scmbert_jax.models.attention import favor
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.contrastive_alignment import objective as contrastive_alignment
 from scmbert_jax.objectives.mixture import objectives_of
 from scmbert_jax.objectives.whole_profile import objective as whole_profile
 from scmbert_jax.random_keys import KeyPurpose, row_keys, run_key, step_key
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training import train_state
 
 STEP, MANY = 3, np.arange(100)

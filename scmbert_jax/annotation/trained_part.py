@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.optimizer import decay_mask, muon_dimensions
 
 METHODS = ("full", "last:N", "lora:R")

@@ -18,7 +18,7 @@ from scmbert_jax.benchmarks.peer_process import PeerProcess
 from scmbert_jax.benchmarks.timed_step import synthetic_cells_of
 from scmbert_jax.config import DataConfig, ExperimentConfig, ModalitiesConfig, ModalityConfig, ModelConfig
 from scmbert_jax.models.flops import counts_of_batch, forward_flops
-from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.text_table import markdown_table
 
 

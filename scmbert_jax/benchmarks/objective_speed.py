@@ -25,9 +25,9 @@ from scmbert_jax.config import (
     ObjectivesConfig,
     WholeProfileConfig,
 )
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import objectives_of
 from scmbert_jax.parallel.mesh import make_mesh
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.text_table import markdown_table
 from scmbert_jax.training.optimizer import make_optimizer
 from scmbert_jax.training.train_state import initial_state

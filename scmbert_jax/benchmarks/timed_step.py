@@ -20,9 +20,9 @@ from scmbert_jax.benchmarks.device_peaks import peak_flops
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.flops import counts_of_batch
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import objectives_of, step_flops
 from scmbert_jax.parallel.mesh import batch_to_devices, make_mesh, replicated
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.optimizer import make_optimizer
 from scmbert_jax.training.train_state import initial_state
 from scmbert_jax.training.train_step import make_train_step

@@ -32,7 +32,6 @@ from scmbert_jax.config import (
     TrainConfig,
 )
 from scmbert_jax.feature_layout import FeatureLayout
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.masked_modeling.objective import MaskedModeling, MaskedPositions, choose_masked
 from scmbert_jax.random_keys import init_key, row_keys, step_key

@@ -7,11 +7,11 @@ import jax
 from jax.sharding import Mesh
 
 from data_pipelines.batches.validation_data import ValidationData
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.base import LossSum
 from scmbert_jax.objectives.mixture import objectives_of
 from scmbert_jax.parallel.mesh import batch_to_devices
 from scmbert_jax.random_keys import step_key
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.train_step import sum_of_losses
 
 _NO_STEP = 2**31 - 1  # no run gets there, so these masks are those of no training step

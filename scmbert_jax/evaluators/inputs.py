@@ -13,9 +13,9 @@ from data_pipelines.batches.validation_data import ValidationData
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.evaluators.held_out_losses import HeldOutLosses
 from scmbert_jax.evaluators.whole_cells import WholeCellBatches
-from scmbert_jax.models.scmbert import ModelDefinition, ScMbert
 from scmbert_jax.models.token_sequence import CutBatch
 from scmbert_jax.parallel.mesh import batch_to_devices, replicated
+from scmbert_jax.scmbert import ModelDefinition, ScMbert
 
 ALONE = "_linear_path_alone"
 

@@ -17,8 +17,8 @@ import numpy as np
 from scmbert_jax.evaluation.metrics import foscttm
 from scmbert_jax.evaluators.inputs import CannotEvaluate, EvaluatorInputs
 from scmbert_jax.modalities import MODALITIES
-from scmbert_jax.models.scmbert import ScMbert
 from scmbert_jax.models.token_sequence import CutBatch, pack_tokens
+from scmbert_jax.scmbert import ScMbert
 
 
 def _aligned(model: ScMbert, table: jax.Array, batch: CutBatch) -> dict[str, jax.Array]:

@@ -22,7 +22,7 @@ from scmbert_jax.evaluation.baselines import pca_embedding
 from scmbert_jax.evaluation.probe.probe import FEWEST_CELLS, linear_probe
 from scmbert_jax.evaluation.probe.result import ProbeSettings
 from scmbert_jax.evaluators.inputs import CannotEvaluate, EvaluatorInputs
-from scmbert_jax.models.scmbert import ScMbert
+from scmbert_jax.scmbert import ScMbert
 
 
 class _Probe:

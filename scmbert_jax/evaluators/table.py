@@ -12,7 +12,7 @@ from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.evaluators import lift, loss, masked, matching, probe, translation
 from scmbert_jax.evaluators.inputs import CannotEvaluate, EvaluatorInputs
-from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.validation import Evaluator, Validation
 
 EVALUATORS: dict[str, Callable[[EvaluatorInputs], Evaluator]] = {

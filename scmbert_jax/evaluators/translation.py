@@ -23,9 +23,9 @@ import scipy.sparse as sp
 from data_pipelines.statistics.cell_counts import CellCounts
 from scmbert_jax.evaluators.inputs import CannotEvaluate, EvaluatorInputs
 from scmbert_jax.feature_layout import FeatureStatistics
-from scmbert_jax.models.scmbert import ScMbert
 from scmbert_jax.models.token_sequence import CutBatch
 from scmbert_jax.objectives.cross_modal_translation.objective import CrossModalTranslation
+from scmbert_jax.scmbert import ScMbert
 from scmbert_jax.value_scales import clr_values, log1p_values
 
 _MOST_FEATURES = 2048

@@ -17,9 +17,9 @@ from data_pipelines.batches.validation_data import ValidationData
 from data_pipelines.statistics.cell_counts import CellCounts
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.models.linear_path import scores_of_counts
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import CutBatch
 from scmbert_jax.parallel.mesh import RULES, batch_to_devices, replicated
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.tasks.model_cells import row_width, token_sampling
 from scmbert_jax.training.length_groups import cut
 

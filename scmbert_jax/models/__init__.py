@@ -1,1 +1,1 @@
-"""The network: feature table, value encodings, encoder, heads, and their composition."""
+"""What a model is made of; `scmbert_jax.scmbert` puts the parts together."""

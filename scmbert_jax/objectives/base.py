@@ -12,7 +12,7 @@ from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.flops import TokenCounts
 from scmbert_jax.random_keys import KeyPurpose, key_for
 
-# `models.scmbert.ScMbert`, which has the heads of its objectives and so stands above them.
+# `scmbert.ScMbert`, which has the heads of its objectives and so stands above them.
 Model: TypeAlias = Any
 
 

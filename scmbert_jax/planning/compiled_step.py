@@ -17,11 +17,11 @@ from scmbert_jax.errors import ConfigError
 from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.attention.backends import attention_backend
 from scmbert_jax.models.attention.shape import shape_of_run
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import objectives_of
 from scmbert_jax.parallel.mesh import RULES, check_process_order, make_mesh, replicated
 from scmbert_jax.planning.program_text import Collective, collectives_of
 from scmbert_jax.planning.topologies import GIB, Topology, devices_of
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.optimizer import make_optimizer
 from scmbert_jax.training.train_state import TrainState, abstract_state
 from scmbert_jax.training.train_step import make_train_step

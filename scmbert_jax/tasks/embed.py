@@ -12,9 +12,9 @@ from data_pipelines.batches.model_counts import Overlap
 from data_pipelines.checks.input_report import InputReport
 from data_pipelines.readers.dataset import Dataset
 from scmbert_jax.errors import InputError
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import CutBatch
 from scmbert_jax.pretrained import PretrainedModel
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.tasks.model_cells import ModelCells, open_model_cells
 from scmbert_jax.training.run_information import information_in_words
 

@@ -22,9 +22,9 @@ from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import ConfigError, InputError, ScmbertWarning
 from scmbert_jax.models.linear_path import scores_of_counts
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import CutBatch
 from scmbert_jax.pretrained import PretrainedModel
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.length_groups import cut
 
 # Tokens of a modality that a cell is shown by at most, unless told otherwise: nearly all cells of droplet assays whole.

@@ -13,9 +13,9 @@ from data_pipelines.checks.input_report import InputReport
 from data_pipelines.readers.dataset import Dataset
 from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import ConfigError, InputError
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import CutBatch
 from scmbert_jax.pretrained import PretrainedModel
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.tasks.embed import feature_table
 from scmbert_jax.tasks.model_cells import open_model_cells
 from scmbert_jax.tasks.translation_targets import learned_sources, require_same_space, target_features

@@ -23,9 +23,9 @@ from data_pipelines.statistics.feature_statistics import save_statistics
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.feature_layout import LIBRARY_QUANTILES, FeatureStatistics
 from scmbert_jax.modalities import MODALITIES
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.outputs import MODEL, check_output_file, check_output_folder
 from scmbert_jax.pretrained import FORMAT_VERSION, PretrainedModel, load_model, write_model
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.torch_models.layout import Layout
 from scmbert_jax.torch_models.layouts import LAYOUTS
 from scmbert_jax.torch_models.torch_file import read_state_dict, write_state_dict

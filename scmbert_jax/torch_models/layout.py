@@ -7,7 +7,7 @@ import numpy as np
 
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError, InputError
-from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.scmbert import ModelDefinition
 
 StateDict: TypeAlias = Mapping[str, np.ndarray]
 

@@ -28,7 +28,7 @@ from scmbert_jax.config import ExperimentConfig, flat_fields
 from scmbert_jax.errors import InputError
 from scmbert_jax.experiment_files import load_experiment
 from scmbert_jax.modalities import MODALITIES
-from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.torch_models.layout import Layout, StateDict, check_fields, check_shapes
 
 _RNA = MODALITIES.index("rna")

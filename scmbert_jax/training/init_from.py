@@ -23,9 +23,9 @@ from jax.sharding import Mesh
 from scmbert_jax.config import ExperimentConfig, differing_fields, flat_fields
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.embeddings import padded_rows
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import OBJECTIVES
 from scmbert_jax.parallel.mesh import replicated
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.train_state import TrainState, abstract_state, initial_params, param_shardings
 
 Path = tuple[Any, ...]  # keys of a parameter in the nested dict

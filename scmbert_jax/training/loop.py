@@ -24,10 +24,10 @@ from scmbert_jax.errors import TrainingError
 from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.attention.backends import attention_backend
 from scmbert_jax.models.attention.shape import shape_of_run
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import objective_at, objectives_of
 from scmbert_jax.parallel.mesh import batch_to_devices, check_process_order, make_mesh, replicated
 from scmbert_jax.parallel.multihost import StopAgreement, check_agreement
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.checkpoint import RunCheckpoints
 from scmbert_jax.training.continuation import check_not_beyond
 from scmbert_jax.training.goodput import GoodputLedger

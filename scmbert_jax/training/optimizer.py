@@ -7,7 +7,7 @@ import optax
 import optax.contrib
 
 from scmbert_jax.config import ExperimentConfig
-from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.scmbert import ModelDefinition
 
 
 def learning_rate_schedule(config: ExperimentConfig) -> optax.Schedule:

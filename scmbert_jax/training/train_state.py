@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.parallel.mesh import replicated, sharding
 from scmbert_jax.random_keys import init_key
 

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.base import LossSum, Objective
 from scmbert_jax.parallel.table_rows import whole
 from scmbert_jax.random_keys import step_key
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.length_groups import at_needed_width, by_length, row_widths
 from scmbert_jax.training.optimizer import learning_rate_schedule
 from scmbert_jax.training.train_state import TrainState

@@ -26,8 +26,8 @@ from jax.sharding import Mesh
 
 from scmbert_jax.config import ExperimentConfig, ValidationConfig
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.parallel.multihost import from_process_zero, on_any_process
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.run_folder import RunFolder, write_whole
 
 BEST = "best.json"

@@ -10,9 +10,9 @@ import pytest
 from conftest import scmbert, scmbert_ok
 
 from scmbert_jax.benchmarks.padding import best_widths, padding_fraction
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.masked_modeling.objective import MaskedModeling
 from scmbert_jax.random_keys import step_key
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.length_groups import row_widths, total_lengths
 from scmbert_jax.training.train_step import sum_of_gradients
 

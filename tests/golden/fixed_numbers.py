@@ -18,7 +18,7 @@ from scmbert_jax.feature_layout import (
     LinearStatistics,
 )
 from scmbert_jax.modalities import MODALITIES
-from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.scmbert import ModelDefinition
 
 
 def with_fixed_statistics(

@@ -10,11 +10,11 @@ from conftest import padded
 from flax import nnx
 
 from scmbert_jax.batch import ModalityTokens
-from scmbert_jax.config import ModalityConfig
 from scmbert_jax.feature_layout import FeatureLayout, FeatureStatistics
+from scmbert_jax.modalities import ModalityConfig
 from scmbert_jax.models.embeddings import VALUE_ENCODINGS, TokenValues
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.value_scales import expression_bins, relative_expression
 
 

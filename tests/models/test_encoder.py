@@ -86,7 +86,7 @@ def test_layer_norm_is_computed_in_float32():
 
 @pytest.mark.slow
 def test_bfloat16_compute_stays_close_to_float32(tiny_config, tiny_layout, tiny_batch):
-    from scmbert_jax.models.scmbert import ModelDefinition
+    from scmbert_jax.scmbert import ModelDefinition
 
     def embedding(dtype):
         config = dataclasses.replace(tiny_config, model=dataclasses.replace(tiny_config.model, compute_dtype=dtype))

@@ -11,9 +11,9 @@ from conftest import without
 
 from scmbert_jax.config import ModalityConfig
 from scmbert_jax.modalities import MODALITIES
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.mixture import objectives_of
+from scmbert_jax.scmbert import ModelDefinition
 
 SHARINGS = ("shared", "multiway", "per_modality")
 

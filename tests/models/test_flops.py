@@ -16,8 +16,8 @@ from scmbert_jax.models.flops import (
     encoder_parameters,
     forward_flops,
 )
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import mixture_flops, objectives_of, step_flops
+from scmbert_jax.scmbert import ModelDefinition
 
 # Wide enough that products of matrices are nearly all; no linear path, whose component scores are not counted.
 WIDE = ModelConfig(

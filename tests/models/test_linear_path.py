@@ -24,8 +24,8 @@ from scmbert_jax.config import (
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.feature_layout import NEIGHBOUR_COMPONENTS, NUM_FOLDS, NUM_NEIGHBOURS, FeatureLayout, fold_of
 from scmbert_jax.models.linear_path import LinearPath, NeighbourMean, scores_of_counts
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens, subsample_tokens
+from scmbert_jax.scmbert import ModelDefinition
 
 NUM_CELLS, NUM_GENES, NUM_PROTEINS = 100, 10, 6
 CONFIG = ExperimentConfig(

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import objectives_of
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.optimizer import decay_mask, make_optimizer
 from scmbert_jax.training.train_state import TrainState
 from scmbert_jax.training.train_step import make_train_step

@@ -11,10 +11,10 @@ from conftest import shaken, without
 
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import ContrastiveAlignmentConfig, ExperimentConfig, MeshConfig, ObjectivesConfig
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.contrastive_alignment.objective import ContrastiveAlignment
 from scmbert_jax.parallel.mesh import batch_to_devices, make_mesh, replicated, sharding
 from scmbert_jax.random_keys import step_key
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.train_step import sum_of_gradients
 
 

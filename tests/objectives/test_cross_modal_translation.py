@@ -11,9 +11,9 @@ from scipy import stats
 
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import CrossModalTranslationConfig, ExperimentConfig, ObjectivesConfig
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import cell_weights
 from scmbert_jax.objectives.cross_modal_translation.objective import CrossModalTranslation
+from scmbert_jax.scmbert import ModelDefinition
 
 KEY = jax.random.key(5)
 EVERY = ("rna_to_protein_nll", "protein_to_rna_nll", "cycle_rna_to_protein_nll", "cycle_protein_to_rna_nll")

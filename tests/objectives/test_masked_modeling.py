@@ -10,11 +10,11 @@ from flax import nnx
 from scmbert_jax.config import MaskedModelingConfig, ObjectivesConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.likelihoods import Truth
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.masked_modeling.head import LinearHead
 from scmbert_jax.objectives.masked_modeling.objective import MaskedModeling, choose_masked
 from scmbert_jax.random_keys import row_keys
+from scmbert_jax.scmbert import ModelDefinition
 
 KEY = jax.random.key(0)
 

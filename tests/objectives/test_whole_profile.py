@@ -18,13 +18,13 @@ from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.config import MaskedModelingConfig, MeshConfig, ModalityConfig, ObjectivesConfig, WholeProfileConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.likelihoods import Truth
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.mixture import objectives_of
 from scmbert_jax.objectives.whole_profile.head import ProfileHead, draw_features
 from scmbert_jax.objectives.whole_profile.objective import WholeProfile
 from scmbert_jax.parallel.mesh import batch_to_devices, make_mesh
 from scmbert_jax.random_keys import step_key
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.train_step import sum_of_gradients
 
 KEY = jax.random.key(0)

@@ -27,9 +27,9 @@ from scmbert_jax.config import (
     TrainConfig,
 )
 from scmbert_jax.models.attention.backends import BACKENDS
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.mixture import objectives_of
 from scmbert_jax.parallel.mesh import batch_to_devices, make_mesh, replicated
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.checkpoint import RunCheckpoints
 from scmbert_jax.training.optimizer import make_optimizer
 from scmbert_jax.training.train_state import abstract_state, initial_state

@@ -27,8 +27,8 @@ from scmbert_jax.config import (
 )
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.modalities import MODALITIES
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.pretrained import PretrainedModel
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.tasks import translate
 from scmbert_jax.tasks.model import Model
 from scmbert_jax.tasks.translate import translate_dataset

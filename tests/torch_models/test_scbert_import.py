@@ -26,9 +26,9 @@ from scmbert_jax.config import load_config
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.experiment_files import load_experiment
 from scmbert_jax.feature_layout import FeatureLayout
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.pretrained import load_model
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.torch_models import scbert
 from scmbert_jax.torch_models.torch_file import read_state_dict, write_state_dict
 

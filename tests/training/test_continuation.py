@@ -13,7 +13,7 @@ from test_loop import SyntheticData, final_state, rows
 
 from scmbert_jax.config import MaskedModelingConfig, ModalityConfig, load_config
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models.scmbert import ModelDefinition
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.continuation import changes
 from scmbert_jax.training.loop import pretrain
 from scmbert_jax.training.optimizer import learning_rate_schedule

@@ -16,7 +16,6 @@ from data_pipelines.cells.cell_identity import NOT_MEASURED
 from data_pipelines.features.feature_space import FeatureSpace, ModalityFeatures
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import CheckpointError, ConfigError
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.parallel.mesh import make_mesh
 from scmbert_jax.random_keys import init_key
 from scmbert_jax.training.init_from import SourceModel, check_fits, described, state_from

@@ -10,11 +10,11 @@ from conftest import shaken
 
 from scmbert_jax.config import MeshConfig
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.mixture import objectives_of
 from scmbert_jax.parallel.mesh import batch_to_devices, make_mesh
 from scmbert_jax.random_keys import step_key
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.length_groups import by_length, cut, row_widths, total_lengths
 from scmbert_jax.training.train_step import split_microbatches, sum_of_gradients
 

@@ -14,11 +14,11 @@ import pytest
 from conftest import synthetic_tokens
 
 from scmbert_jax.errors import CheckpointError, ConfigError, TrainingError
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.masked_modeling.objective import choose_masked
 from scmbert_jax.parallel.mesh import batch_to_devices, make_mesh
 from scmbert_jax.random_keys import row_keys, step_key
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.checkpoint import RunCheckpoints
 from scmbert_jax.training.goodput import read_goodput
 from scmbert_jax.training.loop import Outcome, _StopOnSignal, pretrain

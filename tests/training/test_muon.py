@@ -10,9 +10,9 @@ import pytest
 
 from scmbert_jax.config import ExperimentConfig, MeshConfig
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.masked_modeling.objective import MaskedModeling
 from scmbert_jax.parallel.mesh import batch_to_devices, make_mesh, replicated
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.checkpoint import RunCheckpoints
 from scmbert_jax.training.optimizer import decay_mask, make_optimizer, muon_dimensions
 from scmbert_jax.training.train_state import abstract_state, initial_state

@@ -9,10 +9,10 @@ from conftest import XLA_DEFAULT, shaken
 
 from scmbert_jax.config import MeshConfig
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.masked_modeling.objective import MaskedModeling
 from scmbert_jax.parallel.mesh import batch_to_devices, check_process_order, make_mesh, replicated
 from scmbert_jax.random_keys import step_key
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from scmbert_jax.training.train_state import abstract_state, initial_state, param_shardings
 from scmbert_jax.training.train_step import make_train_step, sum_of_gradients

@@ -21,10 +21,10 @@ from scmbert_jax.evaluation.intervals import CellInterval, bootstrap_weights, pe
 from scmbert_jax.evaluation.pretraining.profile_tokens import log_rarer_zeros, profile_nll, profiled_modalities
 from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.modalities import MODALITIES
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.masked_modeling.objective import MaskedModeling, choose_masked
 from scmbert_jax.random_keys import row_keys
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.value_scales import expression_bins, relative_expression
 
 Array = np.ndarray

@@ -14,8 +14,8 @@ from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.likelihoods import Likelihood, Truth
-from scmbert_jax.models.scmbert import ScMbert
 from scmbert_jax.models.token_sequence import TokenSequence, kept_tokens
+from scmbert_jax.scmbert import ScMbert
 
 # (`likelihood`, `target_likelihood`) of a modality for which the two speak of the same thing; a density does not.
 _COMPARABLE = (

@@ -36,9 +36,9 @@ from scmbert_jax.evaluation.pretraining.masked_values import (
 )
 from scmbert_jax.evaluation.pretraining.profile_tokens import log_rarer_zeros
 from scmbert_jax.feature_layout import FeatureLayout
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.pretrained import PretrainedModel
+from scmbert_jax.scmbert import ModelDefinition
 
 RNA = ModalityConfig(num_tokens=64)
 

@@ -10,8 +10,8 @@ from conftest import XLA_DEFAULT
 
 from scmbert_jax.models.attention import favor
 from scmbert_jax.models.attention.favor import attend, default_num_features, random_directions
-from scmbert_jax.models.scmbert import ModelDefinition
 from scmbert_jax.objectives.base import LossSum
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.optimizer import make_optimizer
 from scmbert_jax.training.train_state import TrainState
 from scmbert_jax.training.train_step import make_train_step
