@@ -1,7 +1,12 @@
-"""What a matching of two modalities is compared with: CCA and ridge on pairs, links alone, the cell type alone, chance.
+"""What a baseline of these suites is, and what they are made of: CCA and ridge on pairs, links alone, the cell type
+alone, chance.
 
 Each gives vectors of both modalities that the cosine compares; none looks at which test cells belong together.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from sklearn.linear_model import Ridge
@@ -13,7 +18,36 @@ from scmbert_jax.tasks.pseudo_pairs import SharedSpace, canonical_axes
 Array = np.ndarray
 
 DIMENSIONS = 50
+TRAIN_FRACTION = 0.8
 CCA_RIDGE = 0.1  # of the mean variance; .01 to .3 give the same FOSCTTM to .003 on PBMC
+
+
+Cells = TypeVar("Cells")
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Baseline(Generic[Cells, Found]):
+    """A row of a suite that no model makes.
+
+    Attributes:
+      name, uses: of the row; what it is told.
+      fitted: (cells, seed) -> what the suite scores. Seed None: fitted to all it may read, else to `TRAIN_FRACTION`.
+      possible: whether the cells have what it takes. Otherwise there is no such row.
+    """
+
+    name: str
+    uses: str
+    fitted: Callable[[Cells, int | None], Found]
+    possible: Callable[[Cells], bool] = lambda cells: True
+
+
+def some_rows(rows: Array, seed: int | None, salt: int) -> Array:
+    """`TRAIN_FRACTION` of the rows, in their order; all where there is no seed. Another salt draws others."""
+    if seed is None:
+        return rows
+    rng = np.random.default_rng([seed, salt])
+    return np.sort(rng.choice(rows, max(2, round(TRAIN_FRACTION * len(rows))), replace=False))
 
 
 def cca_space(first: ModalityCells, second: ModalityCells, dimensions: int = DIMENSIONS) -> SharedSpace:

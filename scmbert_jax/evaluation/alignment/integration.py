@@ -18,22 +18,20 @@ from threadpoolctl import threadpool_limits
 
 from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import ConfigError, InputError
-from scmbert_jax.evaluation.alignment.baselines import cca_space
+from scmbert_jax.evaluation.alignment.integration_baselines import INTEGRATION_BASELINES, AllCells
 from scmbert_jax.evaluation.alignment.result import AlignmentResult, AlignmentRow, score_rows
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
-from scmbert_jax.evaluation.data.model_vectors import EmbeddedModels, embedded_models
+from scmbert_jax.evaluation.data.model_vectors import embedded_models
 from scmbert_jax.evaluation.seen_cells import identified_cells, what_models_saw
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.match import comparison_space
-from scmbert_jax.tasks.modality_cells import ModalityCells, fit_projection, read_modalities, shared_cells
-from scmbert_jax.tasks.pseudo_pairs import SharedSpace, match_unpaired
+from scmbert_jax.tasks.modality_cells import read_modalities
 
 Array = np.ndarray
 Say = Callable[[str], None]
 
 DEFAULT_DATA = "example:pbmc_mosaic"
 NEIGHBOURS = 90  # what LISI needs for its perplexity of 30
-TRAIN_FRACTION = 0.8
 
 
 def check_labels(types: Array) -> None:
@@ -110,35 +108,6 @@ class IntegrationReport:
     technical_batches: Array
 
 
-class _AllCells:
-    """Every cell of a data set with all its modalities: ids, labels, and vectors by modality joined by cell."""
-
-    def __init__(self, cells: Mapping[str, ModalityCells]):
-        self.sides = list(cells.values())
-        ids = np.concatenate([side.cell_ids for side in self.sides])
-        self.ids, where = np.unique(ids, return_index=True)
-        self.types = np.concatenate([side.cell_types for side in self.sides])[where]
-        self.batches = np.concatenate([side.technical_batches for side in self.sides])[where]
-        self.kinds = np.full(len(self.ids), "", dtype=object)
-        for side in self.sides:
-            rows = np.isin(self.ids, side.cell_ids)
-            self.kinds[rows] = [f"{kind}+{side.modality}".strip("+") for kind in self.kinds[rows]]
-
-    def embedded(self, models: EmbeddedModels, seed: int) -> Array:
-        """float [n, d], all modalities of each cell read; nan for a cell of whose counts the model knows nothing."""
-        vectors = models.of(seed, None)
-        nothing = np.full(len(next(iter(vectors.values()))), np.nan)
-        return np.stack([vectors.get(cell, nothing) for cell in self.ids.tolist()])
-
-    def mean_of(self, vectors: Sequence[Array]) -> Array:
-        """float64 [n, d]: mean over the modalities of each cell of its unit vectors."""
-        total = np.zeros((len(self.ids), vectors[0].shape[1]))
-        for side, values in zip(self.sides, vectors, strict=True):
-            units = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-            total[np.searchsorted(self.ids, side.cell_ids)] += units
-        return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
-
-
 def evaluate_integration(
     data: str = DEFAULT_DATA,
     *,
@@ -166,7 +135,7 @@ def evaluate_integration(
     _require_scib_metrics()
     dataset = open_dataset(data)
     cells = read_modalities(dataset, organism=organism, assembly=assembly, obs_fields=obs_fields)
-    everyone = _AllCells(cells)
+    everyone = AllCells(cells)
     known = everyone.types != ""
     if not known.any():
         raise InputError(
@@ -190,14 +159,17 @@ def evaluate_integration(
         pictures[method] = seeds[0] if whole is None else whole
 
     notes = list(_notes(len(np.unique(everyone.batches[known])) > 1))
-    for method, uses, build in _baselines(everyone):
-        say(method)
-        try:
-            whole = build(None)
-        except InputError as error:  # too few links, say
-            notes.append(f"No row of {method}: {error}")
+    for baseline in INTEGRATION_BASELINES:
+        if not baseline.possible(everyone):
             continue
-        add(method, uses, whole, [build(seed) for seed in range(num_seeds)])
+        say(baseline.name)
+        try:
+            whole = baseline.fitted(everyone, None)
+        except InputError as error:  # too few links, say
+            notes.append(f"No row of {baseline.name}: {error}")
+            continue
+        seeds = [baseline.fitted(everyone, seed) for seed in range(num_seeds)]
+        add(baseline.name, baseline.uses, whole, seeds)
     information = {}
     for place, chosen in enumerate(_spaces(models, space)):
         trained = embedded_models(models, dataset, num_seeds, chosen, organism=organism, assembly=assembly)
@@ -219,49 +191,6 @@ def _spaces(models: Sequence[PretrainedModel], space: str | None) -> list[str]:
     if space is not None or not models:
         return [space] if space is not None and models else []
     return list(dict.fromkeys([comparison_space(models[0]), "cell"]))
-
-
-def _baselines(everyone: _AllCells) -> list[tuple[str, str, Callable[[int | None], Array]]]:
-    def some(side: ModalityCells, seed: int | None) -> ModalityCells:
-        if seed is None:
-            return side
-        rng = np.random.default_rng([seed, len(side)])
-        return side.take(np.sort(rng.choice(len(side), round(TRAIN_FRACTION * len(side)), replace=False)))
-
-    def pca(seed: int | None) -> Array:
-        """PCs of each modality beside each other; the mean (zero) where a modality was not measured."""
-        parts = []
-        for side in everyone.sides:
-            scores = fit_projection(some(side, seed), 25)(side.values)
-            part = np.zeros((len(everyone.ids), scores.shape[1]))
-            part[np.searchsorted(everyone.ids, side.cell_ids)] = scores / np.sqrt(scores.var(0).sum())
-            parts.append(part)
-        return np.concatenate(parts, axis=1)
-
-    def joint(space: SharedSpace) -> Array:
-        first, second = everyone.sides
-        return everyone.mean_of([space.embed_first(first), space.embed_second(second)])
-
-    def cca(seed: int | None) -> Array:
-        first, second = everyone.sides
-        left, right = shared_cells(first, second)
-        if seed is not None:
-            rng = np.random.default_rng(seed)
-            chosen = np.sort(rng.choice(len(left), round(TRAIN_FRACTION * len(left)), replace=False))
-            left, right = left[chosen], right[chosen]
-        return joint(cca_space(first.take(left), second.take(right)))
-
-    def pseudo(seed: int | None) -> Array:
-        space = match_unpaired(*(some(side, seed) for side in everyone.sides)).space
-        assert space is not None
-        return joint(space)
-
-    methods: list[tuple[str, str, Callable[[int | None], Array]]] = [("PCA side by side", "nothing", pca)]
-    if len(everyone.sides) == 2:
-        if len(shared_cells(*everyone.sides)[0]) >= 100:
-            methods.append(("CCA", "pairs", cca))
-        methods.append(("pseudo-pairs", "links, no pairs", pseudo))
-    return methods
 
 
 def _notes(several_batches: bool) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from scmbert_jax.evaluation import metrics
 from scmbert_jax.evaluation.alignment import baselines as alignment_baselines
 from scmbert_jax.evaluation.alignment.integration import score_integration
 from scmbert_jax.evaluation.alignment.label_transfer import transfer_rows
-from scmbert_jax.evaluation.alignment.matching import evaluate_matching, matching_folds, score_matching, true_partner
+from scmbert_jax.evaluation.alignment.matching import evaluate_matching, score_matching, true_partner
+from scmbert_jax.evaluation.alignment.matching_fold import matching_folds
 from scmbert_jax.evaluation.alignment.result import AlignmentResult, score_rows
 from scmbert_jax.evaluation.report.modality_figures import error_per_type, predicted_versus_measured
 from scmbert_jax.evaluation.seen_cells import identified_cells
