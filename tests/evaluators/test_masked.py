@@ -8,7 +8,7 @@ import pytest
 from conftest import shaken
 
 from scmbert_jax.config import MaskedModelingConfig, WholeProfileConfig
-from scmbert_jax.evaluation.pretraining import masked_baselines, masked_cells
+from scmbert_jax.evaluation.pretraining import masked_cells, pca_ridge
 from scmbert_jax.evaluators import masked
 from scmbert_jax.evaluators.inputs import CannotEvaluate, EvaluatorInputs
 from scmbert_jax.parallel.mesh import replicated
@@ -17,8 +17,8 @@ from scmbert_jax.parallel.mesh import replicated
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch):
     monkeypatch.setattr(masked_cells, "_MOST_DRAWS", 1)
-    monkeypatch.setattr(masked_baselines, "COMPONENTS", (8,))
-    monkeypatch.setattr(masked_baselines, "STRENGTHS", (100.0,))
+    monkeypatch.setattr(pca_ridge, "COMPONENTS", (8,))
+    monkeypatch.setattr(pca_ridge, "STRENGTHS", (100.0,))
 
 
 def found(inputs: EvaluatorInputs, noise: tuple[float, ...]) -> list[dict[str, float]]:

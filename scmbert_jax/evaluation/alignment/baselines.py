@@ -6,7 +6,7 @@ Each gives vectors of both modalities that the cosine compares; none looks at wh
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
 from sklearn.linear_model import Ridge
@@ -24,6 +24,8 @@ CCA_RIDGE = 0.1  # of the mean variance; .01 to .3 give the same FOSCTTM to .003
 
 Cells = TypeVar("Cells")
 Found = TypeVar("Found")
+# Cells of two modalities, row i of both the same cell -> a space of both.
+Build: TypeAlias = Callable[[ModalityCells, ModalityCells], SharedSpace]
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ those of the second, and back; else from the first modality of the training pair
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import scipy.sparse as sp
 
 from scmbert_jax.evaluation import metrics
-from scmbert_jax.evaluation.alignment.baselines import cca_space, links_vectors, ridge_space
+from scmbert_jax.evaluation.alignment.baselines import Baseline, Build, cca_space, links_vectors, ridge_space, some_rows
 from scmbert_jax.evaluation.alignment.result import AlignmentRow, score_rows
 from scmbert_jax.evaluation.data.model_vectors import EmbeddedModels
 from scmbert_jax.tasks.label_transfer import METHODS, transfer_labels
@@ -21,7 +22,6 @@ from scmbert_jax.tasks.pseudo_pairs import match_unpaired
 Array = np.ndarray
 
 FEWEST_CELLS = 30
-TRAIN_FRACTION = 0.8
 
 
 def transfer_rows(
@@ -51,7 +51,7 @@ def transfer_rows(
         asked = asked.take(asked.cell_types != "")
         if not ((labelled.cell_types != "").any() and (asked.cell_types != "").any()):
             continue
-        task = _Transfer(labelled, asked, sides[source].take(bridge[source]), sides[target].take(bridge[target]))
+        task = Transfer(labelled, asked, sides[source].take(bridge[source]), sides[target].take(bridge[target]))
         rows += task.rows(trained, num_seeds, baselines, say)
     return rows
 
@@ -67,14 +67,14 @@ def _lone_cells(first: ModalityCells, second: ModalityCells) -> list[Array]:
     return [~np.isin(side.technical_batches, other.technical_batches) for side, other in order]
 
 
-class _Transfer:
-    """Labels of `labelled` for `asked`; `bridge_*`: paired cells, row i of both the same."""
+class Transfer:
+    """Labels of `labelled` for `asked`; `bridge_*`: paired cells, row i of both the same (`bridge`)."""
 
     def __init__(
         self, labelled: ModalityCells, asked: ModalityCells, bridge_labelled: ModalityCells, bridge_asked: ModalityCells
     ):
-        self._labelled, self._asked = labelled, asked
-        self._bridge = (bridge_labelled, bridge_asked)
+        self.labelled, self.asked = labelled, asked
+        self.bridge = (bridge_labelled, bridge_asked)
         self._classes, codes = np.unique(
             np.concatenate([labelled.cell_types, asked.cell_types, bridge_asked.cell_types]), return_inverse=True
         )
@@ -86,87 +86,89 @@ class _Transfer:
         self, trained: Mapping[str, EmbeddedModels], num_seeds: int, baselines: bool, say: Callable[[str], None]
     ) -> list[AlignmentRow]:
         rows = []
-        for method, uses, scores in self._methods() if baselines else ():
-            say(f"{self.direction}: {method}")
-            whole = scores(None)
-            rows += score_rows(
-                self.direction, method, uses, whole, [scores(s) for s in range(num_seeds)], len(self._truth)
-            )
+        for own in TRANSFER_BASELINES if baselines else ():
+            if not own.possible(self):
+                continue
+            say(f"{self.direction}: {own.name}")
+            whole, seeds = own.fitted(self, None), [own.fitted(self, seed) for seed in range(num_seeds)]
+            rows += score_rows(self.direction, own.name, own.uses, whole, seeds, len(self._truth))
         for method, embedded in trained.items():
             seeds = [
-                self._from_vectors(a, self._labelled.cell_types, b)
-                for a, b in embedded.vectors(self._labelled, self._asked)
+                self.from_vectors(a, self.labelled.cell_types, b)
+                for a, b in embedded.vectors(self.labelled, self.asked)
             ]
             rows += score_rows(self.direction, method, embedded.uses(), None, seeds, len(self._truth))
         return rows
 
-    def _methods(self) -> list[tuple[str, str, Callable[[int | None], dict[str, float]]]]:
-        labels = self._labelled.cell_types
-
-        def rows_of(number: int, seed: int | None, salt: int) -> Array:
-            if seed is None:
-                return np.arange(number)
-            rng = np.random.default_rng([seed, salt])
-            return np.sort(rng.choice(number, max(2, round(TRAIN_FRACTION * number)), replace=False))
-
-        def bridged(build: Callable) -> Callable[[int | None], dict[str, float]]:
-            def scores(seed: int | None) -> dict[str, float]:
-                chosen = rows_of(len(self._bridge[0]), seed, 0)
-                space = build(self._bridge[0].take(chosen), self._bridge[1].take(chosen))
-                return self._from_vectors(space.embed_first(self._labelled), labels, space.embed_second(self._asked))
-
-            return scores
-
-        def pseudo(seed: int | None) -> dict[str, float]:
-            parts = []
-            for salt, (own, bridge) in enumerate(
-                ((self._labelled, self._bridge[0]), (self._asked, self._bridge[1])), start=1
-            ):
-                parts.append(_together(own, bridge.take(rows_of(len(bridge), seed, salt))))
-            space = match_unpaired(*parts).space
-            assert space is not None
-            return self._from_vectors(space.embed_first(self._labelled), labels, space.embed_second(self._asked))
-
-        def links(seed: int | None) -> dict[str, float]:
-            number = len(self._labelled), len(self._asked)
-            a, b = links_vectors(self._labelled, self._asked, rows_of(number[0], seed, 3), rows_of(number[1], seed, 4))
-            return self._from_vectors(a, labels, b)
-
-        def ceiling(seed: int | None) -> dict[str, float]:
-            known = self._bridge[1].take(rows_of(len(self._bridge[1]), seed, 5))
-            projection = fit_projection(known, 50)
-            return self._from_vectors(projection(known.values), known.cell_types, projection(self._asked.values))
-
-        def majority(seed: int | None) -> dict[str, float]:
-            known = labels[labels != ""]
-            names, counts = np.unique(known[rows_of(len(known), seed, 6)], return_counts=True)
-            most = np.full(len(self._truth), names[counts.argmax()])
-            return {f"{kind} ({method})": v for method in METHODS for kind, v in self._scores(most).items()}
-
-        methods = [
-            ("CCA", "pairs", bridged(cca_space)),
-            ("SVD + ridge", "pairs", bridged(ridge_space)),
-            ("pseudo-pairs", "links, no pairs", pseudo),
-            ("links only", "links, no pairs", links),
-            ("majority", "labels", majority),
-        ]
-        if len(np.setdiff1d(self._bridge[1].cell_types, [""])) > 1:
-            methods.append(("labels of the other modality (ceiling)", "labels of paired cells", ceiling))
-        return methods
-
-    def _from_vectors(self, a: Array, labels: Array, b: Array) -> dict[str, float]:
+    def from_vectors(self, a: Array, labels: Array, b: Array) -> dict[str, float]:
+        """Scores of `labels`, of cells with vectors `a`, carried to the cells that are asked, of vectors `b`."""
         found: dict[str, float] = {}
         for method in METHODS:
             predicted = transfer_labels(a, labels, b, method=method).labels
-            found |= {f"{kind} ({method})": value for kind, value in self._scores(predicted).items()}
+            found |= {f"{kind} ({method})": value for kind, value in self.scores(predicted).items()}
         return found
 
-    def _scores(self, predicted: Sequence[str] | Array) -> dict[str, float]:
+    def scores(self, predicted: Sequence[str] | Array) -> dict[str, float]:
         codes = np.searchsorted(self._classes, np.asarray(predicted).astype(str))
         return {
             "accuracy": float(metrics.accuracy(self._truth, codes)),
             "macro-F1": float(metrics.macro_f1(self._truth, codes, len(self._classes))),
         }
+
+
+def of_pairs(build: Build, task: Transfer, seed: int | None) -> dict[str, float]:
+    """By a space that `build` makes of the paired cells."""
+    chosen = some_rows(np.arange(len(task.bridge[0])), seed, 0)
+    space = build(task.bridge[0].take(chosen), task.bridge[1].take(chosen))
+    return task.from_vectors(space.embed_first(task.labelled), task.labelled.cell_types, space.embed_second(task.asked))
+
+
+def of_pseudo_pairs(task: Transfer, seed: int | None) -> dict[str, float]:
+    """By pairs that are found through the links."""
+    parts = [
+        _together(own, bridge.take(some_rows(np.arange(len(bridge)), seed, salt)))
+        for salt, (own, bridge) in enumerate(zip((task.labelled, task.asked), task.bridge, strict=True), start=1)
+    ]
+    space = match_unpaired(*parts).space
+    assert space is not None
+    return task.from_vectors(space.embed_first(task.labelled), task.labelled.cell_types, space.embed_second(task.asked))
+
+
+def of_links(task: Transfer, seed: int | None) -> dict[str, float]:
+    """By linked features."""
+    rows = [some_rows(np.arange(len(side)), seed, salt) for side, salt in ((task.labelled, 3), (task.asked, 4))]
+    a, b = links_vectors(task.labelled, task.asked, *rows)
+    return task.from_vectors(a, task.labelled.cell_types, b)
+
+
+def of_majority(task: Transfer, seed: int | None) -> dict[str, float]:
+    """Every cell gets the most frequent label."""
+    known = task.labelled.cell_types[task.labelled.cell_types != ""]
+    names, counts = np.unique(known[some_rows(np.arange(len(known)), seed, 6)], return_counts=True)
+    most = np.full(len(task.asked), names[counts.argmax()])
+    return {f"{kind} ({method})": value for method in METHODS for kind, value in task.scores(most).items()}
+
+
+def of_own_modality(task: Transfer, seed: int | None) -> dict[str, float]:
+    """The ceiling: labels of paired cells, compared within the modality that is asked."""
+    known = task.bridge[1].take(some_rows(np.arange(len(task.bridge[1])), seed, 5))
+    projection = fit_projection(known, 50)
+    return task.from_vectors(projection(known.values), known.cell_types, projection(task.asked.values))
+
+
+def _pairs_have_types(task: Transfer) -> bool:
+    return len(np.setdiff1d(task.bridge[1].cell_types, [""])) > 1
+
+
+# Accuracy and macro-F1 of carried labels, by each way of carrying them.
+TRANSFER_BASELINES: list[Baseline[Transfer, dict[str, float]]] = [
+    Baseline("CCA", "pairs", partial(of_pairs, cca_space)),
+    Baseline("SVD + ridge", "pairs", partial(of_pairs, ridge_space)),
+    Baseline("pseudo-pairs", "links, no pairs", of_pseudo_pairs),
+    Baseline("links only", "links, no pairs", of_links),
+    Baseline("majority", "labels", of_majority),
+    Baseline("labels of the other modality (ceiling)", "labels of paired cells", of_own_modality, _pairs_have_types),
+]
 
 
 def _together(first: ModalityCells, second: ModalityCells) -> ModalityCells:

@@ -1,13 +1,12 @@
 """The baselines of the `matching` suite, and the table of them."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
 
 import numpy as np
 
 from scmbert_jax.evaluation.alignment.baselines import (
     Baseline,
+    Build,
     cca_space,
     links_vectors,
     random_vectors,
@@ -17,11 +16,9 @@ from scmbert_jax.evaluation.alignment.baselines import (
 )
 from scmbert_jax.evaluation.alignment.matching_fold import MatchingFold
 from scmbert_jax.evaluation.alignment.result import Vectors
-from scmbert_jax.tasks.modality_cells import ModalityCells
 from scmbert_jax.tasks.pseudo_pairs import SharedSpace, match_unpaired
 
 Array = np.ndarray
-Build: TypeAlias = Callable[[ModalityCells, ModalityCells], SharedSpace]
 
 
 def _of_space(space: SharedSpace, fold: MatchingFold) -> Vectors:

@@ -23,7 +23,8 @@ from scmbert_jax.batch import CellBatch, CellProfile, ModalityTokens
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
-from scmbert_jax.evaluation.pretraining.masked_baselines import CELL_RATE, MARGINAL, PCA, MaskedBaselines
+from scmbert_jax.evaluation.pretraining.masked_baselines import MASKED_BASELINES, MaskedBaselines
+from scmbert_jax.evaluation.pretraining.masked_training import MaskedTraining
 from scmbert_jax.evaluation.pretraining.masked_values import (
     MODEL,
     MODEL_FROM_CLS,
@@ -49,9 +50,7 @@ METRIC_NAMES = {
     MODEL_FROM_CLS: "bits_cls",
     MODEL_PROFILE: "bits_profile",
     LINEAR_PATH_ALONE: "bits_linear_path_alone",
-    PCA: "bits_pca",
-    CELL_RATE: "bits_rate",
-    MARGINAL: "bits_marginal",
+    **{own.name: own.metric for own in reversed(MASKED_BASELINES)},
 }
 
 ROWS = 64  # cells of a device call
@@ -218,7 +217,8 @@ def fit_baselines(config: ExperimentConfig, layout: FeatureLayout, cells: WholeC
         fewest = min((sum(int(own.masked.sum()) for own in of) for of in parts.values()), default=_FITTED_TOKENS)
         if fewest >= _FITTED_TOKENS:
             break
-    return MaskedBaselines(config, layout, cells, {name: joined_tokens(of) for name, of in parts.items()})
+    tokens = {name: joined_tokens(of) for name, of in parts.items()}
+    return MaskedBaselines(MaskedTraining(config, layout, cells, tokens))
 
 
 def scored_cells(

@@ -11,13 +11,14 @@ from matplotlib.figure import Figure
 
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.intervals import CellInterval
-from scmbert_jax.evaluation.pretraining.masked_baselines import CELL_RATE, MARGINAL, PCA
+from scmbert_jax.evaluation.pretraining.masked_baselines import MARGINAL, MASKED_BASELINES
 from scmbert_jax.evaluation.pretraining.masked_cells import METRIC_NAMES
 from scmbert_jax.evaluation.pretraining.masked_values import MODEL, MODEL_FROM_CLS, MODEL_PROFILE, MaskedBits
 from scmbert_jax.evaluation.report.figures import COLOURS, INK, MARKERS, RC, svg_element
 from scmbert_jax.text_table import markdown_table, modality_name
 
-BASELINES = (PCA, LINEAR_PATH_ALONE, CELL_RATE, MARGINAL)
+_STRONGEST, *_OTHERS = (own.name for own in reversed(MASKED_BASELINES))
+BASELINES = (_STRONGEST, LINEAR_PATH_ALONE, *_OTHERS)
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def _levels_figure(own: MaskedBits, lines: Mapping[str, Sequence[float]], label:
 def _style(method: str) -> dict[str, Any]:
     """The same colour and marker for a method in all figures."""
     place = list(METRIC_NAMES).index(method)
-    return {"color": COLOURS[place], "marker": MARKERS[place % len(MARKERS)]}
+    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
 
 
 def run_drawings(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
@@ -197,7 +198,7 @@ def _run_figure(modality: str, curves: Mapping[str, Sequence[tuple[int, float]]]
             steps, values = zip(*curves[method], strict=True)
             spoken.append(f"{method} {values[-1]:.3f}")
             style = _style(method)
-            if method in (PCA, CELL_RATE, MARGINAL):
+            if method in (_STRONGEST, *_OTHERS):
                 axes.axhline(values[-1], color=style["color"], lw=1.4, ls="--", label=method)
             else:
                 axes.plot(steps, values, **style, ms=4, lw=1.8, label=method)

@@ -14,7 +14,7 @@ from data_pipelines.build.corpus_overlap import KnownCells, cells_known
 from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
-from scmbert_jax.evaluation.pretraining.masked_baselines import CELL_RATE, MARGINAL, PCA, MaskedBaselines
+from scmbert_jax.evaluation.pretraining.masked_baselines import MaskedBaselines
 from scmbert_jax.evaluation.pretraining.masked_cells import (
     all_bits,
     cells_of_file,
@@ -28,6 +28,7 @@ from scmbert_jax.evaluation.pretraining.masked_values import (
     MODEL_PROFILE,
     model_methods,
 )
+from scmbert_jax.evaluation.pretraining.pca_ridge import PCA
 from scmbert_jax.evaluation.pretraining.result import PretrainingReport, run_drawings
 from scmbert_jax.evaluation.report.report import write_report
 from scmbert_jax.evaluation.seen_cells import cells_trained_on, identified_cells, what_models_saw
@@ -87,7 +88,7 @@ def evaluate_pretraining(
     beside = baselines.nll({name: tokens for name, (tokens, _) in scored.items()}, len(rows))
     groups, resampled = _groups(None if donors is None else donors[rows], len(rows))
     bits = all_bits(model.config, scored, beside, groups)
-    notes = [*notes, *_coverage(opened), *method_notes(model, baselines, len(fitted.folds), resampled)]
+    notes = [*notes, *_coverage(opened), *method_notes(model, baselines, resampled)]
     return PretrainingReport(dataset.path, str(training), bits, resampled, tuple(notes))
 
 
@@ -138,7 +139,7 @@ def _coverage(opened: ModelCells) -> list[str]:
     ]
 
 
-def method_notes(model: Any, baselines: MaskedBaselines, num_training: int, resampled: str) -> list[str]:
+def method_notes(model: Any, baselines: MaskedBaselines, resampled: str) -> list[str]:
     """How the figures were made and how to read them."""
     masked, methods = model.config.objectives.masked_modeling, model_methods(model.config)
     tokens = ", ".join(
@@ -174,19 +175,7 @@ def method_notes(model: Any, baselines: MaskedBaselines, num_training: int, resa
         f"{modality_name(name)} is not scored: the model predicts it by a density, of which a value has no bits."
         for name in sorted(silent)
     ]
-    notes += [
-        f"{MARGINAL}: by its fraction of the library or how often it is open; knows nothing of the cell but its "
-        "library size and what became of its zeros.",
-        f"{CELL_RATE}: that, times powers of how much the cell's visible tokens exceed their features' means and of "
-        "how many features were measured. Of bins: how often each occurs among the cell's visible tokens.",
-        f"{PCA}: components of training cells, scores from the visible tokens of all modalities, then one generalised "
-        f"linear model per feature with a ridge penalty; fitted on the same task on {num_training:,} training cells.",
-    ]
-    for name, choice in baselines.choices.items():
-        notes.append(
-            f"{modality_name(name)}, {PCA}: {choice.components} components, reconstruction scaled by {choice.scale:g}, "
-            f"strength {choice.strength:g}: the best on a fifth of the training cells."
-        )
+    notes += baselines.notes()
     notes.append(f"Intervals: 95%, over {resampled} drawn anew; of one model, trained once.")
     return notes
 

@@ -21,8 +21,8 @@ from scmbert_jax.config import (
     ObjectivesConfig,
     WholeProfileConfig,
 )
-from scmbert_jax.evaluation.pretraining import masked_baselines, masked_cells, profile_tokens
-from scmbert_jax.evaluation.pretraining.masked_baselines import CELL_RATE, MARGINAL, PCA
+from scmbert_jax.evaluation.pretraining import masked_cells, pca_ridge, profile_tokens
+from scmbert_jax.evaluation.pretraining.masked_baselines import CELL_RATE, MARGINAL
 from scmbert_jax.evaluation.pretraining.masked_cells import fit_baselines, mask_key, scored_cells, token_batches
 from scmbert_jax.evaluation.pretraining.masked_values import (
     MODEL,
@@ -34,6 +34,7 @@ from scmbert_jax.evaluation.pretraining.masked_values import (
     masked_bits,
     masked_tokens,
 )
+from scmbert_jax.evaluation.pretraining.pca_ridge import PCA
 from scmbert_jax.evaluation.pretraining.profile_tokens import log_rarer_zeros
 from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.token_sequence import pack_tokens
@@ -98,8 +99,8 @@ def scored(cells, model):
     """Tokens of the held-out cells; nats of the model and of the baselines, after one draw of the training cells."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(masked_cells, "_MOST_DRAWS", 1)
-        patch.setattr(masked_baselines, "COMPONENTS", (8,))
-        patch.setattr(masked_baselines, "STRENGTHS", (30.0, 300.0))
+        patch.setattr(pca_ridge, "COMPONENTS", (8,))
+        patch.setattr(pca_ridge, "STRENGTHS", (30.0, 300.0))
         baselines = fit_baselines(model.config, model.definition.layout, cells[0], 0)
     tokens, nll = scored_cells(model, cells[1], 5)["rna"]
     return tokens, {**nll, **baselines.nll({"rna": tokens}, 160)["rna"]}
@@ -188,8 +189,8 @@ def test_intervals_resample_what_was_measured_together(bits):
 @pytest.mark.slow
 def test_bins_and_open_regions_have_baselines_too(monkeypatch):
     monkeypatch.setattr(masked_cells, "_MOST_DRAWS", 2)
-    monkeypatch.setattr(masked_baselines, "COMPONENTS", (8,))
-    monkeypatch.setattr(masked_baselines, "STRENGTHS", (30.0,))
+    monkeypatch.setattr(pca_ridge, "COMPONENTS", (8,))
+    monkeypatch.setattr(pca_ridge, "STRENGTHS", (30.0,))
     truth = synthetic_cells(900, 40, 0, 60, num_cell_types=3, num_batches=3, seed=1, mosaic=False)
     config = config_of(
         rna=ModalityConfig(num_tokens=32, likelihood="bins", target_sum=100.0),

@@ -10,8 +10,9 @@ from conftest import scmbert, scmbert_ok
 
 from data_pipelines.readers.example_reader import example_path
 from scmbert_jax.evaluation.intervals import CellInterval
-from scmbert_jax.evaluation.pretraining import masked_baselines, masked_cells
-from scmbert_jax.evaluation.pretraining.masked_baselines import CELL_RATE, MARGINAL, PCA
+from scmbert_jax.evaluation.pretraining import masked_cells, pca_ridge
+from scmbert_jax.evaluation.pretraining.masked_baselines import CELL_RATE, MARGINAL
+from scmbert_jax.evaluation.pretraining.pca_ridge import PCA
 from scmbert_jax.evaluation.pretraining.result import run_drawings
 
 
@@ -35,8 +36,8 @@ def data(tmp_path_factory):
 @pytest.fixture
 def quickly(monkeypatch):
     monkeypatch.setattr(masked_cells, "_MOST_DRAWS", 1)
-    monkeypatch.setattr(masked_baselines, "COMPONENTS", (8,))
-    monkeypatch.setattr(masked_baselines, "STRENGTHS", (100.0,))
+    monkeypatch.setattr(pca_ridge, "COMPONENTS", (8,))
+    monkeypatch.setattr(pca_ridge, "STRENGTHS", (100.0,))
 
 
 @pytest.mark.slow
