@@ -6,7 +6,7 @@ MODALITY/bits_profile            by the decoder of whole_profile
 MODALITY/bits_linear_path_alone  without the transformer
 MODALITY/bits_marginal, bits_rate, bits_pca
                                  each feature alone, times the cell's rate, PCA with a ridge: fitted on training cells
-                                 when first asked for, and then the same at every step (evaluation/masked_baselines.py)
+                                 when first asked for, and then the same at every step (MASKED_BASELINES)
 MODALITY/level/LEVEL/...         the same of the tokens of one expression level
 
 `scmbert evaluate pretraining` says the same of a trained model, with intervals.
