@@ -33,6 +33,7 @@ from scmbert_jax.objectives.mixture import OBJECTIVES
 from scmbert_jax.outputs import MODEL, check_output_folder, partial_beside, put_folder
 from scmbert_jax.plain_text import code, markdown
 from scmbert_jax.random_keys import init_key
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.checkpoint import RunCheckpoints, load_weights, save_weights
 from scmbert_jax.training.init_from import described_in_words
 from scmbert_jax.training.run_folder import read_provenance

@@ -12,6 +12,7 @@ import pytest
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.pretrained import PretrainedModel, export_model, load_model
 from scmbert_jax.random_keys import init_key
+from scmbert_jax.scmbert import ModelDefinition
 
 
 @pytest.fixture(scope="module")

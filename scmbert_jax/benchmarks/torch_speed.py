@@ -35,6 +35,7 @@ from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.token_sequence import pack_tokens
 from scmbert_jax.objectives.masked_modeling.objective import MaskedModeling, MaskedPositions, choose_masked
 from scmbert_jax.random_keys import init_key, row_keys, step_key
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.text_table import markdown_table
 
 PeerEncoder = Literal["ours", "bert"]

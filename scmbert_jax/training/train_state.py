@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from scmbert_jax.parallel.mesh import replicated, sharding
 from scmbert_jax.random_keys import init_key
+from scmbert_jax.scmbert import ModelDefinition
 
 
 class TrainState(NamedTuple):

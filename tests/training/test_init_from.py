@@ -18,6 +18,7 @@ from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.parallel.mesh import make_mesh
 from scmbert_jax.random_keys import init_key
+from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.init_from import SourceModel, check_fits, described, state_from
 from scmbert_jax.training.loop import pretrain
 from scmbert_jax.training.optimizer import make_optimizer
