@@ -136,8 +136,8 @@ def of_pseudo_pairs(task: Transfer, seed: int | None) -> dict[str, float]:
 
 def of_links(task: Transfer, seed: int | None) -> dict[str, float]:
     """By linked features."""
-    rows = [some_rows(np.arange(len(side)), seed, salt) for side, salt in ((task.labelled, 3), (task.asked, 4))]
-    a, b = links_vectors(task.labelled, task.asked, *rows)
+    labelled, asked = some_rows(np.arange(len(task.labelled)), seed, 3), some_rows(np.arange(len(task.asked)), seed, 4)
+    a, b = links_vectors(task.labelled, task.asked, labelled, asked)
     return task.from_vectors(a, task.labelled.cell_types, b)
 
 
