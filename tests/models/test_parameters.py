@@ -93,9 +93,9 @@ def test_training_leaves_fixed_parameters_as_they_start_bit_for_bit(tiny_config,
     optimizer = make_optimizer(config, model)
     step = jax.jit(make_train_step(model, objectives_of(config)["masked_modeling"], optimizer))
     state = TrainState(params, optimizer.init(params), jnp.asarray(3))
-    for number in range(2):
+    for number in range(4):  # the first has a rate of 0, the second no gradient but for the head, which starts at 0
         state, _ = step(state, model.constants, tiny_batch(number))
     after = jax.device_get(state.params)
     for role, own, other in zip(*map(jax.tree.leaves, (model.roles, before, after)), strict=True):
         assert (role == "fixed") <= np.array_equal(own, other)
-    assert not np.array_equal(before["encoder"]["blocks"]["qkv"], after["encoder"]["blocks"]["qkv"])
+    assert not np.array_equal(before["embedding"]["mask"], after["embedding"]["mask"])  # which does not decay

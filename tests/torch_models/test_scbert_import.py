@@ -40,7 +40,7 @@ def gene_symbols(number: int) -> list[str]:
     """In an order that is not that of their ids."""
     genes = load_gene_table("human")
     symbols, times = np.unique(genes.symbols, return_counts=True)
-    known = symbols[(times == 1) & np.char.isalpha(symbols)]
+    known = symbols[(times == 1) & np.char.isalnum(symbols)]
     return np.random.default_rng(0).permutation(known)[:number].tolist()
 
 
