@@ -174,7 +174,7 @@ def fit(
     probabilities = probabilities_of(held_out, temperature)
     sets = ConformalSets.of(probabilities, membership[rows][held], options.coverage)
     _say_of_thresholds(sets, tree, membership[rows][held], options.coverage, say)
-    novelty = _novelty(options, head, vectors, held_out / temperature, membership[rows], held, of_fold)
+    novelty = _novelty(options, head, vectors, held_out, temperature, membership[rows], held, of_fold)
     info = {
         "options": _options(options),
         "data": dataset.path,
@@ -290,14 +290,15 @@ def _novelty(
     head: LinearHead,
     vectors: Array,
     held_logits: Array,
+    temperature: float,
     membership: Array,
     held: Array,
     fold: Array,
 ) -> Novelty:
     """The score fitted to all cells, its threshold to the scores of held-out cells by one fitted without their fold."""
     scaled = head.scale(np.asarray(vectors, np.float64))
-    logits = np.zeros((len(vectors), held_logits.shape[1]))
-    logits[held] = held_logits
+    logits = head.logits(vectors) / temperature
+    logits[held] = held_logits / temperature
     kind = score_class(options.novelty)
     scores = np.zeros(len(vectors))
     for number in np.unique(fold[held]):

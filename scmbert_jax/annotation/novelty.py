@@ -4,6 +4,7 @@
     max_softmax   1 - the highest probability; above .5 is scBERT's "unassigned"
     mahalanobis   squared distance to the nearest type's mean, in units of the spread within types (Lee et al. 2018)
     knn           mean distance to the 10 nearest labelled cells
+    combined      mahalanobis and max_softmax: cells far from all types, and cells between types
 
 Each is a line of `SCORES`; a new one is a class with `fit` and `__call__` and a line there.
 """
@@ -124,11 +125,42 @@ class NearestCells:
             return near.kneighbors(vectors.astype(np.float32))[0].mean(1).astype(np.float64)
 
 
+@dataclass(frozen=True)
+class Combined:
+    """The mean of the logarithms of both scores, in standard deviations of the labelled cells' own.
+
+    means, whitening: of `Mahalanobis`; centre, spread: [2], of the logarithms.
+    """
+
+    means: Array
+    whitening: Array
+    centre: Array
+    spread: Array
+    threshold: ClassVar[float | None] = None
+
+    @classmethod
+    def fit(cls, vectors: Array, logits: Array, membership: Array) -> "Combined":
+        distance = Mahalanobis.fit(vectors, logits, membership)
+        logs = _logs_of_both(distance, vectors, logits)
+        return cls(distance.means, distance.whitening, logs.mean(0), np.maximum(logs.std(0), 1e-6))
+
+    def __call__(self, vectors: Array, logits: Array) -> Array:
+        logs = _logs_of_both(Mahalanobis(self.means, self.whitening), vectors, logits)
+        return ((logs - self.centre) / self.spread).mean(1)
+
+
+def _logs_of_both(distance: Mahalanobis, vectors: Array, logits: Array) -> Array:
+    """float64 [n, 2]; a probability within 1e-4 of 1 is as good as 1."""
+    both = np.stack([distance(vectors, logits), MaxSoftmax()(vectors, logits)], axis=1)
+    return np.log(np.maximum(both, 1e-4))
+
+
 SCORES: dict[str, type[Any]] = {
     "energy": Energy,
     "max_softmax": MaxSoftmax,
     "mahalanobis": Mahalanobis,
     "knn": NearestCells,
+    "combined": Combined,
 }
 
 

@@ -36,7 +36,7 @@ def test_each_score_is_higher_for_a_type_it_has_not_seen(cells, name):
     novelty = Novelty.of(name, score, score(*of["more"]), 0.98)
     values = np.concatenate([novelty(*of["more"]), novelty(*of["novel"])])
     is_novel = np.arange(800) >= 600
-    assert novelty_auroc(values, is_novel) > {"mahalanobis": 0.99, "knn": 0.99}.get(name, 0.8)
+    assert novelty_auroc(values, is_novel) > {"mahalanobis": 0.99, "knn": 0.99, "combined": 0.95}.get(name, 0.8)
     assert novelty_aupr(values, is_novel) > 0.25
     assert values.min() >= 0
     assert values.max() <= 1
@@ -85,5 +85,5 @@ def test_union_accuracy_counts_novel_as_one_more_type():
 def test_a_quantile_out_of_range_is_refused(quantile):
     with pytest.raises(ConfigError, match="novelty_quantile"):
         check_quantile(quantile)
-    with pytest.raises(ConfigError, match="energy, max_softmax, mahalanobis, knn"):
+    with pytest.raises(ConfigError, match="energy, max_softmax, mahalanobis, knn, combined"):
         score_class("entropy")
