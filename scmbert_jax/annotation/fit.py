@@ -85,7 +85,7 @@ class FitOptions:
     imbalance: Imbalance = field(default=Imbalance())
     components: int | None = None
     coverage: float = 0.9
-    novelty: str = "mahalanobis"
+    novelty: str = "combined"
     novelty_quantile: float = 0.98
     fine_tuning: "FineTuningOptions | None" = None
     seed: int = 0

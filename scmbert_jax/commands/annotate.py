@@ -57,7 +57,7 @@ class FitArguments:
     """Principal components of each modality, for --method pca. Default: 30, of ATAC 50."""
     coverage: float = 0.9
     """The share of the cells of a type whose sets are to hold it."""
-    novelty: Literal["mahalanobis", "energy", "max_softmax", "knn", "combined"] = "mahalanobis"
+    novelty: Literal["combined", "mahalanobis", "energy", "max_softmax", "knn"] = "combined"
     """How unlike all types a cell is."""
     novelty_quantile: float = 0.98
     """The share of held-out cells that are not to be called novel."""
