@@ -101,8 +101,8 @@ def _of_task(task: Task, predictions: Predictions, truth: Array) -> SeedPredicti
 
 
 class Calibrated(NamedTuple):
-    """probabilities: float64 [m, C] after temperature scaling; sets: bool [m, C], the label sets; 0 and False for types
-    that no training cell has."""
+    """probabilities: float64 [m, C] after temperature scaling; sets: bool [m, C], conformal, perhaps empty; 0 and False
+    for types that no training cell has."""
 
     probabilities: Array
     sets: Array
@@ -117,7 +117,10 @@ def calibrated(probabilities: Array, held_out: Array, codes: Array, known: Array
     membership = codes[:, None] == np.flatnonzero(known)
     temperature = fit_temperature(logits_held_out, membership)
     scaled = probabilities_of(logits, temperature)
-    sets = ConformalSets.of(probabilities_of(logits_held_out, temperature), membership, COVERAGE)(scaled)
+    # Without the likeliest type where its threshold leaves it out: with it, sets hold the truth at least as often as
+    # labels are right, and whether the thresholds keep their promise could not be told.
+    held_out_scaled = probabilities_of(logits_held_out, temperature)
+    sets = ConformalSets.of(held_out_scaled, membership, COVERAGE, with_the_best=False)(scaled)
     found = Calibrated(np.zeros(probabilities.shape), np.zeros(probabilities.shape, bool))
     found.probabilities[:, known], found.sets[:, known] = scaled, sets
     return found

@@ -43,7 +43,6 @@ def test_label_sets_hold_the_truth_as_often_as_they_promise_in_every_class():
     covered = sets[np.arange(truth.size), truth]
     for code in range(4):
         assert covered[truth == code].mean() == pytest.approx(0.9, abs=0.03)
-    assert sets.any(1).all()
     assert 1 < sets.sum(1).mean() < 4
 
 
