@@ -38,6 +38,7 @@ from scmbert_jax.commands.evaluate import EvaluateLadder, EvaluatePretraining, E
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
 from scmbert_jax.commands.evaluate_annotation import EvaluateAnnotation
 from scmbert_jax.commands.exchange import ExportTorch, ImportModel
+from scmbert_jax.commands.explain import Explain
 from scmbert_jax.commands.failures_told_once import tell_failures_once
 from scmbert_jax.commands.number_limits import check_numbers
 from scmbert_jax.commands.plan import MakePlan
@@ -69,6 +70,7 @@ VERBS: dict[str, Any] = {
     "label-transfer": LabelTransfer,
     "pseudo-pairs": MakePseudoPairs,
     "annotate": {"fit": AnnotateFit, "predict": AnnotatePredict, "once": AnnotateOnce},
+    "explain": Explain,
     "evaluate": {
         "pretraining": EvaluatePretraining,
         "probe": EvaluateProbe,

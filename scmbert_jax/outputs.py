@@ -88,7 +88,14 @@ ANNOTATOR = FolderKind(
     re.compile(r"annotator\.json|annotator\.npz|labelled_cells\.npz|feature_space\.parquet|model|ANNOTATOR_CARD\.md"),
     CheckpointError,
 )
-_PUBLISHED = (CORPUS, MODEL, RUN, ANNOTATOR, ANNOTATION_SCORES)
+EXPLANATION = FolderKind(
+    "an explanation",
+    "explanation.json",
+    frozenset({"format_version", "annotator", "methods"}),
+    re.compile(r"explanation\.json|attributions\.parquet|markers\.csv|deletion\.csv|sanity\.csv|report\.html"),
+    ConfigError,
+)
+_PUBLISHED = (CORPUS, MODEL, RUN, ANNOTATOR, ANNOTATION_SCORES, EXPLANATION)
 
 
 def check_output_file(

@@ -30,7 +30,7 @@ VERBS = [
     *("doctor", "corpus build", "corpus info", "corpus overlap", "corpus verify", "corpus copy"),
     *("corpus gene-embeddings", "pretrain", "plan", "export", "import", "export-torch"),
     *("embed", "translate", "match", "label-transfer", "pseudo-pairs"),
-    *("annotate fit", "annotate predict", "annotate once"),
+    *("annotate fit", "annotate predict", "annotate once", "explain"),
     *("evaluate pretraining", "evaluate probe", "evaluate annotation", "evaluate translation", "evaluate matching"),
     *("evaluate integration", "evaluate ladder"),
     *("bench step", "bench padding", "bench objectives", "bench build", "bench input", "bench storage", "bench favor"),

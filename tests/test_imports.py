@@ -41,6 +41,7 @@ LAYERS = (
     ("tasks",),
     ("annotation",),
     ("evaluation",),
+    ("interpretation",),
     ("evaluators",),
     ("pretraining",),
     ("benchmarks",),

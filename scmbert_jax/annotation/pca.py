@@ -64,7 +64,7 @@ class ModalityPca:
 
     def scores(self, modality: str, counts: sp.csr_matrix, measured: Array) -> Array:
         """float64 [n, d] of counts [n, F] in a file that measures bool [F] of the features."""
-        values = _values(modality, counts, measured, self)
+        values = values_of_counts(modality, counts, measured, self)
         return (values @ self.loadings - (self.mean * measured) @ self.loadings) / self.scale
 
 
@@ -172,7 +172,7 @@ def _fit_modality(
     share = np.asarray(of_cell.multiply(1 / of_cell.sum(1).reshape(-1, 1)).mean(0)).ravel()
     nothing = np.zeros(len(detection))
     unfitted = ModalityPca(share, detection, nothing, np.zeros((len(detection), 0), np.float32), 1.0)
-    values = _values(name, counts, overlap.measured, unfitted)
+    values = values_of_counts(name, counts, overlap.measured, unfitted)
     found = principal_components(values, overlap.measured[None], np.zeros(counts.shape[0], np.int64))
     width = min(num_components, NUM_COMPONENTS)
     width = min(width, int((np.abs(found.loadings).max(0) > 0).sum()))
@@ -181,7 +181,7 @@ def _fit_modality(
     return ModalityPca(share, detection, found.mean, found.loadings[:, :width], scale or 1.0)
 
 
-def _values(modality: str, counts: sp.csr_matrix, measured: Array, known: ModalityPca) -> sp.csr_matrix:
+def values_of_counts(modality: str, counts: sp.csr_matrix, measured: Array, known: ModalityPca) -> sp.csr_matrix:
     """float64 CSR [n, F]. A cell of which a file measures a part is scaled as if the rest had been there, too."""
     number = np.diff(counts.indptr)
     part = max(float(known.share[measured].sum()), 1e-6)

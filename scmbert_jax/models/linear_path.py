@@ -222,6 +222,16 @@ def scores_of_counts(
       counts: CSR [n, F] over the modality's features.
       panel: bool [F], which of them were measured.
     """
+    values = linear_values_of_counts(statistics, modality, rows, counts, panel)
+    scores = values @ loadings
+    scores -= (statistics.linear_mean[rows] * panel) @ loadings
+    return np.where(np.asarray(counts.sum(axis=1, dtype=np.float64)) > 0, scores, 0.0).astype(np.float32)
+
+
+def linear_values_of_counts(
+    statistics: FeatureStatistics, modality: str, rows: slice, counts: sp.csr_matrix, panel: Any
+) -> sp.csr_matrix:
+    """The values CSR [n, F] that `scores_of_counts` takes scores of; 0 where a count is."""
     number_of_cells = counts.shape[0]
     library_size = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     of_cell = np.repeat(np.arange(number_of_cells), np.diff(counts.indptr))
@@ -229,9 +239,7 @@ def scores_of_counts(
     median = statistics.library_quantiles[MODALITIES.index(modality), len(LIBRARY_QUANTILES) // 2]
     typical = median if modality == "rna" else statistics.cell_detection[rows][counts.indices]
     values = linear_values(modality, counts.data, library_size[of_cell], logs[of_cell], typical, np)
-    scores = sp.csr_matrix((values, counts.indices, counts.indptr), counts.shape) @ loadings
-    scores -= (statistics.linear_mean[rows] * panel) @ loadings
-    return np.where(library_size[:, None] > 0, scores, 0.0).astype(np.float32)
+    return sp.csr_matrix((values, counts.indices, counts.indptr), counts.shape)
 
 
 def alignment_start(layout: FeatureLayout, modality: str, projection_dim: int) -> np.ndarray:

@@ -39,6 +39,7 @@ SMALL = shlex.split(
 # What a page takes as known from the pages before it.
 BEFORE = {
     "docs/corpora.md": ["scmbert corpus build blood a.h5ad", "scmbert corpus build brain held_out.h5ad"],
+    "docs/explain.md": ["scmbert annotate fit cells.h5ad -o my_annotator --method pca"],
     "docs/modalities.md": [],
     "docs/training.md": ["scmbert corpus build my_corpus cells.h5ad"],
     "docs/validation.md": [
