@@ -119,7 +119,7 @@ def feature_figures(expression: sp.csr_matrix, mine: Array) -> FeatureFigures:
     own = expression[np.flatnonzero(mine)]
     mean = np.asarray(own.mean(axis=0)).ravel()
     variance = np.maximum(np.asarray(own.multiply(own).mean(axis=0)).ravel() - mean**2, 0.0)
-    detection = np.asarray((own > 0).mean(axis=0)).ravel()
+    detection = own.getnnz(axis=0) / max(own.shape[0], 1)
     return FeatureFigures(rank_sum_z(expression, mine), mean, variance, detection)
 
 

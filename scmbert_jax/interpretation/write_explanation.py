@@ -126,10 +126,10 @@ def sentences(found: Explanation) -> list[str]:
         said.append(f"{method}: Spearman within cells with {controls}.")
         areas = [found.curves.area_below(method, other) for other in (RANDOM, BY_EXPRESSION)]
         against = " and ".join(
-            f"{own.mean:+.3f} [{own.low:+.3f}, {own.high:+.3f}] below {other}"
-            for own, other in zip(areas, ("random features", "the most expressed"), strict=True)
+            f"{own.mean:.3f} [{own.low:.3f}, {own.high:.3f}] more than deleting {other}"
+            for own, other in zip(areas, ("random ones", "the most expressed"), strict=True)
         )
-        said.append(f"{method}: deleting its first features leaves the type's probability {against}.")
+        said.append(f"{method}: deleting its first features lowers the type's probability by {against}.")
     if ROLLOUT in found.methods:
         said.append(f"{ROLLOUT}: {NOT_REGULATION}.")
     return said
