@@ -131,7 +131,7 @@ def test_a_feature_without_a_count_has_no_attribution(explained):
         assert own.values.nnz > 0
     for place, figures in enumerate(explained.figures):
         silent = figures.detection == 0
-        assert figures.detection.max() == 1
+        assert 0 < figures.detection.max() <= 1
         for means in explained.means.values():
             assert (means[place][silent] == 0).all()
 
