@@ -16,7 +16,7 @@ from test_pages import commands_in
 from data_pipelines.readers.example_reader import example_path
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-# Not of this machine, or run by a test of its own; a line of it is enough to find it.
+# Not of this machine, or run by a test of its own; a page, or a part of a command.
 NOT_RUN = {
     "rna.h5ad+fragments.tsv.gz": "tests/data_pipelines/readers/test_fragments_reader.py runs it",
     "rna.h5ad+atac.h5ad": "tests/data_pipelines/readers/test_open_dataset.py reads such pairs",
@@ -28,6 +28,7 @@ NOT_RUN = {
     "scmbert plan": "compiles for minutes; tests/planning runs plans of smaller shapes",
     "scmbert bench": "measures for minutes; tests/benchmarks runs each at a smaller size",
     "evaluate annotation": "fits for minutes; tests/evaluation/annotation/test_annotation_suite.py runs it",
+    "docs/import.md": "needs a checkpoint of scBERT; tests/torch_models/test_scbert_import.py makes one and runs it",
     "evaluate ladder": "needs three runs; tests/evaluation/pretraining/test_ladder.py runs it",
 }
 SMALL = shlex.split(
@@ -40,7 +41,6 @@ SMALL = shlex.split(
 BEFORE = {
     "docs/corpora.md": ["scmbert corpus build blood a.h5ad", "scmbert corpus build brain held_out.h5ad"],
     "docs/explain.md": ["scmbert annotate fit cells.h5ad -o my_annotator --method pca"],
-    "docs/modalities.md": [],
     "docs/training.md": ["scmbert corpus build my_corpus cells.h5ad"],
     "docs/validation.md": [
         "scmbert corpus build other other.h5ad",
@@ -55,9 +55,10 @@ def shown(page: Path) -> list[str]:
     return [command for line in lines for command in commands_in(line)]
 
 
+SHOWN = {str(page.relative_to(REPOSITORY)): shown(page) for page in PAGES}
 COMMANDS = {
-    str(page.relative_to(REPOSITORY)): [line for line in shown(page) if not any(part in line for part in NOT_RUN)]
-    for page in PAGES
+    page: [line for line in lines if not any(part in f"{page}: {line}" for part in NOT_RUN)]
+    for page, lines in SHOWN.items()
 }
 
 
@@ -85,6 +86,7 @@ def files(tmp_path, monkeypatch) -> Path:
         "held_out": rna[550:700],
         "other_donors": rna[700:900],
         "other": rna[700:900],
+        "labelled": rna[500:900],
         "study_1": rna[:200],
         "study_2": rna[150:350],
         "atlas": rna[:400],
@@ -121,7 +123,7 @@ def test_the_commands_of_a_page_run(page, files):
 
 
 def test_what_is_not_run_stands_on_a_page_and_its_tests_exist():
-    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    text = "".join(f"{page.relative_to(REPOSITORY)}: {page.read_text(encoding='utf-8')}" for page in PAGES)
     for part, why in NOT_RUN.items():
         assert part in text, part
         for name in re.findall(r"tests/[\w/]+(?:\.py)?", why):

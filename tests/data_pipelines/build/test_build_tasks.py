@@ -161,7 +161,7 @@ def test_beam_is_asked_for_on_the_command_line_with_options_of_its_own(mosaic_fi
     [
         (("--", "--runner=FlinkRunner"), "--runner beam is not given"),
         (("--runner", "beam", "--workers", "2"), "--workers is for --runner local"),
-        (("--workers", "0"), "expected at least 1"),
+        (("--workers", "0"), "--workers 0: expected 1 or more"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(mosaic_file, tmp_path, options, said):
