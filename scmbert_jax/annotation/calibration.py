@@ -46,7 +46,7 @@ class ConformalSets:
     """Which types a cell may be of.
 
     Attributes:
-      coverage: the share of the cells of a type whose sets are to hold it.
+      coverage: the fraction of the cells of a type whose sets are to hold it.
       thresholds: float64 [L]; a type is in the set of a cell whose probability of it is at least so high; above 1: only
         where it is the most probable.
       pooled: bool [L]; types of too few held-out cells for a threshold of their own, which have that of all types.
@@ -90,7 +90,9 @@ class ConformalSets:
 def check_coverage(coverage: float) -> None:
     """Raises `ConfigError` for a coverage that is not between 0 and 1."""
     if not 0 < coverage < 1:
-        raise ConfigError(f"coverage {coverage}: expected a share between 0 and 1, such as 0.9 of the cells of a type.")
+        raise ConfigError(
+            f"coverage {coverage}: expected a fraction between 0 and 1, such as 0.9 of the cells of a type."
+        )
 
 
 def fewest_cells(coverage: float) -> int:
@@ -128,7 +130,7 @@ def brier_score(probabilities: Array, codes: Array) -> float:
 
 
 class Rejection(NamedTuple):
-    """Of the most confident cells: share kept, and accuracy among them; float64 [n], most confident first."""
+    """Of the most confident cells: fraction kept, and accuracy among them; float64 [n], most confident first."""
 
     kept: Array
     accuracy: Array

@@ -52,7 +52,7 @@ class FineTuningOptions:
       batch_size: cells of a minibatch.
       learning_rate: of the encoder, at its peak; None: `LEARNING_RATES` of the method.
       head_learning_rate: of the head, at its peak.
-      warmup: share of `num_steps` in which both rise; then they fall to 0 as a cosine.
+      warmup: fraction of `num_steps` in which both rise; then they fall to 0 as a cosine.
       weight_decay: of matrices (AdamW).
       max_grad_norm: longer gradients are shortened to it.
       imbalance: what is done about types of few cells.

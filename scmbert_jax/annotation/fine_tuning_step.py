@@ -83,10 +83,10 @@ class FineTuningStep:
     ):
         self._part, self._held, self._membership, self._order = part, held, membership, order
         self._num_tokens, self._rates, self._focal = num_tokens, rates, imbalance.focal
-        shares = np.average(membership / membership.sum(axis=1, keepdims=True), axis=0, weights=order.weights)
-        # Of the cells as they are drawn; a leaf that nothing covers has a share that a logarithm can take.
-        shares = np.maximum(shares, 0.5 / len(membership))
-        self._adjustment = (imbalance.logit_adjustment * np.log(shares)).astype(np.float32)
+        fractions = np.average(membership / membership.sum(axis=1, keepdims=True), axis=0, weights=order.weights)
+        # Of the cells as they are drawn; a leaf that nothing covers has a fraction that a logarithm can take.
+        fractions = np.maximum(fractions, 0.5 / len(membership))
+        self._adjustment = (imbalance.logit_adjustment * np.log(fractions)).astype(np.float32)
 
     def first_opt_state(self, trained: Any) -> Any:
         return {name: own.init(trained[name]) for name, own in optimizers(self._part, self._rates).items()}

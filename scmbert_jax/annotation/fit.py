@@ -70,8 +70,8 @@ class FitOptions:
       min_cells: types of fewer cells are left out.
       imbalance: what is done about types of few cells.
       components: of `pca`, for each modality; None: 30, of ATAC 50.
-      coverage: the share of the cells of a type whose sets are to hold it.
-      novelty: a score of `SCORES`; novelty_quantile: the share of held-out cells that are not to be called novel.
+      coverage: the fraction of the cells of a type whose sets are to hold it.
+      novelty: a score of `SCORES`; novelty_quantile: the fraction of held-out cells that are not to be called novel.
       fine_tuning: how, where the method is one; None: its defaults. Its method and imbalance are those above.
       seed: of the folds.
     """

@@ -28,7 +28,7 @@ class Imbalance:
     Attributes:
       balance: 0 to 1; a cell's weight (of a linear head), or how often it is drawn (fine-tuning), is in proportion to
         (cells of its type) ** -balance: at 1, all types have equal say.
-      logit_adjustment: tau of Menon et al. 2021: tau x log(share of the type) is added to the logits of the loss, and
+      logit_adjustment: tau of Menon et al. 2021: tau x log(fraction of the type) is added to logits of the loss, and
         left off afterwards, so that rare types are not outvoted.
       focal: gamma of Lin et al. 2017: the loss of a cell times (1 - p) ** gamma.
 
@@ -60,7 +60,7 @@ class LinearHead(NamedTuple):
 
 
 def class_shares(membership: Array) -> Array:
-    """float64 [L]: the share of the cells that each leaf has; a coarse label's cell counts for its leaves in parts.
+    """float64 [L]: the fraction of the cells that each leaf has; a coarse label's cell counts for its leaves in parts.
 
     Leaves have one cell at least, in this reckoning: the logarithm is finite."""
     numbers = (membership / np.maximum(membership.sum(1, keepdims=True), 1)).sum(0)

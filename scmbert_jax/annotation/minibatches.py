@@ -102,7 +102,7 @@ class CellOrder:
         if self.weights is not None:
             ends = np.cumsum(self.weights)
             drawn = fold_array(hash_of(self.seed, Purpose.FINE_TUNING_DRAWS, step), np.arange(self.batch_size))
-            # 53 bits: the share of the way from 0 to 1, and never 1.
+            # 53 bits: the fraction of the way from 0 to 1, and never 1.
             return np.searchsorted(ends, (drawn >> np.uint64(11)) * 2.0**-53 * ends[-1], side="right")
         epochs, places = np.divmod(step * self.batch_size + np.arange(self.batch_size), self.number)
         found = np.empty(self.batch_size, np.int64)

@@ -215,7 +215,7 @@ def check_quantile(quantile: float) -> None:
     """Raises `ConfigError` for a quantile that is not between 0 and 1."""
     if not 0 < quantile < 1:
         raise ConfigError(
-            f"novelty_quantile {quantile}: expected the share of known cells that are not to be called novel, between "
+            f"novelty_quantile {quantile}: expected the fraction of known cells that are not called novel, between "
             "0 and 1, such as 0.98."
         )
 
@@ -229,7 +229,7 @@ def novelty_auroc(novelty: Array, is_novel: Array) -> float:
 
 
 def novelty_aupr(novelty: Array, is_novel: Array) -> float:
-    """Average precision; of scores that know nothing, the share of novel cells."""
+    """Average precision; of scores that know nothing, the fraction of novel cells."""
     return float(average_precision_score(is_novel, novelty))
 
 

@@ -46,13 +46,13 @@ class ModalityPca:
     """Of one modality of F features.
 
     Attributes:
-      share: float64 [F], of the counts (ATAC: open regions) of a labelled cell; how much of a cell a file measures.
-      detection: float64 [F], the share of labelled cells that express a feature.
+      fraction: float64 [F], of the counts (ATAC: open regions) of a labelled cell; how much of a cell a file measures.
+      detection: float64 [F], the fraction of labelled cells that express a feature.
       mean: float64 [F] of the values; loadings: float32 [F, d].
       scale: of the scores of the labelled cells: their mean variance is its square.
     """
 
-    share: Array
+    fraction: Array
     detection: Array
     mean: Array
     loadings: Array
@@ -88,8 +88,8 @@ class Pca:
         """Raises `InputError`, as `open_model_cells`."""
         dataset, report, overlaps = cells_in_features(self.space, list(self.parts), cells, organism, assembly)
         coverage = {name: coverage_of(overlap, self.parts[name].detection) for name, overlap in overlaps.items()}
-        for name, share in coverage.items():
-            check_coverage(report.path, name, overlaps[name], share, allow_low_coverage)
+        for name, fraction in coverage.items():
+            check_coverage(report.path, name, overlaps[name], fraction, allow_low_coverage)
         return MappedCells(dataset, report, overlaps, coverage)
 
     def vectors(self, cells: MappedCells) -> Array:
@@ -117,7 +117,7 @@ class Pca:
     def from_arrays(cls, space: FeatureSpace, arrays: dict[str, Array]) -> "Pca":
         parts = {
             name: ModalityPca(
-                **{key: arrays[f"{name}/{key}"] for key in ("share", "detection", "mean", "loadings")},
+                **{key: arrays[f"{name}/{key}"] for key in ("fraction", "detection", "mean", "loadings")},
                 scale=float(arrays[f"{name}/scale"]),
             )
             for name in space.modalities
@@ -169,22 +169,22 @@ def _fit_modality(
     binary = counts.astype(bool).astype(np.float64)
     detection = np.asarray(binary.mean(0)).ravel()
     of_cell = binary if name == "atac" else counts
-    share = np.asarray(of_cell.multiply(1 / of_cell.sum(1).reshape(-1, 1)).mean(0)).ravel()
+    fraction = np.asarray(of_cell.multiply(1 / of_cell.sum(1).reshape(-1, 1)).mean(0)).ravel()
     nothing = np.zeros(len(detection))
-    unfitted = ModalityPca(share, detection, nothing, np.zeros((len(detection), 0), np.float32), 1.0)
+    unfitted = ModalityPca(fraction, detection, nothing, np.zeros((len(detection), 0), np.float32), 1.0)
     values = values_of_counts(name, counts, overlap.measured, unfitted)
     found = principal_components(values, overlap.measured[None], np.zeros(counts.shape[0], np.int64))
     width = min(num_components, NUM_COMPONENTS)
     width = min(width, int((np.abs(found.loadings).max(0) > 0).sum()))
     scores = found.scores[:, :width]
     scale = float(np.sqrt(scores.var(0).mean())) if width else 1.0
-    return ModalityPca(share, detection, found.mean, found.loadings[:, :width], scale or 1.0)
+    return ModalityPca(fraction, detection, found.mean, found.loadings[:, :width], scale or 1.0)
 
 
 def values_of_counts(modality: str, counts: sp.csr_matrix, measured: Array, known: ModalityPca) -> sp.csr_matrix:
     """float64 CSR [n, F]. A cell of which a file measures a part is scaled as if the rest had been there, too."""
     number = np.diff(counts.indptr)
-    part = max(float(known.share[measured].sum()), 1e-6)
+    part = max(float(known.fraction[measured].sum()), 1e-6)
     if modality == "protein":
         mean_log = np.asarray(counts.log1p().sum(1)).ravel() / max(int(measured.sum()), 1)
         data = clr_values(counts.data, np.repeat(mean_log, number))

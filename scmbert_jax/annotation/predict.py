@@ -30,7 +30,7 @@ class Annotations:
     Attributes:
       annotator: what said it.
       dataset, report: the cells and their input check.
-      coverage: modality -> of the features that a labelled cell expresses, the share that the file measures.
+      coverage: modality -> of the features that a labelled cell expresses, the fraction that the file measures.
       labels: str [n], the most probable type; "" for an unsupported cell. Of a novel cell, the type it is most like.
       scores: float32 [n], its calibrated probability; 0 for an unsupported cell.
       sets: bool [n, L], the types it may be of (conformal); none for an unsupported cell, one or more for others.
@@ -162,7 +162,7 @@ def _supported(annotator: Annotator, cells: OpenCells, allow_low_coverage: bool)
         f"fewer than {annotator.least_expressed} of its features expressed": few & (facts.expressed > 0),
     }
     if not allow_low_coverage:
-        low = [name for name, share in cells.coverage.items() if share < LEAST_COVERAGE]
+        low = [name for name, fraction in cells.coverage.items() if fraction < LEAST_COVERAGE]
         has_low = np.array([any(name in text.split("+") for name in low) for text in facts.measured], bool)
         other = ~np.isin(facts.measured, annotator.measured)
         known = " or ".join(annotator.measured)
@@ -185,10 +185,10 @@ def _fitted_to(annotator: Annotator, cells: OpenCells) -> int:
 
 
 def _say(found: Annotations, cells: OpenCells, say: Callable[[str], None]) -> None:
-    for name, share in found.coverage.items():
+    for name, fraction in found.coverage.items():
         overlap = cells.overlaps.get(name)
         summary = "not in the file" if overlap is None else overlap.summary()
-        say(f"{name}: {summary}; {share:.0%} of what a labelled cell expresses")
+        say(f"{name}: {summary}; {fraction:.0%} of what a labelled cell expresses")
     for reason, number in found.why_unsupported.items():
         say(f"{number:,} cells are {UNSUPPORTED}: {reason}")
     if found.fitted_to:

@@ -50,17 +50,17 @@ class FitArguments:
     balance: float = 0.0
     """0: types have say by their cells; 1: all equally."""
     logit_adjustment: float = 0.0
-    """Times the log share of each type, added to logits while fitting, so that rare types are found; 1 is usual."""
+    """Times the log of each type's fraction, added to logits while fitting: rare types are found; 1 is usual."""
     focal: float = 0.0
     """Gamma of the focal loss, by which cells that are easily told weigh less; 2 is usual."""
     components: int | None = None
     """Principal components of each modality, for --method pca. Default: 30, of ATAC 50."""
     coverage: float = 0.9
-    """The share of the cells of a type whose sets are to hold it."""
+    """The fraction of the cells of a type whose sets are to hold it."""
     novelty: Literal["combined", "mahalanobis", "energy", "max_softmax", "knn"] = "combined"
     """How unlike all types a cell is."""
     novelty_quantile: float = 0.98
-    """The share of held-out cells that are not to be called novel."""
+    """The fraction of held-out cells that are not to be called novel."""
     steps: int = 500
     """Of fine-tuning at most; it stops early when held-out cells get no better."""
     learning_rate: float | None = None

@@ -105,7 +105,7 @@ class FeatureFigures(NamedTuple):
       wilcoxon: z of the rank sum of the type's cells against all other drawn cells, corrected for ties; positive where
         the type has more. 0 where nothing varies.
       mean, variance: of `DrawnCells.expression`.
-      detection: the share of the cells with a count.
+      detection: the fraction of the cells with a count.
     """
 
     wilcoxon: Array

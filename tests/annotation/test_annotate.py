@@ -220,7 +220,7 @@ def test_reference_and_query_in_one_call(files, found, tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--coverage", "90"), ConfigError, "coverage 90.0: expected a share between 0 and 1"),
+        (("--coverage", "90"), ConfigError, "coverage 90.0: expected a fraction between 0 and 1"),
         (("--novelty-quantile", "1"), ConfigError, "novelty_quantile 1.0"),
         (("--method", "svm"), ConfigError, "method 'svm': expected pca, probe"),
         (("--method", "last:0"), ConfigError, "last:0"),

@@ -138,8 +138,8 @@ def test_every_cell_comes_once_before_any_comes_again():
 
 def test_cells_are_drawn_in_proportion_to_their_weights():
     order = CellOrder(number=4, batch_size=500, seed=0, weights=np.array([1.0, 0.0, 6.0, 3.0]))
-    shares = np.bincount(np.concatenate([order.at(step) for step in range(20)]), minlength=4) / 10_000
-    np.testing.assert_allclose(shares, [0.1, 0.0, 0.6, 0.3], atol=0.02)  # four standard errors
+    fractions = np.bincount(np.concatenate([order.at(step) for step in range(20)]), minlength=4) / 10_000
+    np.testing.assert_allclose(fractions, [0.1, 0.0, 0.6, 0.3], atol=0.02)  # four standard errors
 
 
 def test_tokens_are_drawn_anew_at_each_step_and_independently_of_neighbours(reference):

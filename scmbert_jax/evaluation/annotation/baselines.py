@@ -282,7 +282,7 @@ def celltypist_recipe(
 def majority(
     cells: CellValues, train: Array, codes: Array, rows: Array, setting: Setting, seed: int
 ) -> tuple[Array, Array]:
-    """Every cell gets the shares of the training cells."""
+    """Every cell gets the fractions of the training cells."""
     classes, counts = np.unique(codes, return_counts=True)
     return np.tile(counts / counts.sum(), (rows.size, 1)), classes
 

@@ -56,23 +56,25 @@ class CasePicture:
 
 def confusion(matrix: Array, classes: Sequence[str], what: str) -> str:
     """Shares of each true type (rows) by the type they are called (columns)."""
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1e-9)
+    fractions = matrix / np.maximum(matrix.sum(1, keepdims=True), 1e-9)
     size = 1.6 + 0.42 * len(classes)
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(size + 1.2, size), layout="constrained")
         axes = figure.add_subplot()
         # A colour that fades into the page, be it light or dark.
-        shown = np.concatenate([np.broadcast_to(to_rgb(COLOURS[0]), (*shares.shape, 3)), shares[..., None]], axis=2)
+        shown = np.concatenate(
+            [np.broadcast_to(to_rgb(COLOURS[0]), (*fractions.shape, 3)), fractions[..., None]], axis=2
+        )
         axes.imshow(shown, interpolation="nearest")
-        for row, column in zip(*np.nonzero(shares >= 0.005), strict=True):
-            text = f"{shares[row, column]:.2f}".lstrip("0") if shares[row, column] < 0.995 else "1"
+        for row, column in zip(*np.nonzero(fractions >= 0.005), strict=True):
+            text = f"{fractions[row, column]:.2f}".lstrip("0") if fractions[row, column] < 0.995 else "1"
             axes.text(column, row, text, ha="center", va="center", fontsize=8)
         places = range(len(classes))
         axes.set(xticks=places, yticks=places, xlabel="called", ylabel="true")
         axes.set_xticklabels(classes, rotation=45, ha="right", fontsize=9)
         axes.set_yticklabels(classes, fontsize=9)
         axes.tick_params(length=0)
-        worst = shares - np.diag(np.diag(shares))
+        worst = fractions - np.diag(np.diag(fractions))
         true, called = divmod(int(worst.argmax()), len(classes))
         said = f"most often mistaken: {classes[true]} for {classes[called]}, {worst[true, called]:.0%}"
         return svg_element(figure, f"Confusion of {len(classes)} cell types by {what}; {said}")
@@ -88,19 +90,19 @@ def calibration(methods: Mapping[str, Sequence[tuple[float, float, int]]], what:
             x, y, _ = zip(*bins, strict=True)
             axes.plot(x, y, MARKERS[m % 4], ls="-", color=COLOURS[m % len(COLOURS)], ms=4, lw=1.2, label=method)
         axes.set(
-            xlabel="calibrated probability of the label", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02)
+            xlabel="calibrated probability of the label", ylabel="fraction that is right", xlim=(0, 1), ylim=(0, 1.02)
         )
         return _with_legend(figure, axes, f"Calibration, {what}: " + ", ".join(methods))
 
 
 def rejection(methods: Mapping[str, Array], what: str) -> str:
-    """Accuracy of what is left against the share refused."""
+    """Accuracy of what is left against the fraction refused."""
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(5, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for m, (method, curve) in enumerate(methods.items()):
             axes.plot(REJECTED, curve, color=COLOURS[m % len(COLOURS)], lw=1.5, label=method)
-        axes.set(xlabel="share of the cells that is refused", ylabel="accuracy of the others", xlim=(0, 0.9))
+        axes.set(xlabel="fraction of the cells that is refused", ylabel="accuracy of the others", xlim=(0, 0.9))
         said = ", ".join(
             f"{method} {curve[0]:.3f} of all, {curve[4]:.3f} without a fifth" for method, curve in methods.items()
         )

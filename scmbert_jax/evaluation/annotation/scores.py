@@ -30,7 +30,7 @@ Array = np.ndarray
 COVERAGE = 0.9  # of label sets
 BINS = 15  # of the calibration error
 NOVEL_BELOW = 0.5  # scBERT's rule: a cell is of a new type when its largest probability is below this
-REJECTED = np.linspace(0, 0.9, 19)  # shares of the cells, the least certain first
+REJECTED = np.linspace(0, 0.9, 19)  # fractions of the cells, the least certain first
 _FEWEST_GROUPS = 5  # for test cells to be resampled by group
 _SMALLEST = 1e-6  # a probability of 0 is a probability of this, when its logarithm is taken
 
@@ -137,7 +137,7 @@ def reliability(score: Array, right: Array) -> list[tuple[float, float, int]]:
 
 
 def rejection_curve(score: Array, right: Array) -> Array:
-    """float [len(REJECTED)]: accuracy of the cells left when such a share, the least certain, is refused."""
+    """float [len(REJECTED)]: accuracy of the cells left when such a fraction, the least certain, is refused."""
     left = np.maximum(np.round((1 - REJECTED) * right.size).astype(int), 1)
     return accuracy_rejection(score, right).accuracy[left - 1]
 

@@ -38,8 +38,8 @@ def test_every_cell_is_predicted_once_in_each_seed_and_never_learned_from_then()
 def test_folds_hold_each_type_evenly():
     labelled = cells()
     for task in make_tasks(labelled, "cell", num_seeds=1):
-        share = np.bincount(labelled.codes[task.test]) / np.bincount(labelled.codes)
-        np.testing.assert_allclose(share, 0.2, atol=0.06)
+        fraction = np.bincount(labelled.codes[task.test]) / np.bincount(labelled.codes)
+        np.testing.assert_allclose(fraction, 0.2, atol=0.06)
 
 
 def test_no_donor_is_on_both_sides_nor_in_two_validation_parts():
