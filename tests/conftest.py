@@ -28,6 +28,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # No programs kept on a disk, of this process or of an earlier run: of those that were loaded instead of compiled, some
 # with collectives of eight CPU devices wait for each other for ever, and XLA ends the process (jaxlib 0.10.2).
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+# [B, S] and [S] may have met by mistake, [B, S] and [1, S] on purpose. Held in the processes that tests start, too.
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Commands keep compiled programs in the user's cache folder; tests leave nothing there.
 os.environ["SCMBERT_COMPILATION_CACHE"] = "off"
 
@@ -58,8 +60,6 @@ XLA_DEFAULT: dict[str, int | bool] = {"xla_backend_optimization_level": 3}
 if "xla_cpu_use_fusion_emitters" in flags_to_compile_quickly():
     XLA_DEFAULT["xla_cpu_use_fusion_emitters"] = True
 MOST_MAPS = 20_000  # a module of tests adds up to 4,000
-# Folders of tests in which JAX refuses operands of different ranks. The others were not all run that way.
-RANKS_ARE_HELD = ("evaluators", "models", "objectives", "tasks", "training")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -93,20 +93,6 @@ def programs_are_dropped_before_the_process_has_no_room_for_more(compiled_progra
 
         jax.clear_caches()
         compiled_programs.clear()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def operands_of_different_ranks_are_refused(request):
-    """[B, S] and [S] may have met by mistake, [B, S] and [1, S] on purpose."""
-    if request.path.resolve().relative_to(REPOSITORY / "tests").parts[0] not in RANKS_ARE_HELD:
-        yield
-        return
-    import jax
-
-    before = jax.config.jax_numpy_rank_promotion
-    jax.config.update("jax_numpy_rank_promotion", "raise")
-    yield
-    jax.config.update("jax_numpy_rank_promotion", before)
 
 
 @pytest.fixture(scope="session")
