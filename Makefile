@@ -1,7 +1,7 @@
 # make demo   the whole way on the built-in cells, in a few minutes
 # make smoke  whether this host can train: every objective, save, restore, its kernels; two minutes (tests/smoke)
 # make check  the quick loop: lint, types, docs, the tests that take about a second; five minutes
-# make test   all that a change must pass: lint, types, docs, all tests but the nightly ones; 25 minutes
+# make test   all that a change must pass: lint, types, docs, all tests but the nightly ones; 20 minutes
 # make docs   the pages of docs/ as a site in build/docs; what they refer to must exist
 # make nightly   the tests that take minutes (compiling for TPUs, kills again and again, benchmarks); those of libraries'
 #             numbers with the lowest versions that setup.py allows and with the newest (.venv-lowest, .venv-newest); the

@@ -103,7 +103,8 @@ def test_a_worker_that_is_killed_is_told_of_and_not_waited_for(tmp_path):
 
 
 PARENT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background has it ignored
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_runners import LocalProcesses, Sleep, closing, run_tasks
