@@ -1,6 +1,6 @@
 """From vectors that stand for (cell, feature) pairs to likelihoods and predictions of their values."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,25 @@ from scmbert_jax.parallel.table_rows import pick_rows
 # Adam moves a parameter by about the learning rate a step, and a feature's own bias spans several units while it is
 # seen in few tokens: stored at a tenth, it moves ten times as fast.
 ROW_SCALE = 10.0
+
+
+def nll_of_tokens(
+    likelihoods: Mapping[str, Likelihood],
+    outputs_of: Callable[[str], tuple[jax.Array, jax.Array]],
+    modality: jax.Array,
+    truth: Truth,
+) -> jax.Array:
+    """Negative log-likelihoods float32 [B, M], each token by the likelihood of its modality (int32 [B, M]).
+
+    `outputs_of` gives, for the name of a modality, outputs [B, M, K] and log dispersions [B, M] of all tokens.
+    """
+    result = jnp.zeros(truth.counts.shape, jnp.float32)
+    for name, likelihood in likelihoods.items():
+        mine = modality == MODALITIES.index(name)
+        # Tokens of other modalities get harmless numbers, so that no NaN can enter through the unused branch.
+        safe = truth._replace(counts=jnp.where(mine, truth.counts, 0.0))
+        result = jnp.where(mine, likelihood.nll(*outputs_of(name), safe), result)
+    return result
 
 
 def marginal_model(
@@ -142,14 +161,7 @@ class ValueHead(nnx.Module):
     ) -> jax.Array:
         """x [B, M, D], the others [B, M] -> float32 [B, M], each token by the likelihood of its modality."""
         hidden = self.transform(x, covariates)
-        result = jnp.zeros(truth.counts.shape, jnp.float32)
-        for name, likelihood in self.likelihoods.items():
-            mine = modality == MODALITIES.index(name)
-            # Tokens of other modalities get harmless numbers, so that no NaN can enter through the unused branch.
-            safe = truth._replace(counts=jnp.where(mine, truth.counts, 0.0))
-            nll = likelihood.nll(*self._outputs(name, hidden, feature_ids), safe)
-            result = jnp.where(mine, nll, result)
-        return result
+        return nll_of_tokens(self.likelihoods, lambda name: self._outputs(name, hidden, feature_ids), modality, truth)
 
     def __call__(
         self, name: str, x: jax.Array, feature_ids: jax.Array, covariates: dict[str, jax.Array]

@@ -9,7 +9,7 @@ from flax import nnx
 
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.feature_layout import FeatureLayout
-from scmbert_jax.modalities import MODALITIES
+from scmbert_jax.models.heads import nll_of_tokens
 from scmbert_jax.models.layers import linear
 from scmbert_jax.models.likelihoods import Truth, make_likelihood
 from scmbert_jax.models.parameters import filled, weight
@@ -47,9 +47,5 @@ class LinearHead(nnx.Module):
         covariates: dict[str, jax.Array],
     ) -> jax.Array:
         """As that of `ValueHead`; features and covariates are not read."""
-        result = jnp.zeros(truth.counts.shape, jnp.float32)
-        for name, likelihood in self.likelihoods.items():
-            mine = modality == MODALITIES.index(name)
-            safe = truth._replace(counts=jnp.where(mine, truth.counts, 0.0))
-            result = jnp.where(mine, likelihood.nll(self.logits(name, x), jnp.zeros(mine.shape), safe), result)
-        return result
+        nothing = jnp.zeros(modality.shape)  # log dispersions, which its likelihoods do not read
+        return nll_of_tokens(self.likelihoods, lambda name: (self.logits(name, x), nothing), modality, truth)
