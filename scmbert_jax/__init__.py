@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from scmbert_jax.annotation.annotate import annotate as annotate
     from scmbert_jax.annotation.annotate import fit_annotator as fit_annotator
     from scmbert_jax.experiment_files import load_experiment as load_experiment
+    from scmbert_jax.interpretation.explain import ExplainOptions as ExplainOptions
+    from scmbert_jax.interpretation.explain import explain as explain
     from scmbert_jax.parallel.processes import Processes as Processes
     from scmbert_jax.pretraining import Run as Run
     from scmbert_jax.pretraining import pretrain as pretrain
@@ -34,9 +36,11 @@ _HOMES = {
     "load": "scmbert_jax.tasks.model",
     "annotate": "scmbert_jax.annotation.annotate",
     "fit_annotator": "scmbert_jax.annotation.annotate",
+    "explain": "scmbert_jax.interpretation.explain",
     "load_experiment": "scmbert_jax.experiment_files",
     "BuildOptions": "data_pipelines.build.options",
     "CellSelection": "data_pipelines.cells.cell_selection",
+    "ExplainOptions": "scmbert_jax.interpretation.explain",
     "MixtureOptions": "data_pipelines.sampling.mixture",
     "Model": "scmbert_jax.tasks.model",
     "Processes": "scmbert_jax.parallel.processes",

@@ -6,10 +6,12 @@ folder can write new digests.
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from scmbert_jax.errors import CheckpointError
+from scmbert_jax.outputs import FolderKind
 
 _NONE_YET = "0" * 64
 
@@ -24,14 +26,31 @@ def write_document(folder: Path, name: str, document: dict[str, Any]) -> dict[st
     return json.loads(text)
 
 
-def check_document(folder: Path, name: str, text: str) -> None:
-    """Raises `CheckpointError` naming the file that is not what was written: `name` itself (`text`), or another.
+def read_document(
+    folder: Path, kind: FolderKind, version: int, command: str, other_version: Callable[[dict[str, Any]], str]
+) -> dict[str, Any]:
+    """The document `kind.mark` of a folder of which every file is what was written.
 
-    A file that was added is refused where a reader might take it for one of its own: in a subfolder.
+    Args:
+      kind: of the folder; command: makes one.
+      version: the "format_version" that this program reads; other_version: what to tell of a document of another one.
+
+    Raises:
+      CheckpointError: it is none, of another version, or damaged; names the file that is not what was written. A file
+        that was added is refused where a reader might take it for one of its own: in a subfolder.
     """
-    document = json.loads(text)
+    name = kind.mark
+    try:
+        text = (folder / name).read_text(encoding="utf-8")
+        document = json.loads(text)
+        if not isinstance(document, dict):
+            raise ValueError(f"holds {type(document).__name__}, expected an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder}: not {kind.name} ({name}: {error}). Make one with: {command}") from error
+    if document.get("format_version") != version:
+        raise CheckpointError(f"{folder}: {other_version(document)}")
     own, files = document.get("sha256"), document.get("files")
-    remedy = "Copy the folder again, or export the model again (scmbert export)."
+    remedy = f"Copy the folder again, or make it again ({command})."
     if not isinstance(own, str) or not isinstance(files, dict):
         raise CheckpointError(f"{folder / name}: without digests of its files. {remedy}")
     if hashlib.sha256(text.replace(own, _NONE_YET).encode()).hexdigest() != own:
@@ -45,6 +64,7 @@ def check_document(folder: Path, name: str, text: str) -> None:
     for path in sorted(folder.glob("*/**/*")):
         if path.is_file() and path.relative_to(folder).as_posix() not in files:
             raise CheckpointError(f"{path}: is no part of what was written. Remove it.")
+    return document
 
 
 def _sha256(path: Path) -> str:

@@ -28,7 +28,7 @@ from data_pipelines.statistics.feature_statistics import load_statistics
 from scmbert_jax.config import ExperimentConfig, load_config, to_dict
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.feature_layout import NUM_COMPONENTS
-from scmbert_jax.folder_digests import check_document, write_document
+from scmbert_jax.folder_digests import read_document, write_document
 from scmbert_jax.objectives.mixture import OBJECTIVES
 from scmbert_jax.outputs import MODEL, check_output_folder, partial_beside, put_folder
 from scmbert_jax.plain_text import code, markdown
@@ -43,6 +43,7 @@ from scmbert_jax.training.validation import BEST, read_best, stopped_early
 # Raised whenever the same folder would give other answers: a golden of tests/golden/test_embedding.py says when.
 # 2: components and statistics are of whole cells, and scores of all counts of a cell.
 FORMAT_VERSION = 2
+_EXPORT = "scmbert export RUN_DIR MODEL_DIR"
 
 
 @dataclass(frozen=True)
@@ -241,20 +242,9 @@ def _remove(folder: Path) -> None:
 
 def read_model_info(model_dir: Path) -> dict[str, Any]:
     """model.json, when every file of the folder is what was written. Raises `CheckpointError`, as `load_model`."""
-    try:
-        text = (model_dir / "model.json").read_text(encoding="utf-8")
-        info = json.loads(text)
-        if not isinstance(info, dict):
-            raise ValueError(f"holds {type(info).__name__}, expected an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{model_dir}: not a model folder (model.json: {error}). Make one with: scmbert export RUN_DIR MODEL_DIR"
-        ) from error
-    if info.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(_other_version(model_dir, info))
-    check_document(model_dir, "model.json", text)
+    info = read_document(model_dir, MODEL, FORMAT_VERSION, _EXPORT, _other_version)
     if not {"step", "covariates", "provenance"} <= set(info):
-        raise CheckpointError(f"{model_dir / 'model.json'}: incomplete ({', '.join(info)}); export the model again.")
+        raise CheckpointError(f"{model_dir / 'model.json'}: incomplete ({', '.join(info)}); make it again ({_EXPORT}).")
     return info
 
 
@@ -285,13 +275,13 @@ def _with_attention(config: ExperimentConfig, attention: str | None) -> Experime
     return config if attention is None else replace(config, model=replace(config.model, attention=attention))
 
 
-def _other_version(model_dir: Path, info: dict[str, Any]) -> str:
+def _other_version(info: dict[str, Any]) -> str:
     provenance = info.get("provenance")
     made_by = provenance if isinstance(provenance, dict) else {}
     versions = made_by.get("versions")
     version = versions.get("scmbert_jax", "unknown") if isinstance(versions, dict) else "unknown"
     return (
-        f"{model_dir}: model format version {info.get('format_version')}; this program reads {FORMAT_VERSION}, "
+        f"model format version {info.get('format_version')}; this program reads {FORMAT_VERSION}, "
         "in which the same numbers mean something else. Train the model again with this program, or use it with the "
         f"one that made it: scmbert_jax {version}, commit {made_by.get('git_commit', 'unknown')}."
     )

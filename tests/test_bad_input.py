@@ -345,13 +345,13 @@ def no_model(model):
 
 def no_weights(model):
     shutil.rmtree(model / "weights")
-    return model / "weights", "is missing", "export the model again"
+    return model / "weights", "is missing", "make it again (scmbert export"
 
 
 def cut_weights(model):
     largest = max((path for path in (model / "weights").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-    return largest, "is not what was written", "export the model again"
+    return largest, "is not what was written", "make it again (scmbert export"
 
 
 def newer_model(model):
@@ -361,7 +361,7 @@ def newer_model(model):
 
 def half_a_model_json(model):
     (model / "model.json").write_text('{"format_version": 2, "step": 3}')
-    return model / "model.json", "export the model again"
+    return model / "model.json", "make it again (scmbert export"
 
 
 def older_model(model):

@@ -7,7 +7,6 @@ model/                    the model folder, with the weights it was fitted with;
 ANNOTATOR_CARD.md         for people
 """
 
-import json
 import shutil
 import zipfile
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from scmbert_jax.annotation.novelty import Novelty
 from scmbert_jax.annotation.pca import Pca
 from scmbert_jax.annotation.representation import ModelRepresentation, PcaRepresentation, Representation
 from scmbert_jax.errors import CheckpointError
-from scmbert_jax.folder_digests import check_document, write_document
+from scmbert_jax.folder_digests import read_document, write_document
 from scmbert_jax.outputs import ANNOTATOR, check_output_folder, partial_beside, put_folder
 from scmbert_jax.plain_text import markdown
 from scmbert_jax.pretrained import load_model, write_model_files
@@ -37,7 +36,7 @@ from scmbert_jax.text_table import markdown_table
 Array = np.ndarray
 
 FORMAT_VERSION = 1  # raised whenever the same folder would give other answers
-_DOCUMENT, _LABELLED = "annotator.json", "labelled_cells.npz"
+_DOCUMENT, _LABELLED = ANNOTATOR.mark, "labelled_cells.npz"
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,7 @@ def load_annotator(folder: str | Path) -> Annotator:
     Raises `CheckpointError` where something is missing, damaged, edited or of another version; the file is named.
     """
     folder = Path(folder)
-    document = _read_document(folder)
+    document = read_document(folder, ANNOTATOR, FORMAT_VERSION, "scmbert annotate fit", _other_version)
     try:
         labelled = load_trained_cells(folder / _LABELLED)
         assert labelled is not None  # its digest was compared
@@ -217,24 +216,11 @@ def is_annotator(folder: str | Path) -> bool:
     return (Path(folder) / _DOCUMENT).is_file()
 
 
-def _read_document(folder: Path) -> dict[str, Any]:
-    path = folder / _DOCUMENT
-    try:
-        text = path.read_text(encoding="utf-8")
-        document = json.loads(text)
-        if not isinstance(document, dict):
-            raise ValueError(f"holds {type(document).__name__}, expected an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{folder}: not an annotator ({_DOCUMENT}: {error}). Make one with: scmbert annotate fit"
-        ) from error
-    if document.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{folder}: annotator format version {document.get('format_version')}; this program reads {FORMAT_VERSION}."
-            " Fit it again with this program."
-        )
-    check_document(folder, _DOCUMENT, text)
-    return document
+def _other_version(document: dict[str, Any]) -> str:
+    return (
+        f"annotator format version {document.get('format_version')}; this program reads {FORMAT_VERSION}. Fit it again "
+        "with this program."
+    )
 
 
 def _representation(folder: Path, method: str, arrays: dict[str, Array]) -> Representation:

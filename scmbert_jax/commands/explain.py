@@ -46,7 +46,6 @@ class Explain:
     overwrite: Overwrite = False
 
     def run(self) -> int:
-        from scmbert_jax.annotation.annotator import load_annotator
         from scmbert_jax.annotation.representation import Reading
         from scmbert_jax.interpretation.explain import ExplainOptions, explain
         from scmbert_jax.interpretation.write_explanation import printed, write_explanation
@@ -64,8 +63,7 @@ class Explain:
         )
         read = self.read
         reading = Reading(read.organism, read.assembly, read.allow_low_coverage, read.num_tokens, read.batch_size)
-        annotator = load_annotator(self.annotator_dir)
-        found = explain(annotator, self.file, options, reading=reading, progress=staged_progress(), say=say)
+        found = explain(self.annotator_dir, self.file, options, reading=reading, progress=staged_progress(), say=say)
         write_explanation(self.output, found, self.overwrite)
         print_tables(printed(found))
         show(f"{self.output}: report.html, markers.csv, attributions.parquet, deletion.csv, sanity.csv")

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from data_pipelines.features.feature_space import FeatureSpace
-from scmbert_jax.annotation.annotator import Annotator
+from scmbert_jax.annotation.annotator import Annotator, load_annotator
 from scmbert_jax.annotation.labels import read_labels
 from scmbert_jax.annotation.predict import UNSUPPORTED, Annotations, predict
 from scmbert_jax.annotation.representation import ModelRepresentation, Reading
@@ -129,7 +130,7 @@ class Explanation:
 
 
 def explain(
-    annotator: Annotator,
+    annotator: Annotator | str | Path,
     cells: Any,
     options: ExplainOptions | None = None,
     *,
@@ -140,6 +141,7 @@ def explain(
     """Explains what an annotator says of cells.
 
     Args:
+      annotator: or its folder.
       cells: whatever `open_dataset` takes.
       options: see there.
       reading: how cells are opened and embedded.
@@ -150,6 +152,7 @@ def explain(
       InputError: no raw counts, another organism, no feature in common, no such column, a type of which no cell is.
       ConfigError: an unknown type, or a method that the annotator has not.
     """
+    annotator = annotator if isinstance(annotator, Annotator) else load_annotator(annotator)
     options, reading = options or ExplainOptions(), reading or Reading()
     _check_types(annotator, options.types)
     opened = annotator.representation.open(cells, reading._replace(allow_low_coverage=True))

@@ -117,7 +117,7 @@ def test_an_annotator_is_the_same_after_a_folder(annotator, found, query, tmp_pa
         annotator.save(tmp_path / "a")
     annotator.save(tmp_path / "a", overwrite=True)
     (tmp_path / "a" / "annotator.npz").write_bytes((tmp_path / "a" / "annotator.npz").read_bytes()[:-9])
-    with pytest.raises(CheckpointError, match=r"annotator\.npz: is not what was written"):
+    with pytest.raises(CheckpointError, match=r"annotator\.npz: is not what was written.*scmbert annotate fit"):
         load_annotator(tmp_path / "a")
     with pytest.raises(CheckpointError, match="not an annotator"):
         load_annotator(tmp_path)
