@@ -55,7 +55,7 @@ ROOMS = (
     ("features", "statistics"),
     ("cells",),
     ("readers", "corpus"),
-    ("tfds_blocks", "checks", "synthetic", "sampling"),
+    ("tfds_blocks", "checks", "synthetic", "sampling", "networks"),
     ("build",),
     ("batches",),
 )

@@ -1,0 +1,133 @@
+"""Edges between known genes of an organism: what an edge table becomes, and how much of it a list of genes has."""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from data_pipelines.features.gene_names import ANOTHER_SPECIES, find_gene
+from data_pipelines.features.gene_tables import ORGANISMS, load_gene_table
+from data_pipelines.networks.edge_table import EdgeTable, merged_edges
+from scmbert_jax.errors import InputError
+
+_LEAST_KNOWN = 0.5  # fraction of the names that must be known
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a network a list of genes has.
+
+    Attributes:
+      sources, targets, edges: (there, of how many).
+    """
+
+    sources: tuple[int, int]
+    targets: tuple[int, int]
+    edges: tuple[int, int]
+
+    def __str__(self) -> str:
+        parts = (("regulators", self.sources), ("targets", self.targets), ("edges", self.edges))
+        return ", ".join(f"{there:,} of {number:,} {what}" for what, (there, number) in parts)
+
+
+@dataclass(frozen=True)
+class GeneNetwork:
+    """A network whose names are unversioned Ensembl ids.
+
+    Attributes:
+      edges: E of them.
+      organism: "human" or "mouse".
+      unknown: names that are no gene of the organism -> lines that had them.
+      licence: as the user states it; "" where unknown.
+    """
+
+    edges: EdgeTable
+    organism: str
+    unknown: dict[str, int]
+    licence: str = ""
+
+    def __len__(self) -> int:
+        return len(self.edges)
+
+    @cached_property
+    def problems(self) -> dict[str, int]:
+        """What was found -> how many lines."""
+        unknown = {"lines with unknown genes": sum(self.unknown.values())} if self.unknown else {}
+        return {**unknown, **self.edges.problems}
+
+    def coverage(self, gene_ids: np.ndarray) -> Coverage:
+        """Of the sources, the targets and the edges, those whose genes are among str [G]."""
+        sides = [np.unique(names) for names in (self.edges.source, self.edges.target)]
+        sources, targets = ((int(np.isin(side, gene_ids).sum()), len(side)) for side in sides)
+        return Coverage(sources, targets, (int(self._among(gene_ids).sum()), len(self)))
+
+    def indexed(self, gene_ids: np.ndarray) -> "IndexedEdges":
+        """The edges between genes of a list, str [G] without repetition.
+
+        Raises InputError where there is none, with names of both sides.
+        """
+        kept = np.flatnonzero(self._among(gene_ids))
+        if not len(kept):
+            raise InputError(
+                f"{self.edges.name}: no edge lies between genes of the data ({self.coverage(gene_ids)}); the "
+                f"network has {_some(self.edges.source)}, the data {_some(gene_ids)}"
+            )
+        order = np.argsort(gene_ids, kind="stable")
+        source, target = (
+            order[np.searchsorted(gene_ids, names[kept], sorter=order)].astype(np.int32)
+            for names in (self.edges.source, self.edges.target)
+        )
+        return IndexedEdges(source, target, self.edges.sign[kept], self.edges.confidence[kept])
+
+    def _among(self, gene_ids: np.ndarray) -> np.ndarray:
+        return np.isin(self.edges.source, gene_ids) & np.isin(self.edges.target, gene_ids)
+
+
+@dataclass(frozen=True)
+class IndexedEdges:
+    """Edges between places of a list of genes: source, target int32 [E]; sign int8 [E]; confidence float32 [E]."""
+
+    source: np.ndarray
+    target: np.ndarray
+    sign: np.ndarray
+    confidence: np.ndarray
+
+
+def network_of_genes(table: EdgeTable, organism: str = "human", licence: str = "") -> GeneNetwork:
+    """Maps the names of a table to genes; lines whose names are none are counted and left out.
+
+    Raises InputError where less than half of the names are genes of the organism; says so where they are another's.
+    """
+    genes = load_gene_table(organism)
+    names, lines = np.unique(np.concatenate([table.source, table.target]), return_counts=True)
+    found = {name: find_gene(name, genes) for name in names.tolist()}
+    known = sum(bool(gene) for gene, _ in found.values())
+    if known < _LEAST_KNOWN * len(names):
+        raise InputError(_too_few(table, names, known, organism, [why for _, why in found.values()]))
+    source, target = (np.array([found[name][0] for name in own.tolist()], str) for own in (table.source, table.target))
+    kept = (source != "") & (target != "")
+    edges = merged_edges(
+        source[kept], target[kept], table.sign[kept], table.confidence[kept], table.weight[kept], table.name
+    )
+    problems = Counter(table.problems)
+    problems.update(edges.problems)  # symbols of one gene
+    unknown = {name: int(number) for name, number in zip(names.tolist(), lines, strict=True) if not found[name][0]}
+    return GeneNetwork(EdgeTable(**{**vars(edges), "problems": dict(problems)}), organism, unknown, licence)
+
+
+def _too_few(table: EdgeTable, names: np.ndarray, known: int, organism: str, why: list[str]) -> str:
+    text = f"{table.name}: {known:,} of {len(names):,} names are {organism} genes ({_some(names)})"
+    for other in ORGANISMS:
+        genes = load_gene_table(other)
+        there = sum(bool(find_gene(name, genes)[0]) for name in names.tolist())
+        if other != organism and there > known:
+            return f"{text}, but {there:,} are {other} genes: give a network of {organism}, or cells of {other}"
+    if ANOTHER_SPECIES in why:
+        return f"{text}; some are ids of another species: give a network of {organism}"
+    return f"{text}; give Ensembl ids or official symbols"
+
+
+def _some(names: np.ndarray) -> str:
+    return ", ".join(np.unique(names)[:_SHOWN].tolist())
