@@ -5,6 +5,9 @@
         [cells, GENES + 1], logits [cells, GENES + 1, 7] and encodings [cells, GENES + 1, WIDTH] of these
     PYTHON scbert_peer.py answer CHECKPOINT FOLDER
         loads CHECKPOINT strictly into the model of FOLDER, writes FOLDER/answers_again.npz for the same tokens
+    PYTHON scbert_peer.py fine_tuned FOLDER HIDDEN VECTOR TYPES
+        the model of FOLDER with a head for fine-tuning: writes fine_tuned.pth and fine_tuned.npz: tokens, vectors
+        [cells, VECTOR] and logits [cells, TYPES]
 
 PYTHON is one that has torch, numpy and performer-pytorch; this file imports nothing of the package.
 """
@@ -85,9 +88,46 @@ def answer(checkpoint: Path, folder: Path) -> None:
     answers(model, tokens, folder / "answers_again.npz")
 
 
+class Head(torch.nn.Module):
+    """One number of each position, then three layers; scBERT's own sizes are 512, 128 and the number of types."""
+
+    def __init__(self, positions: int, width: int, hidden: int, vector: int, types: int):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(1, 1, (1, width))
+        self.fc1 = torch.nn.Linear(positions, hidden)
+        self.fc2 = torch.nn.Linear(hidden, vector)
+        self.fc3 = torch.nn.Linear(vector, types)
+
+    def vectors(self, states: torch.Tensor) -> torch.Tensor:
+        z = torch.relu(self.conv1(states[:, None])).flatten(1)
+        return torch.relu(self.fc2(torch.relu(self.fc1(z))))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.fc3(self.vectors(states))
+
+
+def fine_tuned(folder: Path, hidden: int, vector: int, types: int) -> None:
+    torch.manual_seed(1)
+    sizes = json.loads((folder / "sizes.json").read_text())
+    model = model_of(**sizes)
+    saved = torch.load(folder / "checkpoint.pth", weights_only=False)["model_state_dict"]
+    model.load_state_dict({name.removeprefix("module."): tensor for name, tensor in saved.items()}, strict=True)
+    model.to_out = Head(sizes["genes"] + 1, sizes["width"], hidden, vector, types)
+    torch.save({"epoch": 1, "model_state_dict": model.state_dict()}, folder / "fine_tuned.pth")
+    tokens = torch.from_numpy(np.load(folder / "answers.npz")["tokens"])
+    model.eval()
+    with torch.no_grad():
+        vectors = model.to_out.vectors(model(tokens, return_encodings=True))
+        logits = model(tokens)
+    found = {"tokens": tokens.numpy(), "vectors": vectors.numpy(), "logits": logits.numpy()}
+    np.savez_compressed(folder / "fine_tuned.npz", **found)
+
+
 if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
     if what == "make":
         make(Path(arguments[0]), *map(int, arguments[1:]))
+    elif what == "fine_tuned":
+        fine_tuned(Path(arguments[0]), *map(int, arguments[1:]))
     else:
         answer(Path(arguments[0]), Path(arguments[1]))

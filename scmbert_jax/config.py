@@ -27,7 +27,9 @@ _MOST = {
     **dict.fromkeys(("global_batch_size", "num_streams", "num_microbatches", "window_blocks"), 1 << 20),
     **dict.fromkeys(("num_tokens", "embed_tokens", "row_widths", "cycle_features"), 1 << 20),
     **dict.fromkeys(("profile_tokens", "features_per_step", "hidden_dim"), 1 << 20),
-    **dict.fromkeys(("embed_dim", "mlp_dim", "head_dim", "num_heads", "projection_dim", "num_bins"), 1 << 20),
+    **dict.fromkeys(
+        ("embed_dim", "mlp_dim", "gene_head", "head_dim", "num_heads", "projection_dim", "num_bins"), 1 << 20
+    ),
     **dict.fromkeys(("num_layers", "keep_checkpoints"), 10_000),
     **dict.fromkeys(("replica", "fsdp", "tensor"), 1 << 20),
 }
@@ -104,6 +106,14 @@ class ModelConfig:
     """Known cell covariates (such as technical_batch) that the model is given."""
     covariates_at: Literal["heads", "tokens"] = "heads"
     """`heads`: where values are predicted, so that the embedding need not carry them; `tokens`: with every token."""
+    gene_head: tuple[int, ...] = ()
+    """Widths of the layers that make the cell embedding of all genes' states (models/gene_head.py); (): it is the state
+    of `[CLS]`. Of models that scmbert annotate fit --method scbert made; no pre-training trains them."""
+
+    @property
+    def cell_dim(self) -> int:
+        """Width of the cell embedding."""
+        return self.gene_head[-1] if self.gene_head else self.embed_dim
 
     def validate(self, where: str) -> None:
         for name in ("embed_dim", "num_layers", "num_heads", "head_dim", "mlp_dim", "decoder_layers"):
@@ -111,6 +121,7 @@ class ModelConfig:
         require(0 < self.norm_epsilon < 1, f"{where}.norm_epsilon", self.norm_epsilon, "0 < value < 1")
         for name in ("favor_features", "favor_redraw_every"):
             require(getattr(self, name) >= 0, f"{where}.{name}", getattr(self, name), "0 or more")
+        require(all(width >= 1 for width in self.gene_head), f"{where}.gene_head", self.gene_head, "1 or more each")
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,8 @@ def pretrain(
     started = time.monotonic() if started is None else started
     config = load_experiment(str(config)) if isinstance(config, str | Path) else config
     config = with_fields(config, changes or {})
+    if config.model.gene_head:
+        raise ConfigError("model.gene_head: no objective trains it; scmbert annotate fit --method scbert does.")
     paths = [str(path) for path in ([corpus] if isinstance(corpus, str | Path) else corpus)]
     if not paths:
         raise ConfigError("no corpus is given; give the folder of one (made by scmbert corpus build).")

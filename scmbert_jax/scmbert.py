@@ -16,6 +16,7 @@ from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.models.attention.favor import redraw
 from scmbert_jax.models.embeddings import FeatureTable, TokenEmbedding
 from scmbert_jax.models.encoder import make_encoder
+from scmbert_jax.models.gene_head import GeneHead
 from scmbert_jax.models.likelihoods import Likelihood, Prediction, Truth, make_likelihood
 from scmbert_jax.models.linear_path import LinearPath
 from scmbert_jax.models.token_sequence import CutBatch, TokenSequence, pack_tokens
@@ -46,6 +47,8 @@ class ScMbert(nnx.Module):
         for name in config.objectives.weights():
             for attribute, head in OBJECTIVES[name].heads(config, layout, rngs).items():
                 setattr(self, attribute, head)
+        # Last, so that all else starts as it does without it.
+        self.gene_head: Any = nnx.data(GeneHead(config, layout, rngs) if config.model.gene_head else None)
 
     def feature_table(self) -> jax.Array:
         """Rows of all features, float32 [F, D]; compute it once per step and hand it to the other methods."""
@@ -88,8 +91,11 @@ class ScMbert(nnx.Module):
         return jnp.concatenate([cell[:, None], states[:, 1:]], axis=1)
 
     def cell_embedding(self, feature_table: jax.Array, batch: CellBatch | CutBatch) -> jax.Array:
-        """float32 [B, D], nothing hidden."""
-        states = self.encode(feature_table, pack_tokens(batch), covariates=batch.covariates, cell_only=True)
+        """float32 [B, D], nothing hidden; with a gene head, what its last layer gives."""
+        tokens = pack_tokens(batch)
+        if self.gene_head is not None:
+            return self.gene_head(self.encode(feature_table, tokens, covariates=batch.covariates), tokens)
+        states = self.encode(feature_table, tokens, covariates=batch.covariates, cell_only=True)
         return states[:, 0].astype(jnp.float32)
 
     def aligned(self, feature_table: jax.Array, tokens: TokenSequence, covariates: dict[str, jax.Array]) -> jax.Array:

@@ -44,7 +44,7 @@ class Annotator:
     """What `fit` gives and `predict` takes.
 
     Attributes:
-      method: "pca", "probe", "full", "last:N" or "lora:R".
+      method: "pca", "probe", "full", "last:N", "lora:R" or "scbert".
       representation: cells -> vectors [n, D].
       tree: its L leaves are the types it tells apart.
       head: vectors -> logits [n, L].

@@ -46,7 +46,7 @@ class FineTuningOptions:
     """How a model is fine-tuned. Raises `ConfigError` naming the field that cannot be.
 
     Attributes:
-      method: "full", "last:N" or "lora:R" (trained_part.py).
+      method: "full", "last:N", "lora:R" or "scbert" (trained_part.py).
       head_start: "probe": the head of the frozen model's linear probe; "zero".
       num_steps: minibatches at most; early stopping may end it before.
       batch_size: cells of a minibatch.
@@ -207,7 +207,7 @@ class _Fit:
 
     def abstract_state(self) -> TrainState:
         """The shapes of `begin`'s state, on one device."""
-        size, number = self.model.config.model.embed_dim, self.membership.shape[1]
+        size, number = self.model.config.model.cell_dim, self.membership.shape[1]
         shapes = jax.eval_shape(self._state, jnp.zeros((size, number)), jnp.zeros(number), jnp.zeros(size), 1.0)
         where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes)
@@ -272,7 +272,7 @@ class _Fit:
     def _vectors(self, params: Any, rows: Array) -> Array:
         """Cell embeddings float32 [n, D] of cells that are held."""
         embed = embedding_function(replace(self.model, params=params), "cell")
-        found = np.empty((len(rows), self.model.config.model.embed_dim), np.float32)
+        found = np.empty((len(rows), self.model.config.model.cell_dim), np.float32)
         for first in range(0, len(rows), 2048):
             mine = rows[first : first + 2048]
             for places, batch in self.held.batches(mine, None, _EMBEDDED_AT_A_TIME, 0):

@@ -26,7 +26,7 @@ from scmbert_jax.pretrained import PretrainedModel
 
 Array = np.ndarray
 
-LEARNING_RATES = {"full": 3e-4, "last": 3e-4, "lora": 1e-3}  # of the encoder, by `TrainedPart.kind`
+LEARNING_RATES = {"full": 3e-4, "last": 3e-4, "lora": 1e-3, "scbert": 1e-4}  # of the encoder, by `TrainedPart.kind`
 _MOST_CELLS_AT_A_TIME = 32  # of a device call: half of a minibatch of 64, of cells of like length
 
 

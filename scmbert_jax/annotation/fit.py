@@ -40,6 +40,7 @@ from scmbert_jax.annotation.representation import (
     Representation,
     cell_facts,
 )
+from scmbert_jax.annotation.scbert_head import with_gene_head
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.model_cells import ModelCells
@@ -62,7 +63,8 @@ class FitOptions:
 
     Attributes:
       method: "pca": principal components of the labelled cells, no model; "probe": the frozen model's embedding;
-        "full", "last:N", "lora:R": fine-tuning (trained_part.py).
+        "full", "last:N", "lora:R": fine-tuning (trained_part.py); "scbert": that of the published scBERT, with a head
+        on the states of all genes (scbert_head.py).
       label_key: column of obs; None: what is recognised as cell types.
       labels: a table of cell id and label instead (.csv, .tsv).
       donor_key: column of obs, whose values are held out together; None: what is recognised as donors.
@@ -98,8 +100,9 @@ class FitOptions:
             if (given := getattr(self, name)) is not None and given < 1:
                 raise ConfigError(f"{name} {given}: expected 1 or more.")
         kind, colon, number = self.method.partition(":")
-        if kind not in ("pca", "probe", "full", "last", "lora") or bool(colon) != (kind in ("last", "lora")):
-            raise ConfigError(f"method {self.method!r}: expected pca, probe, full, last:N or lora:R.")
+        kinds = ("pca", "probe", "full", "last", "lora", "scbert")
+        if kind not in kinds or bool(colon) != (kind in ("last", "lora")):
+            raise ConfigError(f"method {self.method!r}: expected pca, probe, full, last:N, lora:R or scbert.")
         if colon and not (number.isdecimal() and int(number) > 0):
             raise ConfigError(f"method {self.method!r}: expected a number above 0 behind the colon, such as {kind}:2.")
 
@@ -137,6 +140,8 @@ def fit(
     options, reading, say = options or FitOptions(), reading or Reading(), say or _say_nothing
     if model is None and options.method != "pca":
         raise ConfigError(f"method {options.method}: needs a model; pca needs none.")
+    if model is not None and options.method == "scbert":
+        model = with_gene_head(model, options.seed)
     # Asked before the cells are read.
     hierarchy = None if options.hierarchy is None else read_hierarchy(options.hierarchy)
     representation, opened = _open(model, cells, options, reading)

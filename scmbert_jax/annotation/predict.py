@@ -13,7 +13,8 @@ from data_pipelines.features.column_names import known_text
 from data_pipelines.readers.dataset import Dataset
 from scmbert_jax.annotation.annotator import Annotator
 from scmbert_jax.annotation.labels import check_obs_column
-from scmbert_jax.annotation.representation import OpenCells, Reading, cell_facts
+from scmbert_jax.annotation.representation import ModelRepresentation, OpenCells, Reading, cell_facts
+from scmbert_jax.tasks.model_cells import USUAL_COVERAGE
 
 Array = np.ndarray
 
@@ -162,12 +163,15 @@ def _supported(annotator: Annotator, cells: OpenCells, allow_low_coverage: bool)
         f"fewer than {annotator.least_expressed} of its features expressed": few & (facts.expressed > 0),
     }
     if not allow_low_coverage:
-        low = [name for name, fraction in cells.coverage.items() if fraction < LEAST_COVERAGE]
+        representation, least = annotator.representation, LEAST_COVERAGE
+        if isinstance(representation, ModelRepresentation) and representation.model.config.model.gene_head:
+            least = USUAL_COVERAGE  # as where it was fitted
+        low = [name for name, fraction in cells.coverage.items() if fraction < least]
         has_low = np.array([any(name in text.split("+") for name in low) for text in facts.measured], bool)
         other = ~np.isin(facts.measured, annotator.measured)
         known = " or ".join(annotator.measured)
         reasons |= {
-            f"less than {LEAST_COVERAGE:.0%} of its {', '.join(low)} features measured": has_low & ~few,
+            f"less than {least:.0%} of its {', '.join(low)} features measured": has_low & ~few,
             f"not measured in {known}, as the labelled cells were": other & ~has_low & ~few,
         }
     unsupported = np.any(list(reasons.values()), axis=0)

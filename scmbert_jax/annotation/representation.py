@@ -59,7 +59,7 @@ class ModelRepresentation:
         assert isinstance(cells, ModelCells)
         embed = embedding_function(self.model, "cell")
         number = len(cells.dataset.cell_ids)
-        found = np.zeros((number, self.model.config.model.embed_dim), np.float32)
+        found = np.zeros((number, self.model.config.model.cell_dim), np.float32)
         for rows, batch, done in cells.batches(reading.num_tokens, reading.batch_size, 0):
             found[rows] = embed(batch)[: len(rows)]
             if reading.progress is not None:

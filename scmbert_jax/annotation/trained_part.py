@@ -4,8 +4,10 @@
     last:N    the last N blocks of the encoder, its final norm, and the linear path's matrix into the cell embedding
     lora:R    two thin matrices of R beside each matrix of the encoder's blocks, whose product is added to it (Hu et al.
               2021, "LoRA"). One of them starts at zero, so that the model starts as it is.
+    scbert    as the published scBERT: the last block but one of the encoder, its final norm, and the gene head
 
-Heads of the pre-training's objectives are never touched. What is trained is a tree of its own, so gradients and moments
+A gene head, where the model has one (scbert_head.py), is trained by `full` and `last:N`, too. Heads of the
+pre-training's objectives are never touched. What is trained is a tree of its own, so gradients and moments
 exist of nothing else.
 """
 
@@ -20,7 +22,7 @@ from scmbert_jax.errors import ConfigError
 from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.optimizer import decay_mask, muon_dimensions
 
-METHODS = ("full", "last:N", "lora:R")
+METHODS = ("full", "last:N", "lora:R", "scbert")
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class TrainedPart:
 
     Attributes:
       definition: the model.
-      kind: "full", "last" or "lora".
-      number: N blocks or rank R; 0 for "full".
+      kind: "full", "last", "lora" or "scbert".
+      number: N blocks or rank R; 0 for the others.
     """
 
     definition: ModelDefinition
@@ -40,9 +42,13 @@ class TrainedPart:
     @classmethod
     def of(cls, method: str, definition: ModelDefinition) -> "TrainedPart":
         """Raises `ConfigError` where there is no such method, or the model has fewer than N blocks."""
-        kind, colon, text = method.partition(":")
-        if (kind, colon) == ("full", ""):
-            return cls(definition, "full")
+        kind, _, text = method.partition(":")
+        if method == "scbert" and not definition.config.model.gene_head:
+            raise ConfigError(
+                f"method {method!r}: the model has no gene head; scbert_head.with_gene_head gives it one."
+            )
+        if method in ("full", "scbert"):
+            return cls(definition, method)
         if kind not in ("last", "lora") or not text.isdecimal() or int(text) < 1:
             raise ConfigError(
                 f"method {method!r}: expected one of {', '.join(METHODS)}, such as last:1 (the last block of the "
@@ -65,7 +71,7 @@ class TrainedPart:
             if self.kind == "lora":
                 found[name] = self._addition(name, leaf, jax.random.fold_in(jax.random.key(seed), place))
             else:
-                found[name] = jnp.asarray(leaf[-self.number :] if self._is_cut(name) else leaf)
+                found[name] = jnp.asarray(leaf[self._blocks] if self._is_cut(name) else leaf)
         return found
 
     def merged(self, params: Any, trained: dict[str, Any]) -> Any:
@@ -79,7 +85,7 @@ class TrainedPart:
                 down, up = trained[name]["down"], trained[name]["up"]
                 return leaf + jnp.einsum(self._product(name), down, up)
             if self._is_cut(name):
-                return jnp.concatenate([leaf[: -self.number], trained[name]])
+                return jnp.concatenate([leaf[: self._blocks.start], trained[name], leaf[self._blocks.stop :]])
             return trained[name]
 
         return jax.tree_util.tree_map_with_path(one, params)
@@ -95,8 +101,17 @@ class TrainedPart:
             if is_mine(name, roles[name]):
                 yield name, leaf
 
+    @property
+    def _blocks(self) -> slice:
+        """Those of the encoder that are trained, where not all are."""
+        blocks = self.definition.config.model.num_layers
+        if self.kind == "scbert":
+            last = max(blocks - 1, 1)  # a single block is the one
+            return slice(last - 1, last)
+        return slice(blocks - self.number, blocks)
+
     def _is_cut(self, name: str) -> bool:
-        return self.kind == "last" and self._axes(name)[:1] == ("layers",)
+        return self.kind in ("last", "scbert") and self._axes(name)[:1] == ("layers",)
 
     def _axes(self, name: str) -> tuple[str | None, ...]:
         return dict(_leaves(self.definition.logical_axes, is_leaf=lambda x: isinstance(x, tuple)))[name]
@@ -133,18 +148,18 @@ class TrainedPart:
 
 
 def _of_cell(name: str, role: str) -> bool:
-    return name.split(".")[0] in ("table", "embedding", "encoder") or name.startswith("linear.into_cell.")
+    return name.split(".")[0] in ("table", "embedding", "encoder", "gene_head") or name.startswith("linear.into_cell.")
 
 
 def _of_last_blocks(name: str, role: str) -> bool:
-    return name.startswith(("encoder.", "linear.into_cell."))
+    return name.startswith(("encoder.", "linear.into_cell.", "gene_head."))
 
 
 def _of_matrices(name: str, role: str) -> bool:
     return name.startswith("encoder.") and role == "layer_matrix"
 
 
-_IS_TRAINED = {"full": _of_cell, "last": _of_last_blocks, "lora": _of_matrices}
+_IS_TRAINED = {"full": _of_cell, "last": _of_last_blocks, "lora": _of_matrices, "scbert": _of_last_blocks}
 
 
 def _leaves(tree: Any, is_leaf: Any = None) -> Iterator[tuple[str, Any]]:

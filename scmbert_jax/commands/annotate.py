@@ -35,7 +35,8 @@ class FitArguments:
 
     method: str | None = None
     """pca: principal components of the labelled cells, no model. probe: the frozen model's embedding. full, last:N,
-    lora:R: fine-tune all, the last N blocks, or matrices of rank R. Default: probe, without a model pca."""
+    lora:R: fine-tune all, the last N blocks, or matrices of rank R. scbert: scBERT's head on the states of all genes.
+    Default: probe, without a model pca."""
     label_key: str | None = None
     """Column of obs that holds the types. Default: what looks like it (cell_type, celltype, ...)."""
     labels: Path | None = None

@@ -67,7 +67,8 @@ class EvaluateAnnotation:
     skip: tuple[str, ...] = ()
     """Methods to leave out, by name ("gradient boosting" and those on genes are the slow ones)."""
     method: tuple[str, ...] = ("probe",)
-    """How models learn the types: probe, full, last:N (blocks), lora:R (rank). Each is scored beside its controls."""
+    """How models learn the types: probe, full, last:N (blocks), lora:R (rank), scbert. Each is scored beside
+    its controls."""
     steps: int = 500
     """Steps of a fine-tuning at most; a left-out part of the cells may end it before."""
     name: str = "scMBERT"

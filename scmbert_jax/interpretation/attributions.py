@@ -196,19 +196,20 @@ class ModelExplainer:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        return METHODS[:2] if self.model.config.model.encoder_sharing == "per_modality" else METHODS
+        shape = self.model.config.model
+        return METHODS[:2] if shape.encoder_sharing == "per_modality" or shape.gene_head else METHODS
 
     def attributions(
         self, drawn: DrawnCells, method: str, direction: Direction, types: Array, progress: Progress | None = None
     ) -> Attributed:
         if method not in self.methods:
             raise ConfigError(
-                f"--method {method}: this model explains by {', '.join(self.methods)}. Attention rollout is of one "
-                "encoder, and this model has one for each modality."
+                f"--method {method}: this model explains by {', '.join(self.methods)}. Attention rollout is of "
+                "what [CLS] reads in one encoder; this model has one for each modality, or reads all genes' states."
             )
         table = feature_table(self.model.definition, self.model.params, self.model.constants)
         given = self.model.definition, self.model.params, self.model.constants, table
-        width = self.model.config.model.embed_dim
+        width = self.model.config.model.cell_dim
         vectors, baseline = (np.zeros((drawn.number, width), np.float32) for _ in range(2))
         positions, weights = _quadrature(method, self.steps)
         rows, columns, values, done = [], [], [], 0
@@ -240,7 +241,7 @@ class ModelExplainer:
 
     def vectors(self, drawn: DrawnCells) -> Array:
         embed = embedding_function(self.model, "cell")
-        found = np.zeros((drawn.number, self.model.config.model.embed_dim), np.float32)
+        found = np.zeros((drawn.number, self.model.config.model.cell_dim), np.float32)
         for mine, batch in self._batches(drawn):
             found[mine] = embed(batch)[: len(mine)]
         return found
@@ -320,6 +321,8 @@ def _integrated(
     x, start = (model.embedding(rows, own, unseen, batch.covariates) for own in (tokens, nothing))
 
     def cell(x: jax.Array) -> jax.Array:
+        if model.gene_head is not None:
+            return model.gene_head(model.encoder(x, tokens), tokens)
         return model.encoder(x, tokens, True)[:, 0].astype(jnp.float32)
 
     slope = jax.grad(lambda x: (cell(x) * towards).sum())

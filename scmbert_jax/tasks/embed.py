@@ -165,7 +165,7 @@ def _require_aligned_space(model: PretrainedModel) -> None:
 
 def _width(model: PretrainedModel, space: str) -> int:
     config = model.config
-    return config.objectives.contrastive_alignment.projection_dim if space == "aligned" else config.model.embed_dim
+    return config.objectives.contrastive_alignment.projection_dim if space == "aligned" else config.model.cell_dim
 
 
 def _no_embeddings(opened: ModelCells, width: int) -> np.ndarray:

@@ -40,7 +40,7 @@ class Model:
         cells = f", of {sum(source['cells'] for source in sources):,} cells" if sources else ""
         lines = [
             f"scmbert_jax model {model.folder or '(in memory)'}: step {model.steps_in_words()}, {number:,} parameters",
-            f"  encoder: {config.model.num_layers} layers, embeddings of {config.model.embed_dim} numbers, "
+            f"  encoder: {config.model.num_layers} layers, embeddings of {config.model.cell_dim} numbers, "
             f"{'with a' if config.model.linear_path else 'no'} linear path",
         ]
         for name in config.modalities.in_use():
@@ -70,7 +70,7 @@ class Model:
         seed: int = 0,
         progress: Progress = False,
     ) -> np.ndarray:
-        """Cell embeddings float32 [n_cells, embed_dim], row-aligned with `cells.obs_names`; deterministic.
+        """Cell embeddings float32 [n_cells, cell_dim], row-aligned with `cells.obs_names`; deterministic.
 
         Args:
           cells: AnnData or MuData with raw counts, or whatever `scmbert doctor` accepts as a file.

@@ -227,12 +227,14 @@ def open_model_cells(
         )
     dataset, report, overlaps = cells_in_features(model.feature_space, wanted, cells, organism, assembly)
     statistics, slices = model.definition.layout.statistics, model.definition.layout.slices
+    # A gene head has a row for each feature, and nothing in the place of one that is missing.
+    least = USUAL_COVERAGE if model.config.model.gene_head else LEAST_COVERAGE
     coverage = {
         name: coverage_of(overlap, None if statistics is None else statistics.cell_detection[slice(*slices[name])])
         for name, overlap in overlaps.items()
     }
     for name, fraction in coverage.items():
-        check_coverage(report.path, name, overlaps[name], fraction, model.allow_low_coverage)
+        check_coverage(report.path, name, overlaps[name], fraction, model.allow_low_coverage, least)
     return ModelCells(model, dataset, report, overlaps, coverage)
 
 
@@ -260,17 +262,24 @@ def coverage_of(overlap: Overlap, detection: np.ndarray | None) -> float:
     return float(detection[overlap.measured].sum() / detection.sum())
 
 
-def check_coverage(path: str, modality: str, overlap: Overlap, fraction: float, allow_low_coverage: bool) -> None:
-    """Raises InputError below `LEAST_COVERAGE` unless it is allowed; warns below `USUAL_COVERAGE`."""
+def check_coverage(
+    path: str,
+    modality: str,
+    overlap: Overlap,
+    fraction: float,
+    allow_low_coverage: bool,
+    least: float = LEAST_COVERAGE,
+) -> None:
+    """Raises InputError below `least` unless it is allowed; warns below `USUAL_COVERAGE`."""
     if fraction >= USUAL_COVERAGE:
         return
     found = (
         f"{path}: {modality}: the file measures {int(overlap.measured.sum()):,} of the model's "
         f"{len(overlap.measured):,} features, {fraction:.0%} of those that a cell of the model's corpus expresses"
     )
-    if fraction < LEAST_COVERAGE and not allow_low_coverage:
+    if fraction < least and not allow_low_coverage:
         raise InputError(
-            f"{found}; below {LEAST_COVERAGE:.0%} its answers mean little. Give the file as it was before features "
+            f"{found}; below {least:.0%} its answers mean little. Give the file as it was before features "
             "were selected, use a model trained on such a panel, or continue all the same: --allow-low-coverage "
             "(allow_low_coverage=True)."
         )

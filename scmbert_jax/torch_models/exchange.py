@@ -64,6 +64,12 @@ def import_model(
         raise InputError(f"{checkpoint}: {error}") from None
     names = _names(genes, number)
     space, rows, notes = _features(names, organism)
+    if config.model.gene_head:
+        notes.append(
+            "the checkpoint was fine-tuned, to types that it does not name: its last layer is left out, and an "
+            "embedding is what that layer read. Fit one anew: scmbert annotate fit labelled.h5ad --model MODEL_DIR "
+            "--method probe"
+        )
     statistics = _unknown_statistics(number)
     layout_of_features = replace(space.layout(), statistics=statistics)
     config = replace(config, train=replace(config.train, num_steps=1, num_microbatches=1, checkpoint_every=1))

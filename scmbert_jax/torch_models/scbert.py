@@ -12,6 +12,13 @@
     norm.{weight,bias}                                            [D]
     to_out.{weight,bias}                                          [7, D], [7]
 
+After fine-tuning, a head for C types is in the place of the last two, whose input is one number of each position:
+
+    to_out.conv1.{weight,bias}                                    [1, 1, 1, D], [1]
+    to_out.fc1.{weight,bias}                                      [512, G + 1], [512]
+    to_out.fc2.{weight,bias}                                      [128, 512], [128]
+    to_out.fc3.{weight,bias}                                      [C, 128], [C]
+
 The position after the genes holds bin 0: a constant vector, which is `[CLS]` here. It comes first instead of last,
 which attention without positions does not tell apart. The module that counts when to draw directions knows every layer
 by a second name, `performer.proj_updater.instance.layers...`, and its count.
@@ -33,6 +40,7 @@ from scmbert_jax.torch_models.layout import Layout, StateDict, check_fields, che
 
 _RNA = MODALITIES.index("rna")
 _LAYER = "performer.net.layers"
+_HEAD = "to_out.conv1.weight"  # only a fine-tuned checkpoint has it
 _SECOND_NAME, _CALLS = "performer.proj_updater.instance.layers", "performer.proj_updater.calls_since_last_redraw"
 # Without them the numbers would be others, or a tensor would have no place.
 _FIELDS = {
@@ -40,6 +48,7 @@ _FIELDS = {
     "model.linear_path": False,
     "model.attention": "favor",
     "model.favor_stabiliser": "cell",
+    "model.gene_head": [],
     "model.activation": "gelu",
     "model.norm_epsilon": 1e-5,
     "model.covariates": [],
@@ -73,7 +82,22 @@ def _shapes(state: StateDict) -> dict[str, tuple[int, ...]]:
         shapes |= {f"{feed_forward}.fn.fn.w1.weight": (hidden, dim), f"{feed_forward}.fn.fn.w1.bias": (hidden,)}
         shapes |= {f"{feed_forward}.fn.fn.w2.weight": (dim, hidden), f"{feed_forward}.fn.fn.w2.bias": (dim,)}
     shapes |= {"norm.weight": (dim,), "norm.bias": (dim,)}
+    if _HEAD in state:
+        return shapes | _shapes_of_head(state, positions, dim)
     return shapes | {"to_out.weight": (tokens, dim), "to_out.bias": (tokens,)}
+
+
+def _shapes_of_head(state: StateDict, positions: int, dim: int) -> dict[str, tuple[int, ...]]:
+    """Of a fine-tuned checkpoint; the biases tell the widths."""
+    shapes: dict[str, tuple[int, ...]] = {_HEAD: (1, 1, 1, dim), "to_out.conv1.bias": (1,)}
+    inputs = positions
+    for name in ("to_out.fc1", "to_out.fc2", "to_out.fc3"):
+        bias = state.get(f"{name}.bias")
+        if bias is None or bias.ndim != 1:
+            raise InputError(f"the state dict has {_HEAD}, as a fine-tuned scBERT, but no vector {name}.bias.")
+        shapes |= {f"{name}.weight": (len(bias), inputs), f"{name}.bias": (len(bias),)}
+        inputs = len(bias)
+    return shapes
 
 
 def _num_layers(state: StateDict) -> int:
@@ -103,6 +127,7 @@ def config(state: StateDict) -> ExperimentConfig:
         favor_features=number,
         favor_directions="stored",
         feature_rows="frozen",
+        gene_head=tuple(len(state[f"to_out.{name}.bias"]) for name in ("fc1", "fc2")) if _HEAD in state else (),
     )
     rna = replace(base.modalities.rna, num_tokens=num_genes(state), num_bins=tokens - 1)
     return replace(base, model=model, modalities=replace(base.modalities, rna=rna))
@@ -140,7 +165,20 @@ def parameters(
     for here, number in (("attention_norm", 0), ("mlp_norm", 1)):
         blocks[here] = {"scale": stacked(number, "norm.weight"), "bias": stacked(number, "norm.bias")}
     params["encoder"]["final_norm"] = {"scale": state["norm.weight"], "bias": state["norm.bias"]}
-    params["token_head"] = {"outputs": {"rna": state["to_out.weight"].T}, "biases": {"rna": state["to_out.bias"]}}
+    if _HEAD not in state:
+        params["token_head"] = {"outputs": {"rna": state["to_out.weight"].T}, "biases": {"rna": state["to_out.bias"]}}
+        return params
+    head, first = params["gene_head"], state["to_out.fc1.weight"].T  # [G + 1, W]
+    head["features"][:] = 0.0
+    head["features"][rows] = first[:-1]
+    params["gene_head"] = head | {
+        "of_state": state[_HEAD].reshape(-1, 1),
+        "of_state_bias": state["to_out.conv1.bias"],
+        "cls": first[-1:],
+        "features_bias": state["to_out.fc1.bias"],
+        "layers": {0: state["to_out.fc2.weight"].T},
+        "biases": {0: state["to_out.fc2.bias"]},
+    }
     return params
 
 

@@ -1,7 +1,8 @@
 """A checkpoint that performer-pytorch made becomes a model with the same numbers, and is written back bit for bit.
 
 `performer_lm` was written by peers/scbert_peer.py (make FOLDER 24 8 2 2 8 3) with torch 2.13 and performer-pytorch
-1.1.4. Where $SCMBERT_TORCH_PYTHON names a Python that has both, a nightly test compares at scBERT's own sizes.
+1.1.4; `fine_tuned` beside it (fine_tuned FOLDER 16 8 3) with torch 2.14. Where $SCMBERT_TORCH_PYTHON names a Python
+that has both, a nightly test compares at scBERT's own sizes.
 """
 
 import json
@@ -59,11 +60,8 @@ def answers_of_folder(folder: Path, tokens: np.ndarray, names: list[str]) -> tup
     return answers(model.definition, model.params, model.constants, tokens, np.array([place[name] for name in names]))
 
 
-def answers(
-    definition: ModelDefinition, params: dict, constants: dict, tokens: np.ndarray, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [B, G + 1, 7] and encodings [B, G + 1, D] of scBERT's tokens [B, G + 1], in its order: the genes, whose
-    rows of the feature table are int [G], then the last position."""
+def batch_of(tokens: np.ndarray, rows: np.ndarray) -> tuple[CellBatch, jax.Array, np.ndarray]:
+    """scBERT's tokens [B, G + 1] as a batch here; which of its tokens [B, G] are masked; gene i of it is order[i]."""
     masked, bins = tokens[:, :-1] == 6, tokens[:, :-1] % 6
     number, num_genes = bins.shape
     order = np.argsort(rows)
@@ -79,7 +77,15 @@ def answers(
         mean_log_count=np.ones(number, np.float32),
     )
     index = np.arange(number, dtype=np.int32)
-    batch = CellBatch({"rna": of_rna}, {}, index, index)
+    return CellBatch({"rna": of_rna}, {}, index, index), jnp.asarray(masked[:, order]), order
+
+
+def answers(
+    definition: ModelDefinition, params: dict, constants: dict, tokens: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [B, G + 1, 7] and encodings [B, G + 1, D] of scBERT's tokens [B, G + 1], in its order: the genes, whose
+    rows of the feature table are int [G], then the last position."""
+    batch, masked, order = batch_of(tokens, rows)
 
     def told(params, constants, batch, hidden):
         bound = definition.merge(params, constants)
@@ -87,7 +93,7 @@ def answers(
         return bound.token_head.logits("rna", states), states
 
     told = jax.jit(told, compiler_options=XLA_DEFAULT)
-    logits, states = told(params, constants, batch, jnp.asarray(masked[:, order]))
+    logits, states = told(params, constants, batch, masked)
     back = np.concatenate([1 + np.argsort(order), [0]])
     return np.asarray(logits)[:, back], np.asarray(states)[:, back]
 
@@ -182,6 +188,35 @@ def test_names_that_are_no_genes_keep_their_rows_and_come_back_in_their_places(t
     np.testing.assert_array_equal(
         read_state_dict(tmp_path / "back.pth")[name], read_state_dict(MADE / "checkpoint.pth")[name]
     )
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(imported) -> Path:
+    """`fine_tuned.pth`, that checkpoint with scBERT's head (16 and 8 numbers, 3 types), as a model folder."""
+    genes = imported / "genes.tsv"
+    ran = scmbert("import", "scbert", MADE / "fine_tuned.pth", "--genes", genes, "-o", imported / "fine_tuned")
+    assert ran.code == 0, ran.err
+    assert "its last layer is left out" in ran.err
+    return imported / "fine_tuned"
+
+
+def test_the_cell_embedding_of_a_fine_tuned_checkpoint_is_what_its_last_layer_reads(fine_tuned):
+    model, wanted = load_model(fine_tuned), np.load(MADE / "fine_tuned.npz")
+    place = {name: row for row, name in enumerate(model.feature_space.modalities["rna"].names.tolist())}
+    batch, masked, _ = batch_of(wanted["tokens"], np.array([place[name] for name in gene_symbols(24)]))
+
+    def told(params, constants, batch, hidden):
+        bound, tokens = model.definition.merge(params, constants), pack_tokens(batch)
+        return bound.gene_head(bound.encode(bound.feature_table(), tokens, hidden), tokens)
+
+    vectors = jax.jit(told, compiler_options=XLA_DEFAULT)(model.params, model.constants, batch, masked)
+    assert wanted["vectors"].max() > 0.1
+    np.testing.assert_allclose(vectors, wanted["vectors"], atol=1e-5)
+    last = read_state_dict(MADE / "fine_tuned.pth")
+    logits = np.asarray(vectors) @ last["to_out.fc3.weight"].T + last["to_out.fc3.bias"]
+    np.testing.assert_allclose(logits, wanted["logits"], atol=1e-5)
+    with pytest.raises(ConfigError, match=r"model\.gene_head is \[16, 8\], expected \[\]"):
+        scbert.state_dict(model.definition, model.params, model.constants, np.arange(24))
 
 
 def test_a_list_or_a_checkpoint_that_does_not_fit_is_refused_with_what_to_do(imported, tmp_path):

@@ -10,6 +10,7 @@ from scipy.special import softmax
 from scmbert_jax.annotation.fine_tuning import FineTuningOptions, fine_tune
 from scmbert_jax.annotation.label_tree import LabelTree
 from scmbert_jax.annotation.reference import Reference
+from scmbert_jax.annotation.scbert_head import with_gene_head
 from scmbert_jax.evaluation.annotation.novelty import novelty_scores
 from scmbert_jax.evaluation.annotation.task import CellValues, Predictions, Task
 from scmbert_jax.pretrained import PretrainedModel
@@ -54,6 +55,8 @@ class FineTunedModels:
     def fit_predict(self, cells: CellValues, task: Task) -> dict[str, Predictions]:
         assert task.parts is not None  # see `lacks`
         model = self.models[task.seed % len(self.models)]
+        if self.options.method == "scbert":
+            model = with_gene_head(model, task.seed)
         held_out = task.parts == np.unique(task.parts)[0]
         opened = self.opened[int(self.file[task.train[0]])]
         names = np.array([f"type{code:05d}" for code in range(task.num_classes)])  # in the order of their codes
@@ -84,7 +87,7 @@ class FineTunedModels:
 
     def _embedded(self, model: PretrainedModel, of: Array) -> Array:
         """float32 [m, D] of cells of the suite."""
-        result = np.zeros((of.size, model.config.model.embed_dim), np.float32)
+        result = np.zeros((of.size, model.config.model.cell_dim), np.float32)
         for number in np.unique(self.file[of]):
             opened, mine = self.opened[int(number)], self.file[of] == number
             rows = self.rows[of[mine]]

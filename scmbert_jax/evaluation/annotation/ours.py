@@ -51,7 +51,7 @@ def methods_of_models(
       models: the seeds of one model; a single one stands for all seeds.
       kept: where embeddings are kept.
       name: of the models' rows.
-      fitted: "probe", "full", "last:N", "lora:R". steps: of a fine-tuning, at most.
+      fitted: "probe", "full", "last:N", "lora:R", "scbert". steps: of a fine-tuning, at most.
       choice: for each of its seeds there is an untrained model; methods that it does not want are not made.
 
     Raises `InputError` where a model cannot read the cells, or finds no counts of its features in one.
@@ -120,7 +120,7 @@ def _shared(model: PretrainedModel, cells: SuiteCells) -> tuple[str, ...]:
 
 def _vectors(model: PretrainedModel, cells: SuiteCells) -> Array:
     """float32 [n, D], read from the modalities that the suite reads."""
-    found = np.zeros((cells.values.num_cells, model.config.model.embed_dim), np.float32)
+    found = np.zeros((cells.values.num_cells, model.config.model.cell_dim), np.float32)
     for number, dataset in enumerate(cells.datasets):
         mine = np.flatnonzero(cells.file == number)
         rows = cells.rows[mine]
