@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     FINE_TUNING_ORDER = 12  # (seed, _, epoch): the order in which fine-tuning shows its cells
     FINE_TUNING_DRAWS = 13  # (seed, _, step): its cells of a step, where types are drawn more evenly than they occur
     FINE_TUNING_TOKENS = 14  # (seed, _, step): the seed of the tokens of a step's cells
+    NETWORK_PARTS = 15  # (seed, _): which pairs of a regulator and a gene train, choose and test
 
 
 def fold(state: int, value: int) -> int:

@@ -37,6 +37,7 @@ from scmbert_jax.commands.data import (
 from scmbert_jax.commands.evaluate import EvaluateLadder, EvaluatePretraining, EvaluateProbe, EvaluateTranslation
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
 from scmbert_jax.commands.evaluate_annotation import EvaluateAnnotation
+from scmbert_jax.commands.evaluate_networks import EvaluateNetworks
 from scmbert_jax.commands.exchange import ExportTorch, ImportModel
 from scmbert_jax.commands.explain import Explain
 from scmbert_jax.commands.failures_told_once import tell_failures_once
@@ -78,6 +79,7 @@ VERBS: dict[str, Any] = {
         "translation": EvaluateTranslation,
         "matching": EvaluateMatching,
         "integration": EvaluateIntegration,
+        "networks": EvaluateNetworks,
         "ladder": EvaluateLadder,
     },
     "bench": {

@@ -32,7 +32,7 @@ VERBS = [
     *("embed", "translate", "match", "label-transfer", "pseudo-pairs"),
     *("annotate fit", "annotate predict", "annotate once", "explain"),
     *("evaluate pretraining", "evaluate probe", "evaluate annotation", "evaluate translation", "evaluate matching"),
-    *("evaluate integration", "evaluate ladder"),
+    *("evaluate integration", "evaluate networks", "evaluate ladder"),
     *("bench step", "bench padding", "bench objectives", "bench build", "bench input", "bench storage", "bench favor"),
 ]
 

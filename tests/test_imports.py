@@ -65,7 +65,7 @@ EVALUATION = (
     ("metrics", "intervals", "ridge", "seen_cells", "baselines"),
     ("data",),
     ("report",),
-    ("probe", "alignment", "translation", "pretraining", "annotation"),
+    ("probe", "alignment", "translation", "pretraining", "annotation", "networks"),
 )
 
 # Makes `import NAME` fail and `find_spec(NAME)` find nothing, as where the package is not installed.

@@ -14,8 +14,10 @@ decoupler), or by the size of the weight as a fraction of the largest.
 import gzip
 import io
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -98,16 +100,23 @@ def read_edge_table(path: str | Path) -> EdgeTable:
     confidence = _confidence(path, raw, roles["confidence"])
     if confidence is None:
         confidence = np.maximum(sizes / sizes.max(), np.finfo(np.float32).tiny)
-    return merged_edges(source, target, sign, confidence, np.ones(len(raw)) if weights is None else weights, str(path))
+    weight = np.ones(len(raw)) if weights is None else weights
+    return merged_edges(source, target, sign, confidence, weight, str(path))
 
 
 def merged_edges(
-    source: np.ndarray, target: np.ndarray, sign: np.ndarray, confidence: np.ndarray, weight: np.ndarray, name: str
+    source: np.ndarray,
+    target: np.ndarray,
+    sign: np.ndarray,
+    confidence: np.ndarray,
+    weight: np.ndarray,
+    name: str,
+    problems: Mapping[str, int] = MappingProxyType({}),
 ) -> EdgeTable:
     """An `EdgeTable` of lines that may say the same twice, or contradict each other.
 
     Of lines with the same source and target the one of the highest confidence stays, the first of equals. Where some
-    say that it activates, and others that it represses, the sign is unknown.
+    say that it activates, and others that it represses, the sign is unknown. `problems`: found before, are added to.
     """
     loops = source == target
     lines = pd.DataFrame(
@@ -119,7 +128,7 @@ def merged_edges(
     lines["sign"] = np.where(contradicted, 0, highest + lowest).clip(-1, 1)
     best = lines.sort_values("confidence", ascending=False, kind="stable").drop_duplicates(["source", "target"])
     kept = lines.loc[best.index.sort_values()]
-    problems = {
+    found = {
         "self-loops": int(loops.sum()),
         "lines that repeat an edge": len(lines) - len(kept),
         "edges with contradictory signs": int(contradicted[kept.index].sum()),
@@ -131,7 +140,7 @@ def merged_edges(
         kept["confidence"].to_numpy(np.float32),
         kept["weight"].to_numpy(np.float64),
         name,
-        {what: number for what, number in problems.items() if number},
+        {what: total for what, own in found.items() if (total := own + problems.get(what, 0))},
     )
 
 

@@ -1,6 +1,5 @@
 """Edges between known genes of an organism: what an edge table becomes, and how much of it a list of genes has."""
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -108,13 +107,10 @@ def network_of_genes(table: EdgeTable, organism: str = "human", licence: str = "
         raise InputError(_too_few(table, names, known, organism, [why for _, why in found.values()]))
     source, target = (np.array([found[name][0] for name in own.tolist()], str) for own in (table.source, table.target))
     kept = (source != "") & (target != "")
-    edges = merged_edges(
-        source[kept], target[kept], table.sign[kept], table.confidence[kept], table.weight[kept], table.name
-    )
-    problems = Counter(table.problems)
-    problems.update(edges.problems)  # symbols of one gene
+    own = table.sign[kept], table.confidence[kept], table.weight[kept]
+    edges = merged_edges(source[kept], target[kept], *own, table.name, table.problems)
     unknown = {name: int(number) for name, number in zip(names.tolist(), lines, strict=True) if not found[name][0]}
-    return GeneNetwork(EdgeTable(**{**vars(edges), "problems": dict(problems)}), organism, unknown, licence)
+    return GeneNetwork(edges, organism, unknown, licence)
 
 
 def _too_few(table: EdgeTable, names: np.ndarray, known: int, organism: str, why: list[str]) -> str:

@@ -1,0 +1,67 @@
+"""The verb that judges networks of genes: evaluate networks."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+from scmbert_jax.commands.evaluate import check_report
+from scmbert_jax.commands.terminal import Json, Overwrite, Report, listed, print_json, print_tables, require_positive
+from scmbert_jax.plain_text import say
+
+
+@dataclass(frozen=True)
+class EvaluateNetworks:
+    """Score how well networks, degree, co-expression and prior knowledge find the edges of a network taken for true.
+
+    Pairs, regulators or genes are held out; the first row is what node degree alone says. docs/networks.md lists the
+    formats.
+
+    Example:  scmbert evaluate networks true_network.csv --prior collectri.csv --report report.html
+              scmbert evaluate networks beeline_folder --network mine.csv pyscenic.csv
+              scmbert evaluate networks trrust.tsv --data cells.h5ad --split both --json
+    """
+
+    true_network: tyro.conf.Positional[str]
+    """A table of edges, or a BEELINE folder."""
+    network: tuple[str, ...] = ()
+    """Networks to judge, tables of edges; the size of the weight ranks pairs."""
+    data: str | None = None
+    """Cells with raw RNA counts, for co-expression; then only genes that they measure are looked at."""
+    prior: tuple[str, ...] = ()
+    """Other networks; their edges, and the degrees in them, are scored."""
+    split: tuple[str, ...] = ()
+    """What is unseen: edge, regulator, target, both. Default: each."""
+    skip: tuple[str, ...] = ()
+    """Methods to leave out, by name (gradient boosting takes minutes)."""
+    num_seeds: int = 5
+    """Other parts of the network; the spread gives the interval."""
+    organism: Literal["human", "mouse"] = "human"
+    """Whose genes the names are."""
+    report: Report = None
+    json: Json = False
+    overwrite: Overwrite = False
+
+    def run(self) -> int:
+        from scmbert_jax.evaluation.networks.pairs import SPLITS
+        from scmbert_jax.evaluation.networks.suite import evaluate_networks, write_network_report
+
+        require_positive(num_seeds=self.num_seeds)
+        files = [self.true_network, *self.network, *self.prior, *([self.data] if self.data is not None else [])]
+        check_report(self.report, files, self.overwrite)
+        found = evaluate_networks(
+            self.true_network,
+            data=self.data,
+            priors=self.prior,
+            brought=self.network,
+            splits=listed(self.split) or SPLITS,
+            num_seeds=self.num_seeds,
+            skip=self.skip,
+            organism=self.organism,
+            say=say,
+        )
+        print_json(found.to_dict()) if self.json else print_tables(found.text())
+        if self.report is not None:
+            write_network_report(self.report, found, {"inputs": files})
+            say(f"report: {self.report}")
+        return 0

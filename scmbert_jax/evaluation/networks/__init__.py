@@ -1,0 +1,1 @@
+"""The `networks` suite: which regulator has which targets, against what node degree alone says."""

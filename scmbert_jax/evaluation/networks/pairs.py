@@ -1,0 +1,106 @@
+"""The pairs of a regulator and a gene that are looked at, and which of them learn, choose and test.
+
+    edge        pairs at random
+    regulator   all pairs of some regulators
+    target      all pairs of some genes
+    both        pairs of which neither the regulator nor the gene is in a pair that learns or chooses
+
+Splits by edge measure memory of node degree: who has many targets among the pairs that learn, has many among those that
+test. Only where both are unseen does degree say nothing.
+"""
+
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+
+from data_pipelines.counter_hash import Purpose, fold_array, hash_of
+from data_pipelines.networks.beeline import LabelNetwork
+from scmbert_jax.errors import InputError
+
+Array = np.ndarray
+
+SPLITS = ("edge", "regulator", "target", "both")
+_TEST, _VALIDATION = 1 / 4, 1 / 8  # of the pairs, the regulators or the genes
+_FEWEST = 8  # regulators and genes, and edges
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """R regulators x G genes.
+
+    Attributes:
+      regulators: str [R], names of those with at least one edge; genes: str [G].
+      is_edge: bool [R, G].
+      is_pair: bool [R, G], all but a gene with itself.
+      without_edges: regulators that were looked at and have none, which are left out.
+    """
+
+    regulators: Array
+    genes: Array
+    is_edge: Array
+    is_pair: Array
+    without_edges: int
+
+    @property
+    def density(self) -> float:
+        return float(self.is_edge.sum() / self.is_pair.sum())
+
+
+@dataclass(frozen=True)
+class NetworkSplit:
+    """Which pairs are for what: bool [R, G] each, no pair in two of them."""
+
+    train: Array
+    validation: Array
+    test: Array
+
+
+def pairs_of(labels: LabelNetwork, name: str) -> Pairs:
+    """Raises InputError where there are too few regulators, genes or edges for a split."""
+    regulators = labels.regulators[np.isin(labels.regulators, labels.edges.source)]
+    genes = labels.genes
+    if min(len(regulators), len(genes), len(labels.edges)) < _FEWEST:
+        raise InputError(
+            f"{name}: {len(regulators):,} regulators with targets, {len(genes):,} genes, {len(labels.edges):,} edges; "
+            f"at least {_FEWEST} of each are needed for a split."
+        )
+    of_regulator, of_gene = ({key: place for place, key in enumerate(names.tolist())} for names in (regulators, genes))
+    is_edge = np.zeros((len(regulators), len(genes)), bool)
+    is_edge[
+        [of_regulator[key] for key in labels.edges.source.tolist()],
+        [of_gene[key] for key in labels.edges.target.tolist()],
+    ] = True
+    return Pairs(
+        regulators, genes, is_edge, regulators[:, None] != genes[None], len(labels.regulators) - len(regulators)
+    )
+
+
+def split_pairs(pairs: Pairs, split: str, seed: int) -> NetworkSplit:
+    """The parts of a seed. They depend on the names alone, so not on the order of regulators and genes."""
+    state = hash_of(seed, Purpose.NETWORK_PARTS)
+    regulators, genes = (_hashes(names, state) for names in (pairs.regulators, pairs.genes))
+    if split == "edge":
+        of_pairs = np.stack([fold_array(int(own), genes) for own in regulators])
+        part = np.zeros(of_pairs.shape, np.int8)
+        part[pairs.is_pair] = _parts(of_pairs[pairs.is_pair])
+    else:
+        of_regulators, of_genes = _parts(regulators)[:, None], _parts(genes)[None]
+        if split == "regulator":
+            of_genes = of_regulators
+        elif split == "target":
+            of_regulators = of_genes
+        part = np.where(of_regulators == of_genes, of_regulators, -1)
+    train, validation, test = ((part == own) & pairs.is_pair for own in range(3))
+    return NetworkSplit(train, validation, test)
+
+
+def _hashes(names: Array, state: int) -> Array:
+    own = [int.from_bytes(sha256(name.encode()).digest()[:8], "little") for name in names.tolist()]
+    return fold_array(state, np.array(own, np.uint64))
+
+
+def _parts(hashes: Array) -> Array:
+    """int8 [n]: 2 (test), 1 (validation) or 0 (train), by the rank of the hashes."""
+    rank = np.argsort(np.argsort(hashes, kind="stable"), kind="stable") / len(hashes)
+    return np.where(rank < _TEST, 2, np.where(rank < _TEST + _VALIDATION, 1, 0)).astype(np.int8)

@@ -1,0 +1,226 @@
+"""The `networks` suite: splits x methods x seeds, each method beside what node degree alone says."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scmbert_jax.errors import ConfigError
+from scmbert_jax.evaluation.intervals import student_t_interval
+from scmbert_jax.evaluation.networks.baselines import BASELINES, Given, NetworkMethod
+from scmbert_jax.evaluation.networks.inputs import (
+    among_measured,
+    given_for,
+    read_expression,
+    read_labels,
+    read_scores,
+)
+from scmbert_jax.evaluation.networks.pairs import SPLITS, NetworkSplit, Pairs, pairs_of, split_pairs
+from scmbert_jax.evaluation.networks.scores import METRICS, score_pairs
+from scmbert_jax.evaluation.report.report import write_report
+from scmbert_jax.text_table import markdown_table
+
+Array = np.ndarray
+Say = Callable[[str], None]
+
+_NEEDS = {"cells": "--data", "prior": "--prior"}
+_NOTES = (
+    "Splits by edge, by regulator and by target measure memory of node degree: read them beside the row of the "
+    "identity. Where regulator and gene are both unseen, the identity knows nothing (.5).",
+    "Every pair of a regulator that has an edge and a gene that was looked at, but itself, is an edge or is none; none "
+    "is left out or drawn. A quarter of the pairs, regulators or genes test, an eighth chooses, the rest learns.",
+    "AUPRC and EPR depend on the density of edges; EPR is the precision among as many pairs as there are edges, by "
+    "that density, ties taken at their expectation. EPR of papers is of other pairs.",
+    "± is half of the 95% Student-t interval over seeds: other parts of the same network.",
+)
+
+
+@dataclass(frozen=True)
+class NetworkRow:
+    """The mean of a metric over seeds, and half of its 95% interval (nan for one seed)."""
+
+    split: str
+    method: str
+    metric: str
+    mean: float
+    half_width: float
+    num_seeds: int
+
+
+@dataclass(frozen=True)
+class NetworkReport:
+    """All of one call.
+
+    Attributes:
+      network: the one taken for true; data: the cells, "" without.
+      rows: of all splits; `differences`: of each method from the first, on the same splits.
+      missing: method -> why it has no row. notes: sentences.
+    """
+
+    network: str
+    data: str
+    rows: tuple[NetworkRow, ...]
+    differences: tuple[NetworkRow, ...]
+    missing: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def row(self, split: str, method: str, metric: str = "auroc") -> NetworkRow:
+        """Raises KeyError when there is none."""
+        for row in self.rows:
+            if (row.split, row.method, row.metric) == (split, method, metric):
+                return row
+        raise KeyError((split, method, metric))
+
+    def tables(self) -> list[tuple[str, str]]:
+        """(heading, markdown table): a line per method for each split, differences, what is missing."""
+        found = []
+        for split in dict.fromkeys(row.split for row in self.rows):
+            found.append((f"Unseen: {split}", _table(self.rows, split, "{:.3f}")))
+            if any(row.split == split for row in self.differences):
+                first = next(row.method for row in self.rows if row.split == split)
+                found.append((f"Minus {first}, unseen: {split}", _table(self.differences, split, "{:+.3f}")))
+        if self.missing:
+            found.append(("Rows that are missing", markdown_table(["method", "why"], list(self.missing.items()))))
+        return found
+
+    def text(self) -> str:
+        """What `scmbert evaluate networks` prints."""
+        return "\n\n".join([*(f"{heading}\n\n{table}" for heading, table in self.tables()), "\n".join(self.notes)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dict; nan becomes null."""
+        return {
+            "suite": "networks",
+            "network": self.network,
+            "data": self.data,
+            "rows": [_plain(row) for row in self.rows],
+            "differences": [_plain(row) for row in self.differences],
+            "missing": self.missing,
+            "notes": list(self.notes),
+        }
+
+
+def evaluate_networks(
+    network: str | Path,
+    *,
+    data: str | None = None,
+    priors: Sequence[str | Path] = (),
+    brought: Sequence[str | Path] = (),
+    splits: Sequence[str] = SPLITS,
+    num_seeds: int = 5,
+    skip: Sequence[str] = (),
+    organism: str = "human",
+    say: Say = lambda message: None,
+) -> NetworkReport:
+    """Scores every method on the pairs of a network.
+
+    Args:
+      network: taken for true: a BEELINE folder, or a table of edges.
+      data: cells with RNA, for co-expression; then only genes that they measure are looked at.
+      priors: other networks, whose edges and degrees are scored.
+      brought: networks to judge, whose weights score pairs.
+      skip: names of methods that are left out.
+
+    Raises:
+      InputError: a file that cannot be used, or no gene in common; ConfigError: an unknown split or method.
+    """
+    if unknown := [split for split in splits if split not in SPLITS]:
+        raise ConfigError(f"--split {' '.join(unknown)}: expected {', '.join(SPLITS)}.")
+    names = [method.name for method in BASELINES]
+    if unknown := [name for name in skip if name not in names]:
+        raise ConfigError(f"--skip {', '.join(map(repr, unknown))}: there are {', '.join(map(repr, names))}.")
+    labels = read_labels(network, organism)
+    expression = None if data is None else read_expression(data, organism)
+    looked_at = labels if expression is None else among_measured(labels, expression[0])
+    pairs = pairs_of(looked_at, str(network))
+    given = given_for(pairs, expression, priors, organism)
+    notes = [
+        f"{network}: {pairs.is_edge.sum():,} edges of {len(pairs.regulators):,} regulators and {len(pairs.genes):,} "
+        f"genes, density {pairs.density:.4f}; {pairs.without_edges:,} regulators without an edge are left out"
+        + (f"; {len(labels.edges) - len(looked_at.edges):,} edges of genes without RNA, too" if data else "")
+        + "".join(f"; {number:,} {what}" for what, number in labels.edges.problems.items())
+        + "."
+    ]
+    methods = [method for method in BASELINES if method.name not in skip]
+    for path in brought:
+        scores, covers = read_scores(path, pairs, organism)
+        notes.append(f"{covers}.")
+        methods.append(NetworkMethod(f"network: {Path(path).name}", "", lambda *_, own=scores: own))
+    there = {"": True, "cells": expression is not None, "prior": bool(priors)}
+    missing = {method.name: f"needs {_NEEDS[method.needs]}" for method in methods if not there[method.needs]}
+    found = _scored(pairs, given, [method for method in methods if there[method.needs]], splits, num_seeds, say)
+    return NetworkReport(str(network), data or "", *_rows(found, num_seeds), missing=missing, notes=(*notes, *_NOTES))
+
+
+def _scored(
+    pairs: Pairs, given: Given, methods: Sequence[NetworkMethod], splits: Sequence[str], num_seeds: int, say: Say
+) -> dict[tuple[str, str], list[dict[str, float]]]:
+    """(split, method) -> a value of each metric for each seed."""
+    parts: dict[tuple[str, int], NetworkSplit] = {
+        (split, seed): split_pairs(pairs, split, seed) for split in splits for seed in range(num_seeds)
+    }
+    found: dict[tuple[str, str], list[dict[str, float]]] = {
+        (split, method.name): [] for split in splits for method in methods
+    }
+    for method in methods:
+        say(f"{method.name}")
+        scores: Array | None = None
+        for (split, seed), part in parts.items():
+            if scores is None or method.learns:
+                scores = method.score(pairs, part, given, seed)
+            found[split, method.name].append(score_pairs(scores, pairs.is_edge, part.test))
+    return found
+
+
+def _rows(
+    found: dict[tuple[str, str], list[dict[str, float]]], num_seeds: int
+) -> tuple[tuple[NetworkRow, ...], tuple[NetworkRow, ...]]:
+    rows, differences = [], []
+    first: dict[str, str] = {}
+    for (split, method), values in found.items():
+        other = found[split, first.setdefault(split, method)]
+        for metric in METRICS:
+            own = np.array([value[metric] for value in values])
+            rows.append(_row(split, method, metric, own))
+            if method != first[split]:
+                differences.append(_row(split, method, metric, own - np.array([value[metric] for value in other])))
+    return tuple(rows), tuple(differences)
+
+
+def _row(split: str, method: str, metric: str, values: Array) -> NetworkRow:
+    """Seeds without a value (a test without an edge) are passed over."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return NetworkRow(split, method, metric, math.nan, math.nan, 0)
+    mean, half_width, number = student_t_interval(values)
+    return NetworkRow(split, method, metric, mean, half_width, number)
+
+
+def write_network_report(path: Path, report: NetworkReport, run_info: dict[str, Any]) -> None:
+    """report.html."""
+    write_report(
+        path, title=f"Networks: {report.network}", run_info=run_info, tables=report.tables(), notes=report.notes
+    )
+
+
+def _table(rows: Sequence[NetworkRow], split: str, form: str) -> str:
+    of = {(row.method, row.metric): row for row in rows if row.split == split}
+    methods = dict.fromkeys(method for method, _ in of)
+    body = [[method, *(_figure(of[method, metric], form) for metric in METRICS)] for method in methods]
+    return markdown_table(["method", *METRICS.values()], body)
+
+
+def _figure(row: NetworkRow, form: str) -> str:
+    if math.isnan(row.mean):
+        return "-"
+    return form.format(row.mean) + ("" if math.isnan(row.half_width) else f" ± {row.half_width:.3f}")
+
+
+def _plain(row: NetworkRow) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in asdict(row).items()
+    }

@@ -1,0 +1,160 @@
+"""The `networks` suite: metrics against scikit-learn, splits that leak nothing, and planted networks that are found."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import scmbert_ok
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from scmbert_jax.errors import ConfigError, InputError
+from scmbert_jax.evaluation.networks.baselines import BASELINES, Given
+from scmbert_jax.evaluation.networks.inputs import read_labels
+from scmbert_jax.evaluation.networks.pairs import SPLITS, Pairs, pairs_of, split_pairs
+from scmbert_jax.evaluation.networks.scores import auprc, auroc, early_precision_ratio, score_pairs
+from scmbert_jax.evaluation.networks.suite import evaluate_networks
+
+IDENTITY = BASELINES[0].name
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def planted(rng, regulators=20, genes=60):
+    """Edges by the degrees of both sides, nothing else."""
+    names = np.array([f"GENE{number}" for number in range(genes)])
+    odds = rng.normal(-2, 1.5, regulators)[:, None] + rng.normal(0, 1.5, genes)[None]
+    is_edge = rng.random(odds.shape) < 1 / (1 + np.exp(-odds))
+    is_pair = names[:regulators, None] != names[None]
+    return Pairs(names[:regulators], names, is_edge & is_pair, is_pair, 0)
+
+
+def edge_file(pairs, path, weights=None):
+    rows, columns = np.nonzero(pairs.is_edge)
+    table = pd.DataFrame({"source": pairs.regulators[rows], "target": pairs.genes[columns]})
+    if weights is not None:
+        table["weight"] = weights[rows, columns]
+    table.to_csv(path, index=False)
+    return path
+
+
+def test_areas_are_those_of_scikit_learn_with_ties(rng):
+    scores, truth = rng.integers(0, 9, 400).astype(float), rng.random(400) < 0.2
+    assert auroc(scores, truth) == pytest.approx(roc_auc_score(truth, scores))
+    assert auprc(scores, truth) == pytest.approx(average_precision_score(truth, scores))
+    assert np.isnan(auroc(scores, np.zeros(400, bool)))
+
+
+def test_early_precision_takes_ties_at_their_expectation():
+    truth = np.array([True, True, False, False, False, False])
+    assert early_precision_ratio(np.array([3.0, 2, 1, 0, 0, 0]), truth) == pytest.approx(3)
+    assert early_precision_ratio(np.zeros(6), truth) == pytest.approx(1)
+    assert early_precision_ratio(np.array([1.0, 0, 1, 0, 0, 0]), truth) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_what_a_split_tests_is_unseen_and_does_not_depend_on_the_order_of_genes(split, rng):
+    pairs = planted(rng)
+    part = split_pairs(pairs, split, 3)
+    assert not (part.train & part.test).any()
+    assert not (part.validation & (part.test | part.train)).any()
+    for axis, asked in ((1, ("regulator", "both")), (0, ("target", "both"))):
+        shared = (part.train | part.validation).any(axis) & part.test.any(axis)
+        assert shared.any() == (split not in asked)
+    rows, columns = rng.permutation(len(pairs.regulators)), rng.permutation(len(pairs.genes))
+    other = Pairs(
+        pairs.regulators[rows],
+        pairs.genes[columns],
+        pairs.is_edge[rows][:, columns],
+        pairs.is_pair[rows][:, columns],
+        0,
+    )
+    np.testing.assert_array_equal(split_pairs(other, split, 3).test, part.test[rows][:, columns])
+    assert (split_pairs(pairs, split, 4).test != part.test).any()
+
+
+def test_the_identity_finds_degree_where_it_was_seen_and_nothing_where_neither_side_was(rng):
+    pairs = planted(rng)
+    of = {}
+    for split in SPLITS:
+        part = split_pairs(pairs, split, 0)
+        scores = BASELINES[0].score(pairs, part, Given(), 0)
+        of[split] = score_pairs(scores, pairs.is_edge, part.test)["auroc"]
+    assert of["edge"] > 0.8
+    assert min(of["regulator"], of["target"]) > 0.65
+    assert of["both"] == pytest.approx(0.5)
+
+
+def test_the_identity_does_not_see_edges_that_are_tested(rng):
+    pairs = planted(rng)
+    part = split_pairs(pairs, "edge", 0)
+    leaking = Pairs(pairs.regulators, pairs.genes, pairs.is_edge & ~part.test, pairs.is_pair, 0)
+    own, without = (BASELINES[0].score(given, part, Given(), 0) for given in (pairs, leaking))
+    np.testing.assert_array_equal(own, without)
+
+
+@pytest.mark.parametrize("name", [method.name for method in BASELINES if method.needs == "cells"])
+def test_co_expression_finds_regulators_whose_targets_follow_them(name, rng):
+    pairs = planted(rng, regulators=10, genes=30)
+    drivers = rng.normal(size=(300, 10))
+    strength = pairs.is_edge / np.maximum(pairs.is_edge.sum(0), 1)
+    values = np.exp(drivers @ strength + 0.3 * rng.normal(size=(300, 30)))
+    values[:, :10] = np.exp(drivers)
+    method = next(own for own in BASELINES if own.name == name)
+    scores = method.score(pairs, split_pairs(pairs, "both", 0), Given(values.astype(np.float32)), 0)
+    looked_at = pairs.is_pair & (np.arange(30)[None] >= 10)
+    assert score_pairs(scores, pairs.is_edge, looked_at)["auroc"] > 0.85
+
+
+def test_a_network_that_somebody_brings_is_judged_beside_the_identity(rng, tmp_path):
+    pairs = planted(rng)
+    true = edge_file(pairs, tmp_path / "true.csv")
+    mine = edge_file(pairs, tmp_path / "mine.csv", 1 + rng.random(pairs.is_edge.shape))
+    found = json.loads(
+        scmbert_ok("evaluate", "networks", true, "--network", mine, "--prior", mine, "--num-seeds", "3", "--json")
+    )
+    of = {(row["split"], row["method"], row["metric"]): row["mean"] for row in found["rows"]}
+    assert of["both", "network: mine.csv", "auroc"] == pytest.approx(1)
+    assert of["both", "edges of the prior", "auroc"] == pytest.approx(1)
+    assert of["both", IDENTITY, "auroc"] == pytest.approx(0.5)
+    assert set(found["missing"].values()) == {"needs --data"}
+    assert "it knows" in found["notes"][1]
+
+
+def test_the_report_shows_every_split_and_what_is_missing(rng, tmp_path):
+    true = edge_file(planted(rng), tmp_path / "true.csv")
+    scmbert_ok("evaluate", "networks", true, "--split", "edge", "both", "--report", tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    for text in ("Unseen: edge", "Unseen: both", "Rows that are missing", "measure memory of node degree"):
+        assert text in page
+
+
+def test_what_cannot_be_judged_is_refused(rng, tmp_path):
+    pairs = planted(rng)
+    true = edge_file(pairs, tmp_path / "true.csv")
+    (tmp_path / "other.csv").write_text("source,target\nX,Y\n")
+    with pytest.raises(InputError, match="none of its 1 edges is among the pairs; it has X -> Y"):
+        evaluate_networks(true, brought=[tmp_path / "other.csv"])
+    with pytest.raises(InputError, match="at least 8 of each are needed"):
+        evaluate_networks(tmp_path / "other.csv")
+    with pytest.raises(ConfigError, match="--split half: expected edge, regulator"):
+        evaluate_networks(true, splits=["half"])
+    with pytest.raises(ConfigError, match="--skip 'luck': there are 'identity"):
+        evaluate_networks(true, skip=["luck"])
+
+
+def test_the_floors_of_a_beeline_folder_are_the_known_ones(shared_data):
+    networks = shared_data / "networks"
+    found = evaluate_networks(
+        networks / "beeline_tfs500" / "STRING_hESC",
+        priors=[networks / "collectri_human.csv.gz", networks / "trrust_rawdata.human.tsv.gz"],
+        splits=["both"],
+    )
+    assert found.row("both", IDENTITY).mean == pytest.approx(0.5)
+    assert found.row("both", "in-degree in the prior").mean == pytest.approx(0.665, abs=0.03)
+    pairs = pairs_of(read_labels(networks / "beeline_tfs500" / "Specific_hESC", "human"), "")
+    assert pairs.is_edge.shape == (34, 910)
+    assert pairs.without_edges == 376
