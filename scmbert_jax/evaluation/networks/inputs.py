@@ -1,6 +1,5 @@
 """What the suite is given: the network that is taken for true, cells, other networks, all by one name for each gene."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from data_pipelines.networks.edge_table import EdgeTable, merged_edges, read_edg
 from scmbert_jax.errors import InputError
 from scmbert_jax.evaluation.networks.baselines import Given
 from scmbert_jax.evaluation.networks.pairs import Pairs
+from scmbert_jax.evaluation.networks.prior_graph import PriorGraph
 from scmbert_jax.tasks.modality_cells import read_modalities
 
 Array = np.ndarray
@@ -64,12 +64,7 @@ def given_for(
         place = {name: number for number, name in enumerate(ids.tolist())}
         values = of_ids[:, [place[name] for name in pairs.genes.tolist()]]
     tables = [_by_id(read_edge_table(path), organism) for path in priors]
-    if not tables:
-        return Given(values)
-    prior = np.any([weights_of(pairs, table) > 0 for table in tables], axis=0)
-    edges = {edge for table in tables for edge in zip(table.source.tolist(), table.target.tolist(), strict=True)}
-    degree = Counter(target for _, target in edges)
-    return Given(values, prior, np.array([degree[name] for name in pairs.genes.tolist()], np.float64))
+    return Given(values, PriorGraph.of(tables, pairs.regulators, pairs.genes) if tables else None)
 
 
 def read_scores(path: str | Path, pairs: Pairs, organism: str) -> tuple[Array, str]:

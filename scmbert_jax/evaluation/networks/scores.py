@@ -5,12 +5,14 @@ from scipy.stats import rankdata
 
 Array = np.ndarray
 
+NEW_EDGES = "auroc_new"
 METRICS = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
     "auprc_ratio": "AUPRC / density",
     "epr": "EPR",
     "regulator_auroc": "AUROC per regulator",
+    NEW_EDGES: "AUROC without the prior's edges",
 }
 
 

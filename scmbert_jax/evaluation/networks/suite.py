@@ -19,14 +19,14 @@ from scmbert_jax.evaluation.networks.inputs import (
     read_scores,
 )
 from scmbert_jax.evaluation.networks.pairs import SPLITS, NetworkSplit, Pairs, pairs_of, split_pairs
-from scmbert_jax.evaluation.networks.scores import METRICS, score_pairs
+from scmbert_jax.evaluation.networks.scores import METRICS, NEW_EDGES, auroc, score_pairs
 from scmbert_jax.evaluation.report.report import write_report
 from scmbert_jax.text_table import markdown_table
 
 Array = np.ndarray
 Say = Callable[[str], None]
 
-_NEEDS = {"cells": "--data", "prior": "--prior"}
+_NEEDS = {"cells": "--data", "prior": "--prior", "prior or cells": "--prior or --data"}
 _NOTES = (
     "Splits by edge, by regulator and by target measure memory of node degree: read them beside the row of the "
     "identity. Where regulator and gene are both unseen, the identity knows nothing (.5).",
@@ -150,6 +150,7 @@ def evaluate_networks(
         notes.append(f"{covers}.")
         methods.append(NetworkMethod(f"network: {Path(path).name}", "", lambda *_, own=scores: own))
     there = {"": True, "cells": expression is not None, "prior": bool(priors)}
+    there["prior or cells"] = there["prior"] or there["cells"]
     missing = {method.name: f"needs {_NEEDS[method.needs]}" for method in methods if not there[method.needs]}
     found = _scored(pairs, given, [method for method in methods if there[method.needs]], splits, num_seeds, say)
     return NetworkReport(str(network), data or "", *_rows(found, num_seeds), missing=missing, notes=(*notes, *_NOTES))
@@ -171,7 +172,11 @@ def _scored(
         for (split, seed), part in parts.items():
             if scores is None or method.learns:
                 scores = method.score(pairs, part, given, seed)
-            found[split, method.name].append(score_pairs(scores, pairs.is_edge, part.test))
+            values = score_pairs(scores, pairs.is_edge, part.test)
+            if given.prior is not None:
+                new = part.test & ~given.prior.is_edge
+                values[NEW_EDGES] = auroc(scores[new], pairs.is_edge[new])
+            found[split, method.name].append(values)
     return found
 
 
@@ -182,7 +187,7 @@ def _rows(
     first: dict[str, str] = {}
     for (split, method), values in found.items():
         other = found[split, first.setdefault(split, method)]
-        for metric in METRICS:
+        for metric in METRICS if NEW_EDGES in other[0] else [name for name in METRICS if name != NEW_EDGES]:
             own = np.array([value[metric] for value in values])
             rows.append(_row(split, method, metric, own))
             if method != first[split]:
@@ -209,8 +214,9 @@ def write_network_report(path: Path, report: NetworkReport, run_info: dict[str, 
 def _table(rows: Sequence[NetworkRow], split: str, form: str) -> str:
     of = {(row.method, row.metric): row for row in rows if row.split == split}
     methods = dict.fromkeys(method for method, _ in of)
-    body = [[method, *(_figure(of[method, metric], form) for metric in METRICS)] for method in methods]
-    return markdown_table(["method", *METRICS.values()], body)
+    metrics = [metric for metric in METRICS if any(metric == own for _, own in of)]
+    body = [[method, *(_figure(of[method, metric], form) for metric in metrics)] for method in methods]
+    return markdown_table(["method", *(METRICS[metric] for metric in metrics)], body)
 
 
 def _figure(row: NetworkRow, form: str) -> str:

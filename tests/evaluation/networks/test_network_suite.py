@@ -120,6 +120,7 @@ def test_a_network_that_somebody_brings_is_judged_beside_the_identity(rng, tmp_p
     assert of["both", "network: mine.csv", "auroc"] == pytest.approx(1)
     assert of["both", "edges of the prior", "auroc"] == pytest.approx(1)
     assert of["both", IDENTITY, "auroc"] == pytest.approx(0.5)
+    assert of["both", IDENTITY, "auroc_new"] is None  # all edges are the prior's
     assert set(found["missing"].values()) == {"needs --data"}
     assert "it knows" in found["notes"][1]
 
@@ -146,15 +147,18 @@ def test_what_cannot_be_judged_is_refused(rng, tmp_path):
         evaluate_networks(true, skip=["luck"])
 
 
+@pytest.mark.slow
 def test_the_floors_of_a_beeline_folder_are_the_known_ones(shared_data):
     networks = shared_data / "networks"
     found = evaluate_networks(
         networks / "beeline_tfs500" / "STRING_hESC",
         priors=[networks / "collectri_human.csv.gz", networks / "trrust_rawdata.human.tsv.gz"],
         splits=["both"],
+        num_seeds=3,
     )
     assert found.row("both", IDENTITY).mean == pytest.approx(0.5)
     assert found.row("both", "in-degree in the prior").mean == pytest.approx(0.665, abs=0.03)
+    assert found.row("both", "boosting of pair features").mean > 0.68
     pairs = pairs_of(read_labels(networks / "beeline_tfs500" / "Specific_hESC", "human"), "")
     assert pairs.is_edge.shape == (34, 910)
     assert pairs.without_edges == 376
