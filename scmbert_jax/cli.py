@@ -17,6 +17,7 @@ import tyro
 from scmbert_jax.commands.align import LabelTransfer, MakePseudoPairs, Match
 from scmbert_jax.commands.annotate import AnnotateFit, AnnotateOnce, AnnotatePredict
 from scmbert_jax.commands.bench import (
+    BenchAnnotation,
     BenchBuild,
     BenchFavor,
     BenchInput,
@@ -90,6 +91,7 @@ VERBS: dict[str, Any] = {
         "input": BenchInput,
         "storage": BenchStorage,
         "favor": BenchFavor,
+        "annotation": BenchAnnotation,
     },
 }
 

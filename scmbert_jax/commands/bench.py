@@ -1,4 +1,4 @@
-"""Verbs that measure speed: bench step, padding, objectives, build, input, storage, favor."""
+"""Verbs that measure speed: bench step, padding, objectives, build, input, storage, favor, annotation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -319,6 +319,51 @@ class BenchFavor:
         if self.tokens < 2:
             raise ConfigError(f"--tokens {self.tokens}: expected 2 or more.")
         found = measure_favor(EncoderSizes(**sizes), self.torch_python, self.rounds, self.threads, say)
+        return _show_measured(found, self.json)
+
+
+@dataclass(frozen=True)
+class BenchAnnotation:
+    """Cells per second that a fine-tuned scBERT annotates, compared with performer-pytorch.
+
+    From tokens to the logits of types, in float32 on CPUs, random weights at scBERT's sizes, the two programs
+    alternately; and ours with the expressed genes alone as tokens.
+
+    Example:  scmbert bench annotation --torch-python peer/bin/python
+    """
+
+    torch_python: Path | None = None
+    """A Python that has torch, numpy and performer-pytorch (python -m venv peer; peer/bin/pip install torch numpy
+    performer-pytorch); without it, ours is measured alone."""
+    genes: tuple[int, ...] = (1024, 2048, 16_906)
+    """Of the model."""
+    expressed: int = 1000
+    """Tokens of a cell where its expressed genes alone are read."""
+    cells: int = 2
+    """Of a call."""
+    layers: int = 6
+    """Of the encoder."""
+    rounds: int = 3
+    """Rounds of measurement; each figure is their median."""
+    threads: int = 2
+    """CPU threads of each program."""
+    json: Json = False
+
+    def run(self) -> int:
+        from scmbert_jax.benchmarks.annotation_speed import measure_annotation
+
+        require_positive(genes=min(self.genes, default=0), expressed=self.expressed, cells=self.cells)
+        require_positive(layers=self.layers, rounds=self.rounds, threads=self.threads)
+        found = measure_annotation(
+            self.genes,
+            self.expressed,
+            self.torch_python,
+            cells=self.cells,
+            layers=self.layers,
+            rounds=self.rounds,
+            threads=self.threads,
+            say=say,
+        )
         return _show_measured(found, self.json)
 
 
