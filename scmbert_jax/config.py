@@ -64,8 +64,13 @@ class ModelConfig:
     """Width of one head; num_heads * head_dim need not equal embed_dim (scBERT: 10 x 64 for 200)."""
     mlp_dim: int = 256
     """Width of the feed-forward layer (usually 4 * embed_dim)."""
-    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
-    """Of the encoder's feed-forward layers: GELU by the usual approximation, or exactly, as PyTorch computes it."""
+    activation: Literal["gelu_tanh", "gelu", "relu"] = "gelu_tanh"
+    """Of the encoder's feed-forward layers: GELU by the usual approximation, or exactly, as PyTorch does; or ReLU."""
+    norm_position: Literal["pre", "post"] = "pre"
+    """Layer norms of the encoder: of what enters attention and feed-forward layer, with one more after the last block;
+    or of their sums with what entered them (scGPT)."""
+    qkv_bias: bool = False
+    """Whether query, key and value have a bias (scGPT)."""
     norm_epsilon: float = 1e-6
     """What the encoder's layer norms add to a variance (PyTorch: 1e-5)."""
     feature_embeddings: str = ""

@@ -16,17 +16,20 @@ LayoutName = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="LAYOUT")
 class ImportModel:
     """Make a model folder of a checkpoint that PyTorch wrote; torch is not needed.
 
-    Layouts: scbert (PerformerLM of performer-pytorch over all genes in one order). docs/import.md says what is read.
+    Layouts: scbert (PerformerLM of performer-pytorch over all genes in one order), scgpt (nn.TransformerEncoder over
+    the expressed genes; args.json beside the checkpoint). docs/import.md says what is read.
 
     Example:  scmbert import scbert panglao_pretrain.pth --genes genes.tsv -o my_model
+              scmbert import scgpt scgpt/best_model.pt --genes scgpt/vocab.json -o my_model
     """
 
     layout: LayoutName
-    """How the checkpoint names its parameters: scbert."""
+    """How the checkpoint names its parameters: scbert, scgpt."""
     checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="CHECKPOINT")]]
     """File of torch.save (torch 1.6 or later): a state dict, alone or in a dictionary."""
     genes: Path
-    """One gene per line, symbol or Ensembl id, in the order of the checkpoint's positions."""
+    """One gene per line, symbol or Ensembl id, in the order of the checkpoint's positions; or a .json of name and
+    position."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="MODEL_DIR")]
     """Folder to write."""
     organism: Organism = None

@@ -17,7 +17,6 @@ from flax import nnx
 
 from scmbert_jax.models.attention.chunked import HIDDEN, split_tokens
 from scmbert_jax.models.encoder import Encoder
-from scmbert_jax.models.layers import linear
 from scmbert_jax.models.token_sequence import CutBatch, TokenSequence, pack_tokens
 from scmbert_jax.scmbert import ModelDefinition
 
@@ -48,7 +47,7 @@ def queries_and_keys_of(encoder: Encoder, x: jax.Array, tokens: TokenSequence) -
     found = []
     for number in range(encoder.num_layers):
         block = nnx.merge(graph, jax.tree.map(lambda leaf, n=number: leaf[n], stacked))
-        qkv = linear(block.attention_norm(x), block.qkv[...].astype(x.dtype))  # [B, 1 + S, 3, H, Dh]
+        qkv = block.queries_keys_values(x)  # [B, 1 + S, 3, H, Dh]
         found.append((qkv[:, :, 0], qkv[:, :, 1]))
         x = block(x, tokens, experts)
     return found

@@ -1,4 +1,4 @@
-"""The transformer encoder: pre-norm blocks, scanned over layers, with a named recompute policy.
+"""The transformer encoder: blocks scanned over layers, with a named recompute policy.
 
 How much of it modalities share is a choice (`ModelConfig.encoder_sharing`); all three take and give the same arrays.
 """
@@ -28,6 +28,7 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "gelu": partial(jax.nn.gelu, approximate=False),
+    "relu": jax.nn.relu,
 }
 
 
@@ -53,7 +54,7 @@ def computed_once(x: jax.Array, true: jax.Array) -> jax.Array:
 
 
 class EncoderBlock(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); GELU; query, key and value without bias.
+    """x + attention(norm(x)), then x + mlp(norm(x)); with `norm_position` "post", norm(x + attention(x)) and so on.
 
     With several experts (`multiway`, after VLMo, Bao et al. 2022) the attention is shared and the feed-forward layer is
     the modality's own: expert 0 for `[CLS]`, expert 1 + i for the i-th modality of the run.
@@ -67,32 +68,44 @@ class EncoderBlock(nnx.Module):
             rngs, (heads, head_dim, dim), heads * head_dim, ("heads", "head_dim", "embed"), "layer_matrix"
         )
         self.attention_bias = filled(0.0, (dim,), (None,), "bias")
+        self.qkv_bias: Any = nnx.data(None)
+        if config.qkv_bias:
+            self.qkv_bias = filled(0.0, (3, heads, head_dim), (None, "heads", "head_dim"), "bias")
         self.mlp_norm = LayerNorm(dim, config.norm_epsilon)
         self.mlp_in = weight(rngs, (num_experts, dim, mlp_dim), dim, (None, "embed", "mlp"), "layer_matrix")
         self.mlp_in_bias = filled(0.0, (num_experts, mlp_dim), (None, "mlp"), "bias")
         self.mlp_out = weight(rngs, (num_experts, mlp_dim, dim), mlp_dim, (None, "mlp", "embed"), "layer_matrix")
         self.mlp_out_bias = filled(0.0, (num_experts, dim), (None, None), "bias")
         self.attention, self.num_experts = Attention(config, rngs), num_experts
-        self.activation = config.activation
+        self.activation, self.norms_first = config.activation, config.norm_position == "pre"
+
+    def queries_keys_values(self, x: jax.Array) -> jax.Array:
+        """x [B, S, D] -> [B, S, 3, H, Dh], in the order in which a product of matrices leaves it: another would
+        transpose as much as attention reads."""
+        y = self.attention_norm(x) if self.norms_first else x
+        qkv = linear(y, self.qkv[...].astype(x.dtype))
+        return qkv if self.qkv_bias is None else qkv + self.qkv_bias[...][None, None].astype(x.dtype)
 
     def __call__(
         self, x: jax.Array, tokens: TokenSequence, experts: tuple[int, ...], cell_only: bool = False
     ) -> jax.Array:
         """x [B, 1 + S, D] -> [B, 1 + S, D], or [B, 1, D] if `cell_only`: position 0, of all tokens."""
         dtype = x.dtype
-        y = self.attention_norm(x)
-        if cell_only:
+        if cell_only and self.qkv_bias is None:
+            y = self.attention_norm(x) if self.norms_first else x
             # Split, not indexed: its gradient is then put together, not added up.
             query, keys, values = (own[:, 0] for own in jax.lax.split(self.qkv[...].astype(dtype), (1, 1, 1), axis=1))
             x, q = x[:, :1], linear(y[:, :1], query)
             y = self.attention.of_one(q, y, keys, values, tokens.lengths + 1)
         else:
-            # In the order in which a product of matrices leaves it: another would transpose as much as attention reads.
-            qkv = linear(y, self.qkv[...].astype(dtype))  # [B, S, 3, H, Dh]
-            y = self.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], tokens.lengths + 1)  # [B, S, H, Dh]
+            qkv = self.queries_keys_values(x)  # [B, S, 3, H, Dh]
+            x = x[:, :1] if cell_only else x
+            # [B, S, H, Dh]
+            y = self.attention(qkv[:, : x.shape[1], 0], qkv[:, :, 1], qkv[:, :, 2], tokens.lengths + 1)
         y = linear(y, self.attention_out[...].astype(dtype), 2)
         x = constrain(x + y + self.attention_bias[None, None].astype(dtype), "batch", "length", "embed")
-        y = self.mlp_norm(x)
+        x = x if self.norms_first else self.attention_norm(x)
+        y = self.mlp_norm(x) if self.norms_first else x
         if self.num_experts == 1 or cell_only:
             y = self._mlp(y, 0)
         else:
@@ -101,7 +114,8 @@ class EncoderBlock(nnx.Module):
                 for part, expert in zip(split_modalities(y[:, 1:], tokens), experts, strict=True)
             ]
             y = jnp.concatenate([self._mlp(y[:, :1], 0), join_modalities(parts, tokens)], axis=1)
-        return constrain(x + y, "batch", "length", "embed")
+        x = x + y if self.norms_first else self.mlp_norm(x + y)
+        return constrain(x, "batch", "length", "embed")
 
     def _mlp(self, y: jax.Array, expert: int) -> jax.Array:
         dtype = y.dtype
@@ -111,7 +125,8 @@ class EncoderBlock(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """`num_layers` blocks whose parameters are stacked on a leading `layers` axis, then a final norm.
+    """`num_layers` blocks whose parameters are stacked on a leading `layers` axis; then a final norm, unless blocks end
+    with one.
 
     Args:
       modalities: those of the run, if each has a feed-forward expert of its own; (): one for all.
@@ -129,7 +144,9 @@ class Encoder(nnx.Module):
         for _, variable in nnx.iter_graph(self.blocks):
             if isinstance(variable, nnx.Param):
                 variable.set_metadata(logical_axes=("layers", *variable.get_metadata("logical_axes")))
-        self.final_norm = LayerNorm(config.embed_dim, config.norm_epsilon)
+        self.final_norm: Any = nnx.data(None)
+        if config.norm_position == "pre":
+            self.final_norm = LayerNorm(config.embed_dim, config.norm_epsilon)
         self.num_layers, self.scan_layers, self.remat = config.num_layers, config.scan_layers, config.remat
         self.modalities = modalities
 
@@ -160,7 +177,7 @@ class Encoder(nnx.Module):
         for number, own in enumerate(each, 1):
             params = jax.tree.unflatten(structure, [leaf.squeeze(0) for leaf in own])
             x, _ = layer(cell_only and number == len(each), False)(computed_once(x, tokens.lengths[0] >= 0), params)
-        return self.final_norm(x)
+        return x if self.final_norm is None else self.final_norm(x)
 
 
 class PerModalityEncoder(nnx.Module):

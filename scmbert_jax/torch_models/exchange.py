@@ -6,6 +6,7 @@ under its own name: no file can measure it, but the model can be written back as
 """
 
 import hashlib
+import json
 import tempfile
 from collections import Counter
 from dataclasses import replace
@@ -26,7 +27,7 @@ from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.outputs import MODEL, check_output_file, check_output_folder
 from scmbert_jax.pretrained import FORMAT_VERSION, PretrainedModel, load_model, write_model
 from scmbert_jax.scmbert import ModelDefinition
-from scmbert_jax.torch_models.layout import Layout
+from scmbert_jax.torch_models.layout import SETTINGS, Layout
 from scmbert_jax.torch_models.layouts import LAYOUTS
 from scmbert_jax.torch_models.torch_file import read_state_dict, write_state_dict
 from scmbert_jax.training.run_folder import git_commit, software_versions
@@ -49,7 +50,7 @@ def import_model(
       layout: a name in `LAYOUTS`.
       checkpoint: as `torch_file.read_state_dict` takes it.
       genes: a text file with one gene per line, symbol or Ensembl id, in the order of the checkpoint's positions; what
-        follows a tab is not read.
+        follows a tab is not read. Or a .json of name -> position, from 0.
       organism: "human" or "mouse"; None: of whichever more of the names are.
 
     Raises `ConfigError` for an unknown layout, `InputError` for a checkpoint of another layout or a list that does not
@@ -59,23 +60,29 @@ def import_model(
     check_output_folder(model_dir, MODEL, (checkpoint, genes), overwrite)
     state = read_state_dict(checkpoint)
     try:
-        config, number = how.config(state), how.num_genes(state)
+        config, number = how.config(state, _settings(checkpoint.parent / SETTINGS)), how.num_names(state)
     except InputError as error:
         raise InputError(f"{checkpoint}: {error}") from None
     names = _names(genes, number)
-    space, rows, notes = _features(names, organism)
+    special = {name: place for place, name in enumerate(names) if name in how.special}
+    if absent := [name for name in how.special if name not in special]:
+        raise InputError(f"{genes}: without {', '.join(absent)}, which the list of a model of {layout} has.")
+    is_gene = np.array([name not in special for name in names])
+    space, of_genes, notes = _features([name for name in names if name not in special], organism)
+    rows = np.full(number, -1)
+    rows[is_gene] = of_genes
     if config.model.gene_head:
         notes.append(
             "the checkpoint was fine-tuned, to types that it does not name: its last layer is left out, and an "
             "embedding is what that layer read. Fit one anew: scmbert annotate fit labelled.h5ad --model MODEL_DIR "
             "--method probe"
         )
-    statistics = _unknown_statistics(number)
+    statistics = _unknown_statistics(space.num_features)
     layout_of_features = replace(space.layout(), statistics=statistics)
     config = replace(config, train=replace(config.train, num_steps=1, num_microbatches=1, checkpoint_every=1))
     definition = ModelDefinition(config, layout_of_features)
     start = jax.jit(definition.init)(jax.random.key(0))  # of what the checkpoint does not have
-    params = how.parameters(state, definition, jax.device_get(start), rows)
+    params = how.parameters(state, definition, jax.device_get(start), rows, special)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     _check_tree(params, definition)
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
@@ -114,6 +121,8 @@ def export_torch(layout: str, model_dir: Path, output: Path, genes: Path, *, ove
     a file cannot be written.
     """
     how = _layout(layout)
+    if how.state_dict is None:
+        raise ConfigError(f"layout {layout}: is only read; those that are written, too, are {_written()}.")
     for path in (output, genes):
         check_output_file(path, (model_dir,), overwrite)
     model = load_model(model_dir)
@@ -137,18 +146,39 @@ def _layout(name: str) -> Layout:
     return LAYOUTS[name]
 
 
+def _written() -> str:
+    return ", ".join(name for name, how in LAYOUTS.items() if how.state_dict is not None)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """What the program that wrote a checkpoint left beside it; {}: nothing."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({error}).") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds {type(found).__name__}, expected an object.")
+    return found
+
+
 def _names(path: Path, number: int) -> list[str]:
     """The list of genes. Raises `InputError` where it cannot be that of `number` positions."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            places = json.loads(text)
+            names = sorted(places, key=places.__getitem__)
+            if sorted(places.values()) != list(range(len(places))):
+                raise ValueError("expected an object of name -> position, each position from 0 once")
+        else:
+            names = [line.partition("\t")[0].strip() for line in text.splitlines()]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as a list of genes ({error}).") from error
-    names = [line.partition("\t")[0].strip() for line in lines]
     if len(names) != number:
         hint = " Is its first line a header? Take it away." if len(names) == number + 1 else ""
         raise InputError(
-            f"{path}: {len(names):,} lines, but the checkpoint has positions for {number:,} genes and one more. "
-            f"Give the list that it was trained with, a gene per line, in its order.{hint}"
+            f"{path}: {len(names):,} names, but the checkpoint has {number:,}. Give the list that it was "
+            f"trained with, a gene per line, in its order.{hint}"
         )
     if empty := [place for place, name in enumerate(names, 1) if not name]:
         raise InputError(f"{path}: line {empty[0]} has no name.")

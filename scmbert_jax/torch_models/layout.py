@@ -11,23 +11,28 @@ from scmbert_jax.scmbert import ModelDefinition
 
 StateDict: TypeAlias = Mapping[str, np.ndarray]
 
+SETTINGS = "args.json"  # beside a checkpoint: what its tensors do not tell
+
 
 class Layout(NamedTuple):
     """One line of `LAYOUTS` (layouts.py).
 
     Attributes:
-      config: of a state dict, the configuration of the same model here. Raises `InputError` for one of another layout.
-      num_genes: of a state dict, how many genes it knows.
-      parameters: (state dict, definition, starting parameters, rows) -> parameters. `rows` int64 [genes], of each of
-        its genes the row of the feature table; what the layout has not stays as it starts.
+      config: of a state dict and the settings that lie beside it (`SETTINGS`), the configuration of the same model
+        here. Raises `InputError` for one of another layout.
+      num_names: of a state dict, how many lines the list of its genes has.
+      parameters: (state dict, definition, starting parameters, rows, places of `special`) -> parameters. `rows` int64
+        [names], of each the row of the feature table, -1 of `special`; what the layout has not stays as it starts.
       state_dict: (definition, params, constants, rows) -> state dict: the inverse. Raises `ConfigError` for a model
-        that the layout cannot hold.
+        that the layout cannot hold. None: it is only read.
+      special: names of the list that are no genes.
     """
 
-    config: Callable[[StateDict], ExperimentConfig]
-    num_genes: Callable[[StateDict], int]
-    parameters: Callable[[StateDict, ModelDefinition, dict[str, Any], np.ndarray], dict[str, Any]]
-    state_dict: Callable[[ModelDefinition, dict[str, Any], dict[str, Any], np.ndarray], dict[str, np.ndarray]]
+    config: Callable[[StateDict, Mapping[str, Any]], ExperimentConfig]
+    num_names: Callable[[StateDict], int]
+    parameters: Callable[[StateDict, ModelDefinition, dict[str, Any], np.ndarray, dict[str, int]], dict[str, Any]]
+    state_dict: Callable[[ModelDefinition, dict[str, Any], dict[str, Any], np.ndarray], dict[str, np.ndarray]] | None
+    special: tuple[str, ...] = ()
 
 
 def check_shapes(state: StateDict, wanted: Mapping[str, tuple[int, ...]], ignored: Callable[[str], bool]) -> None:

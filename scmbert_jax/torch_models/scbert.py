@@ -25,6 +25,7 @@ by a second name, `performer.proj_updater.instance.layers...`, and its count.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -51,6 +52,8 @@ _FIELDS = {
     "model.gene_head": [],
     "model.activation": "gelu",
     "model.norm_epsilon": 1e-5,
+    "model.norm_position": "pre",
+    "model.qkv_bias": False,
     "model.covariates": [],
     "modalities.rna.value_encoding": "bins",
     "modalities.rna.likelihood": "bins_and_mask",
@@ -105,12 +108,12 @@ def _num_layers(state: StateDict) -> int:
     return 1 + max(int(match.group(1)) for match in found if match)
 
 
-def num_genes(state: StateDict) -> int:
+def num_names(state: StateDict) -> int:
     """Positions but the last. Raises as `config`."""
     return _shapes(state)["pos_emb.emb.weight"][0] - 1
 
 
-def config(state: StateDict) -> ExperimentConfig:
+def config(state: StateDict, _: Mapping[str, Any]) -> ExperimentConfig:
     """The `scbert` experiment at the checkpoint's sizes. Raises `InputError` for a state dict of another layout."""
     shapes = _shapes(state)
     check_shapes(state, shapes, lambda name: name.startswith(_SECOND_NAME) or name == _CALLS)
@@ -129,12 +132,12 @@ def config(state: StateDict) -> ExperimentConfig:
         feature_rows="frozen",
         gene_head=tuple(len(state[f"to_out.{name}.bias"]) for name in ("fc1", "fc2")) if _HEAD in state else (),
     )
-    rna = replace(base.modalities.rna, num_tokens=num_genes(state), num_bins=tokens - 1)
+    rna = replace(base.modalities.rna, num_tokens=num_names(state), num_bins=tokens - 1)
     return replace(base, model=model, modalities=replace(base.modalities, rna=rna))
 
 
 def parameters(
-    state: StateDict, definition: ModelDefinition, start: dict[str, Any], rows: np.ndarray
+    state: StateDict, definition: ModelDefinition, start: dict[str, Any], rows: np.ndarray, _: dict[str, int]
 ) -> dict[str, Any]:
     """See `Layout`."""
     shape = definition.config.model
@@ -225,4 +228,4 @@ def state_dict(
 
 _NORM = (("weight", "scale"), ("bias", "bias"))
 
-LAYOUT = Layout(config, num_genes, parameters, state_dict)
+LAYOUT = Layout(config, num_names, parameters, state_dict)

@@ -65,7 +65,7 @@ def check_fits(there: ExperimentConfig, here: ExperimentConfig, name: str) -> No
     """Raises `ConfigError` naming the fields in which a run must equal the model that it starts from."""
     both = [objective for objective in there.objectives.weights() if objective in here.objectives.weights()]
     fields = ["embed_dim", "num_layers", "num_heads", "head_dim", "mlp_dim", "encoder_sharing"]
-    fields += ["activation", "norm_epsilon"]
+    fields += ["activation", "norm_epsilon", "norm_position", "qkv_bias"]
     fields += ["covariates_at"] if there.model.covariates and here.model.covariates else []
     wanted = [f"model.{field}" for field in fields]
     wanted += [field for objective in both for field in OBJECTIVES[objective].shaped_by]

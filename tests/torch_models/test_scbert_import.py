@@ -158,9 +158,9 @@ def test_a_model_of_the_experiment_says_the_same_in_the_layout():
     rng, rows = np.random.default_rng(0), np.random.default_rng(1).permutation(24)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), own.abstract_params)
     state = scbert.state_dict(own, params, own.constants, rows)
-    theirs = ModelDefinition(scbert.config(state), layout)
+    theirs = ModelDefinition(scbert.config(state, {}), layout)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), theirs.abstract_params)
-    back = scbert.parameters(state, theirs, zeros, rows)
+    back = scbert.parameters(state, theirs, zeros, rows, {})
     assert not back["embedding"]["modality"].any()
     tokens = np.load(MADE / "answers.npz")["tokens"]
     wanted = answers(own, params, own.constants, tokens, rows)
@@ -242,7 +242,7 @@ def test_a_list_or_a_checkpoint_that_does_not_fit_is_refused_with_what_to_do(imp
         return tmp_path / "changed.pth"
 
     refused("no such layout", "scbert", layout="scbret")
-    refused("25 lines", "24 genes", "header", genes=listed(["gene", *names]))
+    refused("25 names", "has 24", "header", genes=listed(["gene", *names]))
     refused("twice", names[0], genes=listed([*names[:-1], names[0]]))
     refused("line 2 has no name", genes=listed([names[0], "", *names[2:]]))
     refused("are no", "Ensembl ids", genes=listed([f"feature_{number}" for number in range(24)]))
