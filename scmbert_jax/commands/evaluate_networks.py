@@ -34,6 +34,8 @@ class EvaluateNetworks:
     """What is unseen: edge, regulator, target, both. Default: each."""
     skip: tuple[str, ...] = ()
     """Methods to leave out, by name (gradient boosting takes minutes)."""
+    graph_network: bool = False
+    """Also train a graph network, the same without its graph, and over a shuffled graph: minutes for each split."""
     num_seeds: int = 5
     """Other parts of the network; the spread gives the interval."""
     organism: Literal["human", "mouse"] = "human"
@@ -57,6 +59,7 @@ class EvaluateNetworks:
             splits=listed(self.split) or SPLITS,
             num_seeds=self.num_seeds,
             skip=self.skip,
+            graph_network=self.graph_network,
             organism=self.organism,
             say=say,
         )

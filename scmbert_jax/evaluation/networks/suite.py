@@ -11,6 +11,7 @@ import numpy as np
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.evaluation.intervals import student_t_interval
 from scmbert_jax.evaluation.networks.baselines import BASELINES, Given, NetworkMethod
+from scmbert_jax.evaluation.networks.graph_network import GRAPH_NETWORKS
 from scmbert_jax.evaluation.networks.inputs import (
     among_measured,
     given_for,
@@ -112,6 +113,7 @@ def evaluate_networks(
     splits: Sequence[str] = SPLITS,
     num_seeds: int = 5,
     skip: Sequence[str] = (),
+    graph_network: bool = False,
     organism: str = "human",
     say: Say = lambda message: None,
 ) -> NetworkReport:
@@ -123,13 +125,15 @@ def evaluate_networks(
       priors: other networks, whose edges and degrees are scored.
       brought: networks to judge, whose weights score pairs.
       skip: names of methods that are left out.
+      graph_network: also train one for each split and seed, and its two controls.
 
     Raises:
       InputError: a file that cannot be used, or no gene in common; ConfigError: an unknown split or method.
     """
     if unknown := [split for split in splits if split not in SPLITS]:
         raise ConfigError(f"--split {' '.join(unknown)}: expected {', '.join(SPLITS)}.")
-    names = [method.name for method in BASELINES]
+    known = [*BASELINES, *(GRAPH_NETWORKS if graph_network else ())]
+    names = [method.name for method in known]
     if unknown := [name for name in skip if name not in names]:
         raise ConfigError(f"--skip {', '.join(map(repr, unknown))}: there are {', '.join(map(repr, names))}.")
     labels = read_labels(network, organism)
@@ -144,7 +148,7 @@ def evaluate_networks(
         + "".join(f"; {number:,} {what}" for what, number in labels.edges.problems.items())
         + "."
     ]
-    methods = [method for method in BASELINES if method.name not in skip]
+    methods = [method for method in known if method.name not in skip]
     for path in brought:
         scores, covers = read_scores(path, pairs, organism)
         notes.append(f"{covers}.")

@@ -8,10 +8,13 @@ import pytest
 from conftest import scmbert_ok
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from data_pipelines.networks.edge_table import EdgeTable
 from scmbert_jax.errors import ConfigError, InputError
+from scmbert_jax.evaluation.networks import graph_network
 from scmbert_jax.evaluation.networks.baselines import BASELINES, Given
 from scmbert_jax.evaluation.networks.inputs import read_labels
 from scmbert_jax.evaluation.networks.pairs import SPLITS, Pairs, pairs_of, split_pairs
+from scmbert_jax.evaluation.networks.prior_graph import PriorGraph
 from scmbert_jax.evaluation.networks.scores import auprc, auroc, early_precision_ratio, score_pairs
 from scmbert_jax.evaluation.networks.suite import evaluate_networks
 
@@ -162,3 +165,53 @@ def test_the_floors_of_a_beeline_folder_are_the_known_ones(shared_data):
     pairs = pairs_of(read_labels(networks / "beeline_tfs500" / "Specific_hESC", "human"), "")
     assert pairs.is_edge.shape == (34, 910)
     assert pairs.without_edges == 376
+
+
+# --- the graph network -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    for name, value in {"_STEPS": 40, "_VALIDATE_EVERY": 20, "_DIM": 16, "_EDGES_A_STEP": 64}.items():
+        monkeypatch.setattr(graph_network, name, value)
+
+
+def with_a_prior(pairs, rng, noise):
+    """The pairs' own edges, some of them others."""
+    edges = pairs.is_edge ^ (rng.random(pairs.is_edge.shape) < noise)
+    rows, columns = np.nonzero(edges & pairs.is_pair)
+    ones = np.ones(len(rows))
+    table = EdgeTable(pairs.regulators[rows], pairs.genes[columns], ones, ones, ones, "prior", {})
+    return Given(prior=PriorGraph.of([table], pairs.regulators, pairs.genes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ["graph", "no graph", "shuffled graph"])
+def test_labels_of_tested_pairs_do_not_reach_the_scores(arm, rng, quick):
+    pairs = planted(rng)
+    part, given = split_pairs(pairs, "both", 0), with_a_prior(pairs, rng, 0.02)
+    other = Pairs(pairs.regulators, pairs.genes, pairs.is_edge ^ part.test, pairs.is_pair, 0)
+    first, second = (graph_network.learned_graph(own, part, given, 0, arm) for own in (pairs, other))
+    np.testing.assert_allclose(first[part.test], second[part.test], rtol=1e-4, atol=1e-5)
+
+
+def test_shuffled_edges_keep_all_degrees_and_none_is_there_twice(rng):
+    pairs = planted(rng, 30, 200)
+    source, target = np.nonzero(pairs.is_edge)
+    kind = rng.integers(0, 2, len(source))
+    found = graph_network.shuffled_targets(source, target, kind, 0)
+    for own in (0, 1):
+        mine = kind == own
+        np.testing.assert_array_equal(np.sort(found[mine]), np.sort(target[mine]))
+        assert len(set(zip(source[mine], found[mine], strict=True))) == mine.sum()
+    assert (found != source).all()
+    assert (found != target).mean() > 0.8
+
+
+@pytest.mark.slow
+def test_the_suite_trains_a_graph_network_beside_its_controls(rng, quick, tmp_path):
+    true = edge_file(planted(rng), tmp_path / "true.csv")
+    found = evaluate_networks(true, priors=[true], splits=["edge"], num_seeds=1, graph_network=True)
+    rows = {row.method: row.mean for row in found.rows if row.metric == "auroc"}
+    assert rows["graph network"] > 0.75
+    assert {"graph network, no graph", "graph network, shuffled graph"} <= set(rows)
