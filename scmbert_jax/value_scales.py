@@ -1,6 +1,7 @@
 """Counts as values in which cells compare: the one place where counts become values, for numpy and for JAX arrays.
 
     log1p        log1p(count / library_size * target_sum)                           RNA
+    root         sqrt(1000 * count / library_size)                                  RNA, of cell types
     clr          log1p(count / g), g the cell's geometric mean of count + 1         protein
     tf_idf       log1p(1e4 * tf * (cells / cells with the region open))             ATAC, in a model
     tf_log_idf   log1p(1e4 * tf * log1p(cells / cells with the region open))        ATAC, of a set of cells by itself
@@ -27,6 +28,15 @@ def relative_expression(counts: Any, library_size: Any, target_sum: Any, xp: Any
 def log1p_values(counts: Any, library_size: Any, target_sum: Any, xp: Any = np) -> Any:
     """log1p(count / library_size * target_sum)."""
     return xp.log1p(relative_expression(counts, library_size, target_sum, xp))
+
+
+def root_values(counts: Any, library_size: Any, xp: Any = np) -> Any:
+    """sqrt(1000 * count / library_size): every cell has the length sqrt(1000), and distances are Hellinger's.
+
+    The root evens out the variance of Poisson counts at any depth. log1p of counts per 10,000 does so for cells of
+    about 10,000 counts; in shallower ones a single count is a large value and the rest differ little.
+    """
+    return xp.sqrt(relative_expression(counts, library_size, 1e3, xp))
 
 
 def clr_values(counts: Any, mean_log_count: Any, xp: Any = np) -> Any:

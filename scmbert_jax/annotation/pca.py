@@ -1,8 +1,9 @@
 """The representation of `--method pca`: principal components of the labelled cells, no model.
 
-Counts become log1p of counts per 10,000 (RNA), CLR (protein) or TF-log-IDF (ATAC), with what the labelled cells say of
-depth and of rare regions. Each modality's scores are brought to one scale, never each component (a scale per component
-gives noise the say of what tells types apart), and stand side by side. What was not measured has its mean.
+Counts become log1p of counts per 10,000 or square roots of fractions (RNA), CLR (protein) or TF-log-IDF (ATAC), with
+what the labelled cells say of depth and of rare regions. Each modality's scores are brought to one scale, never each
+component (a scale per component gives noise the say of what tells types apart), and stand side by side. What was not
+measured has its mean.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from data_pipelines.statistics.principal_components import principal_components
 from scmbert_jax.errors import InputError
 from scmbert_jax.feature_layout import NUM_COMPONENTS
 from scmbert_jax.tasks.model_cells import cells_in_features, check_coverage, coverage_of
-from scmbert_jax.value_scales import clr_values, log1p_values, tf_log_idf_values
+from scmbert_jax.value_scales import clr_values, log1p_values, root_values, tf_log_idf_values
 
 Array = np.ndarray
 
@@ -50,6 +51,7 @@ class ModalityPca:
       detection: float64 [F], the fraction of labelled cells that express a feature.
       mean: float64 [F] of the values; loadings: float32 [F, d].
       scale: of the scores of the labelled cells: their mean variance is its square.
+      roots: RNA is `root_values`, not `log1p_values`.
     """
 
     fraction: Array
@@ -57,6 +59,7 @@ class ModalityPca:
     mean: Array
     loadings: Array
     scale: float
+    roots: bool = False
 
     @property
     def width(self) -> int:
@@ -119,6 +122,7 @@ class Pca:
             name: ModalityPca(
                 **{key: arrays[f"{name}/{key}"] for key in ("fraction", "detection", "mean", "loadings")},
                 scale=float(arrays[f"{name}/scale"]),
+                roots=bool(arrays.get(f"{name}/roots", False)),
             )
             for name in space.modalities
         }
@@ -141,18 +145,19 @@ def reference_space(
     return space, MappedCells(dataset, report, overlaps, dict.fromkeys(names, 1.0))
 
 
-def fit_pca(space: FeatureSpace, cells: MappedCells, num_components: int | None = None) -> Pca:
+def fit_pca(space: FeatureSpace, cells: MappedCells, num_components: int | None = None, roots: bool = False) -> Pca:
     """Of all cells with counts, labelled or not; holds their counts in memory, sparse.
 
     Args:
       num_components: of each modality, at most 64; None: `USUAL_COMPONENTS`.
+      roots: RNA as `root_values`.
 
     Raises `InputError` for fewer than 3 cells with counts of a modality.
     """
     chunks = list(model_counts(cells.dataset, cells.report, cells.overlaps))
     parts = {
         name: _fit_modality(
-            name, chunks, cells.overlaps[name], num_components or USUAL_COMPONENTS[name], cells.report.path
+            name, chunks, cells.overlaps[name], num_components or USUAL_COMPONENTS[name], roots, cells.report.path
         )
         for name in cells.overlaps
     }
@@ -160,7 +165,7 @@ def fit_pca(space: FeatureSpace, cells: MappedCells, num_components: int | None 
 
 
 def _fit_modality(
-    name: str, chunks: list[CountsChunk], overlap: Overlap, num_components: int, path: str
+    name: str, chunks: list[CountsChunk], overlap: Overlap, num_components: int, roots: bool, path: str
 ) -> ModalityPca:
     counts = sp.vstack([chunk.counts[name] for chunk in chunks], format="csr")
     counts = counts[counts.getnnz(1) > 0]
@@ -171,14 +176,14 @@ def _fit_modality(
     of_cell = binary if name == "atac" else counts
     fraction = np.asarray(of_cell.multiply(1 / of_cell.sum(1).reshape(-1, 1)).mean(0)).ravel()
     nothing = np.zeros(len(detection))
-    unfitted = ModalityPca(fraction, detection, nothing, np.zeros((len(detection), 0), np.float32), 1.0)
+    unfitted = ModalityPca(fraction, detection, nothing, np.zeros((len(detection), 0), np.float32), 1.0, roots)
     values = values_of_counts(name, counts, overlap.measured, unfitted)
     found = principal_components(values, overlap.measured[None], np.zeros(counts.shape[0], np.int64))
     width = min(num_components, NUM_COMPONENTS)
     width = min(width, int((np.abs(found.loadings).max(0) > 0).sum()))
     scores = found.scores[:, :width]
     scale = float(np.sqrt(scores.var(0).mean())) if width else 1.0
-    return ModalityPca(fraction, detection, found.mean, found.loadings[:, :width], scale or 1.0)
+    return ModalityPca(fraction, detection, found.mean, found.loadings[:, :width], scale or 1.0, roots)
 
 
 def values_of_counts(modality: str, counts: sp.csr_matrix, measured: Array, known: ModalityPca) -> sp.csr_matrix:
@@ -193,5 +198,10 @@ def values_of_counts(modality: str, counts: sp.csr_matrix, measured: Array, know
         data = tf_log_idf_values(counts.data, np.repeat(number / part, number), cells_per_open)
     else:
         totals = np.asarray(counts.sum(1)).ravel() / part
-        data = log1p_values(counts.data, np.repeat(totals, number), _TARGET_SUM)
+        library_size = np.repeat(totals, number)
+        data = (
+            root_values(counts.data, library_size)
+            if known.roots
+            else log1p_values(counts.data, library_size, _TARGET_SUM)
+        )
     return sp.csr_matrix((np.asarray(data, np.float64), counts.indices, counts.indptr), counts.shape)

@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA, TruncatedSVD
 
 from scmbert_jax.errors import InputError
 from scmbert_jax.modalities import TABLE
-from scmbert_jax.tasks.normalisation import centred_log_ratio, log1p_cp10k, tf_log_idf
+from scmbert_jax.tasks.normalisation import centred_log_ratio, log1p_cp10k, root_of_depth, tf_log_idf
 
 Array = np.ndarray
 
@@ -23,9 +23,10 @@ _COVARIANCE_FEATURES = 2000
 LINEAR_PATH_ALONE = "linear path alone"
 
 NORMALISATIONS = {"rna": log1p_cp10k, "protein": centred_log_ratio, "atac": tf_log_idf}
+WITH_ROOTS = {**NORMALISATIONS, "rna": root_of_depth}
 
 
-def pca_embedding(counts: Any, modality: str, embed_dim: int, seed: int = 0) -> Array:
+def pca_embedding(counts: Any, modality: str, embed_dim: int, seed: int = 0, *, roots: bool = False) -> Array:
     """The PCA (RNA, protein) or LSI (ATAC, first component dropped: it is depth) of the normalised counts.
 
     Args:
@@ -33,6 +34,7 @@ def pca_embedding(counts: Any, modality: str, embed_dim: int, seed: int = 0) -> 
       modality: "rna" (log1p CP10k), "protein" (CLR per cell) or "atac" (TF-log-IDF).
       embed_dim: the wanted number of dimensions, usually the model's.
       seed: starting vector of the Lanczos iterations (their result hardly depends on it).
+      roots: RNA as square roots of fractions of the cell instead (`root_values`).
 
     Returns:
       float32 [n, d], d = min(embed_dim, f - 1, n - 1) (one less for ATAC); scores, largest variance first.
@@ -55,7 +57,7 @@ def pca_embedding(counts: Any, modality: str, embed_dim: int, seed: int = 0) -> 
     components = min(embed_dim + drop, features - 1, cells - 1)
     if components <= drop:
         raise InputError(f"counts of {modality}: {cells} cells x {features} features are too few for a PCA.")
-    normalised = NORMALISATIONS[modality](matrix)
+    normalised = (WITH_ROOTS if roots else NORMALISATIONS)[modality](matrix)
     if drop:
         scores = TruncatedSVD(components, algorithm="arpack", random_state=seed).fit_transform(normalised)
     else:

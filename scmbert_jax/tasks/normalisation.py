@@ -6,7 +6,7 @@ Every one of them keeps zeros zero, so that sparse counts stay sparse.
 import numpy as np
 import scipy.sparse as sp
 
-from scmbert_jax.value_scales import clr_values, log1p_values, tf_log_idf_values
+from scmbert_jax.value_scales import clr_values, log1p_values, root_values, tf_log_idf_values
 
 Array = np.ndarray
 
@@ -27,6 +27,12 @@ def log1p_of_depth(counts: sp.csr_matrix, target_sum: float | None = None) -> sp
 def log1p_cp10k(counts: sp.csr_matrix) -> sp.csr_matrix:
     """log(1 + 10,000 x count / cell total), natural log; a cell with no counts stays zero."""
     return log1p_of_depth(counts, 1e4)
+
+
+def root_of_depth(counts: sp.csr_matrix) -> sp.csr_matrix:
+    """`root_values` of the cells' own totals; a cell with no counts stays zero."""
+    totals = np.asarray(counts.sum(1)).ravel()
+    return _with_values(counts, root_values(counts.data, _of_cells(totals, counts)))
 
 
 def centred_log_ratio(counts: sp.csr_matrix) -> sp.csr_matrix:

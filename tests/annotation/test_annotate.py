@@ -274,6 +274,21 @@ def test_labels_that_are_numbers_markup_missing_unused_or_words_for_none(rna, tm
     assert "<b>" not in (tmp_path / "a" / "ANNOTATOR_CARD.md").read_text()
 
 
+def test_the_values_of_rna_are_those_that_name_held_out_cells_better(rna, tmp_path):
+    """Types that differ in one strong gene, by half: square roots show it, logs drown it in single counts."""
+    rng = np.random.default_rng(0)
+    types, rates = np.repeat([0, 1], 100), np.full((2, 150), 1.0)
+    rates[:, 0] = 150, 225
+    cells = rna[:200, :150].copy()
+    cells.X = sp.csr_matrix(rng.poisson(rates[types]).astype(np.float32))
+    annotator = fit(None, replaced(cells, np.array(["a", "b"], object)[types]), PCA)
+    assert annotator.representation.pca.parts["rna"].roots
+    assert annotator.info["held_out"]["accuracy"] > 0.8
+    annotator.save(tmp_path / "a")
+    kept = predict(load_annotator(tmp_path / "a"), cells)
+    np.testing.assert_array_equal(kept.probabilities, predict(annotator, cells).probabilities)
+
+
 @pytest.mark.slow
 def test_a_cell_of_each_type_is_not_enough(rna):
     cells = few_cells(rna)

@@ -45,6 +45,16 @@ def test_rna_is_the_pca_of_log1p_cp10k_by_either_solver(monkeypatch):
     np.testing.assert_allclose(baselines.pca_embedding(counts(), "rna", 6), expected, atol=1e-3)
 
 
+def test_roots_are_of_the_fractions_of_a_cell():
+    x = counts().astype(float)
+    roots = np.sqrt(1e3 * x / np.maximum(x.sum(1, keepdims=True), 1))
+    np.testing.assert_allclose(baselines.WITH_ROOTS["rna"](sp.csr_matrix(x)).toarray(), roots)
+    expected = PCA(6, svd_solver="full").fit_transform(roots)
+    np.testing.assert_allclose(
+        np.abs(baselines.pca_embedding(counts(), "rna", 6, roots=True)), np.abs(expected), atol=1e-3
+    )
+
+
 def test_the_atac_baseline_does_not_hold_depth():
     rng = np.random.default_rng(1)
     depth = rng.uniform(0.05, 0.6, size=(300, 1))

@@ -2,10 +2,11 @@
 
 The first setting of a grid is the default. Others are chosen by macro-F1 on training cells that a fit has not seen; the
 test cells have no say. Principal components are of all cells of the run, without labels; they are scaled by one number.
+RNA is log1p of counts per 10,000 in the defaults; `roots` reads square roots of fractions instead (`root_values`).
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +71,9 @@ class Classifier:
 
     def fit_predict(self, cells: CellValues, task: Task) -> dict[str, Predictions]:
         """Both arms; without left-out parts nothing can be chosen, and both are the default."""
-        left_out, tried = self._left_out(cells, task)
+        # Roots are of RNA; without it, both ways are the same.
+        grid = [setting for setting in self.grid if "rna" in cells.counts or not setting.get("roots")]
+        left_out, tried = self._left_out(cells, task, grid)
         truth = task.codes[left_out]
         scores = [float(metrics.macro_f1(truth, p.argmax(1), task.num_classes)) if truth.size else 0.0 for p in tried]
         found: dict[str, Predictions] = {}
@@ -79,19 +82,17 @@ class Classifier:
             if place == 0 and found:
                 found[arm] = found[_DEFAULT]
                 continue
-            predicted = self._predict(cells, task, np.arange(task.train.size), task.test, self.grid[place])
+            predicted = self._predict(cells, task, np.arange(task.train.size), task.test, grid[place])
             novelty: dict[str, Array] = {}
             if self.novelty is not None and task.split == "type":
-                novelty = self.novelty(cells, task.train, task.codes, task.test, self.grid[place], task.seed)
-            found[arm] = Predictions(
-                predicted, left_out, tried[place] if truth.size else None, novelty, self.grid[place]
-            )
+                novelty = self.novelty(cells, task.train, task.codes, task.test, grid[place], task.seed)
+            found[arm] = Predictions(predicted, left_out, tried[place] if truth.size else None, novelty, grid[place])
         return found
 
-    def _left_out(self, cells: CellValues, task: Task) -> tuple[Array, list[Array]]:
+    def _left_out(self, cells: CellValues, task: Task, grid: Sequence[Setting]) -> tuple[Array, list[Array]]:
         """(places in train [v], of each setting float32 [v, C]): predictions for cells that a fit had not seen."""
         if task.parts is None:
-            return np.zeros(0, np.int64), [np.zeros((0, task.num_classes), np.float32)] * len(self.grid)
+            return np.zeros(0, np.int64), [np.zeros((0, task.num_classes), np.float32)] * len(grid)
         parts = np.unique(task.parts)
         if self.costly and task.train.size > _ALL_PARTS_UP_TO:
             parts = parts[:1]
@@ -101,7 +102,7 @@ class Classifier:
             np.concatenate([self._predict(cells, task, fitted, task.train[out], setting) for fitted, out in pairs])
             if pairs
             else np.zeros((0, task.num_classes), np.float32)
-            for setting in self.grid
+            for setting in grid
         ]
         return np.concatenate([out for _, out in pairs]) if pairs else np.zeros(0, np.int64), tried
 
@@ -128,7 +129,10 @@ def _scaled(cells: CellValues, train: Array, rows: Array, setting: Setting, seed
         of_seeds = cells.vectors[setting["vectors"]]
         x = of_seeds[seed % len(of_seeds)].astype(np.float64)
     else:
-        x = cells.scores(setting["dimensions"]).astype(np.float64)
+        x = cells.scores(setting["dimensions"], setting.get("roots", False)).astype(np.float64)
+        if "averaged" in setting:
+            nearest = cells.nearest(setting["dimensions"], setting["averaged"], setting.get("roots", False))
+            x = (x + nearest @ x) / (1 + np.diff(nearest.indptr)[:, None])
     scale = OneScale.of(x[train])
     return scale(x[train]), scale(x[rows])
 
@@ -194,7 +198,10 @@ def label_spreading(
     classes, of_class = np.unique(codes, return_inverse=True)
     start = np.zeros((cells.num_cells, classes.size))
     start[train, of_class] = 1.0
-    graph, labels = cells.neighbour_graph(setting["dimensions"], setting["neighbours"]), start
+    graph = cells.nearest(setting["dimensions"], setting["neighbours"], setting.get("roots", False))
+    graph = graph.maximum(graph.T)
+    degree = sp.diags(1 / np.sqrt(np.asarray(graph.sum(1)).ravel()))
+    graph, labels = degree @ graph @ degree, start
     for _ in range(100):
         spread = setting["alpha"] * (graph @ labels) + (1 - setting["alpha"]) * start
         moved, labels = np.abs(spread - labels).max(), spread
@@ -211,8 +218,8 @@ def gradient_boosting(
     """On components, or on the genes whose mean differs most between types, in units of its variance (F statistic)."""
     options = {name: value for name, value in setting.items() if name not in ("dimensions", "genes")}
     if "genes" in setting:
-        chosen = _telling_genes(cells.values[train], codes, setting["genes"])
-        x, queries = (cells.values[part][:, chosen].toarray() for part in (train, rows))
+        chosen = _telling_genes(cells.values()[train], codes, setting["genes"])
+        x, queries = (cells.values()[part][:, chosen].toarray() for part in (train, rows))
     else:
         scores = cells.scores(setting["dimensions"])
         x, queries = scores[train], scores[rows]
@@ -235,18 +242,21 @@ def _telling_genes(values: sp.csr_matrix, codes: Array, number: int) -> Array:
 # --- on genes --------------------------------------------------------------------------------------------------------
 
 
-def _seen_genes(cells: CellValues, train: Array, rows: Array) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+def _seen_genes(
+    cells: CellValues, train: Array, rows: Array, roots: bool = False
+) -> tuple[sp.csr_matrix, sp.csr_matrix]:
     """Values of training cells and of others, for features that some training cells have."""
     fewest = min(_FEWEST_CELLS_OF_A_GENE, max(1, train.size // 100))
-    x = cells.values[train]
+    values = cells.values(roots)
+    x = values[train]
     chosen = np.flatnonzero(x.getnnz(axis=0) >= fewest)
-    return x[:, chosen], cells.values[rows][:, chosen]
+    return x[:, chosen], values[rows][:, chosen]
 
 
 def l2_on_genes(
     cells: CellValues, train: Array, codes: Array, rows: Array, setting: Setting, seed: int
 ) -> tuple[Array, Array]:
-    x, queries = _seen_genes(cells, train, rows)
+    x, queries = _seen_genes(cells, train, rows, setting.get("roots", False))
     model = LogisticRegression(C=setting["C"], max_iter=300, tol=1e-3).fit(x, codes)
     return model.predict_proba(queries), model.classes_
 
@@ -295,6 +305,11 @@ def _grid(default: Setting, **choices: tuple[Any, ...]) -> tuple[Setting, ...]:
     return (default, *(setting for setting in found if setting != default))
 
 
+def _with_roots(grid: tuple[Setting, ...]) -> tuple[Setting, ...]:
+    """The grid, then its choices with RNA as square roots."""
+    return (*grid, *({**setting, "roots": True} for setting in grid[1:]))
+
+
 def probe(name: str, role: str, digest: str) -> Classifier:
     """A linear probe of the vectors of this name in `CellValues.vectors` (their digest), fitted as SVD + LR is."""
     grid = _grid({"vectors": name, "C": 1.0}, vectors=(name,), C=(0.03, 0.1, 0.3, 1.0, 3.0, 10.0))
@@ -318,23 +333,45 @@ ALL_BASELINES: tuple[Classifier, ...] = (
     Classifier(
         "label spreading",
         label_spreading,
-        _grid(
-            {"dimensions": 50, "neighbours": 7, "alpha": 0.2},
-            dimensions=(15, 20, 30),
-            neighbours=(10, 20),
-            alpha=(0.5, 0.9, 0.97),
+        _with_roots(
+            _grid(
+                {"dimensions": 50, "neighbours": 7, "alpha": 0.2},
+                dimensions=(15, 20, 30),
+                neighbours=(10, 20),
+                alpha=(0.5, 0.9, 0.97),
+            )
         ),
     ),
     Classifier(
         "SVD + LR",
         logistic_regression,
-        _grid({"dimensions": 50, "C": 1.0}, dimensions=_FEW, C=(0.1, 0.3, 1.0, 3.0)),
+        _with_roots(_grid({"dimensions": 50, "C": 1.0}, dimensions=_FEW, C=(0.1, 0.3, 1.0, 3.0))),
         novelty=linear_novelty,
     ),
     Classifier(
         "SVD + shrinkage LDA",
         discriminant_analysis,
-        _grid({"dimensions": 50, "shrinkage": "auto"}, dimensions=_FEW, shrinkage=("auto", 0.1, 0.5)),
+        _with_roots(
+            _grid(
+                {"dimensions": 50, "shrinkage": "auto"},
+                dimensions=_FEW,
+                shrinkage=("auto", 0.1, 0.5),
+            )
+        ),
+        most_of_a_type=2,
+    ),
+    # Unlabelled cells help where labels are few: a cell's components become the mean of its own and its neighbours'.
+    Classifier(
+        "neighbour means + LDA",
+        discriminant_analysis,
+        _with_roots(
+            _grid(
+                {"dimensions": 50, "averaged": 20, "shrinkage": "auto"},
+                dimensions=(20, 30, 50),
+                averaged=(5, 20, 40),
+                shrinkage=("auto",),
+            )
+        ),
         most_of_a_type=2,
     ),
     Classifier(
@@ -347,7 +384,12 @@ ALL_BASELINES: tuple[Classifier, ...] = (
         ),
         costly=True,
     ),
-    Classifier("L2 LR on genes", l2_on_genes, _grid({"C": 1.0}, C=(0.003, 0.01, 0.03, 0.1)), costly=True),
+    Classifier(
+        "L2 LR on genes",
+        l2_on_genes,
+        _with_roots(_grid({"C": 1.0}, C=(0.003, 0.01, 0.03, 0.1))),
+        costly=True,
+    ),
     Classifier("L1 LR on genes", l1_on_genes, _grid({"C": 1.0}, C=(0.1, 0.3)), costly=True),
     Classifier(
         "CellTypist recipe",

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.neighbors import NearestNeighbors
 
-from scmbert_jax.evaluation.baselines import NORMALISATIONS, pca_embedding
+from scmbert_jax.evaluation.baselines import NORMALISATIONS, WITH_ROOTS, pca_embedding
 
 Array = np.ndarray
 
@@ -33,40 +33,47 @@ class CellValues:
         return next(iter(self.counts.values())).shape[0]
 
     @cached_property
-    def values(self) -> sp.csr_matrix:
-        """float32 CSR [n, sum of F]: log1p CP10k (RNA), CLR (protein) and TF-log-IDF (ATAC) side by side."""
-        parts = [NORMALISATIONS[name](counts.astype(np.float64)) for name, counts in self.counts.items()]
-        return sp.hstack(parts, format="csr", dtype=np.float32)
+    def _values(self) -> dict[bool, sp.csr_matrix]:
+        return {}
+
+    def values(self, roots: bool = False) -> sp.csr_matrix:
+        """float32 CSR [n, sum of F]: log1p CP10k or roots (RNA), CLR (protein) and TF-log-IDF (ATAC) side by side."""
+        if roots not in self._values:
+            of = WITH_ROOTS if roots else NORMALISATIONS
+            parts = [of[name](counts.astype(np.float64)) for name, counts in self.counts.items()]
+            self._values[roots] = sp.hstack(parts, format="csr", dtype=np.float32)
+        return self._values[roots]
 
     @cached_property
-    def _scores(self) -> dict[str, Array]:
-        return {name: pca_embedding(counts, name, MOST_DIMENSIONS) for name, counts in self.counts.items()}
+    def _scores(self) -> dict[tuple[str, bool], Array]:
+        return {
+            (name, roots): pca_embedding(counts, name, MOST_DIMENSIONS, roots=roots)
+            for name, counts in self.counts.items()
+            for roots in ((False, True) if "rna" in self.counts else (False,))
+        }
 
-    def scores(self, dimensions: int) -> Array:
+    def scores(self, dimensions: int, roots: bool = False) -> Array:
         """float32 [n, d]: the first principal components of all cells. Never divided one by one: that gives noise the
         say of what tells cells apart. Several modalities are scaled to equal variance and joined."""
-        parts = [scores[:, :dimensions] for scores in self._scores.values()]
+        parts = [self._scores[name, roots][:, :dimensions] for name in self.counts]
         return parts[0] if len(parts) == 1 else np.concatenate([x / np.sqrt(x.var(0).sum()) for x in parts], axis=1)
 
     @cached_property
-    def _graphs(self) -> dict[tuple[int, int], sp.csr_matrix]:
+    def _nearest(self) -> dict[tuple[int, int, bool], sp.csr_matrix]:
         return {}
 
-    def neighbour_graph(self, dimensions: int, neighbours: int) -> sp.csr_matrix:
-        """float64 CSR [n, n]: who is among the nearest of whom, one way or the other, each cell and its neighbours
-        divided by the roots of their numbers."""
-        key = (dimensions, neighbours)
-        if key not in self._graphs:
+    def nearest(self, dimensions: int, neighbours: int, roots: bool = False) -> sp.csr_matrix:
+        """float64 CSR [n, n]: 1 where a cell (column) is among the nearest of another (row), by their components."""
+        key = (dimensions, neighbours, roots)
+        if key not in self._nearest:
             nearest = NearestNeighbors(n_neighbors=min(neighbours, self.num_cells - 1), algorithm="brute")
-            graph = nearest.fit(self.scores(dimensions)).kneighbors_graph()
-            graph = graph.maximum(graph.T)
-            degree = sp.diags(1 / np.sqrt(np.asarray(graph.sum(1)).ravel()))
-            self._graphs[key] = sp.csr_matrix(degree @ graph @ degree)
-        return self._graphs[key]
+            self._nearest[key] = nearest.fit(self.scores(dimensions, roots)).kneighbors_graph()
+        return self._nearest[key]
 
     def prepared(self) -> "CellValues":
         """Itself, with values and scores computed, so that processes it is sent to need not."""
-        self.values, self._scores  # noqa: B018 - cached by being read
+        for roots in (False, True) if "rna" in self.counts else (False,):
+            self.values(roots), self.scores(1, roots)
         return self
 
 
