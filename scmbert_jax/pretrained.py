@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import jax
@@ -189,11 +189,22 @@ def export_model(
         "step": chosen,
         "note": note,
         "covariates": provenance.pop("covariates"),
-        "provenance": provenance,
+        "provenance": _published(provenance),
     }
     model = PretrainedModel(config, space, definition, params, definition.constants, info)
     write_model(model, model_dir, run_dir)
     return model
+
+
+def _published(provenance: dict[str, Any]) -> dict[str, Any]:
+    """That of a run without what tells of its machine: commands, and where corpora lay. The run folder keeps both."""
+    told = {name: value for name, value in provenance.items() if name != "command"}
+    if "continued" in told:
+        told["continued"] = [{k: v for k, v in row.items() if k != "command"} for row in told["continued"]]
+    if told.get("data"):
+        corpora = [{**corpus, "path": PurePath(corpus["path"]).name} for corpus in told["data"]["corpora"]]
+        told["data"] = {**told["data"], "corpora": corpora}
+    return told
 
 
 def write_model(model: PretrainedModel, model_dir: Path, source: Path) -> None:

@@ -1,5 +1,6 @@
 """The untrained twin of a model; a model folder in which no bit may flip. More of folders: test_bad_input."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -71,6 +72,17 @@ def test_a_bit_that_flipped_in_any_file_of_a_model_folder_is_noticed(pbmc_model,
             )
         path.write_bytes(whole)
     assert load_model(folder).info["step"] == 6
+
+
+def test_a_model_folder_does_not_tell_where_it_was_made(pbmc_run, tmp_path):
+    export_model(pbmc_run, tmp_path / "model")
+    made_in = str(pbmc_run.parent).encode()
+    for path in (path for path in (tmp_path / "model").rglob("*") if path.is_file()):
+        assert not any(words in path.read_bytes() for words in (made_in, bytes(tmp_path))), path
+    provenance = load_model(tmp_path / "model").info["provenance"]
+    assert "command" in json.loads((pbmc_run / "provenance.json").read_text())
+    assert "command" not in provenance
+    assert all("/" not in corpus["path"] for corpus in provenance["data"]["corpora"])
 
 
 def test_a_model_may_be_exported_and_loaded_for_other_hardware(pbmc_run, tmp_path):

@@ -220,6 +220,8 @@ def save_weights(folder: Path, params: Any) -> None:
     """Writes parameters alone (a model folder's weights). Raises `CheckpointError`."""
     try:
         ocp.save(folder.absolute(), params)
+        # Orbax writes into it where the folder lay, under the machine's name; that it is there is what counts.
+        (folder / "commit_success.txt").write_text("Checkpoint commit was successful\n")
     except _IO_ERRORS as error:
         raise CheckpointError(f"{folder}: weights could not be saved ({_first_line(error)}).") from error
 
