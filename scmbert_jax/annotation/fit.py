@@ -73,6 +73,7 @@ class FitOptions:
       min_cells: types of fewer cells are left out.
       imbalance: what is done about types of few cells.
       components: of `pca`, for each modality; None: 30, of ATAC 50.
+      ranks: `pca` of RNA is of ranks within the cell, not of log counts.
       coverage: the fraction of the cells of a type whose sets are to hold it.
       novelty: a score of `SCORES`; novelty_quantile: the fraction of held-out cells that are not to be called novel.
       fine_tuning: how, where the method is one; None: its defaults. Its method and imbalance are those above.
@@ -87,6 +88,7 @@ class FitOptions:
     min_cells: int = 5
     imbalance: Imbalance = field(default=Imbalance())
     components: int | None = None
+    ranks: bool = False
     coverage: float = 0.9
     novelty: str = "combined"
     novelty_quantile: float = 0.98
@@ -106,6 +108,9 @@ class FitOptions:
             raise ConfigError(f"method {self.method!r}: expected pca, probe, full, last:N, lora:R or scbert.")
         if colon and not (number.isdecimal() and int(number) > 0):
             raise ConfigError(f"method {self.method!r}: expected a number above 0 behind the colon, such as {kind}:2.")
+
+        if self.ranks and self.method != "pca":
+            raise ConfigError(f"ranks: of method pca alone, not of {self.method}; a model has its own value_encoding.")
 
     @property
     def is_linear(self) -> bool:
@@ -155,31 +160,34 @@ def fit(
     rows = np.flatnonzero(membership.any(1))
     folds, held_by = _folds(membership[rows], donors[rows], facts.copies[rows], options.seed)
     _say_of_copies(facts, rows, dataset, say)
+    judged = _learned_without_fold(membership[rows], folds, tree, say)
 
     history: list[dict[str, Any]] = []
     if options.is_linear:
         tried = []
         for candidate in candidates:
             vectors = candidate.vectors(opened, reading)[rows]
-            chosen = choose_linear_head(vectors, membership[rows], folds, options.imbalance)
-            tried.append((marginal_nll(chosen.held_out, membership[rows]), candidate, vectors, chosen))
+            chosen = choose_linear_head(vectors, membership[rows], folds, options.imbalance, judged=judged)
+            loss = marginal_nll(chosen.held_out[judged], membership[rows][judged])
+            tried.append((loss, candidate, vectors, chosen))
         _, representation, vectors, chosen = min(tried, key=lambda each: each[0])
-        head, c, held_out = chosen.head, chosen.c, chosen.held_out
-        held, of_fold = np.arange(len(rows)), folds
+        held, of_fold = np.flatnonzero(judged), folds
+        head, c, held_out = chosen.head, chosen.c, chosen.held_out[held]
     else:
         from scmbert_jax.annotation.fine_tuning import fine_tune  # with optax, which linear heads need not
 
         assert model is not None
         assert isinstance(opened, ModelCells)
-        held = np.flatnonzero(folds == 0)
-        reference = Reference(opened, tree, membership, rows[folds != 0], rows[held], donors)
+        fold = folds[judged].min()  # what is stopped and calibrated by
+        held = np.flatnonzero((folds == fold) & judged)
+        reference = Reference(opened, tree, membership, rows[folds != fold], rows[held], donors)
         tuning = tuning_options(options)
         tuned = fine_tune(model, reference, tuning, work_folder=work_folder, progress=steps_progress)
         note = f"fine-tuned for cell types by {options.method}, {tuned.step} steps"
         representation = ModelRepresentation(replace(model, params=tuned.params, info={**model.info, "note": note}))
         vectors = representation.vectors(opened, reading)[rows]
         head, c, history = tuned.head, None, tuned.history
-        held_out, of_fold = head.logits(vectors[held]), np.where(folds == 0, 0, 1)
+        held_out, of_fold = head.logits(vectors[held]), np.where(folds == fold, 0, 1)
     temperature = fit_temperature(held_out, membership[rows][held])
     probabilities = probabilities_of(held_out, temperature)
     sets = ConformalSets.of(probabilities, membership[rows][held], options.coverage)
@@ -226,9 +234,12 @@ def _open(
     space, mapped = reference_space(
         cells, reading.organism, reading.assembly, None if model is None else model.feature_space
     )
-    # Which values tell types apart depends on depth and chemistry: up to .05 of macro-F1, one way or the other.
-    roots = (False, True) if "rna" in mapped.overlaps else (False,)
-    return [PcaRepresentation(fit_pca(space, mapped, options.components, each)) for each in roots], mapped
+    if options.ranks:
+        tried = ["ranks"]
+    else:
+        # Which values tell types apart depends on depth and chemistry: up to .05 of macro-F1, one way or the other.
+        tried = ["log1p", "roots"] if "rna" in mapped.overlaps else ["log1p"]
+    return [PcaRepresentation(fit_pca(space, mapped, options.components, values)) for values in tried], mapped
 
 
 def _types(labels: Array, tree: LabelTree, options: FitOptions, path: str, say: Say) -> tuple[LabelTree, Array]:
@@ -296,6 +307,22 @@ def _folds(membership: Array, donors: Array, copies: Array, seed: int) -> tuple[
         fold_of[mine] = (next_fold + np.arange(len(mine))) % NUM_FOLDS
         next_fold += len(mine)
     return fold_of[of_copy.ravel()], "cell"
+
+
+def _learned_without_fold(membership: Array, folds: Array, tree: LabelTree, say: Say) -> Array:
+    """bool [n]: a type that the label covers has cells of other folds, so that held-out cells can be judged by it.
+
+    All are, where none can be: types then belong to one fold each, and nothing better is known."""
+    of_leaf = np.stack([membership[folds == fold].any(0) for fold in np.unique(folds)])  # bool [K, L]
+    elsewhere = of_leaf.sum(0) - of_leaf[np.searchsorted(np.unique(folds), folds)] > 0  # bool [n, L]
+    judged = (membership & elsewhere).any(1)
+    if not judged.any():
+        return np.ones(len(folds), bool)
+    alone = membership[~judged].sum(0)
+    if alone.any():
+        few = ", ".join(f"{tree.leaves[leaf]} ({alone[leaf]})" for leaf in np.flatnonzero(alone))
+        say(f"cells of types that no other donors have are learned from, but calibrate nothing: {few}")
+    return judged
 
 
 def _novelty(

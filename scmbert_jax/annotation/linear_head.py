@@ -178,7 +178,12 @@ class ChosenHead(NamedTuple):
 
 
 def choose_linear_head(
-    x: Array, membership: Array, folds: Array, imbalance: Imbalance | None = None, grid: tuple[float, ...] = C_GRID
+    x: Array,
+    membership: Array,
+    folds: Array,
+    imbalance: Imbalance | None = None,
+    grid: tuple[float, ...] = C_GRID,
+    judged: Array | None = None,
 ) -> ChosenHead:
     """The head of that `c` whose logits of held-out folds have the least `marginal_nll`.
 
@@ -186,20 +191,21 @@ def choose_linear_head(
       x: float [n, D]; membership: bool [n, L], no row all False.
       folds: int [n], 0 to K - 1, K above 1.
       imbalance: of the fits; the choice counts each cell once.
+      judged: bool [n], the cells by which `c` is chosen, not all False; None: all.
     """
     with threadpool_limits(1):  # once: to find the libraries takes longer than a small fit
-        return _choose(x, membership, folds, imbalance, grid)
+        return _choose(x, membership, folds, imbalance, grid, np.ones(len(x), bool) if judged is None else judged)
 
 
 def _choose(
-    x: Array, membership: Array, folds: Array, imbalance: Imbalance | None, grid: tuple[float, ...]
+    x: Array, membership: Array, folds: Array, imbalance: Imbalance | None, grid: tuple[float, ...], judged: Array
 ) -> ChosenHead:
     numbers = np.unique(folds)
     step = max(1, len(x) // _MOST_TO_CHOOSE_BY)
     few = np.arange(0, len(x), step)
     losses = np.zeros((len(numbers), len(grid)))
     for row, fold in enumerate(numbers):
-        train, held = few[folds[few] != fold], few[folds[few] == fold]
+        train, held = few[folds[few] != fold], few[(folds[few] == fold) & judged[few]]
         head = None
         for column, c in enumerate(grid):
             head = _fit(x[train], membership[train], c, imbalance=imbalance, start=head)

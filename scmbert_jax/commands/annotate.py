@@ -56,6 +56,9 @@ class FitArguments:
     """Gamma of the focal loss, by which cells that are easily told weigh less; 2 is usual."""
     components: int | None = None
     """Principal components of each modality, for --method pca. Default: 30, of ATAC 50."""
+    ranks: bool = False
+    """--method pca of RNA by ranks within the cell instead of log counts: labelled cells and others of different depth
+    or chemistry compare better. Give a file of chosen genes: ranks of rarely expressed ones are noise."""
     coverage: float = 0.9
     """The fraction of the cells of a type whose sets are to hold it."""
     novelty: Literal["combined", "mahalanobis", "energy", "max_softmax", "knn"] = "combined"
@@ -123,12 +126,12 @@ class AnnotatePredict:
     Writes obs["scmbert_label"], its probability, the set of types it may be of, how novel the cell is, and a status:
     assigned, ambiguous, novel or unsupported.
 
-    Example:  scmbert annotate predict my_annotator cells.h5ad -o annotated.h5ad
+    Example:  scmbert annotate predict example:blood_types cells.h5ad -o annotated.h5ad
               scmbert annotate predict my_annotator cells.h5ad -o annotated.h5ad --majority-voting leiden
     """
 
     annotator_dir: tyro.conf.Positional[AnnotatorFolder]
-    """Written by scmbert annotate fit."""
+    """Written by scmbert annotate fit, or example:blood_types: types of human blood, with the package."""
     file: tyro.conf.Positional[CountsFile]
     """Raw counts; whatever scmbert doctor takes."""
     output: Output
@@ -227,6 +230,7 @@ def _options(given: FitArguments, model_dir: Path | None) -> "FitOptions":
         min_cells=given.min_cells,
         imbalance=Imbalance(given.balance, given.logit_adjustment, given.focal),
         components=given.components,
+        ranks=given.ranks,
         coverage=given.coverage,
         novelty=given.novelty,
         novelty_quantile=given.novelty_quantile,

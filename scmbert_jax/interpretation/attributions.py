@@ -151,7 +151,7 @@ class PcaExplainer:
                 counts, measured = drawn.counts[name], self.overlaps[name].measured
                 values = values_of_counts(name, counts, measured, part)
                 own = direction.weight[first : first + part.width] / part.scale
-                parts[name] = _times(values, part.loadings @ own, types)
+                parts[name] = _times(values, part.loadings_of(measured) @ own, types)
                 of_mean = -(part.mean * measured) @ part.loadings / part.scale
                 baseline[:, first : first + part.width] = np.where((counts.getnnz(axis=1) > 0)[:, None], of_mean, 0.0)
             first += part.width

@@ -13,7 +13,8 @@ import scmbert_jax
 from data_pipelines.readers.example_reader import example_path
 from scmbert_jax.annotation.annotator import load_annotator
 from scmbert_jax.annotation.fine_tuning import FineTuningOptions
-from scmbert_jax.annotation.fit import FitOptions, _folds, fit
+from scmbert_jax.annotation.fit import FitOptions, _folds, _learned_without_fold, fit
+from scmbert_jax.annotation.label_tree import LabelTree
 from scmbert_jax.annotation.predict import STATUSES, annotation_columns, majority_labels, predict, probability_table
 from scmbert_jax.annotation.representation import Reading
 from scmbert_jax.annotation.write_annotation import write_annotation
@@ -282,7 +283,7 @@ def test_the_values_of_rna_are_those_that_name_held_out_cells_better(rna, tmp_pa
     cells = rna[:200, :150].copy()
     cells.X = sp.csr_matrix(rng.poisson(rates[types]).astype(np.float32))
     annotator = fit(None, replaced(cells, np.array(["a", "b"], object)[types]), PCA)
-    assert annotator.representation.pca.parts["rna"].roots
+    assert annotator.representation.pca.parts["rna"].values == "roots"
     assert annotator.info["held_out"]["accuracy"] > 0.8
     annotator.save(tmp_path / "a")
     kept = predict(load_annotator(tmp_path / "a"), cells)
@@ -368,6 +369,17 @@ def test_coarse_labels_of_which_few_are_finer_are_told_and_a_leaf_that_is_left_o
 
 
 # --- what is held out ------------------------------------------------------------------------------------------------
+
+
+def test_a_type_of_one_donor_calibrates_nothing_and_is_named():
+    tree = LabelTree.of(np.array(["B", "T", "NK"]), None)
+    names = np.array(["B", "T", "B", "T", "NK", "NK"])
+    said = list[str]()
+    judged = _learned_without_fold(tree.membership(names), np.array([0, 0, 1, 1, 1, 1]), tree, said.append)
+    np.testing.assert_array_equal(judged, names != "NK")
+    assert said == ["cells of types that no other donors have are learned from, but calibrate nothing: NK (2)"]
+    alone = _learned_without_fold(tree.membership(names), np.array([0, 1, 0, 1, 2, 2]), tree, said.append)
+    assert alone.all(), "where no type has two donors, nothing better is known"
 
 
 def test_donors_and_copies_of_a_cell_are_held_out_whole():
