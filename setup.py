@@ -32,7 +32,7 @@ setup(
     packages=[*find_packages(include=["scmbert_jax*", "data_pipelines*"]), "scmbert_jax.experiments"],
     package_dir={"scmbert_jax.experiments": "experiments"},
     package_data={
-        "scmbert_jax": ["VERSION", "py.typed", "annotation/cell_ontology.csv"],
+        "scmbert_jax": ["VERSION", "py.typed", "annotation/cell_ontology.csv", "annotation/blood_types/*"],
         "data_pipelines": ["tables/*", "example/*", "py.typed"],
     },
     install_requires=[

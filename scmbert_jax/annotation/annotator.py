@@ -25,7 +25,7 @@ from scmbert_jax.annotation.linear_head import LinearHead
 from scmbert_jax.annotation.novelty import Novelty
 from scmbert_jax.annotation.pca import Pca
 from scmbert_jax.annotation.representation import ModelRepresentation, PcaRepresentation, Representation
-from scmbert_jax.errors import CheckpointError
+from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.folder_digests import read_document, write_document
 from scmbert_jax.outputs import ANNOTATOR, check_output_folder, partial_beside, put_folder
 from scmbert_jax.plain_text import markdown
@@ -35,6 +35,7 @@ from scmbert_jax.text_table import markdown_table
 
 Array = np.ndarray
 
+EXAMPLES = ("blood_types",)  # folders beside this file, which come with the package as "example:NAME"
 FORMAT_VERSION = 1  # raised whenever the same folder would give other answers
 _DOCUMENT, _LABELLED = ANNOTATOR.mark, "labelled_cells.npz"
 
@@ -165,11 +166,13 @@ class Annotator:
 
 
 def load_annotator(folder: str | Path) -> Annotator:
-    """Reads an annotator folder, every file of which is compared with its digest.
+    """Reads an annotator folder, every file of which is compared with its digest; "example:blood_types" is built in.
 
-    Raises `CheckpointError` where something is missing, damaged, edited or of another version; the file is named.
+    Raises:
+      CheckpointError: something is missing, damaged, edited or of another version; the file is named.
+      ConfigError: there is no such example.
     """
-    folder = Path(folder)
+    folder = _place(folder)
     document = read_document(folder, ANNOTATOR, FORMAT_VERSION, "scmbert annotate fit", _other_version)
     try:
         labelled = load_trained_cells(folder / _LABELLED)
@@ -212,8 +215,18 @@ def load_annotator(folder: str | Path) -> Annotator:
 
 
 def is_annotator(folder: str | Path) -> bool:
-    """Whether there is a folder with an annotator.json."""
-    return (Path(folder) / _DOCUMENT).is_file()
+    """Whether there is a folder with an annotator.json. Raises `ConfigError` for an example that there is not."""
+    return (_place(folder) / _DOCUMENT).is_file()
+
+
+def _place(folder: str | Path) -> Path:
+    prefix, colon, example = str(folder).partition(":")
+    if prefix != "example" or not colon:
+        return Path(folder)
+    if example not in EXAMPLES:
+        known = ", ".join(f"example:{name}" for name in EXAMPLES)
+        raise ConfigError(f"{folder}: no such annotator; there is {known}.")
+    return Path(__file__).parent / example
 
 
 def _other_version(document: dict[str, Any]) -> str:
