@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scmbert_jax.annotation.annotate import annotate as annotate
     from scmbert_jax.annotation.annotate import fit_annotator as fit_annotator
     from scmbert_jax.experiment_files import load_experiment as load_experiment
+    from scmbert_jax.integration.integrate import integrate as integrate
     from scmbert_jax.interpretation.explain import ExplainOptions as ExplainOptions
     from scmbert_jax.interpretation.explain import explain as explain
     from scmbert_jax.parallel.processes import Processes as Processes
@@ -36,6 +37,7 @@ _HOMES = {
     "load": "scmbert_jax.tasks.model",
     "annotate": "scmbert_jax.annotation.annotate",
     "fit_annotator": "scmbert_jax.annotation.annotate",
+    "integrate": "scmbert_jax.integration.integrate",
     "explain": "scmbert_jax.interpretation.explain",
     "load_experiment": "scmbert_jax.experiment_files",
     "BuildOptions": "data_pipelines.build.options",

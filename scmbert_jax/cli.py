@@ -42,6 +42,7 @@ from scmbert_jax.commands.evaluate_networks import EvaluateNetworks
 from scmbert_jax.commands.exchange import ExportTorch, ImportModel
 from scmbert_jax.commands.explain import Explain
 from scmbert_jax.commands.failures_told_once import tell_failures_once
+from scmbert_jax.commands.integrate import Integrate
 from scmbert_jax.commands.number_limits import check_numbers
 from scmbert_jax.commands.plan import MakePlan
 from scmbert_jax.commands.train import Export, Pretrain
@@ -68,6 +69,7 @@ VERBS: dict[str, Any] = {
     "export-torch": ExportTorch,
     "embed": Embed,
     "translate": Translate,
+    "integrate": Integrate,
     "match": Match,
     "label-transfer": LabelTransfer,
     "pseudo-pairs": MakePseudoPairs,

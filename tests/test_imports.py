@@ -40,6 +40,7 @@ LAYERS = (
     ("warm_start", "torch_models"),
     ("tasks",),
     ("annotation",),
+    ("integration",),
     ("evaluation",),
     ("interpretation",),
     ("evaluators",),

@@ -89,11 +89,12 @@ class EvaluateMatching:
 class EvaluateIntegration:
     """Score one embedding of all cells: cell types apart, technical batches mixed (scib-metrics).
 
-    The model is compared with its linear path alone, PCA, CCA on the pairs, and pseudo-pairs. Without --model the
-    baselines alone are scored. If there is one technical batch, only the separation of cell types is scored.
+    The model is compared with its linear path alone, PCA, PCA with batches centred or corrected by soft clusters,
+    ComBat, Harmony and scVI, CCA on the pairs, and pseudo-pairs. Without --model the baselines alone are scored. If
+    there is one technical batch, only the separation of cell types is scored.
 
     Example:  scmbert evaluate integration --model my_model --report report.html
-              scmbert evaluate integration --data cells.h5ad --obs-field cell_type=louvain
+              scmbert evaluate integration --data cells.h5ad --batch-key donor --label-key louvain
     """
 
     model: tuple[Path, ...] = ()
@@ -102,6 +103,13 @@ class EvaluateIntegration:
     """Labelled cells: an obs column for cell_type, perhaps one for technical_batch."""
     obs_field: ObsFields = ()
     """Which column of obs holds cell_type or technical_batch, e.g. cell_type=louvain."""
+    batch_key: str | None = None
+    """The same as --obs-field technical_batch=COLUMN."""
+    label_key: str | None = None
+    """The same as --obs-field cell_type=COLUMN."""
+    peer_python: Path | None = None
+    """A Python that has harmonypy, scvi-tools or both (python -m venv peer; peer/bin/pip install harmonypy scvi-tools).
+    Without it there are no rows of Harmony and scVI."""
     num_seeds: int = 5
     """Subsamples each baseline is fitted to; the spread gives the interval."""
     space: Literal["cell", "aligned"] | None = None
@@ -114,6 +122,7 @@ class EvaluateIntegration:
     json: Json = False
 
     def run(self) -> int:
+        from scmbert_jax.benchmarks.integration_peers import integration_peers
         from scmbert_jax.evaluation.alignment.integration import evaluate_integration, write_integration_report
         from scmbert_jax.pretrained import load_model
 
@@ -125,7 +134,8 @@ class EvaluateIntegration:
             models=models,
             num_seeds=self.num_seeds,
             space=self.space,
-            obs_fields=obs_fields_of(self.obs_field),
+            obs_fields=self._obs_fields(),
+            others=integration_peers(self.peer_python),
             organism=self.organism,
             assembly=self.assembly,
             say=say,
@@ -135,6 +145,10 @@ class EvaluateIntegration:
             write_integration_report(self.report, found, _run_info(self.model, models))
             say(f"report: {self.report}")
         return 0
+
+    def _obs_fields(self) -> dict[str, str | None] | None:
+        keys: dict[str, str | None] = {"technical_batch": self.batch_key, "cell_type": self.label_key}
+        return {**(obs_fields_of(self.obs_field) or {}), **{field: key for field, key in keys.items() if key}} or None
 
 
 def _run_info(folders: tuple[Path, ...], models: list[Any]) -> dict[str, Any]:

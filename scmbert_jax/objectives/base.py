@@ -44,7 +44,7 @@ class Objective(ABC):
       used_by: a line of the model card: what a model can do that was trained for it.
     """
 
-    needs_whole_batch: ClassVar[bool] = False
+    needs_whole_batch: bool = False
     shaped_by: ClassVar[tuple[str, ...]] = ()
     used_by: ClassVar[str] = ""
 

@@ -11,7 +11,7 @@ import numpy as np
 from data_pipelines.batches.model_counts import Overlap
 from data_pipelines.checks.input_report import InputReport
 from data_pipelines.readers.dataset import Dataset
-from scmbert_jax.errors import InputError
+from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.models.token_sequence import CutBatch
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.scmbert import ModelDefinition
@@ -58,6 +58,7 @@ def embed_dataset(
     organism: str | None = None,
     assembly: str | None = None,
     rows: np.ndarray | None = None,
+    average_batches: bool = False,
     batch_size: int = 64,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -73,6 +74,8 @@ def embed_dataset(
         that is less than cells need, a `ScmbertWarning` says what fraction was shown.
       organism, assembly: as in `check_dataset`; what the file does not tell is taken from the model.
       rows: int64, cells to embed, the others get nan; None: all.
+      average_batches: the mean of a cell's embeddings as if it were of each technical batch of training in turn, so
+        that none of them is in it; of models that are told the batch with the tokens. Takes as many times as long.
       batch_size: cells per device call; changes speed and memory only.
       seed: which tokens are drawn of cells that have more, and which zeros; the same seed gives the same embedding.
       progress: called with (cells done, cells in all).
@@ -80,12 +83,14 @@ def embed_dataset(
     Raises:
       InputError: no raw counts, unknown features, too few of the model's, another organism or genome build, or a space
         the model lacks; the message says what to do.
-      ConfigError: a batch size below 1.
+      ConfigError: a batch size below 1; `average_batches` of a model that is not told the batch with the tokens.
     """
     if space == "aligned":
         _require_aligned_space(model)
     opened = open_model_cells(model, cells, modalities, organism, assembly)
     embed = embedding_function(model, space)
+    if average_batches:
+        embed = _averaged_over_batches(model, embed)
     result = _no_embeddings(opened, _width(model, space))
     for mine, batch, done in opened.batches(num_tokens, batch_size, seed, rows):
         result[mine] = embed(batch)[: len(mine)]
@@ -191,6 +196,32 @@ def embedding_function(model: PretrainedModel, space: str) -> Callable[[CutBatch
     definition = model.definition
     table = feature_table(definition, model.params, model.constants)
     return lambda batch: np.asarray(_cell_embedding(definition, space, model.params, model.constants, table, batch))
+
+
+def told_the_batch(model: PretrainedModel) -> bool:
+    """Whether the model is told each cell's technical batch with its tokens, so that it may be in the embedding."""
+    own = model.config.model
+    return own.covariates_at == "tokens" and "technical_batch" in own.covariates
+
+
+def _averaged_over_batches(
+    model: PretrainedModel, embed: Callable[[CutBatch], np.ndarray]
+) -> Callable[[CutBatch], np.ndarray]:
+    if not told_the_batch(model):
+        raise ConfigError(
+            "average_batches is for models that are told the technical batch with the tokens (model.covariates and "
+            "model.covariates_at); this one is not: embed without it."
+        )
+    number = model.definition.layout.covariate_sizes["technical_batch"]
+
+    def mean(batch: CutBatch) -> np.ndarray:
+        total = np.zeros(())
+        for code in range(number):
+            codes = np.full_like(batch.covariates["technical_batch"], code)
+            total = total + embed(replace(batch, covariates={**batch.covariates, "technical_batch": codes}))
+        return total / number
+
+    return mean
 
 
 def provenance(model: PretrainedModel, result: CellEmbeddings) -> dict[str, Any]:

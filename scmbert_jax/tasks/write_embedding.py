@@ -1,12 +1,14 @@
 """Writes embeddings into a copy of the file they were made of: all else in it stays as it was."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from data_pipelines.readers.dataset import Dataset
 from data_pipelines.readers.example_reader import EXAMPLES, example_path
 from data_pipelines.readers.reading_options import split_query
 from scmbert_jax.errors import InputError
@@ -29,18 +31,33 @@ def write_embedding(
     Raises `InputError` when the file cannot be written, is there already (unless `overwrite`), or its ending does not
     fit its kind.
     """
+    write_obsm(path, spec, result.dataset, obsm_keys(result), {"scmbert": provenance(model, result)}, overwrite)
+
+
+def write_obsm(
+    path: Path,
+    spec: str,
+    dataset: Dataset,
+    obsm: Mapping[str, np.ndarray],
+    uns: Mapping[str, Any],
+    overwrite: bool = False,
+) -> None:
+    """Writes entries of `obsm` and `uns`, whole or not at all, into a copy of what `dataset` was read from (`spec`).
+
+    Files, and errors, as of `write_embedding`.
+    """
     check_output(path, spec, overwrite)
     source = annotated_source(spec)
-    written: dict[str, Any] = {**obsm_keys(result), **provenance(model, result)}
+    written: dict[str, Any] = {"obsm": obsm, "uns": uns}
     if source is None:
-        written["obs"] = result.dataset.obs
+        written["obs"] = dataset.obs
     copied = 0 if source is None else source.stat().st_size
     with written_whole(path, copied + size_in_file(written)) as partial:
         if source is None:
-            _write_new(partial, result)
+            _write_new(partial, dataset)
         else:
             shutil.copyfile(source, partial)
-        _add(partial, model, result)
+        _add(partial, obsm, uns)
 
 
 def check_output(path: Path, spec: str, overwrite: bool = False) -> None:
@@ -60,11 +77,11 @@ def annotated_source(spec: str) -> Path | None:
     return source if source.suffix in (".h5ad", ".h5mu") and source.is_file() else None
 
 
-def _write_new(path: Path, result: CellEmbeddings) -> None:
+def _write_new(path: Path, dataset: Dataset) -> None:
     import anndata
 
-    obs = writable_table(result.dataset.obs)
-    obs.index = result.dataset.cell_ids.astype(object)
+    obs = writable_table(dataset.obs)
+    obs.index = dataset.cell_ids.astype(object)
     anndata.AnnData(obs=obs, shape=(len(obs), 0)).write_h5ad(path)
 
 
@@ -85,11 +102,12 @@ def open_groups(file: h5py.File) -> None:
             write_elem(file, name, {} if records is None else {key: records[key] for key in records.dtype.names})
 
 
-def _add(path: Path, model: PretrainedModel, result: CellEmbeddings) -> None:
+def _add(path: Path, obsm: Mapping[str, np.ndarray], uns: Mapping[str, Any]) -> None:
     from anndata.io import write_elem
 
     with h5py.File(path, "r+") as file:
         open_groups(file)
-        for key, embeddings in obsm_keys(result).items():
-            write_elem(file["obsm"], key, np.ascontiguousarray(embeddings))
-        write_elem(file["uns"], "scmbert", provenance(model, result))
+        for key, values in obsm.items():
+            write_elem(file["obsm"], key, np.ascontiguousarray(values))
+        for key, value in uns.items():
+            write_elem(file["uns"], key, value)

@@ -18,7 +18,8 @@ from threadpoolctl import threadpool_limits
 
 from data_pipelines.readers.open_dataset import open_dataset
 from scmbert_jax.errors import ConfigError, InputError
-from scmbert_jax.evaluation.alignment.integration_baselines import INTEGRATION_BASELINES, AllCells
+from scmbert_jax.evaluation.alignment.baselines import Baseline
+from scmbert_jax.evaluation.alignment.integration_baselines import INTEGRATION_BASELINES, AllCells, several_batches
 from scmbert_jax.evaluation.alignment.result import AlignmentResult, AlignmentRow, score_rows
 from scmbert_jax.evaluation.baselines import LINEAR_PATH_ALONE
 from scmbert_jax.evaluation.data.model_vectors import embedded_models
@@ -26,6 +27,7 @@ from scmbert_jax.evaluation.seen_cells import identified_cells, what_models_saw
 from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.tasks.match import comparison_space
 from scmbert_jax.tasks.modality_cells import read_modalities
+from scmbert_jax.tasks.soft_clusters import correct_clusters
 
 Array = np.ndarray
 Say = Callable[[str], None]
@@ -115,17 +117,21 @@ def evaluate_integration(
     num_seeds: int = 5,
     space: str | None = None,
     obs_fields: Mapping[str, str | None] | None = None,
+    others: Sequence[Baseline[AllCells, Array]] = (),
     organism: str | None = None,
     assembly: str | None = None,
     say: Say = lambda message: None,
 ) -> IntegrationReport:
-    """Scores the joint embedding of all cells beside PCA, CCA on the pairs, and pseudo-pairs.
+    """Scores the joint embedding of all cells beside PCA, corrections of it, CCA on the pairs, and pseudo-pairs.
+
+    Each embedding of a model is scored as it is, and as `scmbert integrate` corrects it.
 
     Args:
       models: trained models of one method, one per seed; a single one is embedded with `num_seeds` token draws.
       space: of the models, "aligned" or "cell"; None: both where they were trained for the aligned one, which stands
         first, else "cell", all modalities of a cell read together.
       obs_fields: standard field -> column of obs, where it is not recognised by its name.
+      others: further baselines, such as other projects' (`benchmarks.integration_peers`).
 
     Raises:
       InputError: before anything is embedded, cells without types, of one type, or too few; models without that space.
@@ -159,7 +165,7 @@ def evaluate_integration(
         pictures[method] = seeds[0] if whole is None else whole
 
     notes = list(_notes(len(np.unique(everyone.batches[known])) > 1))
-    for baseline in INTEGRATION_BASELINES:
+    for baseline in (*INTEGRATION_BASELINES, *others):
         if not baseline.possible(everyone):
             continue
         say(baseline.name)
@@ -177,13 +183,24 @@ def evaluate_integration(
             name = f"{method}, {chosen} space" + ("" if place else ", the model's own")
             say(name)
             information = embedded.information()
-            add(name, embedded.uses(), None, [everyone.embedded(embedded, seed) for seed in range(embedded.num_seeds)])
+            seeds = [everyone.embedded(embedded, seed) for seed in range(embedded.num_seeds)]
+            add(name, embedded.uses(), None, seeds)
+            if several_batches(everyone):
+                corrected = [_corrected(x, everyone.batches, seed) for seed, x in enumerate(seeds)]
+                add(f"{name}, soft clusters", f"{embedded.uses()}; technical batches", None, corrected)
     if models:
         named = [(f"model {number}", model.trained_cells) for number, model in enumerate(models)]
         identified = identified_cells(dataset, organism=organism, assembly=assembly)
         notes += what_models_saw(named, identified, np.flatnonzero(np.isin(identified.cell_ids, everyone.ids)))
     result = AlignmentResult("integration", data, tuple(rows), tuple(notes), information)
     return IntegrationReport(result, pictures, everyone.types, everyone.batches)
+
+
+def _corrected(embedding: Array, batches: Array, seed: int) -> Array:
+    known = np.isfinite(embedding[:, 0])
+    corrected = np.full(embedding.shape, np.nan)
+    corrected[known] = correct_clusters(embedding[known], batches[known], seed=seed)
+    return corrected
 
 
 def _spaces(models: Sequence[PretrainedModel], space: str | None) -> list[str]:
@@ -205,10 +222,10 @@ def _notes(several_batches: bool) -> tuple[str, ...]:
     return (
         f"scib-metrics {scib_metrics.__version__}; its values are not those of the older scib. 1 is best everywhere. "
         f"{groups}",
-        "CCA and pseudo-pairs take the mean of each technical batch off: that mixes batches, and would hide a real "
-        "difference of composition between them. PCA does not.",
+        "All but PCA are told the technical batches. CCA, pseudo-pairs and centring take the mean of each off: that "
+        "hides a real difference of composition between them, too. Soft clusters: the algorithm of Harmony, ours.",
         "Each figure is the fit to all cells; in brackets mean ± half of the 95% Student-t interval over seeds (80% of "
-        "the cells each; for models, trained seeds or token draws).",
+        "the cells each; for models, trained seeds or token draws; for Harmony and scVI, random starts).",
         "Aligned space: the modalities of a cell, each read alone, in the contrastive space, and their mean; cell "
         f"space: read together by the encoder. {LINEAR_PATH_ALONE}: the same models without their transformer.",
     )

@@ -25,6 +25,10 @@ class WholeProfileConfig:
     `num_tokens` are predicted from a part of them."""
     covariate_dropout: float = 0.1
     """Fraction of cells whose covariates are hidden, so that an unknown covariate is a trained case."""
+    batch_mixing_weight: float = 0.0
+    """Weight of how far technical batches lie apart in the cell embedding (batch_mixing.py), in nats per expressed
+    feature. Needs technical_batch among model.covariates. Above 0 the loss compares cells of the whole batch, so that
+    it is not split into microbatches."""
 
     def validate(self, where: str, modalities: ModalitiesConfig) -> None:
         require(self.weight >= 0, f"{where}.weight", self.weight, "0 or more")
@@ -32,4 +36,5 @@ class WholeProfileConfig:
         require(self.profile_tokens >= 1, f"{where}.profile_tokens", self.profile_tokens, "1 or more")
         require(self.features_per_step >= 0, f"{where}.features_per_step", self.features_per_step, "0 (all) or more")
         require(0 < self.source_fraction <= 1, f"{where}.source_fraction", self.source_fraction, "0 < value <= 1")
+        require(self.batch_mixing_weight >= 0, f"{where}.batch_mixing_weight", self.batch_mixing_weight, "0 or more")
         require(0 <= self.covariate_dropout < 1, f"{where}.covariate_dropout", self.covariate_dropout, "0 <= value < 1")

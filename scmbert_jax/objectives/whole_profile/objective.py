@@ -23,6 +23,7 @@ from scmbert_jax.modalities import MODALITIES
 from scmbert_jax.models.flops import TokenCounts, added, encoded
 from scmbert_jax.models.token_sequence import pack_tokens, subsample_tokens
 from scmbert_jax.objectives.base import LossSum, Model, Objective, drop_covariates
+from scmbert_jax.objectives.whole_profile.batch_mixing import batch_discrepancy
 from scmbert_jax.objectives.whole_profile.head import ProfileHead, draw_features
 from scmbert_jax.random_keys import KeyPurpose, key_for, row_keys
 
@@ -37,6 +38,12 @@ class WholeProfile(Objective):
 
     def __init__(self, config: ExperimentConfig):
         self.config = config.objectives.whole_profile
+        self.needs_whole_batch = self.config.batch_mixing_weight > 0
+        if self.needs_whole_batch and "technical_batch" not in config.model.covariates:
+            raise ConfigError(
+                "objectives.whole_profile.batch_mixing_weight is above 0, but technical_batch is not among "
+                "model.covariates; name it there: --model.covariates technical_batch."
+            )
         self.modalities = config.modalities.in_use()
 
     @staticmethod
@@ -82,4 +89,8 @@ class WholeProfile(Objective):
             total += modality.loss_weight * nll
             weight += modality.loss_weight * number
             metrics[f"{name}_profile_nll"] = (nll, number)
+        if self.needs_whole_batch:
+            gap, cells = batch_discrepancy(cell.astype(jnp.float32), batch.covariates["technical_batch"])
+            total += self.config.batch_mixing_weight * weight * gap / jnp.maximum(cells, 1.0)
+            metrics["batch_discrepancy"] = (gap, cells)
         return LossSum(total, weight, metrics)
