@@ -5,7 +5,10 @@
     scmbert export run my_model
     scmbert embed my_model cells.h5ad -o embedded.h5ad
 
-TODO_MEASURED
+kang_pbmc_ifnb_13types, control and stimulated cells as batches, 400 steps (four minutes of two shared cores), one seed,
+scib-metrics bio / batch / total: .538/.664/.589; principal components .644/.344/.524, and as `scmbert integrate` corrects
+them .708/.824/.755. Batches are mixed, and much of what tells types apart is not learned in so few steps: prefer
+`scmbert integrate`, unless the model is wanted for more.
 """
 
 from scmbert_jax.config import (
@@ -39,7 +42,7 @@ def config() -> ExperimentConfig:
         objectives=ObjectivesConfig(
             masked_modeling=MaskedModelingConfig(weight=0.0),
             # A cell of unknown batch is never asked for: with batches hidden, the embedding would have to know them.
-            whole_profile=WholeProfileConfig(weight=1.0, covariate_dropout=0.0, batch_mixing_weight=1.0),
+            whole_profile=WholeProfileConfig(weight=1.0, covariate_dropout=0.0),
         ),
         optimizer=OptimizerConfig(peak_learning_rate=3e-3, warmup_steps=50),
         train=TrainConfig(num_steps=400, log_every=10, checkpoint_every=100),

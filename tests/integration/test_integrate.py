@@ -55,7 +55,7 @@ def test_a_file_is_copied_and_added_to(rna, found, tmp_path):
     assert written.uns[PROVENANCE]["batches"].tolist() == ["p1_0", "p3_0", "p4_0"]
     told = scmbert("integrate", tmp_path / "cells.h5ad", "--batch-key", "batch", "-o", tmp_path / "cells.h5ad")
     assert told.code != 0
-    assert "is what is read" in told.stderr
+    assert "is what is read" in told.err
 
 
 def test_cells_without_counts_get_nan_and_move_no_other(rna, found):

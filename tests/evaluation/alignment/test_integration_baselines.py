@@ -30,13 +30,13 @@ def rna():
 
 @pytest.fixture(scope="module")
 def thinned(rna):
-    """The same cells in two batches, by lot; one of them lost 70% of the counts of every third gene."""
+    """The same cells in two batches, by lot; one of them lost 80% of the counts of every other gene."""
     (side,) = rna.sides
     rng = np.random.default_rng(0)
     second = rng.random(len(side)) < 0.5
     counts = side.counts.tocoo()
-    lost = second[counts.row] & (counts.col % 3 == 0)
-    counts.data = np.where(lost, rng.binomial(counts.data, 0.3), counts.data)
+    lost = second[counts.row] & (counts.col % 2 == 0)
+    counts.data = np.where(lost, rng.binomial(counts.data, 0.2), counts.data)
     return AllCells({"rna": replace(side, counts=counts.tocsr(), technical_batches=np.where(second, "b", "a"))})
 
 
