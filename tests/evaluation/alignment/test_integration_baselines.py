@@ -45,7 +45,7 @@ def test_corrections_mix_batches_and_keep_types(thinned, name):
     baseline = BASELINES[name]
     assert baseline.possible(thinned)
     before = neighbours_of(pca(thinned, None), thinned.batches, thinned.types)
-    assert before.own_batch > 0.8
+    assert before.own_batch > 0.7  # or there is nothing to take off
     for seed in (None, 1):
         found = baseline.fitted(thinned, seed)
         after = neighbours_of(found, thinned.batches, thinned.types)
