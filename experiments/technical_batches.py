@@ -6,9 +6,9 @@
     scmbert embed my_model cells.h5ad -o embedded.h5ad
 
 kang_pbmc_ifnb_13types, control and stimulated cells as batches, 400 steps (four minutes of two shared cores), one seed,
-scib-metrics bio / batch / total: .538/.664/.589; principal components .644/.344/.524, and corrected by
-`scmbert integrate` .708/.824/.755. Batches are mixed, and much of what tells types apart is not learned in so few steps: prefer
-`scmbert integrate`, unless the model is wanted for more.
+scib-metrics bio / batch / total: .538/.664/.589; principal components .637/.344/.520, and corrected by
+`scmbert integrate` .669/.821/.729. Batches are mixed, and much of what tells types apart is not learned in so few
+steps: prefer `scmbert integrate`, unless the model is wanted for more.
 """
 
 from scmbert_jax.config import (
