@@ -28,6 +28,7 @@ NOT_RUN = {
     "scmbert plan": "compiles for minutes; tests/planning runs plans of smaller shapes",
     "scmbert bench": "measures for minutes; tests/benchmarks runs each at a smaller size",
     "evaluate annotation": "fits for minutes; tests/evaluation/annotation/test_annotation_suite.py runs it",
+    "--peer-python": "another Python; tests/evaluation/alignment/test_integration_baselines.py stands in for it",
     "docs/import.md": "needs a checkpoint of scBERT; tests/torch_models/test_scbert_import.py makes one and runs it",
     "evaluate ladder": "needs three runs; tests/evaluation/pretraining/test_ladder.py runs it",
 }
