@@ -62,7 +62,7 @@ def main() -> None:
             with np.load(folder / "cells.npz") as cells:
                 found = method({name: cells[name] for name in cells.files}, asked["seed"])
             np.save(folder / "embedding.npy", np.asarray(found, np.float32))
-            answer = {"seconds": time.perf_counter() - start}
+            answer: dict[str, object] = {"seconds": time.perf_counter() - start}
         except Exception as error:  # its message must reach who asked
             answer = {"error": f"{asked['method']}: {type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)

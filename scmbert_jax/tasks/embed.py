@@ -217,7 +217,7 @@ def _averaged_over_batches(
     def mean(batch: CutBatch) -> np.ndarray:
         total = np.zeros(())
         for code in range(number):
-            codes = np.full_like(batch.covariates["technical_batch"], code)
+            codes: Any = np.full_like(batch.covariates["technical_batch"], code)
             total = total + embed(replace(batch, covariates={**batch.covariates, "technical_batch": codes}))
         return total / number
 
