@@ -69,10 +69,10 @@ VERBS: dict[str, Any] = {
     "export-torch": ExportTorch,
     "embed": Embed,
     "translate": Translate,
-    "integrate": Integrate,
     "match": Match,
     "label-transfer": LabelTransfer,
     "pseudo-pairs": MakePseudoPairs,
+    "integrate": Integrate,
     "annotate": {"fit": AnnotateFit, "predict": AnnotatePredict, "once": AnnotateOnce},
     "explain": Explain,
     "evaluate": {

@@ -29,7 +29,7 @@ from scmbert_jax.training import loop
 VERBS = [
     *("doctor", "corpus build", "corpus info", "corpus overlap", "corpus verify", "corpus copy"),
     *("corpus gene-embeddings", "pretrain", "plan", "export", "import", "export-torch"),
-    *("embed", "translate", "match", "label-transfer", "pseudo-pairs"),
+    *("embed", "translate", "match", "label-transfer", "pseudo-pairs", "integrate"),
     *("annotate fit", "annotate predict", "annotate once", "explain"),
     *("evaluate pretraining", "evaluate probe", "evaluate annotation", "evaluate translation", "evaluate matching"),
     *("evaluate integration", "evaluate networks", "evaluate ladder"),

@@ -100,7 +100,7 @@ class EvaluateIntegration:
     model: tuple[Path, ...] = ()
     """Model folders (scmbert export): seeds of one method. One alone is scored with several token draws."""
     data: str = "example:pbmc_mosaic"
-    """Labelled cells: an obs column for cell_type, perhaps one for technical_batch."""
+    """Labelled cells: cell_type in obs, perhaps technical_batch."""
     obs_field: ObsFields = ()
     """Which column of obs holds cell_type or technical_batch, e.g. cell_type=louvain."""
     batch_key: str | None = None

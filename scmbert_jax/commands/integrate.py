@@ -27,7 +27,7 @@ class Integrate:
     taken off with it: give --label-key to be told.
 
     Example:  scmbert integrate cells.h5ad --batch-key donor -o integrated.h5ad
-              scmbert integrate cells.h5ad --batch-key lane --model my_model --label-key cell_type -o integrated.h5ad
+              scmbert integrate cells.h5ad --batch-key library --model my_model --label-key cell_type -o integrated.h5ad
     """
 
     file: tyro.conf.Positional[CountsFile]
@@ -35,7 +35,7 @@ class Integrate:
     output: Output
     """.h5ad (or .h5mu for an .h5mu). For a 10x or .zarr FILE it holds cells, metadata and embedding, no counts."""
     batch_key: str
-    """Column of obs that says in which lane, experiment or donor a cell was measured."""
+    """Column of obs that says in which library, experiment or donor a cell was measured."""
     model: Annotated[Path | None, tyro.conf.arg(metavar="MODEL_DIR")] = None
     """Written by scmbert export: its embedding is corrected. Default: principal components of these cells."""
     label_key: str | None = None

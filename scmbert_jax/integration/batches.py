@@ -35,7 +35,7 @@ def read_batches(dataset: Dataset, batch_key: str) -> Array:
     if len(names) > len(batches) / 2:
         raise InputError(
             f"{where}: {len(names):,} batches of {len(batches):,} cells; a column of batches has few values. Name the "
-            "one that says in which experiment, lane or donor a cell was measured."
+            "one that says in which experiment, library or donor a cell was measured."
         )
     alone = names[numbers < 2]
     if len(alone):

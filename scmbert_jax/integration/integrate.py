@@ -204,7 +204,7 @@ def integrate(
 
     Args:
       adata: AnnData or MuData with raw counts.
-      batch_key: column of obs: lane, experiment, donor.
+      batch_key: column of obs: library, experiment, donor.
       model: a model folder, or what `load` gave, whose embedding is corrected; None: principal components of the cells.
       label_key: column of obs by which is told what was lost; nothing is fitted to it.
       options: other options; their `batch_key` and `label_key` are those given here.

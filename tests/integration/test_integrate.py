@@ -71,7 +71,7 @@ def test_cells_without_counts_get_nan_and_move_no_other(rna, found):
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        ("lane", "no column 'lane'"),
+        ("library", "no column 'library'"),
         ("same", "all cells are of 'x'"),
         ("each", "1,200 batches of 1,200 cells"),
         ("gaps", "3 of 1,200 cells have no batch"),
