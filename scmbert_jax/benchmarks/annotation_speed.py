@@ -3,7 +3,7 @@
 Both take the tokens of a few cells to the logits of their types: embedding, encoder, the head on all genes
 (models/gene_head.py), the last layer; float32, random weights, the same sizes, cells and threads, by turns. Beside all
 genes as tokens stand the expressed ones alone, with exact attention: what a model that was trained so
-(--modalities.rna.zero-fraction 0) computes of a cell. What that does to accuracy is in experiments/README.md.
+(--modalities.rna.zero-fraction 0) computes of a cell. What that does to accuracy is in docs/import.md.
 """
 
 import json
