@@ -30,6 +30,7 @@ NOT_RUN = {
     "evaluate annotation": "fits for minutes; tests/evaluation/annotation/test_annotation_suite.py runs it",
     "--peer-python": "another Python; tests/evaluation/alignment/test_integration_baselines.py stands in for it",
     "docs/import.md": "needs a checkpoint of scBERT; tests/torch_models/test_scbert_import.py makes one and runs it",
+    "--model my_scbert": "needs a model of scBERT's kind; tests/annotation/test_scbert_head.py fits one",
     "evaluate ladder": "needs three runs; tests/evaluation/pretraining/test_ladder.py runs it",
 }
 SMALL = shlex.split(
