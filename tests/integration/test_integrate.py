@@ -104,4 +104,5 @@ def test_neighbours_of_own_batch_are_counted_without_the_cell_itself():
     copies = np.zeros((200, 2))
     assert neighbours_of(rng.normal(size=(200, 2)), batches).own_batch == pytest.approx(0.5, abs=0.05)
     assert np.isfinite(neighbours_of(copies, batches).own_batch)
+    assert neighbours_of(np.array([[0.0], [1.0]]), np.array(["a", "b"])).own_batch == 0.0
     assert mixed_at_random(batches) == 0.5

@@ -59,3 +59,11 @@ def test_in_one_hard_cluster_it_is_a_ridge_regression_on_the_batches():
     design = np.concatenate([np.ones((40, 1)), one_hot], axis=1)
     effects = np.linalg.solve(design.T @ design + np.diag([0.0, 1.0, 1.0]), design.T @ z)
     np.testing.assert_allclose(_moved(z, np.ones((40, 1)), one_hot, 1.0), z - one_hot @ effects[1:], rtol=1e-12)
+
+
+def test_an_effect_as_large_as_types_needs_clusters_that_must_hold_all_batches(cells):
+    x, types, batches = cells
+    far = x + np.array([0, 0, 0, 0, 5.0]) * (batches == "b")[:, None]
+    mixed, alone = (batch_distance(correct_clusters(far, batches, SoftClusters(d)), types, batches) for d in (2.0, 0.0))
+    assert mixed < 1.0
+    assert alone > 4.0
