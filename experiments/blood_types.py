@@ -66,6 +66,8 @@ OPTIONS = FitOptions(
     donor_key="study",
     hierarchy="cell-ontology",
     imbalance=Imbalance(balance=0.5),
+    novelty="energy",
+    novelty_quantile=0.95,
 )
 FITTED = {
     "zheng": "Zheng 2017, 10x 3' v1, sorted by antibodies",
