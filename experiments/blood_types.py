@@ -23,13 +23,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import anndata
-import h5py
 import mudata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
 from data_pipelines.batches.model_counts import model_counts
+from data_pipelines.files.hdf5_file import open_hdf5
 from data_pipelines.readers.example_reader import example_path
 from scmbert_jax.annotation.annotator import Annotator
 from scmbert_jax.annotation.calibration import expected_calibration_error
@@ -242,7 +242,7 @@ def _gated(path: Path) -> tuple[anndata.AnnData, pd.Series]:
     2-means of log1p counts say where a protein is and is not; the middle fifth of the way between them is neither."""
     from sklearn.cluster import KMeans
 
-    with h5py.File(path) as file:
+    with open_hdf5(path) as file:
         matrix = file["matrix"]
         shape = matrix["shape"][:][::-1]
         counts = sp.csr_matrix((matrix["data"][:], matrix["indices"][:], matrix["indptr"][:]), shape=shape)
