@@ -96,6 +96,19 @@ def programs_are_dropped_before_the_process_has_no_room_for_more(compiled_progra
 
 
 @pytest.fixture(scope="session")
+def transport_at_full_speed() -> Iterator[None]:
+    """Its loop of up to 2,000 rounds takes many times as long in a program that was compiled quickly."""
+    import jax
+
+    from scmbert_jax.tasks import optimal_transport
+
+    quickly = optimal_transport._solve_cost
+    optimal_transport._solve_cost = jax.jit(quickly.__wrapped__, static_argnums=1, compiler_options=XLA_DEFAULT)
+    yield
+    optimal_transport._solve_cost = quickly
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     folder = Path(os.environ.get("SCMBERT_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
     if not folder.is_dir():

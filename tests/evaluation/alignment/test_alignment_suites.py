@@ -108,8 +108,9 @@ def test_the_matching_score_is_the_probability_of_the_partner_in_its_batch():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("transport_at_full_speed")
 def test_labels_cross_without_pairs_above_the_links_alone(pbmc, fold):
-    rows = transfer_rows(pbmc["rna"], pbmc["protein"], fold.train, fold.test, {}, 2, True, lambda message: None)
+    rows = transfer_rows(pbmc["rna"], pbmc["protein"], fold.train, fold.test, {}, 1, True, lambda message: None)
     scores = {
         row.method: row.whole
         for row in rows
