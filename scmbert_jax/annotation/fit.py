@@ -26,6 +26,7 @@ from scmbert_jax.annotation.calibration import (
     fit_temperature,
     probabilities_of,
 )
+from scmbert_jax.annotation.folds import folds_of, learned_without_fold
 from scmbert_jax.annotation.label_tree import LabelTree, read_hierarchy
 from scmbert_jax.annotation.labels import read_donors, read_labels
 from scmbert_jax.annotation.linear_head import Imbalance, LinearHead, choose_linear_head, marginal_nll
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
 Array = np.ndarray
 Say = Callable[[str], None]
 
-NUM_FOLDS = 5
 _MOST_COARSE = 10  # cells of a coarse label for each that is labelled as a type below it, without a word
 _LEAST_EXPRESSED = 0.1  # of the middle one of the labelled cells' expressed features
 
@@ -158,9 +158,9 @@ def fit(
     labels[facts.expressed == 0] = ""
     tree, membership = _types(labels, LabelTree.of(labels, hierarchy), options, dataset.path, say)
     rows = np.flatnonzero(membership.any(1))
-    folds, held_by = _folds(membership[rows], donors[rows], facts.copies[rows], options.seed)
+    folds, held_by = folds_of(membership[rows], donors[rows], facts.copies[rows], options.seed)
     _say_of_copies(facts, rows, dataset, say)
-    judged = _learned_without_fold(membership[rows], folds, tree, say)
+    judged = learned_without_fold(membership[rows], folds, tree, say)
 
     history: list[dict[str, Any]] = []
     if options.is_linear:
@@ -277,52 +277,6 @@ def _types(labels: Array, tree: LabelTree, options: FitOptions, path: str, say: 
                 "labelled: where there are other kinds of them, leave out the finer labels or the hierarchy"
             )
     return tree, membership
-
-
-def _folds(membership: Array, donors: Array, copies: Array, seed: int) -> tuple[Array, str]:
-    """(int64 [n], what is held out together): folds of whole donors where two or more are known, else of cells.
-
-    Types are spread over the folds as evenly as they can be; copies of a cell are in one fold.
-    """
-    known = donors != ""
-    names, of_donor = np.unique(donors[known], return_inverse=True)
-    folds = np.zeros(len(donors), np.int64)
-    rng = np.random.default_rng(seed)
-    if len(names) >= 2:
-        number = min(NUM_FOLDS, len(names))
-        sizes, filled = np.bincount(of_donor), np.zeros(number, np.int64)
-        fold_of = np.zeros(len(names), np.int64)
-        for donor in np.argsort(-sizes, kind="stable"):
-            fold_of[donor] = filled.argmin()
-            filled[filled.argmin()] += sizes[donor]
-        folds[known] = fold_of[of_donor]
-        folds[~known] = rng.integers(0, number, int((~known).sum()))
-        return folds, "donor"
-    _, label = np.unique(membership, axis=0, return_inverse=True)
-    _, first, of_copy = np.unique(copies, return_index=True, return_inverse=True)
-    fold_of = np.zeros(len(first), np.int64)
-    next_fold = 0
-    for code in np.unique(label):
-        mine = rng.permutation(np.flatnonzero(label.ravel()[first] == code))
-        fold_of[mine] = (next_fold + np.arange(len(mine))) % NUM_FOLDS
-        next_fold += len(mine)
-    return fold_of[of_copy.ravel()], "cell"
-
-
-def _learned_without_fold(membership: Array, folds: Array, tree: LabelTree, say: Say) -> Array:
-    """bool [n]: a type that the label covers has cells of other folds, so that held-out cells can be judged by it.
-
-    All are, where none can be: types then belong to one fold each, and nothing better is known."""
-    of_leaf = np.stack([membership[folds == fold].any(0) for fold in np.unique(folds)])  # bool [K, L]
-    elsewhere = of_leaf.sum(0) - of_leaf[np.searchsorted(np.unique(folds), folds)] > 0  # bool [n, L]
-    judged = (membership & elsewhere).any(1)
-    if not judged.any():
-        return np.ones(len(folds), bool)
-    alone = membership[~judged].sum(0)
-    if alone.any():
-        few = ", ".join(f"{tree.leaves[leaf]} ({alone[leaf]})" for leaf in np.flatnonzero(alone))
-        say(f"cells of types that no other donors have are learned from, but calibrate nothing: {few}")
-    return judged
 
 
 def _novelty(

@@ -13,7 +13,8 @@ import scmbert_jax
 from data_pipelines.readers.example_reader import example_path
 from scmbert_jax.annotation.annotator import load_annotator
 from scmbert_jax.annotation.fine_tuning import FineTuningOptions
-from scmbert_jax.annotation.fit import FitOptions, _folds, _learned_without_fold, fit
+from scmbert_jax.annotation.fit import FitOptions, fit
+from scmbert_jax.annotation.folds import folds_of, learned_without_fold
 from scmbert_jax.annotation.label_tree import LabelTree
 from scmbert_jax.annotation.predict import STATUSES, annotation_columns, majority_labels, predict, probability_table
 from scmbert_jax.annotation.representation import Reading
@@ -375,10 +376,10 @@ def test_a_type_of_one_donor_calibrates_nothing_and_is_named():
     tree = LabelTree.of(np.array(["B", "T", "NK"]), None)
     names = np.array(["B", "T", "B", "T", "NK", "NK"])
     said = list[str]()
-    judged = _learned_without_fold(tree.membership(names), np.array([0, 0, 1, 1, 1, 1]), tree, said.append)
+    judged = learned_without_fold(tree.membership(names), np.array([0, 0, 1, 1, 1, 1]), tree, said.append)
     np.testing.assert_array_equal(judged, names != "NK")
     assert said == ["cells of types that no other donors have are learned from, but calibrate nothing: NK (2)"]
-    alone = _learned_without_fold(tree.membership(names), np.array([0, 1, 0, 1, 2, 2]), tree, said.append)
+    alone = learned_without_fold(tree.membership(names), np.array([0, 1, 0, 1, 2, 2]), tree, said.append)
     assert alone.all(), "where no type has two donors, nothing better is known"
 
 
@@ -387,15 +388,15 @@ def test_donors_and_copies_of_a_cell_are_held_out_whole():
     codes = rng.integers(0, 3, 400)
     membership = np.arange(3) == codes[:, None]
     donors = rng.choice(["a", "b", "c", "d", "e", "f", "g"], 400)
-    folds, by = _folds(membership, donors, np.arange(400), 0)
+    folds, by = folds_of(membership, donors, np.arange(400), 0)
     assert by == "donor"
     assert set(folds) == set(range(5))
     assert all(len(set(folds[donors == donor])) == 1 for donor in set(donors))
     copies = np.arange(400) // 2
-    folds, by = _folds(membership, np.full(400, ""), copies, 0)
+    folds, by = folds_of(membership, np.full(400, ""), copies, 0)
     assert by == "cell"
     assert (folds[::2] == folds[1::2]).all()
-    folds, _ = _folds(membership, np.full(400, "one donor"), np.arange(400), 0)
+    folds, _ = folds_of(membership, np.full(400, "one donor"), np.arange(400), 0)
     for code in range(3):
         number = np.bincount(folds[codes == code], minlength=5)
         assert number.max() - number.min() <= 1
