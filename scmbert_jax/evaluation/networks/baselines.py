@@ -93,11 +93,11 @@ def prior_degree(pairs: Pairs, split: NetworkSplit, given: Given, seed: int) -> 
 
 
 def pearson(pairs: Pairs, split: NetworkSplit, given: Given, seed: int) -> Array:
-    return np.abs(given.centred[:, _columns(pairs)].T @ given.centred)
+    return np.abs(given.centred[:, pairs.gene_of_regulators].T @ given.centred)
 
 
 def spearman(pairs: Pairs, split: NetworkSplit, given: Given, seed: int) -> Array:
-    return np.abs(given.centred_ranks[:, _columns(pairs)].T @ given.centred_ranks)
+    return np.abs(given.centred_ranks[:, pairs.gene_of_regulators].T @ given.centred_ranks)
 
 
 def mutual_information(pairs: Pairs, split: NetworkSplit, given: Given, seed: int) -> Array:
@@ -110,7 +110,7 @@ def mutual_information(pairs: Pairs, split: NetworkSplit, given: Given, seed: in
         expressed = values[:, gene] > 0
         ranks = rankdata(values[expressed, gene], "min") - 1
         bins[expressed, gene] = 1 + (ranks * (_BINS - 1)) // max(int(expressed.sum()), 1)
-    columns = _columns(pairs)
+    columns = pairs.gene_of_regulators
     alone, joint = np.zeros(genes), np.zeros((len(columns), genes))  # entropies
     for first in range(_BINS):
         of_gene = (bins == first).astype(np.float32)
@@ -129,7 +129,7 @@ def boosted(pairs: Pairs, split: NetworkSplit, given: Given, seed: int) -> Array
     assert given.expression is not None
     rng = np.random.default_rng(seed)
     cells = rng.permutation(len(given.expression))[:_BOOSTED_CELLS]
-    values, columns = given.expression[cells], _columns(pairs)
+    values, columns = given.expression[cells], pairs.gene_of_regulators
     found = np.zeros(pairs.is_edge.shape)
     for gene in range(values.shape[1]):
         if not values[:, gene].any():
@@ -148,9 +148,9 @@ def boosted_pairs(pairs: Pairs, split: NetworkSplit, given: Given, seed: int) ->
     Of the prior networks, `PriorGraph.features`; of the cells, mean and spread of both genes and their correlation. So
     it knows a gene by its neighbours and its expression, never by name: the floor for graph networks.
     """
-    features = [] if given.prior is None else given.prior.features()
+    features = [] if given.prior is None else given.prior.features
     if given.expression is not None:
-        columns = _columns(pairs)
+        columns = pairs.gene_of_regulators
         correlation = given.centred[:, columns].T @ given.centred
         mean, spread = given.expression.mean(0), given.expression.std(0)
         features += [mean[columns][:, None], spread[columns][:, None], mean[None], spread[None]]
@@ -179,12 +179,6 @@ BASELINES = [
     NetworkMethod("mutual information", "cells", mutual_information),
     NetworkMethod("gradient boosting (GRNBoost2-type)", "cells", boosted),
 ]
-
-
-def _columns(pairs: Pairs) -> Array:
-    """int64 [R], the place of each regulator among the genes."""
-    place = {name: number for number, name in enumerate(pairs.genes.tolist())}
-    return np.array([place[name] for name in pairs.regulators.tolist()])
 
 
 def _entropy(p: Array) -> Array:

@@ -124,8 +124,7 @@ def _all_scores(
 
 
 def _graph_of(pairs: Pairs, split: NetworkSplit, given: Given, arm: Arm, seed: int) -> _Graph:
-    place = {name: number for number, name in enumerate(pairs.genes.tolist())}
-    of_regulators = np.array([place[name] for name in pairs.regulators.tolist()])
+    of_regulators = pairs.gene_of_regulators
     number = len(pairs.genes)
     parts: list[Array] = []
     source = target = np.zeros(0, np.int64)

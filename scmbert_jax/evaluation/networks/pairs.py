@@ -10,6 +10,7 @@ test. Only where both are unseen does degree say nothing.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 
 import numpy as np
@@ -41,6 +42,12 @@ class Pairs:
     is_edge: Array
     is_pair: Array
     without_edges: int
+
+    @cached_property
+    def gene_of_regulators(self) -> Array:
+        """int64 [R], the place of each regulator among the genes."""
+        place = {name: number for number, name in enumerate(self.genes.tolist())}
+        return np.array([place[name] for name in self.regulators.tolist()])
 
     @property
     def density(self) -> float:

@@ -45,6 +45,7 @@ class PriorGraph:
         """float64 [G], regulators of each gene, those of no pair included."""
         return self.genes @ np.asarray(self.edges.sum(0)).ravel()
 
+    @cached_property
     def features(self) -> list[Array]:
         """Float [R, G], [R, 1] or [1, G] each: degrees of both, the edge and its reverse, and how many genes regulate
         both, are regulated by both, or stand between them."""
