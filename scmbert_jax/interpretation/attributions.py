@@ -27,7 +27,6 @@ from scmbert_jax.annotation.annotator import Annotator
 from scmbert_jax.annotation.linear_head import LinearHead
 from scmbert_jax.annotation.pca import MappedCells, Pca, values_of_counts
 from scmbert_jax.annotation.representation import ModelRepresentation, OpenCells, Reading
-from scmbert_jax.errors import ConfigError
 from scmbert_jax.interpretation.drawn_cells import DrawnCells
 from scmbert_jax.interpretation.rollout import rollout_of_tokens
 from scmbert_jax.models.linear_path import linear_values_of_counts
@@ -202,11 +201,7 @@ class ModelExplainer:
     def attributions(
         self, drawn: DrawnCells, method: str, direction: Direction, types: Array, progress: Progress | None = None
     ) -> Attributed:
-        if method not in self.methods:
-            raise ConfigError(
-                f"--method {method}: this model explains by {', '.join(self.methods)}. Attention rollout is of "
-                "what [CLS] reads in one encoder; this model has one for each modality, or reads all genes' states."
-            )
+        assert method in self.methods
         table = feature_table(self.model.definition, self.model.params, self.model.constants)
         given = self.model.definition, self.model.params, self.model.constants, table
         width = self.model.config.model.cell_dim

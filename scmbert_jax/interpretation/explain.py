@@ -234,7 +234,8 @@ def _methods(known: Explainer, annotator: Annotator, options: ExplainOptions) ->
                 "principal components and a linear head are linear in a cell's values, so each feature's part is "
                 "exact and there is nothing to integrate or to roll out. Leave --method away"
                 if annotator.method == "pca"
-                else "attention rollout is of one encoder, and this model has one for each modality"
+                else "attention rollout is of what [CLS] reads in one encoder, and this model has one for each "
+                "modality, or reads the states of all genes"
             )
             raise ConfigError(f"--method {method}: not of this annotator ({annotator.method}): {why}.")
     return tuple(dict.fromkeys(options.methods))
