@@ -1,4 +1,4 @@
-"""Message passing over a network of genes, and what is said of a pair of them.
+"""Message passing over a network of genes.
 
 Edges are lists of equal length, padded with weight 0; a layer sums over them by segment:
 
@@ -139,23 +139,3 @@ class RegulatoryGraph(nnx.Module):
         for layer in self.layers:
             rows = layer(rows, both_ways)
         return self.norm(rows)
-
-
-class PairDecoder(nnx.Module):
-    """Rows of a regulator and of a gene, [..., D] each -> logit [...] of an edge between them; directed.
-
-    A bilinear form, what each side says alone, and a perceptron of one hidden layer of their product.
-    """
-
-    def __init__(self, dim: int, rngs: nnx.Rngs):
-        self.form = weight(rngs, (dim, dim), dim * dim, (None, None))
-        self.alone = filled(0.0, (2, dim), (None, None), "matrix")
-        self.hidden = weight(rngs, (dim, dim), dim, (None, None))
-        self.out = filled(0.0, (dim,), (None,), "matrix")
-        self.bias = filled(0.0, (), (), "bias")
-
-    def __call__(self, source: jax.Array, target: jax.Array) -> jax.Array:
-        of_source, of_target = self.alone[...]
-        bent = jax.nn.gelu((source * target) @ self.hidden[...]) @ self.out[...]
-        bilinear = ((source @ self.form[...]) * target).sum(-1)
-        return bilinear + bent + source @ of_source + target @ of_target + self.bias[...]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from scmbert_jax.models.regulatory_graph import PairDecoder, RegulatoryGraph, graph_edges, without
+from scmbert_jax.models.regulatory_graph import RegulatoryGraph, graph_edges, without
 
 NODES, DIM, KINDS = 12, 8, 2
 
@@ -97,8 +97,3 @@ def test_gradients_are_finite_where_nodes_have_no_neighbours(rows):
         definition, params = nnx.split(network(aggregation))
         gradient = jax.grad(lambda own, d=definition: (nnx.merge(d, own)(rows, edges) ** 3).sum())(params)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
-
-
-def test_a_pair_has_a_direction(rows):
-    decoder = PairDecoder(DIM, nnx.Rngs(params=jax.random.key(0)))
-    assert not np.allclose(decoder(rows[:3], rows[3:6]), decoder(rows[3:6], rows[:3]))

@@ -16,8 +16,9 @@ from flax import nnx
 from scmbert_jax.evaluation.networks.baselines import Given, NetworkMethod
 from scmbert_jax.evaluation.networks.pairs import NetworkSplit, Pairs
 from scmbert_jax.evaluation.networks.scores import auprc
+from scmbert_jax.models.link_decoders import EDGE, LINK_DECODERS
 from scmbert_jax.models.parameters import filled, weight
-from scmbert_jax.models.regulatory_graph import GraphEdges, PairDecoder, RegulatoryGraph, graph_edges, without
+from scmbert_jax.models.regulatory_graph import GraphEdges, RegulatoryGraph, graph_edges, without
 from scmbert_jax.random_keys import init_key
 
 Array = np.ndarray
@@ -50,7 +51,7 @@ class _Network(nnx.Module):
         # From zero: a gene of no training pair stays what its features and its neighbours say.
         self.own = filled(0.0, (num_nodes, _DIM), (None, None), "embedding")
         self.graph = RegulatoryGraph(_DIM, 2, _LAYERS, rngs)
-        self.decoder = PairDecoder(_DIM, rngs)
+        self.decoder = LINK_DECODERS["mlp"](_DIM, rngs)
 
     def rows(self, features: jax.Array, edges: GraphEdges) -> jax.Array:
         return self.graph(features @ self.into[...] + self.own[...], edges)
@@ -105,7 +106,7 @@ def _step(
     def loss(params: Any) -> jax.Array:
         network = nnx.merge(definition, params)
         rows = network.rows(features, edges)
-        logits = network.decoder(rows[source], rows[target])
+        logits = network.decoder(rows[source], rows[target])[..., EDGE]
         is_edge = jnp.arange(len(logits)) < len(logits) // 2
         return optax.sigmoid_binary_cross_entropy(logits, is_edge.astype(jnp.float32)).mean()
 
@@ -120,7 +121,11 @@ def _all_scores(
     network = nnx.merge(definition, params)
     rows = network.rows(features, edges)
     genes = rows[:num_genes]
-    return jax.lax.map(lambda own: network.decoder(jnp.broadcast_to(own, genes.shape), genes), rows[regulators])
+
+    def of_regulator(own: jax.Array) -> jax.Array:
+        return network.decoder(jnp.broadcast_to(own, genes.shape), genes)[..., EDGE]
+
+    return jax.lax.map(of_regulator, rows[regulators])
 
 
 def _graph_of(pairs: Pairs, split: NetworkSplit, given: Given, arm: Arm, seed: int) -> _Graph:
