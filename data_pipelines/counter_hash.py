@@ -51,7 +51,7 @@ def hash_of(*values: int) -> int:
     return state
 
 
-def fold_array(state: int, values: np.ndarray) -> np.ndarray:
+def fold_array(state: int | np.ndarray, values: np.ndarray) -> np.ndarray:
     """`fold(state, v)` for every v: uint64 of the shape of `values`."""
     mixed = (np.uint64(state) ^ values.astype(np.uint64)) + np.uint64(_GOLDEN)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(_MULTIPLIER_1)

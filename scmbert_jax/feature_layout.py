@@ -94,6 +94,29 @@ class FeatureStatistics(NamedTuple):
     linear: LinearStatistics | None = None
 
 
+# What an edge of a network says: a regulator regulates a gene, a region lies near a gene, a gene codes for a protein.
+EDGE_KINDS = ("regulates", "near", "codes")
+
+
+class NetworkEdges(NamedTuple):
+    """E directed edges between rows of a feature table; no two have the same source, target and kind.
+
+    Attributes:
+      source, target: int32 [E], rows of the feature table.
+      kind: int8 [E], index into `EDGE_KINDS`.
+      sign: int8 [E]; 1: activates, -1: represses, 0: unknown.
+      confidence: float32 [E], above 0, at most 1.
+      part: int8 [E]; 0: trains, 1: validation, 2: test, -1: none of these. Only those that train pass messages.
+    """
+
+    source: np.ndarray
+    target: np.ndarray
+    kind: np.ndarray
+    sign: np.ndarray
+    confidence: np.ndarray
+    part: np.ndarray
+
+
 @dataclass(frozen=True)
 class FeatureLayout:
     """What the model must know of a feature space: how many rows, which rows are whose, which are linked.
@@ -106,6 +129,7 @@ class FeatureLayout:
       statistics: where the output biases of a new model start; None: at equal fractions.
       start_rows: float32 [F, D], where the rows of the table of a new model start (`ModelConfig.feature_embeddings`);
         nan, or None: at random.
+      network: the edges of `ModelConfig.networks`, and those of `links`; None: without networks.
     """
 
     slices: dict[str, tuple[int, int]]
@@ -113,6 +137,7 @@ class FeatureLayout:
     covariate_sizes: dict[str, int] = field(default_factory=dict)
     statistics: FeatureStatistics | None = None
     start_rows: np.ndarray | None = None
+    network: NetworkEdges | None = None
 
     @property
     def num_features(self) -> int:

@@ -11,18 +11,16 @@ test. Only where both are unseen does degree say nothing.
 
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 
 import numpy as np
 
 from data_pipelines.counter_hash import Purpose, fold_array, hash_of
 from data_pipelines.networks.beeline import LabelNetwork
+from data_pipelines.networks.parts import TEST, VALIDATION, name_hashes
 from scmbert_jax.errors import InputError
 
 Array = np.ndarray
 
-SPLITS = ("edge", "regulator", "target", "both")
-_TEST, _VALIDATION = 1 / 4, 1 / 8  # of the pairs, the regulators or the genes
 _FEWEST = 8  # regulators and genes, and edges
 
 
@@ -86,7 +84,7 @@ def pairs_of(labels: LabelNetwork, name: str) -> Pairs:
 def split_pairs(pairs: Pairs, split: str, seed: int) -> NetworkSplit:
     """The parts of a seed. They depend on the names alone, so not on the order of regulators and genes."""
     state = hash_of(seed, Purpose.NETWORK_PARTS)
-    regulators, genes = (_hashes(names, state) for names in (pairs.regulators, pairs.genes))
+    regulators, genes = (name_hashes(names, state) for names in (pairs.regulators, pairs.genes))
     if split == "edge":
         of_pairs = np.stack([fold_array(int(own), genes) for own in regulators])
         part = np.zeros(of_pairs.shape, np.int8)
@@ -102,12 +100,7 @@ def split_pairs(pairs: Pairs, split: str, seed: int) -> NetworkSplit:
     return NetworkSplit(train, validation, test)
 
 
-def _hashes(names: Array, state: int) -> Array:
-    own = [int.from_bytes(sha256(name.encode()).digest()[:8], "little") for name in names.tolist()]
-    return fold_array(state, np.array(own, np.uint64))
-
-
 def _parts(hashes: Array) -> Array:
     """int8 [n]: 2 (test), 1 (validation) or 0 (train), by the rank of the hashes."""
     rank = np.argsort(np.argsort(hashes, kind="stable"), kind="stable") / len(hashes)
-    return np.where(rank < _TEST, 2, np.where(rank < _TEST + _VALIDATION, 1, 0)).astype(np.int8)
+    return np.where(rank < TEST, 2, np.where(rank < TEST + VALIDATION, 1, 0)).astype(np.int8)

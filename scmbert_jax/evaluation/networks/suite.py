@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.networks.parts import SPLITS
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.evaluation.intervals import student_t_interval
 from scmbert_jax.evaluation.networks.baselines import BASELINES, Given, NetworkMethod
@@ -19,7 +20,7 @@ from scmbert_jax.evaluation.networks.inputs import (
     read_labels,
     read_scores,
 )
-from scmbert_jax.evaluation.networks.pairs import SPLITS, NetworkSplit, Pairs, pairs_of, split_pairs
+from scmbert_jax.evaluation.networks.pairs import NetworkSplit, Pairs, pairs_of, split_pairs
 from scmbert_jax.evaluation.networks.scores import METRICS, NEW_EDGES, auroc, score_pairs
 from scmbert_jax.evaluation.report.report import write_report
 from scmbert_jax.text_table import markdown_table

@@ -9,11 +9,12 @@ from conftest import scmbert_ok
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from data_pipelines.networks.edge_table import EdgeTable
+from data_pipelines.networks.parts import SPLITS
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.networks import graph_network
 from scmbert_jax.evaluation.networks.baselines import BASELINES, Given
 from scmbert_jax.evaluation.networks.inputs import read_labels
-from scmbert_jax.evaluation.networks.pairs import SPLITS, Pairs, pairs_of, split_pairs
+from scmbert_jax.evaluation.networks.pairs import Pairs, pairs_of, split_pairs
 from scmbert_jax.evaluation.networks.prior_graph import PriorGraph
 from scmbert_jax.evaluation.networks.scores import auprc, auroc, early_precision_ratio, score_pairs
 from scmbert_jax.evaluation.networks.suite import evaluate_networks

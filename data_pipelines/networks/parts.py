@@ -1,0 +1,48 @@
+"""Which edges of a network train, choose and test: by hashes of names, so that no order of genes or edges shows.
+
+none        all train
+edge        edges at random
+regulator   all edges of some regulators
+target      all edges of some genes
+both        edges of which neither the regulator nor the gene is in an edge that trains or chooses
+"""
+
+from hashlib import sha256
+
+import numpy as np
+
+from data_pipelines.counter_hash import Purpose, fold_array, hash_of
+
+SPLITS = ("edge", "regulator", "target", "both")
+TEST, VALIDATION = 1 / 4, 1 / 8  # of the edges, the regulators or the genes
+NO_PART = -1
+
+
+def name_hashes(names: np.ndarray, state: int) -> np.ndarray:
+    """uint64 [n] of str [n]."""
+    own = [int.from_bytes(sha256(name.encode()).digest()[:8], "little") for name in names.tolist()]
+    return fold_array(state, np.array(own, np.uint64))
+
+
+def parts_of_edges(source: np.ndarray, target: np.ndarray, split: str, seed: int) -> np.ndarray:
+    """int8 [E] of str [E]: 0 trains, 1 chooses, 2 tests; -1 where `both` has no use for an edge.
+
+    The part of an edge depends on its two names and the seed alone: in another list of genes it is the same.
+    """
+    if split == "none":
+        return np.zeros(len(source), np.int8)
+    names, places = np.unique(np.concatenate([source, target]), return_inverse=True)
+    of_source, of_target = name_hashes(names, hash_of(seed, Purpose.NETWORK_PARTS))[places].reshape(2, -1)
+    if split == "edge":
+        return _parts(fold_array(of_source, of_target))
+    first, second = (_parts(own) for own in (of_source, of_target))
+    if split == "regulator":
+        return first
+    if split == "target":
+        return second
+    return np.where(first == second, first, NO_PART).astype(np.int8)
+
+
+def _parts(hashes: np.ndarray) -> np.ndarray:
+    place = hashes.astype(np.float64) / 2.0**64
+    return np.where(place < TEST, 2, np.where(place < TEST + VALIDATION, 1, 0)).astype(np.int8)
