@@ -45,7 +45,7 @@ class EvaluateNetworks:
     overwrite: Overwrite = False
 
     def run(self) -> int:
-        from scmbert_jax.evaluation.networks.pairs import SPLITS
+        from data_pipelines.networks.parts import SPLITS
         from scmbert_jax.evaluation.networks.suite import evaluate_networks, write_network_report
 
         require_positive(num_seeds=self.num_seeds)
