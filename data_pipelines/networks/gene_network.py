@@ -1,7 +1,6 @@
 """Edges between known genes of an organism: what an edge table becomes, and how much of it a list of genes has."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -12,6 +11,13 @@ from scmbert_jax.errors import InputError
 
 _LEAST_KNOWN = 0.5  # fraction of the names that must be known
 _SHOWN = 3
+_UNKNOWN = "lines with unknown genes"
+# Why a name is no gene, as `find_gene` tells it -> how lines with such names are reported.
+_REASONS = {
+    "a date": "lines with genes that a spreadsheet made a date (1-Mar was MARCHF1 or MTARC1)",
+    "ambiguous": "lines with symbols that mean several genes",
+    ANOTHER_SPECIES: "lines with genes of another species",
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class GeneNetwork:
       edges: E of them.
       organism: "human" or "mouse".
       unknown: names that are no gene of the organism -> lines that had them.
-      licence: as the user states it; "" where unknown.
+      licence: as the user states it, or the table; "" where unknown.
     """
 
     edges: EdgeTable
@@ -50,11 +56,10 @@ class GeneNetwork:
     def __len__(self) -> int:
         return len(self.edges)
 
-    @cached_property
+    @property
     def problems(self) -> dict[str, int]:
         """What was found -> how many lines."""
-        unknown = {"lines with unknown genes": sum(self.unknown.values())} if self.unknown else {}
-        return {**unknown, **self.edges.problems}
+        return self.edges.problems
 
     def coverage(self, gene_ids: np.ndarray) -> Coverage:
         """Of the sources, the targets and the edges, those whose genes are among str [G]."""
@@ -99,18 +104,37 @@ def network_of_genes(table: EdgeTable, organism: str = "human", licence: str = "
 
     Raises InputError where less than half of the names are genes of the organism; says so where they are another's.
     """
+    found, unknown, why = genes_of(table, organism)
+    source, target = (np.array([found[name] for name in own.tolist()], str) for own in (table.source, table.target))
+    kept = (source != "") & (target != "")
+    left, problems = table.among(kept), why | table.problems
+    own = source[kept], target[kept], left.sign, left.confidence, left.weight
+    edges = merged_edges(*own, table.name, problems, left.about)
+    return GeneNetwork(edges, organism, unknown, licence or table.licence)
+
+
+def genes_of(table: EdgeTable, organism: str) -> tuple[dict[str, str], dict[str, int], dict[str, int]]:
+    """(name -> Ensembl id, "" where it is no gene; such names -> lines that have them; why they are none -> lines).
+
+    Raises InputError as `network_of_genes`.
+    """
     genes = load_gene_table(organism)
-    names, lines = np.unique(np.concatenate([table.source, table.target]), return_counts=True)
+    names, places = np.unique(np.concatenate([table.source, table.target]), return_inverse=True)
     found = {name: find_gene(name, genes) for name in names.tolist()}
     known = sum(bool(gene) for gene, _ in found.values())
     if known < _LEAST_KNOWN * len(names):
         raise InputError(_too_few(table, names, known, organism, [why for _, why in found.values()]))
-    source, target = (np.array([found[name][0] for name in own.tolist()], str) for own in (table.source, table.target))
-    kept = (source != "") & (target != "")
-    own = table.sign[kept], table.confidence[kept], table.weight[kept]
-    edges = merged_edges(source[kept], target[kept], *own, table.name, table.problems)
-    unknown = {name: int(number) for name, number in zip(names.tolist(), lines, strict=True) if not found[name][0]}
-    return GeneNetwork(edges, organism, unknown, licence)
+    whys = np.array([why if not gene else "" for gene, why in found.values()])[places].reshape(2, -1)
+    why = np.where(whys[0] != "", whys[0], whys[1])  # a line that lacks both genes counts once
+    counts = {text: int((why == reason).sum()) for reason, text in _REASONS.items()}
+    other = int((why != "").sum()) - sum(counts.values())
+    lines = np.bincount(places)
+    unknown = {name: int(lines[place]) for place, name in enumerate(names.tolist()) if not found[name][0]}
+    return (
+        {name: gene for name, (gene, _) in found.items()},
+        unknown,
+        {text: number for text, number in {_UNKNOWN: other, **counts}.items() if number},
+    )
 
 
 def _too_few(table: EdgeTable, names: np.ndarray, known: int, organism: str, why: list[str]) -> str:
@@ -122,6 +146,8 @@ def _too_few(table: EdgeTable, names: np.ndarray, known: int, organism: str, why
             return f"{text}, but {there:,} are {other} genes: give a network of {organism}, or cells of {other}"
     if ANOTHER_SPECIES in why:
         return f"{text}; some are ids of another species: give a network of {organism}"
+    if np.char.isdigit(names).mean() > _LEAST_KNOWN:
+        return f"{text}; these are numbers, such as those of NCBI Gene: give Ensembl ids or official symbols"
     return f"{text}; give Ensembl ids or official symbols"
 
 
