@@ -85,6 +85,8 @@ setup(
         "mlflow": ["mlflow>=3.17"],
         # scores of `scmbert evaluate integration`; brings igraph, which is under the GPL
         "integration": INTEGRATION,
+        # networks of genes by name (network:collectri), over the network
+        "networks": ["decoupler>=2.2"],
         # the JAX of an accelerator (tpu_scripts/setup_host.sh); also its compiler, for `scmbert plan` without one
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda13": ["jax[cuda13]>=0.10.2"],
