@@ -56,7 +56,8 @@ ROOMS = (
     ("features", "statistics"),
     ("cells",),
     ("readers", "corpus"),
-    ("tfds_blocks", "checks", "synthetic", "sampling", "networks"),
+    ("tfds_blocks", "checks", "sampling", "networks"),
+    ("synthetic",),
     ("build",),
     ("batches",),
 )

@@ -139,16 +139,27 @@ def genes_of(table: EdgeTable, organism: str) -> tuple[dict[str, str], dict[str,
 
 def _too_few(table: EdgeTable, names: np.ndarray, known: int, organism: str, why: list[str]) -> str:
     text = f"{table.name}: {known:,} of {len(names):,} names are {organism} genes ({_some(names)})"
-    for other in ORGANISMS:
-        genes = load_gene_table(other)
-        there = sum(bool(find_gene(name, genes)[0]) for name in names.tolist())
-        if other != organism and there > known:
-            return f"{text}, but {there:,} are {other} genes: give a network of {organism}, or cells of {other}"
+    if another := another_organism(names, organism):
+        return text + another
     if ANOTHER_SPECIES in why:
         return f"{text}; some are ids of another species: give a network of {organism}"
     if np.char.isdigit(names).mean() > _LEAST_KNOWN:
         return f"{text}; these are numbers, such as those of NCBI Gene: give Ensembl ids or official symbols"
     return f"{text}; give Ensembl ids or official symbols"
+
+
+def another_organism(names: np.ndarray, organism: str) -> str:
+    """What to say where more of the names are genes of another organism, after a comma; else ""."""
+    known = {own: _known(names, own) for own in ORGANISMS}
+    best = max(known, key=lambda own: known[own])
+    if known[best] <= known[organism]:
+        return ""
+    return f", but {known[best]:,} are {best} genes: give a network of {organism}, or cells of {best}"
+
+
+def _known(names: np.ndarray, organism: str) -> int:
+    genes = load_gene_table(organism)
+    return sum(bool(find_gene(name, genes)[0]) for name in names.tolist())
 
 
 def _some(names: np.ndarray) -> str:

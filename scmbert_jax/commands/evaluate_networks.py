@@ -15,15 +15,16 @@ class EvaluateNetworks:
     """Score how well networks, degree, co-expression and prior knowledge find the edges of a network taken for true.
 
     Pairs, regulators or genes are held out; the first row is what node degree alone says. docs/networks.md lists the
-    formats.
+    formats. Without a network: on a small one that was drawn, with cells that follow it.
 
-    Example:  scmbert evaluate networks true_network.csv --prior collectri.csv --report report.html
+    Example:  scmbert evaluate networks
+              scmbert evaluate networks true_network.csv --prior collectri.csv --report report.html
               scmbert evaluate networks beeline_folder --network mine.csv pyscenic.csv
               scmbert evaluate networks trrust.tsv --data cells.h5ad --split both --json
     """
 
-    true_network: tyro.conf.Positional[str]
-    """A table of edges, or a BEELINE folder."""
+    true_network: tyro.conf.Positional[str] = "example:network"
+    """A table of edges, a BEELINE folder, or a name: network:collectri, network:dorothea."""
     network: tuple[str, ...] = ()
     """Networks to judge, tables of edges; the size of the weight ranks pairs."""
     data: str | None = None

@@ -8,14 +8,21 @@ import numpy as np
 from data_pipelines.features.gene_names import find_gene
 from data_pipelines.features.gene_tables import load_gene_table
 from data_pipelines.networks.beeline import LabelNetwork, is_beeline_folder, read_beeline_folder
-from data_pipelines.networks.edge_table import EdgeTable, merged_edges, read_edge_table
-from scmbert_jax.errors import InputError
+from data_pipelines.networks.edge_table import EdgeTable, merged_edges
+from data_pipelines.networks.gene_network import another_organism
+from data_pipelines.networks.named_networks import read_network
+from data_pipelines.synthetic import regulation
+from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.networks.baselines import Given
 from scmbert_jax.evaluation.networks.pairs import Pairs
 from scmbert_jax.evaluation.networks.prior_graph import PriorGraph
 from scmbert_jax.tasks.modality_cells import read_modalities
 
 Array = np.ndarray
+Expression = tuple[Array, Array]  # str [F] ids, float32 [n, F] log1p of counts over the depth of the cell
+
+EXAMPLE = regulation.NAME
+_SHOWN = 3
 
 
 def read_labels(path: str | Path, organism: str) -> LabelNetwork:
@@ -28,57 +35,78 @@ def read_labels(path: str | Path, organism: str) -> LabelNetwork:
         regulators, genes = found.regulators, found.genes
         edges = found.edges
     else:
-        edges = read_edge_table(path)
+        edges = read_network(path, organism)
         regulators, genes = edges.source, np.concatenate([edges.source, edges.target])
     regulators, genes = (np.array(list(dict.fromkeys(_ids(names, organism).tolist()))) for names in (regulators, genes))
     # A regulator that is none of the genes of a BEELINE folder is one all the same.
-    return LabelNetwork(_by_id(edges, organism), regulators, np.array(list(dict.fromkeys([*genes, *regulators]))))
+    return LabelNetwork(by_id(edges, organism), regulators, np.array(list(dict.fromkeys([*genes, *regulators]))))
 
 
-def among_measured(labels: LabelNetwork, measured: Array) -> LabelNetwork:
-    """Without the genes that are not among str [F]."""
-    kept = np.isin(labels.edges.source, measured) & np.isin(labels.edges.target, measured)
+def read_example(data: str | None, priors: Sequence[str | Path]) -> tuple[LabelNetwork, Expression, list[EdgeTable]]:
+    """The network, the cells and the prior of `example:network`. Raises ConfigError where others are given, too."""
+    for option, given in (("--data", data), ("--prior", priors)):
+        if given:
+            raise ConfigError(f"{option}: {EXAMPLE} has cells and a prior of its own; give a true network, too.")
+    planted = regulation.planted_network()
+    depth = planted.counts.sum(1, keepdims=True)
+    values = np.log1p(planted.counts / depth * np.median(depth)).astype(np.float32)
+    labels = LabelNetwork(planted.edges, planted.regulators, planted.genes)
+    return labels, (planted.genes, values), [planted.prior]
+
+
+def among_measured(labels: LabelNetwork, measured: Array, organism: str) -> LabelNetwork:
+    """Without the genes that are not among str [F]. Raises InputError where no edge stays."""
     own = labels.edges
-    edges = EdgeTable(
-        own.source[kept], own.target[kept], own.sign[kept], own.confidence[kept], own.weight[kept], own.name, {}
-    )
+    kept = np.isin(own.source, measured) & np.isin(own.target, measured)
+    if not kept.any():
+        raise InputError(
+            f"{own.name}: none of its {len(own):,} edges is between genes of the cells; it has {_some(own.source)}, "
+            f"the cells {_some(measured)}{another_organism(np.unique(own.source), organism)}"
+        )
     regulators, genes = (names[np.isin(names, measured)] for names in (labels.regulators, labels.genes))
-    return LabelNetwork(edges, regulators, genes)
+    return LabelNetwork(own.among(kept), regulators, genes)
 
 
-def read_expression(path: str, organism: str | None) -> tuple[Array, Array]:
-    """(str [F] ids, float32 [n, F] log1p of counts over the depth of the cell) of RNA. Raises InputError without it."""
+def read_expression(path: str, organism: str | None) -> Expression:
+    """Raises InputError without RNA."""
     cells = read_modalities(path, organism=organism)
     if "rna" not in cells:
         raise InputError(f"{path}: no RNA in it, which co-expression needs.")
     return cells["rna"].features.ids.astype(str), cells["rna"].values.toarray().astype(np.float32)
 
 
-def given_for(
-    pairs: Pairs, expression: tuple[Array, Array] | None, priors: Sequence[str | Path], organism: str
-) -> Given:
-    """Columns of `expression` in the order of the pairs' genes; edges of the priors among the pairs."""
+def given_for(pairs: Pairs, expression: Expression | None, priors: Sequence[EdgeTable], organism: str) -> Given:
+    """Columns of `expression` in the order of the pairs' genes; edges of the priors among the pairs.
+
+    Raises InputError where a prior has none of the genes of the pairs.
+    """
     values = None
     if expression is not None:
         ids, of_ids = expression
         place = {name: number for number, name in enumerate(ids.tolist())}
         values = of_ids[:, [place[name] for name in pairs.genes.tolist()]]
-    tables = [_by_id(read_edge_table(path), organism) for path in priors]
-    return Given(values, PriorGraph.of(tables, pairs.regulators, pairs.genes) if tables else None)
+    for prior in priors:
+        names = np.concatenate([prior.source, prior.target])
+        if not np.isin(pairs.genes, names).any():
+            raise InputError(
+                f"{prior.name}: none of its genes is among the pairs; it has {_some(names)}, the pairs "
+                f"{_some(pairs.genes)}{another_organism(np.unique(names), organism)}"
+            )
+    return Given(values, PriorGraph.of(priors, pairs.regulators, pairs.genes) if priors else None)
 
 
-def read_scores(path: str | Path, pairs: Pairs, organism: str) -> tuple[Array, str]:
+def scores_of(edges: EdgeTable, pairs: Pairs, organism: str) -> tuple[Array, str]:
     """(float [R, G], what it covers) of a network that somebody brings: sizes of weights, 0 where it has no edge.
 
     Raises InputError where none of its edges is among the pairs.
     """
-    edges = _by_id(read_edge_table(path), organism)
     scores = weights_of(pairs, edges)
     there = int((scores > 0).sum())
     if not there:
         raise InputError(
-            f"{path}: none of its {len(edges):,} edges is among the pairs; it has {edges.source[0]} -> "
+            f"{edges.name}: none of its {len(edges):,} edges is among the pairs; it has {edges.source[0]} -> "
             f"{edges.target[0]}, the pairs {pairs.regulators[0]} -> {pairs.genes[0]}"
+            f"{another_organism(np.unique(edges.source), organism)}"
         )
     sides = (
         f"{np.isin(own, np.unique(theirs)).sum():,} of {len(own):,} {what}"
@@ -87,7 +115,13 @@ def read_scores(path: str | Path, pairs: Pairs, organism: str) -> tuple[Array, s
             (pairs.genes, edges.target, "genes"),
         )
     )
-    return scores, f"{path}: {there:,} of its {len(edges):,} edges are among the pairs; it knows {' and '.join(sides)}"
+    found = f"{edges.name}: {there:,} of its {len(edges):,} edges are among the pairs; it knows {' and '.join(sides)}"
+    return scores, found + told(edges)
+
+
+def told(edges: EdgeTable) -> str:
+    """What is to be said of a file of edges, after a semicolon."""
+    return "".join(f"; {number:,} {what}" for what, number in edges.problems.items())
 
 
 def weights_of(pairs: Pairs, edges: EdgeTable) -> Array:
@@ -105,12 +139,24 @@ def weights_of(pairs: Pairs, edges: EdgeTable) -> Array:
     return found
 
 
-def _by_id(table: EdgeTable, organism: str) -> EdgeTable:
+def by_id(table: EdgeTable, organism: str) -> EdgeTable:
+    """With Ensembl ids for names that are genes of the organism; counts the others, which stay as they are."""
     source, target = _ids(table.source, organism), _ids(table.target, organism)
-    return merged_edges(source, target, table.sign, table.confidence, table.weight, table.name, table.problems)
+    genes = load_gene_table(organism)
+    whys = [find_gene(name, genes) for name in np.unique(np.concatenate([source, target])).tolist()]
+    strange = {
+        f"names that are no {organism} genes and stand as they are": sum(not gene for gene, _ in whys),
+        "names that a spreadsheet made a date": sum(why == "a date" for _, why in whys),
+    }
+    own = table.sign, table.confidence, table.weight, table.name, strange | table.problems, table.about
+    return merged_edges(source, target, *own)
 
 
 def _ids(names: Array, organism: str) -> Array:
     genes = load_gene_table(organism)
     found = {name: find_gene(name, genes)[0] or name for name in dict.fromkeys(names.tolist())}
     return np.array([found[name] for name in names.tolist()])
+
+
+def _some(names: Array) -> str:
+    return ", ".join(np.unique(names)[:_SHOWN].tolist())

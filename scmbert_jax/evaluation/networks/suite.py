@@ -8,17 +8,22 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.networks.named_networks import read_network
 from data_pipelines.networks.parts import SPLITS
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.evaluation.intervals import student_t_interval
 from scmbert_jax.evaluation.networks.baselines import BASELINES, Given, NetworkMethod
 from scmbert_jax.evaluation.networks.graph_network import GRAPH_NETWORKS
 from scmbert_jax.evaluation.networks.inputs import (
+    EXAMPLE,
     among_measured,
+    by_id,
     given_for,
+    read_example,
     read_expression,
     read_labels,
-    read_scores,
+    scores_of,
+    told,
 )
 from scmbert_jax.evaluation.networks.pairs import NetworkSplit, Pairs, pairs_of, split_pairs
 from scmbert_jax.evaluation.networks.scores import METRICS, NEW_EDGES, auroc, score_pairs
@@ -59,7 +64,7 @@ class NetworkReport:
     Attributes:
       network: the one taken for true; data: the cells, "" without.
       rows: of all splits; `differences`: of each method from the first, on the same splits.
-      missing: method -> why it has no row. notes: sentences.
+      missing: method -> why it has no row. notes: sentences. licences: network -> its licence.
     """
 
     network: str
@@ -68,6 +73,7 @@ class NetworkReport:
     differences: tuple[NetworkRow, ...]
     missing: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    licences: dict[str, str] = field(default_factory=dict)
 
     def row(self, split: str, method: str, metric: str = "auroc") -> NetworkRow:
         """Raises KeyError when there is none."""
@@ -102,11 +108,12 @@ class NetworkReport:
             "differences": [_plain(row) for row in self.differences],
             "missing": self.missing,
             "notes": list(self.notes),
+            "licences": self.licences,
         }
 
 
 def evaluate_networks(
-    network: str | Path,
+    network: str | Path = EXAMPLE,
     *,
     data: str | None = None,
     priors: Sequence[str | Path] = (),
@@ -121,7 +128,7 @@ def evaluate_networks(
     """Scores every method on the pairs of a network.
 
     Args:
-      network: taken for true: a BEELINE folder, or a table of edges.
+      network: taken for true: a BEELINE folder, a table of edges, a network by name; `EXAMPLE` has cells and a prior.
       data: cells with RNA, for co-expression; then only genes that they measure are looked at.
       priors: other networks, whose edges and degrees are scored.
       brought: networks to judge, whose weights score pairs.
@@ -137,28 +144,41 @@ def evaluate_networks(
     names = [method.name for method in known]
     if unknown := [name for name in skip if name not in names]:
         raise ConfigError(f"--skip {', '.join(map(repr, unknown))}: there are {', '.join(map(repr, names))}.")
-    labels = read_labels(network, organism)
-    expression = None if data is None else read_expression(data, organism)
-    looked_at = labels if expression is None else among_measured(labels, expression[0])
+    if str(network) == EXAMPLE:
+        labels, expression, tables = read_example(data, priors)
+    else:
+        labels = read_labels(network, organism)
+        expression = None if data is None else read_expression(data, organism)
+        tables = [by_id(read_network(path, organism), organism) for path in priors]
+    judged = [by_id(read_network(path, organism), organism) for path in brought]
+    looked_at = labels if expression is None else among_measured(labels, expression[0], organism)
     pairs = pairs_of(looked_at, str(network))
-    given = given_for(pairs, expression, priors, organism)
+    given = given_for(pairs, expression, tables, organism)
     notes = [
         f"{network}: {pairs.is_edge.sum():,} edges of {len(pairs.regulators):,} regulators and {len(pairs.genes):,} "
         f"genes, density {pairs.density:.4f}; {pairs.without_edges:,} regulators without an edge are left out"
         + (f"; {len(labels.edges) - len(looked_at.edges):,} edges of genes without RNA, too" if data else "")
-        + "".join(f"; {number:,} {what}" for what, number in labels.edges.problems.items())
-        + "."
+        + f"{told(labels.edges)}.",
+        *(f"{table.name}: {len(table):,} edges{told(table)}." for table in tables),
     ]
     methods = [method for method in known if method.name not in skip]
-    for path in brought:
-        scores, covers = read_scores(path, pairs, organism)
+    for table in judged:
+        scores, covers = scores_of(table, pairs, organism)
         notes.append(f"{covers}.")
-        methods.append(NetworkMethod(f"network: {Path(path).name}", "", lambda *_, own=scores: own))
-    there = {"": True, "cells": expression is not None, "prior": bool(priors)}
+        methods.append(NetworkMethod(f"network: {Path(table.name).name}", "", lambda *_, own=scores: own))
+    there = {"": True, "cells": expression is not None, "prior": bool(tables)}
     there["prior or cells"] = there["prior"] or there["cells"]
     missing = {method.name: f"needs {_NEEDS[method.needs]}" for method in methods if not there[method.needs]}
     found = _scored(pairs, given, [method for method in methods if there[method.needs]], splits, num_seeds, say)
-    return NetworkReport(str(network), data or "", *_rows(found, num_seeds), missing=missing, notes=(*notes, *_NOTES))
+    licences = {table.name: table.licence or "not stated" for table in (labels.edges, *tables, *judged)}
+    return NetworkReport(
+        str(network),
+        data or "",
+        *_rows(found, num_seeds),
+        missing=missing,
+        notes=(*notes, *_NOTES),
+        licences=licences,
+    )
 
 
 def _scored(
@@ -212,7 +232,11 @@ def _row(split: str, method: str, metric: str, values: Array) -> NetworkRow:
 def write_network_report(path: Path, report: NetworkReport, run_info: dict[str, Any]) -> None:
     """report.html."""
     write_report(
-        path, title=f"Networks: {report.network}", run_info=run_info, tables=report.tables(), notes=report.notes
+        path,
+        title=f"Networks: {report.network}",
+        run_info=run_info | {"licences": report.licences},
+        tables=report.tables(),
+        notes=report.notes,
     )
 
 

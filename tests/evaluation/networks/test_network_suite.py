@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from data_pipelines.networks.edge_table import EdgeTable
 from data_pipelines.networks.parts import SPLITS
+from data_pipelines.synthetic.regulation import planted_network
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.networks import graph_network
 from scmbert_jax.evaluation.networks.baselines import BASELINES, Given
@@ -126,7 +127,7 @@ def test_a_network_that_somebody_brings_is_judged_beside_the_identity(rng, tmp_p
     assert of["both", IDENTITY, "auroc"] == pytest.approx(0.5)
     assert of["both", IDENTITY, "auroc_new"] is None  # all edges are the prior's
     assert set(found["missing"].values()) == {"needs --data"}
-    assert "it knows" in found["notes"][1]
+    assert "it knows" in found["notes"][2]
 
 
 def test_the_report_shows_every_split_and_what_is_missing(rng, tmp_path):
@@ -145,10 +146,55 @@ def test_what_cannot_be_judged_is_refused(rng, tmp_path):
         evaluate_networks(true, brought=[tmp_path / "other.csv"])
     with pytest.raises(InputError, match="at least 8 of each are needed"):
         evaluate_networks(tmp_path / "other.csv")
+    mouse = tmp_path / "mouse.csv"
+    mouse.write_text("source,target\nTrp53,Cdkn1a\nMyc,Tert\n")
+    with pytest.raises(InputError, match=r"mouse.csv: none of its genes is among the pairs; it has Cdkn1a, Myc.*GENE"):
+        evaluate_networks(true, priors=[mouse])
+    with pytest.raises(InputError, match=r"the pairs GENE.* but 2 are mouse genes: give a network of human"):
+        evaluate_networks(true, brought=[mouse])
+    with pytest.raises(
+        InputError, match=r"none of its .* is between genes of the cells; it has GENE.*, the cells ENSG"
+    ):
+        evaluate_networks(true, data="example:pbmc_mosaic")
+    with pytest.raises(ConfigError, match="--prior: example:network has cells and a prior of its own"):
+        evaluate_networks(priors=[true])
     with pytest.raises(ConfigError, match="--split half: expected edge, regulator"):
         evaluate_networks(true, splits=["half"])
     with pytest.raises(ConfigError, match="--skip 'luck': there are 'identity"):
         evaluate_networks(true, skip=["luck"])
+
+
+@pytest.fixture(scope="module")
+def example():
+    """The suite without arguments, but for the method that takes seconds."""
+    return json.loads(scmbert_ok("evaluate", "networks", "--skip", BASELINES[-1].name, "--num-seeds", "3", "--json"))
+
+
+def test_without_arguments_a_drawn_network_is_judged_and_what_should_find_it_does(example):
+    of = {(row["split"], row["method"], row["metric"]): row["mean"] for row in example["rows"]}
+    assert of["both", IDENTITY, "auroc"] == pytest.approx(0.5)
+    assert 0.65 < of["edge", IDENTITY, "auroc"] < 0.8
+    for split in SPLITS:
+        assert of[split, "identity, permuted labels", "auroc"] == pytest.approx(0.5, abs=0.1)
+        for method in ("|Pearson|", "|Spearman|", "boosting of pair features"):
+            assert of[split, method, "auroc"] > max(0.75, of[split, IDENTITY, "auroc"] + 0.08), (split, method)
+    assert example["missing"] == {}
+    assert set(example["licences"].values()) == {"Apache-2.0 (drawn by this package)"}
+
+
+@pytest.mark.slow
+def test_gradient_boosting_finds_the_drawn_network_best_of_what_looks_at_cells_alone():
+    found = evaluate_networks(splits=["both"], num_seeds=3)
+    of = {row.method: row.mean for row in found.rows if row.metric == "auprc"}
+    assert of["gradient boosting (GRNBoost2-type)"] > of["|Pearson|"] > 3 * of[IDENTITY]
+
+
+def test_a_drawn_network_is_the_same_again_and_goes_in_no_circles():
+    one, same, other = (planted_network(seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one.counts, same.counts)
+    assert (one.counts != other.counts).any()
+    place = {name: number for number, name in enumerate(one.genes.tolist())}
+    assert all(place[source] < place[target] for source, target in zip(one.edges.source, one.edges.target, strict=True))
 
 
 @pytest.mark.slow
