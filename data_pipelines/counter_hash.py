@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     FINE_TUNING_DRAWS = 13  # (seed, _, step): its cells of a step, where types are drawn more evenly than they occur
     FINE_TUNING_TOKENS = 14  # (seed, _, step): the seed of the tokens of a step's cells
     NETWORK_PARTS = 15  # (seed, _): which pairs of a regulator and a gene train, choose and test
+    NETWORK_NEGATIVES = 16  # (seed, _): which pairs of a regulator and a gene stand for those that are no edge
 
 
 def fold(state: int, value: int) -> int:

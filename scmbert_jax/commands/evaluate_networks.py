@@ -1,12 +1,14 @@
 """The verb that judges networks of genes: evaluate networks."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import tyro
 
 from scmbert_jax.commands.evaluate import check_report
 from scmbert_jax.commands.terminal import Json, Overwrite, Report, listed, print_json, print_tables, require_positive
+from scmbert_jax.errors import ConfigError
 from scmbert_jax.plain_text import say
 
 
@@ -39,6 +41,13 @@ class EvaluateNetworks:
     """Also train a graph network, the same without its graph, and over a shuffled graph: minutes for each split."""
     num_seeds: int = 5
     """Other parts of the network; the spread gives the interval."""
+    negatives: str = "all"
+    """Pairs without an edge that test: all, or as many as edges, drawn: uniform, degree_matched, same_regulator,
+    degree_aware (node degree then says nothing in any split)."""
+    write_splits: Path | None = None
+    """A .parquet or .tsv that gets the pairs that learn, choose and test, for other tools."""
+    read_splits: Path | None = None
+    """Such a file, used instead of --split, --num-seeds and --negatives."""
     organism: Literal["human", "mouse"] = "human"
     """Whose genes the names are."""
     report: Report = None
@@ -46,12 +55,18 @@ class EvaluateNetworks:
     overwrite: Overwrite = False
 
     def run(self) -> int:
+        from data_pipelines.networks.pair_files import check_pair_path
         from data_pipelines.networks.parts import SPLITS
         from scmbert_jax.evaluation.networks.suite import evaluate_networks, write_network_report
 
         require_positive(num_seeds=self.num_seeds)
-        files = [self.true_network, *self.network, *self.prior, *([self.data] if self.data is not None else [])]
+        optional = (own for own in (self.data, self.read_splits) if own is not None)
+        files = [self.true_network, *self.network, *self.prior, *map(str, optional)]
         check_report(self.report, files, self.overwrite)
+        if self.read_splits is not None and (self.split or self.negatives != "all"):
+            raise ConfigError("--read-splits has the pairs of every split: leave out --split and --negatives.")
+        if self.write_splits is not None:
+            check_pair_path(self.write_splits, files, self.overwrite)
         found = evaluate_networks(
             self.true_network,
             data=self.data,
@@ -61,6 +76,10 @@ class EvaluateNetworks:
             num_seeds=self.num_seeds,
             skip=self.skip,
             graph_network=self.graph_network,
+            negatives=self.negatives,
+            read_from=self.read_splits,
+            write_to=self.write_splits,
+            overwrite=self.overwrite,
             organism=self.organism,
             say=say,
         )

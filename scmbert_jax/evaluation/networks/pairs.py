@@ -9,13 +9,14 @@ Splits by edge measure memory of node degree: who has many targets among the pai
 test. Only where both are unseen does degree say nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from data_pipelines.counter_hash import Purpose, fold_array, hash_of
 from data_pipelines.networks.beeline import LabelNetwork
+from data_pipelines.networks.negatives import KnownEdges, balanced_pairs, draw_negatives
 from data_pipelines.networks.parts import TEST, VALIDATION, name_hashes
 from scmbert_jax.errors import InputError
 
@@ -98,6 +99,28 @@ def split_pairs(pairs: Pairs, split: str, seed: int) -> NetworkSplit:
         part = np.where(of_regulators == of_genes, of_regulators, -1)
     train, validation, test = ((part == own) & pairs.is_pair for own in range(3))
     return NetworkSplit(train, validation, test)
+
+
+def with_drawn_tests(pairs: Pairs, split: NetworkSplit, kind: str, seed: int) -> NetworkSplit:
+    """Of the pairs that test, edges and as many of the others, drawn by a rule of `NEGATIVES`.
+
+    Of `degree_aware`, only edges that have their match (`balanced_pairs`). Raises InputError where there are not so
+    many.
+    """
+    rows, columns = np.nonzero(pairs.is_edge)
+    of = pairs.gene_of_regulators
+    edges = KnownEdges(pairs.genes, of[rows], columns, of, np.arange(len(pairs.genes)), split.test)
+    tested = pairs.is_edge & split.test
+    if kind == "degree_aware":
+        matched, negatives = balanced_pairs(edges, seed)
+        tested = np.zeros_like(tested)
+        tested[rows[matched], columns[matched]] = True
+    else:
+        negatives = draw_negatives(edges, kind, int(tested.sum()), seed)
+    row_of = np.zeros(len(pairs.genes), np.int64)
+    row_of[of] = np.arange(len(of))
+    tested[row_of[negatives[:, 0]], negatives[:, 1]] = True
+    return replace(split, test=tested)
 
 
 def _parts(hashes: Array) -> Array:

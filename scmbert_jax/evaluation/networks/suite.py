@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.networks.named_networks import read_network
+from data_pipelines.networks.negatives import NEGATIVES
 from data_pipelines.networks.parts import SPLITS
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.evaluation.intervals import student_t_interval
@@ -25,20 +26,23 @@ from scmbert_jax.evaluation.networks.inputs import (
     scores_of,
     told,
 )
-from scmbert_jax.evaluation.networks.pairs import NetworkSplit, Pairs, pairs_of, split_pairs
+from scmbert_jax.evaluation.networks.pairs import Pairs, pairs_of, split_pairs, with_drawn_tests
 from scmbert_jax.evaluation.networks.scores import METRICS, NEW_EDGES, auroc, score_pairs
+from scmbert_jax.evaluation.networks.split_files import Parts, read_splits, write_splits
 from scmbert_jax.evaluation.report.report import write_report
 from scmbert_jax.text_table import markdown_table
 
 Array = np.ndarray
 Say = Callable[[str], None]
 
+ALL = "all"
 _NEEDS = {"cells": "--data", "prior": "--prior", "prior or cells": "--prior or --data"}
 _NOTES = (
     "Splits by edge, by regulator and by target measure memory of node degree: read them beside the row of the "
     "identity. Where regulator and gene are both unseen, the identity knows nothing (.5).",
-    "Every pair of a regulator that has an edge and a gene that was looked at, but itself, is an edge or is none; none "
-    "is left out or drawn. A quarter of the pairs, regulators or genes test, an eighth chooses, the rest learns.",
+    "Every pair of a regulator that has an edge and a gene that was looked at, but itself, is an edge or is none. All "
+    "count, unless it says above that some were drawn. A quarter of the pairs, regulators or genes test, an eighth "
+    "chooses, the rest learns.",
     "AUPRC and EPR depend on the density of edges; EPR is the precision among as many pairs as there are edges, by "
     "that density, ties taken at their expectation. EPR of papers is of other pairs.",
     "± is half of the 95% Student-t interval over seeds: other parts of the same network.",
@@ -122,6 +126,10 @@ def evaluate_networks(
     num_seeds: int = 5,
     skip: Sequence[str] = (),
     graph_network: bool = False,
+    negatives: str = ALL,
+    read_from: str | Path | None = None,
+    write_to: str | Path | None = None,
+    overwrite: bool = False,
     organism: str = "human",
     say: Say = lambda message: None,
 ) -> NetworkReport:
@@ -134,6 +142,9 @@ def evaluate_networks(
       brought: networks to judge, whose weights score pairs.
       skip: names of methods that are left out.
       graph_network: also train one for each split and seed, and its two controls.
+      negatives: which pairs without an edge test: all, or as many as edges, drawn by a rule of `NEGATIVES`.
+      read_from: a file of parts that is used instead of `splits`, `num_seeds` and `negatives` (split_files.py).
+      write_to: a file that gets the parts, replacing one if `overwrite`.
 
     Raises:
       InputError: a file that cannot be used, or no gene in common; ConfigError: an unknown split or method.
@@ -144,6 +155,8 @@ def evaluate_networks(
     names = [method.name for method in known]
     if unknown := [name for name in skip if name not in names]:
         raise ConfigError(f"--skip {', '.join(map(repr, unknown))}: there are {', '.join(map(repr, names))}.")
+    if negatives not in (ALL, *NEGATIVES):
+        raise ConfigError(f"--negatives {negatives}: expected {', '.join((ALL, *NEGATIVES))}.")
     if str(network) == EXAMPLE:
         labels, expression, tables = read_example(data, priors)
     else:
@@ -169,12 +182,22 @@ def evaluate_networks(
     there = {"": True, "cells": expression is not None, "prior": bool(tables)}
     there["prior or cells"] = there["prior"] or there["cells"]
     missing = {method.name: f"needs {_NEEDS[method.needs]}" for method in methods if not there[method.needs]}
-    found = _scored(pairs, given, [method for method in methods if there[method.needs]], splits, num_seeds, say)
+    if read_from is not None:
+        parts = read_splits(read_from, pairs)
+        notes.append(f"The parts are those of {read_from}.")
+    else:
+        parts = {(split, seed): split_pairs(pairs, split, seed) for split in splits for seed in range(num_seeds)}
+        if negatives != ALL:
+            parts = {key: with_drawn_tests(pairs, part, negatives, key[1]) for key, part in parts.items()}
+            notes.append(f"Of the pairs that test, as many without an edge as edges are left, drawn: {negatives}.")
+    if write_to is not None:
+        write_splits(write_to, pairs, parts, overwrite)
+    found = _scored(pairs, given, [method for method in methods if there[method.needs]], parts, say)
     licences = {table.name: table.licence or "not stated" for table in (labels.edges, *tables, *judged)}
     return NetworkReport(
         str(network),
         data or "",
-        *_rows(found, num_seeds),
+        *_rows(found),
         missing=missing,
         notes=(*notes, *_NOTES),
         licences=licences,
@@ -182,14 +205,11 @@ def evaluate_networks(
 
 
 def _scored(
-    pairs: Pairs, given: Given, methods: Sequence[NetworkMethod], splits: Sequence[str], num_seeds: int, say: Say
+    pairs: Pairs, given: Given, methods: Sequence[NetworkMethod], parts: Parts, say: Say
 ) -> dict[tuple[str, str], list[dict[str, float]]]:
     """(split, method) -> a value of each metric for each seed."""
-    parts: dict[tuple[str, int], NetworkSplit] = {
-        (split, seed): split_pairs(pairs, split, seed) for split in splits for seed in range(num_seeds)
-    }
     found: dict[tuple[str, str], list[dict[str, float]]] = {
-        (split, method.name): [] for split in splits for method in methods
+        (split, method.name): [] for split, _ in parts for method in methods
     }
     for method in methods:
         say(f"{method.name}")
@@ -206,7 +226,7 @@ def _scored(
 
 
 def _rows(
-    found: dict[tuple[str, str], list[dict[str, float]]], num_seeds: int
+    found: dict[tuple[str, str], list[dict[str, float]]],
 ) -> tuple[tuple[NetworkRow, ...], tuple[NetworkRow, ...]]:
     rows, differences = [], []
     first: dict[str, str] = {}

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import scmbert_ok
+from conftest import scmbert, scmbert_ok
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from data_pipelines.networks.edge_table import EdgeTable
@@ -15,9 +15,10 @@ from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.networks import graph_network
 from scmbert_jax.evaluation.networks.baselines import BASELINES, Given
 from scmbert_jax.evaluation.networks.inputs import read_labels
-from scmbert_jax.evaluation.networks.pairs import Pairs, pairs_of, split_pairs
+from scmbert_jax.evaluation.networks.pairs import Pairs, pairs_of, split_pairs, with_drawn_tests
 from scmbert_jax.evaluation.networks.prior_graph import PriorGraph
 from scmbert_jax.evaluation.networks.scores import auprc, auroc, early_precision_ratio, score_pairs
+from scmbert_jax.evaluation.networks.split_files import read_splits, write_splits
 from scmbert_jax.evaluation.networks.suite import evaluate_networks
 
 IDENTITY = BASELINES[0].name
@@ -212,6 +213,71 @@ def test_the_floors_of_a_beeline_folder_are_the_known_ones(shared_data):
     pairs = pairs_of(read_labels(networks / "beeline_tfs500" / "Specific_hESC", "human"), "")
     assert pairs.is_edge.shape == (34, 910)
     assert pairs.without_edges == 376
+
+
+@pytest.mark.parametrize("name", ["splits.parquet", "splits.tsv"])
+def test_parts_that_are_written_are_read_again_whatever_the_order(name, rng, tmp_path):
+    pairs, path = planted(rng), tmp_path / name
+    parts = {(split, seed): split_pairs(pairs, split, seed) for split in ("both", "edge") for seed in (0, 7)}
+    write_splits(path, pairs, parts)
+    order = rng.permutation(len(pairs.genes))
+    moved = Pairs(pairs.regulators, pairs.genes[order], pairs.is_edge[:, order], pairs.is_pair[:, order], 0)
+    found = read_splits(path, moved)
+    assert list(found) == list(parts)
+    for key, part in parts.items():
+        for own in ("train", "validation", "test"):
+            np.testing.assert_array_equal(getattr(found[key], own), getattr(part, own)[:, order])
+    other = Pairs(pairs.regulators, pairs.genes, pairs.is_edge ^ pairs.is_pair, pairs.is_pair, 0)
+    with pytest.raises(InputError, match="is an edge in one of the file and this network, and not in the other"):
+        read_splits(path, other)
+    other = Pairs(pairs.regulators, np.char.add("X", pairs.genes), pairs.is_edge, pairs.is_pair, 0)
+    with pytest.raises(InputError, match=r"column target: .* names are none of this network's"):
+        read_splits(path, other)
+
+
+def test_a_file_of_parts_that_cannot_be_used_is_refused(rng, tmp_path):
+    pairs, path = planted(rng), tmp_path / "splits.tsv"
+    write_splits(path, pairs, {("both", 0): split_pairs(pairs, "both", 0)})
+    good = pd.read_csv(path, sep="\t", dtype=str)
+    for changed, why in (
+        (pd.concat([good, good[:1]]), "is there twice"),
+        (good.assign(both_0="tset"), "has another part than train, validation, test or - in both_0"),
+        (good.assign(both_0="train"), "0 pairs test"),
+        (good.rename(columns={"both_0": "half_0"}), "no column of a split"),
+    ):
+        changed.to_csv(path, sep="\t", index=False)
+        with pytest.raises(InputError, match=why):
+            read_splits(path, pairs)
+
+
+def test_a_tool_is_judged_on_the_pairs_of_a_file(rng, tmp_path):
+    true, file = edge_file(planted(rng), tmp_path / "true.csv"), tmp_path / "splits.parquet"
+    split = ("--split", "edge", "--num-seeds", "2", "--negatives", "degree_aware")
+    first, second = (
+        json.loads(scmbert_ok("evaluate", "networks", true, "--json", *more))
+        for more in ((*split, "--write-splits", file), ("--read-splits", file))
+    )
+    assert first["rows"] == second["rows"]
+    assert "degree_aware" in first["notes"][1]
+    of = {(row["method"], row["metric"]): row["mean"] for row in first["rows"]}
+    assert of[IDENTITY, "auroc"] == pytest.approx(0.5, abs=0.06)
+    assert of[IDENTITY, "auprc_ratio"] < 1.2
+    assert "leave out --split" in scmbert("evaluate", "networks", true, "--read-splits", file, "--split", "edge").err
+
+
+@pytest.mark.parametrize("name", ["Specific_hESC", "STRING_hHEP"])
+def test_degree_says_nothing_of_degree_aware_negatives_and_much_of_uniform_ones(name, shared_data):
+    labels = read_labels(shared_data / "networks" / "beeline_tfs500" / name, "human")
+    pairs = pairs_of(labels, name)
+    part = split_pairs(pairs, "edge", 0)
+    scores = BASELINES[0].score(pairs, part, Given(), 0)
+    of = {}
+    for kind in ("uniform", "degree_aware"):
+        test = with_drawn_tests(pairs, part, kind, 0).test
+        assert 2 * pairs.is_edge[test].sum() == test.sum()
+        of[kind] = auroc(scores[test], pairs.is_edge[test])
+    assert of["uniform"] > 0.85
+    assert of["degree_aware"] == pytest.approx(0.5, abs=0.02)
 
 
 # --- the graph network -----------------------------------------------------------------------------------------------
