@@ -53,9 +53,16 @@ class EdgeTable:
 
     def among(self, kept: np.ndarray) -> "EdgeTable":
         """The edges that bool [E] says."""
-        columns = (self.source, self.target, self.sign, self.confidence, self.weight)
-        about = {what: values[kept] for what, values in self.about.items()}
-        return EdgeTable(*(own[kept] for own in columns), self.name, self.problems, about)
+        return EdgeTable(
+            self.source[kept],
+            self.target[kept],
+            self.sign[kept],
+            self.confidence[kept],
+            self.weight[kept],
+            self.name,
+            self.problems,
+            {what: values[kept] for what, values in self.about.items()},
+        )
 
 
 def read_edge_table(path: str | Path) -> EdgeTable:

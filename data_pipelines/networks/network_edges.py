@@ -60,8 +60,12 @@ def network_edges(
 
 
 def _joined(one: EdgeTable, other: EdgeTable) -> EdgeTable:
-    columns = (
+    source, target, sign, confidence, weight = (
         np.concatenate([getattr(table, name) for table in (one, other)])
         for name in ("source", "target", "sign", "confidence", "weight")
     )
-    return merged_edges(*columns, f"{one.name}, {other.name}")
+    about = {
+        what: np.concatenate([table.about.get(what, np.full(len(table), "")) for table in (one, other)])
+        for what in one.about.keys() | other.about.keys()
+    }
+    return merged_edges(source, target, sign, confidence, weight, f"{one.name}, {other.name}", about=about)

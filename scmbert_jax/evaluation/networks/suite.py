@@ -17,6 +17,7 @@ from scmbert_jax.evaluation.networks.baselines import BASELINES, Given, NetworkM
 from scmbert_jax.evaluation.networks.graph_network import GRAPH_NETWORKS
 from scmbert_jax.evaluation.networks.inputs import (
     EXAMPLE,
+    Expression,
     among_measured,
     by_id,
     given_for,
@@ -157,6 +158,7 @@ def evaluate_networks(
         raise ConfigError(f"--skip {', '.join(map(repr, unknown))}: there are {', '.join(map(repr, names))}.")
     if negatives not in (ALL, *NEGATIVES):
         raise ConfigError(f"--negatives {negatives}: expected {', '.join((ALL, *NEGATIVES))}.")
+    expression: Expression | None
     if str(network) == EXAMPLE:
         labels, expression, tables = read_example(data, priors)
     else:
