@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     FINE_TUNING_TOKENS = 14  # (seed, _, step): the seed of the tokens of a step's cells
     NETWORK_PARTS = 15  # (seed, _): which pairs of a regulator and a gene train, choose and test
     NETWORK_NEGATIVES = 16  # (seed, _): which pairs of a regulator and a gene stand for those that are no edge
+    PERTURBED_CELLS = 17  # (seed, _): the order in which cells of a file are drawn to be perturbed
 
 
 def fold(state: int, value: int) -> int:
