@@ -5,6 +5,8 @@ edge        edges at random
 regulator   all edges of some regulators
 target      all edges of some genes
 both        edges of which neither the regulator nor the gene is in an edge that trains or chooses
+
+No edge chooses or tests whose reverse trains: in a network without directions, as STRING's, it says the same.
 """
 
 from hashlib import sha256
@@ -25,22 +27,29 @@ def name_hashes(names: np.ndarray, state: int) -> np.ndarray:
 
 
 def parts_of_edges(source: np.ndarray, target: np.ndarray, split: str, seed: int) -> np.ndarray:
-    """int8 [E] of str [E]: 0 trains, 1 chooses, 2 tests; -1 where `both` has no use for an edge.
+    """int8 [E] of str [E]: 0 trains, 1 chooses, 2 tests; -1: no use, neither known nor asked.
 
-    The part of an edge depends on its two names and the seed alone: in another list of genes it is the same.
+    The part of an edge depends on its two names, the seed and its reverse alone: in another list of genes it is the
+    same.
     """
     if split == "none":
         return np.zeros(len(source), np.int8)
     names, places = np.unique(np.concatenate([source, target]), return_inverse=True)
-    of_source, of_target = name_hashes(names, hash_of(seed, Purpose.NETWORK_PARTS))[places].reshape(2, -1)
-    if split == "edge":
-        return _parts(fold_array(of_source, of_target))
+    source_at, target_at = places.reshape(2, -1)
+    hashes = name_hashes(names, hash_of(seed, Purpose.NETWORK_PARTS))
+    of_source, of_target = hashes[source_at], hashes[target_at]
     first, second = (_parts(own) for own in (of_source, of_target))
-    if split == "regulator":
-        return first
-    if split == "target":
-        return second
-    return np.where(first == second, first, NO_PART).astype(np.int8)
+    if split == "edge":
+        found = _parts(fold_array(of_source, of_target))  # symmetric: an edge and its reverse are in one part
+    elif split == "regulator":
+        found = first
+    elif split == "target":
+        found = second
+    else:
+        found = np.where(first == second, first, NO_PART).astype(np.int8)
+    trains = found == 0
+    reverse_trains = np.isin(target_at * len(names) + source_at, (source_at * len(names) + target_at)[trains])
+    return np.where(~trains & reverse_trains, NO_PART, found).astype(np.int8)
 
 
 def _parts(hashes: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@
 
 Splits by edge measure memory of node degree: who has many targets among the pairs that learn, has many among those that
 test. Only where both are unseen does degree say nothing.
+
+No pair chooses or tests whose reverse learns: in a network without directions, as STRING's, it has the same label.
 """
 
 from dataclasses import dataclass, replace
@@ -87,7 +89,7 @@ def split_pairs(pairs: Pairs, split: str, seed: int) -> NetworkSplit:
     state = hash_of(seed, Purpose.NETWORK_PARTS)
     regulators, genes = (name_hashes(names, state) for names in (pairs.regulators, pairs.genes))
     if split == "edge":
-        of_pairs = np.stack([fold_array(int(own), genes) for own in regulators])
+        of_pairs = fold_array(regulators[:, None], genes[None])  # symmetric: an edge and its reverse are in one part
         part = np.zeros(of_pairs.shape, np.int8)
         part[pairs.is_pair] = _parts(of_pairs[pairs.is_pair])
     else:
@@ -98,7 +100,15 @@ def split_pairs(pairs: Pairs, split: str, seed: int) -> NetworkSplit:
             of_regulators = of_genes
         part = np.where(of_regulators == of_genes, of_regulators, -1)
     train, validation, test = ((part == own) & pairs.is_pair for own in range(3))
-    return NetworkSplit(train, validation, test)
+    unknown = ~_reversed(pairs, train)
+    return NetworkSplit(train, validation & unknown, test & unknown)
+
+
+def _reversed(pairs: Pairs, among: Array) -> Array:
+    """bool [R, G]: whether the pair from the gene to the regulator is among others, bool [R, G]."""
+    found, of = np.zeros_like(among), pairs.gene_of_regulators
+    found[:, of] = among[:, of].T
+    return found
 
 
 def with_drawn_tests(pairs: Pairs, split: NetworkSplit, kind: str, seed: int) -> NetworkSplit:

@@ -9,7 +9,7 @@ from conftest import scmbert, scmbert_ok
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from data_pipelines.networks.edge_table import EdgeTable
-from data_pipelines.networks.parts import SPLITS
+from data_pipelines.networks.parts import SPLITS, parts_of_edges
 from data_pipelines.synthetic.regulation import planted_network
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.networks import graph_network
@@ -80,6 +80,23 @@ def test_what_a_split_tests_is_unseen_and_does_not_depend_on_the_order_of_genes(
     )
     np.testing.assert_array_equal(split_pairs(other, split, 3).test, part.test[rows][:, columns])
     assert (split_pairs(pairs, split, 4).test != part.test).any()
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_no_pair_tests_or_chooses_whose_reverse_learns(split, rng):
+    """STRING has no directions: the reverse of a tested edge would be the answer."""
+    pairs = planted(rng)
+    part = split_pairs(pairs, split, 3)
+    learns, asked = (
+        {(pairs.regulators[row], pairs.genes[column]) for row, column in np.argwhere(own)}
+        for own in (part.train, part.validation | part.test)
+    )
+    assert learns and asked
+    assert not {(gene, regulator) for regulator, gene in asked} & learns
+    source, target = np.array(sorted(learns | asked)).T
+    of_edges = parts_of_edges(source, target, split, 3)
+    known = set(zip(source[of_edges == 0], target[of_edges == 0], strict=True))
+    assert not known & set(zip(target[of_edges > 0], source[of_edges > 0], strict=True))
 
 
 def test_the_identity_finds_degree_where_it_was_seen_and_nothing_where_neither_side_was(rng):
