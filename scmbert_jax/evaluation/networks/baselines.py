@@ -10,6 +10,7 @@ from sklearn.ensemble import GradientBoostingRegressor, HistGradientBoostingClas
 
 from scmbert_jax.evaluation.networks.pairs import NetworkSplit, Pairs
 from scmbert_jax.evaluation.networks.prior_graph import PriorGraph
+from scmbert_jax.evaluation.networks.training_graph import training_graph_scores
 
 Array = np.ndarray
 
@@ -79,6 +80,10 @@ def permuted_identity(pairs: Pairs, split: NetworkSplit, given: Given, seed: int
     is_edge = pairs.is_edge.copy()
     is_edge[split.train] = np.random.default_rng(seed).permutation(is_edge[split.train])
     return identity(Pairs(pairs.regulators, pairs.genes, is_edge, pairs.is_pair, 0), split, given, seed)
+
+
+def training_graph(pairs: Pairs, split: NetworkSplit, given: Given, seed: int) -> Array:
+    return training_graph_scores(pairs, split, seed)
 
 
 def prior_edges(pairs: Pairs, split: NetworkSplit, given: Given, seed: int) -> Array:
@@ -171,6 +176,7 @@ def boosted_pairs(pairs: Pairs, split: NetworkSplit, given: Given, seed: int) ->
 BASELINES = [
     NetworkMethod("identity (degree among training pairs)", "", identity, learns=True),
     NetworkMethod("identity, permuted labels", "", permuted_identity, learns=True),
+    NetworkMethod("degrees and neighbours among training pairs", "", training_graph, learns=True),
     NetworkMethod("edges of the prior", "prior", prior_edges),
     NetworkMethod("in-degree in the prior", "prior", prior_degree),
     NetworkMethod("boosting of pair features", "prior or cells", boosted_pairs, learns=True),
