@@ -43,6 +43,7 @@ from scmbert_jax.commands.exchange import ExportTorch, ImportModel
 from scmbert_jax.commands.explain import Explain
 from scmbert_jax.commands.failures_told_once import tell_failures_once
 from scmbert_jax.commands.integrate import Integrate
+from scmbert_jax.commands.networks import NetworksInfer
 from scmbert_jax.commands.number_limits import check_numbers
 from scmbert_jax.commands.plan import MakePlan
 from scmbert_jax.commands.train import Export, Pretrain
@@ -75,6 +76,7 @@ VERBS: dict[str, Any] = {
     "integrate": Integrate,
     "annotate": {"fit": AnnotateFit, "predict": AnnotatePredict, "once": AnnotateOnce},
     "explain": Explain,
+    "networks": {"infer": NetworksInfer},
     "evaluate": {
         "pretraining": EvaluatePretraining,
         "probe": EvaluateProbe,

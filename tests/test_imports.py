@@ -43,6 +43,7 @@ LAYERS = (
     ("integration",),
     ("evaluation",),
     ("interpretation",),
+    ("networks",),
     ("evaluators",),
     ("pretraining",),
     ("benchmarks",),

@@ -1,0 +1,1 @@
+"""Networks of genes out of a trained model: `scmbert networks infer`."""
