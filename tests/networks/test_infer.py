@@ -71,7 +71,7 @@ def shuffled(cells, regulators, folder):
 
 def test_any_order_of_genes_and_cells_gives_the_same_file(pbmc_model, cells, file, regulators, tmp_path):
     """With bootstraps, which draw cells; of more cells than are drawn."""
-    options = ("--max-cells", "80", "--method", "embedding", "attention", "spearman", "mutual_information")
+    options = ("--max-cells", "80", "--method", "embedding", "perturbation", "attention", "spearman")
     other = shuffled(cells, regulators, tmp_path)
     for (source, listed), name in (((file, regulators), "a"), (other, "b")):
         ran = infer(pbmc_model, source, listed, tmp_path / f"{name}.csv", *options)
