@@ -80,6 +80,7 @@ class EvaluateNetworks:
             read_from=self.read_splits,
             write_to=self.write_splits,
             overwrite=self.overwrite,
+            pictures=self.report is not None,
             organism=self.organism,
             say=say,
         )

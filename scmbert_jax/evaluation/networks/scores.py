@@ -51,6 +51,17 @@ def early_precision_ratio(scores: Array, is_edge: Array) -> float:
     return float(hits / positive / is_edge.mean())
 
 
+def precision_at(scores: Array, is_edge: Array, at: Array) -> Array:
+    """float [K], of the k highest scores for each k of int [K]; ties at their expectation, nan without pairs."""
+    if not len(scores):
+        return np.full(len(at), np.nan)
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(is_edge[order])
+    last = np.r_[np.flatnonzero(np.diff(scores[order])), len(scores) - 1]  # of each group of ties
+    # Within a group each pair is as likely as another to be among the k: hits grow evenly.
+    return np.interp(at, np.r_[0, last + 1], np.r_[0, hits[last]]) / at
+
+
 def score_pairs(scores: Array, is_edge: Array, among: Array) -> dict[str, float]:
     """Metric -> value, of scores float [R, G] on the pairs bool [R, G] that are looked at."""
     values, truth = scores[among], is_edge[among]

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,11 @@ from scmbert_jax.evaluation.networks.inputs import (
     told,
 )
 from scmbert_jax.evaluation.networks.pairs import Pairs, pairs_of, split_pairs, with_drawn_tests
+from scmbert_jax.evaluation.networks.pictures import PictureScores
+from scmbert_jax.evaluation.networks.result import NetworkReport, NetworkRow
 from scmbert_jax.evaluation.networks.scores import METRICS, NEW_EDGES, auroc, score_pairs
 from scmbert_jax.evaluation.networks.split_files import Parts, read_splits, write_splits
 from scmbert_jax.evaluation.report.report import write_report
-from scmbert_jax.text_table import markdown_table
 
 Array = np.ndarray
 Say = Callable[[str], None]
@@ -50,73 +50,6 @@ _NOTES = (
 )
 
 
-@dataclass(frozen=True)
-class NetworkRow:
-    """The mean of a metric over seeds, and half of its 95% interval (nan for one seed)."""
-
-    split: str
-    method: str
-    metric: str
-    mean: float
-    half_width: float
-    num_seeds: int
-
-
-@dataclass(frozen=True)
-class NetworkReport:
-    """All of one call.
-
-    Attributes:
-      network: the one taken for true; data: the cells, "" without.
-      rows: of all splits; `differences`: of each method from the first, on the same splits.
-      missing: method -> why it has no row. notes: sentences. licences: network -> its licence.
-    """
-
-    network: str
-    data: str
-    rows: tuple[NetworkRow, ...]
-    differences: tuple[NetworkRow, ...]
-    missing: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    licences: dict[str, str] = field(default_factory=dict)
-
-    def row(self, split: str, method: str, metric: str = "auroc") -> NetworkRow:
-        """Raises KeyError when there is none."""
-        for row in self.rows:
-            if (row.split, row.method, row.metric) == (split, method, metric):
-                return row
-        raise KeyError((split, method, metric))
-
-    def tables(self) -> list[tuple[str, str]]:
-        """(heading, markdown table): a line per method for each split, differences, what is missing."""
-        found = []
-        for split in dict.fromkeys(row.split for row in self.rows):
-            found.append((f"Unseen: {split}", _table(self.rows, split, "{:.3f}")))
-            if any(row.split == split for row in self.differences):
-                first = next(row.method for row in self.rows if row.split == split)
-                found.append((f"Minus {first}, unseen: {split}", _table(self.differences, split, "{:+.3f}")))
-        if self.missing:
-            found.append(("Rows that are missing", markdown_table(["method", "why"], list(self.missing.items()))))
-        return found
-
-    def text(self) -> str:
-        """What `scmbert evaluate networks` prints."""
-        return "\n\n".join([*(f"{heading}\n\n{table}" for heading, table in self.tables()), "\n".join(self.notes)])
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-able dict; nan becomes null."""
-        return {
-            "suite": "networks",
-            "network": self.network,
-            "data": self.data,
-            "rows": [_plain(row) for row in self.rows],
-            "differences": [_plain(row) for row in self.differences],
-            "missing": self.missing,
-            "notes": list(self.notes),
-            "licences": self.licences,
-        }
-
-
 def evaluate_networks(
     network: str | Path = EXAMPLE,
     *,
@@ -131,6 +64,7 @@ def evaluate_networks(
     read_from: str | Path | None = None,
     write_to: str | Path | None = None,
     overwrite: bool = False,
+    pictures: bool = False,
     organism: str = "human",
     say: Say = lambda message: None,
 ) -> NetworkReport:
@@ -146,6 +80,7 @@ def evaluate_networks(
       negatives: which pairs without an edge test: all, or as many as edges, drawn by a rule of `NEGATIVES`.
       read_from: a file of parts that is used instead of `splits`, `num_seeds` and `negatives` (split_files.py).
       write_to: a file that gets the parts, replacing one if `overwrite`.
+      pictures: also draw those of the report.
 
     Raises:
       InputError: a file that cannot be used, or no gene in common; ConfigError: an unknown split or method.
@@ -177,10 +112,12 @@ def evaluate_networks(
         *(f"{table.name}: {len(table):,} edges{told(table)}." for table in tables),
     ]
     methods = [method for method in known if method.name not in skip]
+    own_rows: list[str] = []
     for table in judged:
         scores, covers = scores_of(table, pairs, organism)
         notes.append(f"{covers}.")
-        methods.append(NetworkMethod(f"network: {Path(table.name).name}", "", lambda *_, own=scores: own))
+        own_rows.append(f"network: {Path(table.name).name}")
+        methods.append(NetworkMethod(own_rows[-1], "", lambda *_, own=scores: own))
     there = {"": True, "cells": expression is not None, "prior": bool(tables)}
     there["prior or cells"] = there["prior"] or there["cells"]
     missing = {method.name: f"needs {_NEEDS[method.needs]}" for method in methods if not there[method.needs]}
@@ -194,7 +131,8 @@ def evaluate_networks(
             notes.append(f"Of the pairs that test, as many without an edge as edges are left, drawn: {negatives}.")
     if write_to is not None:
         write_splits(write_to, pairs, parts, overwrite)
-    found = _scored(pairs, given, [method for method in methods if there[method.needs]], parts, say)
+    kept = PictureScores(pairs, parts) if pictures else None
+    found = _scored(pairs, given, [method for method in methods if there[method.needs]], parts, kept, say)
     licences = {table.name: table.licence or "not stated" for table in (labels.edges, *tables, *judged)}
     return NetworkReport(
         str(network),
@@ -203,11 +141,18 @@ def evaluate_networks(
         missing=missing,
         notes=(*notes, *_NOTES),
         licences=licences,
+        curves=() if kept is None else tuple(kept.scores(methods[0].name, own_rows)),
+        figures=() if kept is None else tuple(kept.neighbourhoods(own_rows, organism)),
     )
 
 
 def _scored(
-    pairs: Pairs, given: Given, methods: Sequence[NetworkMethod], parts: Parts, say: Say
+    pairs: Pairs,
+    given: Given,
+    methods: Sequence[NetworkMethod],
+    parts: Parts,
+    kept: PictureScores | None,
+    say: Say,
 ) -> dict[tuple[str, str], list[dict[str, float]]]:
     """(split, method) -> a value of each metric for each seed."""
     found: dict[tuple[str, str], list[dict[str, float]]] = {
@@ -224,6 +169,8 @@ def _scored(
                 new = part.test & ~given.prior.is_edge
                 values[NEW_EDGES] = auroc(scores[new], pairs.is_edge[new])
             found[split, method.name].append(values)
+            if kept is not None:
+                kept.keep(split, seed, method.name, scores)
     return found
 
 
@@ -258,26 +205,7 @@ def write_network_report(path: Path, report: NetworkReport, run_info: dict[str, 
         title=f"Networks: {report.network}",
         run_info=run_info | {"licences": report.licences},
         tables=report.tables(),
+        scores=report.curves,
+        figures=report.figures,
         notes=report.notes,
     )
-
-
-def _table(rows: Sequence[NetworkRow], split: str, form: str) -> str:
-    of = {(row.method, row.metric): row for row in rows if row.split == split}
-    methods = dict.fromkeys(method for method, _ in of)
-    metrics = [metric for metric in METRICS if any(metric == own for _, own in of)]
-    body = [[method, *(_figure(of[method, metric], form) for metric in metrics)] for method in methods]
-    return markdown_table(["method", *(METRICS[metric] for metric in metrics)], body)
-
-
-def _figure(row: NetworkRow, form: str) -> str:
-    if math.isnan(row.mean):
-        return "-"
-    return form.format(row.mean) + ("" if math.isnan(row.half_width) else f" ± {row.half_width:.3f}")
-
-
-def _plain(row: NetworkRow) -> dict[str, Any]:
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in asdict(row).items()
-    }

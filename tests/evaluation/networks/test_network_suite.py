@@ -1,6 +1,8 @@
 """The `networks` suite: metrics against scikit-learn, splits that leak nothing, and planted networks that are found."""
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,7 @@ from scmbert_jax.evaluation.networks.baselines import BASELINES, Given
 from scmbert_jax.evaluation.networks.inputs import read_labels
 from scmbert_jax.evaluation.networks.pairs import Pairs, pairs_of, split_pairs, with_drawn_tests
 from scmbert_jax.evaluation.networks.prior_graph import PriorGraph
-from scmbert_jax.evaluation.networks.scores import auprc, auroc, early_precision_ratio, score_pairs
+from scmbert_jax.evaluation.networks.scores import auprc, auroc, early_precision_ratio, precision_at, score_pairs
 from scmbert_jax.evaluation.networks.split_files import read_splits, write_splits
 from scmbert_jax.evaluation.networks.suite import evaluate_networks
 
@@ -59,6 +61,15 @@ def test_early_precision_takes_ties_at_their_expectation():
     assert early_precision_ratio(np.array([3.0, 2, 1, 0, 0, 0]), truth) == pytest.approx(3)
     assert early_precision_ratio(np.zeros(6), truth) == pytest.approx(1)
     assert early_precision_ratio(np.array([1.0, 0, 1, 0, 0, 0]), truth) == pytest.approx(1.5)
+
+
+def test_precision_at_k_takes_ties_at_their_expectation():
+    truth = np.array([True, False, True, False, False, True])
+    scores = np.array([3.0, 2, 2, 1, 1, 1])
+    at = np.arange(1, 7)
+    by_hand = [1, 1.5 / 2, 2 / 3, (2 + 1 / 3) / 4, (2 + 2 / 3) / 5, 3 / 6]
+    np.testing.assert_allclose(precision_at(scores, truth, at), by_hand)
+    np.testing.assert_allclose(precision_at(np.zeros(6), truth, at), 0.5)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -163,11 +174,22 @@ def test_a_network_that_somebody_brings_is_judged_beside_the_identity(rng, tmp_p
 
 
 def test_the_report_shows_every_split_and_what_is_missing(rng, tmp_path):
-    true = edge_file(planted(rng), tmp_path / "true.csv")
-    scmbert_ok("evaluate", "networks", true, "--split", "edge", "both", "--report", tmp_path / "r.html")
-    page = (tmp_path / "r.html").read_text()
-    for text in ("Unseen: edge", "Unseen: both", "Rows that are missing", "measure memory of node degree"):
-        assert text in page
+    pairs = planted(rng)
+    true = edge_file(pairs, tmp_path / "true.csv")
+    none = edge_file(replace(pairs, is_edge=pairs.is_pair & ~pairs.is_edge), tmp_path / "none.csv")
+    options = ("--split", "edge", "both", "--report", tmp_path / "r.html", "--overwrite")
+    shown = {}
+    for mine in (true, none):
+        scmbert_ok("evaluate", "networks", true, "--network", mine, *options)
+        shown[mine] = (tmp_path / "r.html").read_text()
+        for text in ("Unseen: edge", "Unseen: both", "Rows that are missing", "measure memory of node degree"):
+            assert text in shown[mine]
+        assert "Precision among the highest scores, unseen: both" in shown[mine]
+        assert f"Two regulators by network: {mine.name}" in shown[mine]
+        assert re.search(r"identity \(degree among training pairs\): regulators 0\.[89]\d, genes 0\.[89]", shown[mine])
+    found, of = re.search(r"GENE\d+: (\d+) of (\d+) true targets found, 0 wrong", shown[true]).groups()
+    assert int(found) == int(of) > 0
+    assert re.search(rf"GENE\d+: 0 of {of} true targets found, [1-9]\d* wrong", shown[none])
 
 
 def test_what_cannot_be_judged_is_refused(rng, tmp_path):
