@@ -101,7 +101,7 @@ def _read_text(path: Path) -> pd.DataFrame:
             keep_default_na=False,
             names=names,
             skip_blank_lines=False,
-        ).fillna("")
+        )
         if not isinstance(table.index, pd.RangeIndex) and (table.iloc[:, -1] == "").all():
             raise ValueError("its lines end in a separator, its first line does not")
     except (OSError, EOFError, ValueError, zlib.error) as error:

@@ -33,7 +33,7 @@ def written(tmp_path, data, name="edges.csv"):
         "semicolons": GOOD.replace(b",", b";"),
         "aligned by several blanks": GOOD.replace(b",", b"   "),
         "names of rows, as R writes them": b'"source" "target" "weight"\n"1" "MYC" "TERT" 1\n"2" "SPI1" "BGLAP" -1\n',
-        "remarks": b"# made by somebody\n# Licence: CC BY 4.0\n" + GOOD,
+        "remarks": b"\xef\xbb\xbf# made by somebody\r\n# Licence: CC BY 4.0\r\n" + GOOD,
         "compressed": gzip.compress(GOOD),
         "no header, but TRRUST": b"\xef\xbb\xbfMYC\tTERT\tActivation\t1\r\nSPI1\tBGLAP\tRepression\t2\r\n",
         "BEELINE's ranked edges": b"Gene1\tGene2\tEdgeWeight\nMYC\tTERT\t1\nSPI1\tBGLAP\t-1\n",
