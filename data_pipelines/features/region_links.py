@@ -3,8 +3,8 @@
     distance             up to three genes whose TSS lies within 100,000 bp of the region's middle, nearest first
     distance:20000       ... within 20,000 bp
     none                 no links
-    links.tsv[.gz]       a header line with the columns region and gene (others are not read), tab-separated (.csv:
-                         commas); one pair a line; regions as chr1:100-200, genes as Ensembl ids or symbols. Only
+    links.tsv[.gz]       a header line with the columns region or peak, and gene (others are not read), tab-separated
+                         (.csv: commas); one pair a line; regions as chr1:100-200, genes as Ensembl ids or symbols. Only
                          exactly the regions of the corpus get links: peaks that are mapped to a catalogue, those of
                          the catalogue.
 
@@ -124,6 +124,7 @@ def _read(spec: str, assembly: str, version: tuple[int, int]) -> LinksOfFile:
         table = pd.read_csv(spec, sep=separator, dtype=str, keep_default_na=False, skip_blank_lines=False)
     except (OSError, EOFError, ValueError, pd.errors.ParserError) as error:
         raise InputError(f"{spec}: cannot be read ({error}); {_EXPECTED}") from error
+    table = table.rename(columns={} if "region" in table else {"peak": "region"})
     missing = [column for column in ("region", "gene") if column not in table.columns]
     if missing:
         found = ", ".join(map(str, table.columns[:6]))

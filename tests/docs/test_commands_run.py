@@ -28,6 +28,7 @@ NOT_RUN = {
     "scmbert plan": "compiles for minutes; tests/planning runs plans of smaller shapes",
     "scmbert bench": "measures for minutes; tests/benchmarks runs each at a smaller size",
     "evaluate networks": "needs networks of genes; tests/evaluation/networks/test_network_suite.py makes some",
+    "multiome.h5mu": "tests/data_pipelines/features/test_region_links.py builds from a table of links",
     "networks infer": "needs a list of regulators; tests/networks/test_infer.py makes one",
     "evaluate annotation": "fits for minutes; tests/evaluation/annotation/test_annotation_suite.py runs it",
     "--peer-python": "another Python; tests/evaluation/alignment/test_integration_baselines.py stands in for it",

@@ -39,6 +39,16 @@ def peaks(path, names=REGIONS):
     return path
 
 
+def test_a_table_of_peaks_with_weights_is_one_of_links(tmp_path):
+    """As tools that link peaks to genes write it, on Windows."""
+    (first, _), (_, second) = genes(2)
+    rows = [(REGIONS[0], first, 0.9), (REGIONS[0].replace(":", "-"), second, 0.1)]
+    text = "".join(",".join(map(str, row)) + "\r\n" for row in [("peak", "gene", "weight"), *rows])
+    (tmp_path / "links.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    links = region_links(str(tmp_path / "links.csv"), "hg38")
+    assert links.genes_of == {REGIONS[0]: (first, genes(2)[1][0])}
+
+
 @pytest.mark.parametrize("limit", [2_000, 100_000])
 def test_no_gene_beyond_the_distance_is_linked(limit):
     rows = np.flatnonzero(HUMAN.reference & (HUMAN.chrom == "chr7") & (HUMAN.tss > 0))[:50]
