@@ -108,7 +108,7 @@ def test_what_a_table_names_in_vain_is_counted(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "head", "message"),
     [
-        ([("chr1:1-5", "TP53")], ("peak", "gene"), "line 1: no column region .there is peak, gene"),
+        ([("chr1:1-5", "TP53")], ("place", "gene"), "line 1: no column region .there is place, gene"),
         ([("chr1:1-5", "TP53"), ("somewhere", "TP53")], ("region", "gene"), "line 3: 'somewhere' is not a region"),
         ([("chr44:1-5", "TP53")], ("region", "gene"), "line 2: 'chr44:1-5' does not lie in hg38"),
         ([("chr1:1-5", "Xyz"), ("chr1:1-5", "Abc")], ("region", "gene"), "2 of 2 genes are not known as human genes"),
