@@ -48,7 +48,7 @@ def _correlation(population: Population, unit: Array) -> Scores:
 def _of_baseline(score: Score, population: Population, reader: Reader, resampling: Resampling) -> Iterator[Scores]:
     names = population.genes.astype(str)
     nothing = np.zeros(population.is_pair.shape, bool)
-    pairs = Pairs(names[population.regulators], names, nothing, population.is_pair, 0)
+    pairs = Pairs(names[population.regulators], names, nothing, population.is_pair, names[population.regulators])
     split = NetworkSplit(nothing, nothing, nothing)
     for given in _given(population, reader, resampling):
         yield Scores(np.maximum(score(pairs, split, given, resampling.seed), 0.0))

@@ -1,7 +1,7 @@
 """What scores pairs without a model: node degree, prior networks, co-expression. A baseline: a function and a line."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -53,7 +53,7 @@ class NetworkMethod:
 
     Attributes:
       name: of its row.
-      needs: "", "cells", "prior" or "prior or cells": without it there is no row.
+      needs: "", "cells", "prior", "prior or cells" or "list" (of regulators): without it there is no row.
       score: see `Score`.
       learns: whether it looks at labels of pairs, so that another split gives another score.
     """
@@ -79,11 +79,16 @@ def permuted_identity(pairs: Pairs, split: NetworkSplit, given: Given, seed: int
     """`identity` of labels that were shuffled among the training pairs."""
     is_edge = pairs.is_edge.copy()
     is_edge[split.train] = np.random.default_rng(seed).permutation(is_edge[split.train])
-    return identity(Pairs(pairs.regulators, pairs.genes, is_edge, pairs.is_pair, 0), split, given, seed)
+    return identity(replace(pairs, is_edge=is_edge), split, given, seed)
 
 
 def training_graph(pairs: Pairs, split: NetworkSplit, given: Given, seed: int) -> Array:
     return training_graph_scores(pairs, split, seed)
+
+
+def is_regulator(pairs: Pairs, split: NetworkSplit, given: Given, seed: int) -> Array:
+    """Whether the gene is on the list of regulators that were looked at."""
+    return np.broadcast_to(pairs.is_listed[None].astype(np.float64), pairs.is_edge.shape)
 
 
 def prior_edges(pairs: Pairs, split: NetworkSplit, given: Given, seed: int) -> Array:
@@ -150,10 +155,11 @@ def boosted(pairs: Pairs, split: NetworkSplit, given: Given, seed: int) -> Array
 def boosted_pairs(pairs: Pairs, split: NetworkSplit, given: Given, seed: int) -> Array:
     """Gradient boosting of what is known of a pair without its labels, learned from the labels of training pairs.
 
-    Of the prior networks, `PriorGraph.features`; of the cells, mean and spread of both genes and their correlation. So
-    it knows a gene by its neighbours and its expression, never by name: the floor for graph networks.
+    Whether the gene is a regulator; of the prior networks, `PriorGraph.features`; of the cells, mean and spread of both
+    genes and their correlation. So it knows a gene by its neighbours and its expression, never by name: the floor for
+    graph networks.
     """
-    features = [] if given.prior is None else given.prior.features
+    features = [pairs.is_listed[None], *([] if given.prior is None else given.prior.features)]
     if given.expression is not None:
         columns = pairs.gene_of_regulators
         correlation = given.centred[:, columns].T @ given.centred
@@ -165,7 +171,7 @@ def boosted_pairs(pairs: Pairs, split: NetworkSplit, given: Given, seed: int) ->
     drawn = np.random.default_rng(seed).random(len(rows)) < _BOOSTED_PAIRS / len(rows)
     rows = rows[is_edge[rows] | drawn]
     trees = HistGradientBoostingClassifier(
-        learning_rate=0.06, max_leaf_nodes=15, min_samples_leaf=40, l2_regularization=5, random_state=seed
+        learning_rate=0.04, max_leaf_nodes=8, min_samples_leaf=80, l2_regularization=20, random_state=seed
     )
     found = np.zeros(is_edge.shape)
     tested = np.flatnonzero(split.validation | split.test)
@@ -177,6 +183,7 @@ BASELINES = [
     NetworkMethod("identity (degree among training pairs)", "", identity, learns=True),
     NetworkMethod("identity, permuted labels", "", permuted_identity, learns=True),
     NetworkMethod("degrees and neighbours among training pairs", "", training_graph, learns=True),
+    NetworkMethod("the gene is a regulator, too", "list", is_regulator),
     NetworkMethod("edges of the prior", "prior", prior_edges),
     NetworkMethod("in-degree in the prior", "prior", prior_degree),
     NetworkMethod("boosting of pair features", "prior or cells", boosted_pairs, learns=True),

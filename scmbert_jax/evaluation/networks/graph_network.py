@@ -149,6 +149,7 @@ def _graph_of(pairs: Pairs, split: NetworkSplit, given: Given, arm: Arm, seed: i
         scaled = own / max(float(own.std()), 1e-12)
         parts += list(np.pad(scaled, ((0, number - len(own)), (0, 0))).T)
         parts.append(np.pad(given.expression.mean(0), (0, number - len(own))))
+    parts.append(np.pad(pairs.is_listed.astype(np.float64), (0, number - len(pairs.genes))))
     columns = np.stack([np.ones(number), *parts], axis=1).astype(np.float32)
     rows, columns_of = np.nonzero(pairs.is_edge & split.train)
     first = len(source)

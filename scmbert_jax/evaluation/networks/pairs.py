@@ -35,14 +35,24 @@ class Pairs:
       regulators: str [R], names of those with at least one edge; genes: str [G].
       is_edge: bool [R, G].
       is_pair: bool [R, G], all but a gene with itself.
-      without_edges: regulators that were looked at and have none, which are left out.
+      listed: str [R'], regulators that were looked at, with an edge or without.
     """
 
     regulators: Array
     genes: Array
     is_edge: Array
     is_pair: Array
-    without_edges: int
+    listed: Array
+
+    @property
+    def without_edges(self) -> int:
+        """Regulators that were looked at and have none, which are left out."""
+        return len(self.listed) - len(self.regulators)
+
+    @cached_property
+    def is_listed(self) -> Array:
+        """bool [G], genes on a list of regulators. All False where the list is no more than who has an edge."""
+        return np.isin(self.genes, self.listed) & (self.without_edges > 0)
 
     @cached_property
     def gene_of_regulators(self) -> Array:
@@ -79,9 +89,7 @@ def pairs_of(labels: LabelNetwork, name: str) -> Pairs:
         [of_regulator[key] for key in labels.edges.source.tolist()],
         [of_gene[key] for key in labels.edges.target.tolist()],
     ] = True
-    return Pairs(
-        regulators, genes, is_edge, regulators[:, None] != genes[None], len(labels.regulators) - len(regulators)
-    )
+    return Pairs(regulators, genes, is_edge, regulators[:, None] != genes[None], labels.regulators)
 
 
 def split_pairs(pairs: Pairs, split: str, seed: int) -> NetworkSplit:

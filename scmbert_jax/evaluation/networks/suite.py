@@ -37,7 +37,12 @@ Array = np.ndarray
 Say = Callable[[str], None]
 
 ALL = "all"
-_NEEDS = {"cells": "--data", "prior": "--prior", "prior or cells": "--prior or --data"}
+_NEEDS = {
+    "cells": "--data",
+    "prior": "--prior",
+    "prior or cells": "--prior or --data",
+    "list": "regulators without an edge that were looked at, as a BEELINE folder lists them",
+}
 _NOTES = (
     "Splits by edge, by regulator and by target measure memory of node degree: read them beside the row of the "
     "identity. Where regulator and gene are both unseen, the identity knows nothing (.5).",
@@ -118,7 +123,7 @@ def evaluate_networks(
         notes.append(f"{covers}.")
         own_rows.append(f"network: {Path(table.name).name}")
         methods.append(NetworkMethod(own_rows[-1], "", lambda *_, own=scores: own))
-    there = {"": True, "cells": expression is not None, "prior": bool(tables)}
+    there = {"": True, "cells": expression is not None, "prior": bool(tables), "list": pairs.is_listed.any()}
     there["prior or cells"] = there["prior"] or there["cells"]
     missing = {method.name: f"needs {_NEEDS[method.needs]}" for method in methods if not there[method.needs]}
     if read_from is not None:
