@@ -59,7 +59,7 @@ ROOMS = (
     ("readers", "corpus"),
     ("tfds_blocks", "checks", "sampling", "networks"),
     ("synthetic",),
-    ("build",),
+    ("build", "genome"),
     ("batches",),
 )
 

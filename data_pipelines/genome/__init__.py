@@ -1,0 +1,1 @@
+"""DNA: genomes, regions of them, variants, motifs, and tokens of bases."""
