@@ -31,10 +31,16 @@ class Layout(NamedTuple):
     fewest: int  # of the columns; the others may be missing
     integers: tuple[str, ...]
     is_sorted: bool  # by start within a chromosome, every chromosome in one piece
+    is_checked: bool = True  # impossible positions are refused here; else the caller sees to them
 
 
 FRAGMENTS = Layout(("chrom", "start", "end", "barcode", "count"), 4, ("start", "end", "count"), True)
 BED = Layout(("chrom", "start", "end"), 3, ("start", "end"), False)
+BED6 = Layout(("chrom", "start", "end", "name", "score", "strand"), 3, ("start", "end"), False, False)
+# `summit`: bases from the start to it, 0-based; -1: not called.
+NARROW_PEAK = Layout(
+    (*BED6.columns, "signal", "p_value", "q_value", "summit"), 10, ("start", "end", "summit"), False, False
+)
 
 
 class IntervalBlock(NamedTuple):
@@ -43,9 +49,10 @@ class IntervalBlock(NamedTuple):
     Attributes:
       first_line: number of the first, from 1.
       chrom: str [n], as the file has it.
-      start, end: int64 [n], 0-based half-open, 0 <= start < end.
+      start, end: int64 [n], 0-based half-open, 0 <= start < end (unless the layout is not checked).
       barcode: dictionary-encoded [n] (`FRAGMENTS`), else None.
       more_columns: behind those of the layout, which were not read.
+      others: the other columns of the layout that are there, by name: str [n], or int64 [n].
     """
 
     first_line: int
@@ -54,6 +61,7 @@ class IntervalBlock(NamedTuple):
     end: np.ndarray
     barcode: pa.DictionaryArray | None
     more_columns: int
+    others: dict[str, np.ndarray]
 
 
 def header_lines(path: str | Path) -> list[str]:
@@ -73,6 +81,15 @@ def header_lines(path: str | Path) -> list[str]:
     return lines
 
 
+def count_columns(path: str | Path) -> int:
+    """Of the first interval."""
+    before = len(header_lines(path))
+    with _open(path) as file:
+        for _ in range(before):
+            file.readline()
+        return file.readline(_LONGEST_LINE).count(b"\t") + 1
+
+
 def interval_blocks(path: str | Path, layout: Layout) -> Iterator[IntervalBlock]:
     """The intervals of a file, in its order.
 
@@ -85,7 +102,8 @@ def interval_blocks(path: str | Path, layout: Layout) -> Iterator[IntervalBlock]
     for text in _text_blocks(path, layout, number - 1):
         width = width or text[: text.find(b"\n") if b"\n" in text else len(text)].count(b"\t") + 1
         block = _parse(path, layout, text, number, width)
-        _check(path, block)
+        if layout.is_checked:
+            _check(path, block)
         if layout.is_sorted:
             order.check(block)
         yield block
@@ -184,7 +202,12 @@ def _parse(path: str | Path, layout: Layout, text: bytes, first_line: int, width
         columns["end"].to_numpy(),
         columns.get("barcode"),
         max(0, width - len(layout.columns)),
+        {name: _values(columns[name]) for name in read if name not in ("chrom", "start", "end", "barcode")},
     )
+
+
+def _values(column: pa.Array) -> np.ndarray:
+    return column.to_numpy() if pa.types.is_integer(column.type) else np.array(column.to_pylist(), dtype=str)
 
 
 def _first_bad_line(
