@@ -1,0 +1,233 @@
+"""Variants out of VCF files and tables, checked against the genome that they are said to change.
+
+    VCF          CHROM POS ID REF ALT ...; plain, gzip or bgzip. A line with several alleles is so many variants
+    tables       .csv, .tsv with a header; `COLUMNS` are understood. "-" or "" is an allele without bases
+
+Positions are 1-based in both. Alleles that are no sequences (<DEL>, *, breakends) are left out and counted.
+"""
+
+import gzip
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from data_pipelines.features.genome_assembly import ucsc_name
+from data_pipelines.genome.bases import UNKNOWN, encode
+from data_pipelines.genome.fasta import Fasta
+from data_pipelines.genome.interval_table import names_remedy
+from data_pipelines.genome.left_out import MOST_LEFT_OUT, LeftOut
+from data_pipelines.genome.variant import Variant
+from scmbert_jax.errors import InputError
+
+# Role -> names of its column in a table, in small letters.
+COLUMNS = {
+    "chromosome": ("chromosome", "chrom", "#chrom", "chr"),
+    "position": ("position", "pos"),
+    "reference": ("reference_bases", "ref", "reference", "ref_allele"),
+    "alternate": ("alternate_bases", "alt", "alternate", "alt_allele"),
+    "name": ("name", "id", "rsid", "variant_id"),
+}
+_MISSING, _NOWHERE = ("", "NA", "na", "nan", "NaN", "."), -1
+_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+_BASES = re.compile("[ACGTN]*")
+_CONTIG = re.compile(r"^##contig=<.*?ID=(?P<name>[^,>]+).*?length=(?P<length>\d+)")
+
+
+@dataclass(frozen=True)
+class VariantTable:
+    """n variants, in the order of their file.
+
+    Attributes:
+      chromosome: str [n].
+      position: int64 [n], 1-based.
+      reference_bases, alternate_bases: str [n], capitals; of the forward strand.
+      name: str [n], "" where there is none.
+      line: int64 [n], of the file, from 1: what joins a score to what else stands there.
+      where: the file.
+      left_out: reason -> variants that were not taken.
+    """
+
+    chromosome: np.ndarray
+    position: np.ndarray
+    reference_bases: np.ndarray
+    alternate_bases: np.ndarray
+    name: np.ndarray
+    line: np.ndarray
+    where: str = "variants"
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    def __getitem__(self, row: int) -> Variant:
+        alleles = (str(self.reference_bases[row]), str(self.alternate_bases[row]))
+        return Variant(str(self.chromosome[row]), int(self.position[row]), *alleles, str(self.name[row]))
+
+    def take(self, rows: np.ndarray) -> "VariantTable":
+        """Some rows: int [m], or bool [n]."""
+        columns = (self.chromosome, self.position, self.reference_bases, self.alternate_bases, self.name, self.line)
+        return VariantTable(*(column[rows] for column in columns), self.where, self.left_out)
+
+
+def read_variants(
+    path: str | Path,
+    fasta: Fasta | None = None,
+    *,
+    ucsc_names: bool = False,
+    keep_repeated: bool = False,
+    most_left_out: float = MOST_LEFT_OUT,
+) -> VariantTable:
+    """Reads a VCF file or a table of variants; positions are 1-based.
+
+    Args:
+      path: of the file; its name says whether it is a table.
+      fasta: what is changed: variants whose reference bases are not what stands there are left out, and a VCF whose
+        ##contig lines have other lengths is refused. None: nothing is compared.
+      ucsc_names: chromosomes are called as UCSC calls them ("1" becomes "chr1").
+      keep_repeated: a variant may be there more than once, as in a table of measurements; else the first is taken.
+      most_left_out: fraction of the variants that may be unusable.
+
+    Raises InputError: damaged; more than that; nothing left; another build.
+    """
+    is_table = str(path).lower().endswith(_TABLES)
+    columns, contigs = _read_table(Path(path)) if is_table else _read_vcf(Path(path))
+    if ucsc_names:
+        columns["chromosome"] = [ucsc_name(name) for name in columns["chromosome"]]
+        contigs = {ucsc_name(name): length for name, length in contigs.items()}
+    if fasta is not None:
+        _refuse_another_build(path, contigs, fasta)
+    texts = {role: np.array(columns[role], dtype=str) for role in ("chromosome", "reference", "alternate", "name")}
+    table = VariantTable(
+        texts["chromosome"],
+        np.array(columns["position"], dtype=np.int64),
+        *(np.array([_capital(bases) for bases in columns[role]], dtype=str) for role in ("reference", "alternate")),
+        texts["name"],
+        np.array(columns["line"], dtype=np.int64),
+        str(path),
+    )
+    left_out = LeftOut(str(path), len(table))
+    kept, remedy = _usable(table, fasta, keep_repeated, left_out)
+    left_out.refuse(most_left_out, remedy)
+    found = table.take(kept)
+    return VariantTable(
+        *(found.chromosome, found.position, found.reference_bases, found.alternate_bases, found.name, found.line),
+        str(path),
+        left_out.counts,
+    )
+
+
+def _capital(bases: str) -> str:
+    return "" if bases.strip() in ("-", ".") else bases.strip().upper()
+
+
+def _usable(table: VariantTable, fasta: Fasta | None, keep_repeated: bool, left_out: LeftOut) -> tuple[np.ndarray, str]:
+    """bool [n], and what to do where too few are."""
+    columns = (table.chromosome, table.position, table.reference_bases, table.alternate_bases)
+    keys = ["{}:{}:{}>{}".format(*key) for key in zip(*(column.tolist() for column in columns), strict=True)]
+    labels, kept = np.array(keys, dtype=str), np.ones(len(table), bool)
+    no_bases = [
+        not (_BASES.fullmatch(reference) and _BASES.fullmatch(alternate))
+        for reference, alternate in zip(table.reference_bases.tolist(), table.alternate_bases.tolist(), strict=True)
+    ]
+    kept = left_out.drop(kept, np.array(no_bases, bool), "with alleles that are no sequences of ACGTN", labels)
+    kept = left_out.drop(kept, table.position == _NOWHERE, "without a position", labels)
+    kept = left_out.drop(kept, table.position < 1, "at a position below 1 (they are 1-based)", labels)
+    same = table.reference_bases == table.alternate_bases
+    kept = left_out.drop(kept, same, "with both alleles the same", labels)
+    if not keep_repeated:
+        again = np.ones(len(table), bool)
+        again[np.unique(labels, return_index=True)[1]] = False
+        kept = left_out.drop(kept, again, "that repeat one", labels)
+    if fasta is None:
+        return kept, ""
+    names, inverse = np.unique(table.chromosome, return_inverse=True)
+    lengths = np.array([fasta.lengths.get(str(name), -1) for name in names], np.int64)[inverse]
+    kept = left_out.drop(kept, lengths < 0, f"on sequences that {fasta.name} has not", labels)
+    ends = table.position - 1 + np.char.str_len(table.reference_bases)
+    kept = left_out.drop(kept, ends > lengths, "beyond the end of their chromosome", labels)
+    differs = np.zeros(len(table), bool)
+    for row in np.flatnonzero(kept).tolist():
+        first_base, bases = int(table.position[row]) - 1, str(table.reference_bases[row])
+        there = fasta.codes(str(table.chromosome[row]), first_base, first_base + len(bases), most_foreign=1.0)
+        said = encode(bases)
+        differs[row] = ((there != said) & (there != UNKNOWN) & (said != UNKNOWN)).any()
+    kept = left_out.drop(kept, differs, "whose reference bases are not those of the genome", labels)
+    remedy = "If most reference bases differ, the genome is another build, or positions are 0-based."
+    return kept, names_remedy(names, fasta) or (remedy if differs.any() else "")
+
+
+def _refuse_another_build(path: str | Path, contigs: Mapping[str, int], fasta: Fasta) -> None:
+    wrong = [name for name, length in contigs.items() if fasta.lengths.get(name, length) != length]
+    if wrong:
+        raise InputError(
+            f"{path}: its header says that {wrong[0]} has {contigs[wrong[0]]:,} bases, in {fasta.name} it has "
+            f"{fasta.lengths[wrong[0]]:,} ({len(wrong):,} such sequences): they are of different builds. Take the "
+            "FASTA file that the variants were called on"
+        )
+
+
+def _read_vcf(path: Path) -> tuple[dict[str, list], dict[str, int]]:
+    """The columns of `VariantTable`, a row per alternate allele; the lengths of contigs in its header."""
+    contigs: dict[str, int] = {}
+    columns: dict[str, list] = {
+        role: [] for role in ("chromosome", "position", "reference", "alternate", "name", "line")
+    }
+    number = 0
+    for number, line in enumerate(_lines(path), start=1):
+        if line.startswith("#"):
+            if match := _CONTIG.match(line):
+                contigs[match["name"]] = int(match["length"])
+            continue
+        if not line.strip():
+            continue
+        words = line.rstrip("\r\n").split("\t")
+        if len(words) < 5 or not words[1].isdigit():
+            raise InputError(
+                f"{path}, line {number:,}: {line[:60]!r}; expected CHROM, POS, ID, REF, ALT, ..., separated by tabs"
+            )
+        chromosome, position, name, reference, alternates = words[:5]
+        for alternate in alternates.split(","):
+            values = (chromosome, int(position), reference, alternate, "" if name == "." else name, number)
+            for column, value in zip(columns.values(), values, strict=True):
+                column.append(value)
+    if not columns["line"]:
+        raise InputError(
+            f"{path}: no variant in it ({number:,} lines); expected lines of CHROM, POS, ID, REF, ALT, ..."
+        )
+    return columns, contigs
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path, "rt") if packed else open(path) as text:
+            yield from text
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); copy or download it again") from error
+
+
+def _read_table(path: Path) -> tuple[dict[str, list], dict[str, int]]:
+    try:
+        raw = pd.read_csv(path, sep="\t" if ".tsv" in path.name.lower() else ",", dtype=str, keep_default_na=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected a table of variants with a header") from error
+    raw = raw.rename(columns=lambda name: str(name).strip().lower())
+    found = {role: next((name for name in names if name in raw), None) for role, names in COLUMNS.items()}
+    if missing := [role for role in COLUMNS if role != "name" and found[role] is None]:
+        expected = "; ".join(f"{role}: {', '.join(COLUMNS[role])}" for role in missing)
+        raise InputError(f"{path}: columns {', '.join(raw.columns[:8])}; expected also one of {expected}")
+    position = pd.to_numeric(raw[found["position"]].replace(dict.fromkeys(_MISSING, str(_NOWHERE))), errors="coerce")
+    bad = (position.isna() | (position % 1 != 0)).to_numpy()
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise InputError(f"{path}, line {row + 2:,}: {raw[found['position']].iloc[row]!r} is no position (1-based)")
+    columns = {role: raw[name].tolist() for role, name in found.items() if name is not None}
+    columns["position"] = position.astype(np.int64).tolist()
+    columns.setdefault("name", [""] * len(raw))
+    return columns | {"line": [*range(2, len(raw) + 2)]}, {}

@@ -1,0 +1,91 @@
+"""Variants are those of their file; what does not fit the genome is counted or refused."""
+
+import gzip
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data_pipelines.genome.fasta import Fasta
+from data_pipelines.genome.variant import Variant
+from data_pipelines.genome.variant_file import read_variants
+from scmbert_jax.errors import InputError
+
+HEADER = "##fileformat=VCFv4.2\n##contig=<ID=chr1,length=200>\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+SEQUENCE = "ACGT" * 50
+GOOD = [f"chr1 {4 * i + 1} rs{i} A C" for i in range(20)]  # 1-based: every A
+
+
+@pytest.fixture
+def fasta(tmp_path):
+    (tmp_path / "genome.fa").write_text(f">chr1\n{SEQUENCE}\n")
+    return Fasta(tmp_path / "genome.fa")
+
+
+def vcf(tmp_path, *lines, header=HEADER, name="a.vcf"):
+    text = header + "".join(f"{line} . PASS .\n" for line in lines).replace(" ", "\t")
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    return tmp_path / name
+
+
+def test_every_allele_of_a_vcf_is_a_variant(tmp_path, fasta):
+    lines = ("chr1 2 rs1 C A,g", "chr1 3 . GT G", "chr1 4 . T TAA")
+    for name in ("a.vcf", "a.vcf.gz"):
+        table = read_variants(vcf(tmp_path, *lines, name=name), fasta)
+        assert list(table) == [
+            Variant("chr1", 2, "C", "A", "rs1"),
+            Variant("chr1", 2, "C", "G", "rs1"),
+            Variant("chr1", 3, "GT", "G"),
+            Variant("chr1", 4, "T", "TAA"),
+        ]
+        assert table.line.tolist() == [4, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("chr1 1 . C T", "whose reference bases are not those of the genome"),
+        ("chr1 201 . A T", "beyond the end of their chromosome"),
+        ("chr2 1 . A T", "on sequences that .* has not"),
+        ("chr1 5 . A C", "that repeat one"),
+        ("chr1 5 . A <DEL>", "with alleles that are no sequences"),
+        ("chr1 5 . A A", "with both alleles the same"),
+        ("chr1 0 . A T", "at a position below 1"),
+    ],
+)
+def test_a_bad_variant_is_counted_and_refused_where_too_many(line, reason, tmp_path, fasta):
+    path = vcf(tmp_path, *GOOD, line)
+    with pytest.raises(InputError, match=rf"1 of 21 rows cannot be used \(1 {reason}.*, e.g. chr"):
+        read_variants(path, fasta)
+    table = read_variants(path, fasta, most_left_out=0.05)
+    assert [*table.left_out.values()] == [1]
+    assert len(table) == 20
+
+
+def test_a_vcf_of_another_build_or_with_other_names_is_refused(tmp_path, fasta):
+    with pytest.raises(InputError, match="they are of different builds"):
+        read_variants(vcf(tmp_path, *GOOD, header=HEADER.replace("200", "201")), fasta)
+    path = vcf(tmp_path, *(line.replace("chr", "") for line in GOOD), header="")
+    with pytest.raises(InputError, match="give ucsc_names=True to both"):
+        read_variants(path, fasta)
+    assert read_variants(path, fasta, ucsc_names=True)[0] == Variant("chr1", 1, "A", "C", "rs0")
+
+
+def test_what_is_no_vcf_is_refused_by_line(tmp_path):
+    for text, words in (("chr1\tx\t.\tA\tC\n", "line 4: "), ("", "no variant in it")):
+        (tmp_path / "a.vcf").write_text(HEADER + text)
+        with pytest.raises(InputError, match=words):
+            read_variants(tmp_path / "a.vcf")
+
+
+def test_the_mutagenesis_of_the_shared_data_is_read_as_a_table(shared_data):
+    table = read_variants(shared_data / "mpra" / "elements.tsv.gz", ucsc_names=True, keep_repeated=True)
+    assert [*table.left_out] == ["without a position"]
+    assert table[0] == Variant("chr2", 60_494_940, "C", "A")
+    assert table[1].alternate_bases == ""  # a deletion
+    # The reference base of a position is the same in each of its lines of one build; `line` joins other columns.
+    build = pd.read_csv(shared_data / "mpra" / "elements.tsv.gz", sep="\t", usecols=["Release"])["Release"]
+    table = table.take((build.to_numpy(str) == "GRCh38")[table.line - 2])
+    assert len(table) > 44_000
+    keys = np.char.add(np.char.add(table.chromosome, ":"), table.position.astype(str))
+    assert len(np.unique(np.char.add(keys, table.reference_bases))) == len(np.unique(keys))
