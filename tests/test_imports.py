@@ -30,7 +30,7 @@ LAYERS = (
     ),
     ("config",),
     ("experiment_files",),
-    ("parallel",),
+    ("parallel", "sequences"),
     ("models",),
     ("objectives",),
     ("scmbert",),
