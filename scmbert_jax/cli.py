@@ -21,6 +21,7 @@ from scmbert_jax.commands.bench import (
     BenchBuild,
     BenchFavor,
     BenchInput,
+    BenchMotifs,
     BenchObjectives,
     BenchPadding,
     BenchStep,
@@ -96,6 +97,7 @@ VERBS: dict[str, Any] = {
         "storage": BenchStorage,
         "favor": BenchFavor,
         "annotation": BenchAnnotation,
+        "motifs": BenchMotifs,
     },
 }
 

@@ -1,4 +1,4 @@
-"""Verbs that measure speed: bench step, padding, objectives, build, input, storage, favor, annotation."""
+"""Verbs that measure speed: bench step, padding, objectives, build, input, storage, favor, annotation, motifs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -364,6 +364,37 @@ class BenchAnnotation:
             threads=self.threads,
             say=say,
         )
+        return _show_measured(found, self.json)
+
+
+@dataclass(frozen=True)
+class BenchMotifs:
+    """Time of scanning sequences for motifs, both strands, compared with NumPy.
+
+    Random sequences; NumPy position by position, and as matrix products, alternately with ours. Beside the times stands
+    the largest difference of the scores.
+
+    Example:  scmbert bench motifs
+              scmbert bench motifs --motifs JASPAR2024_CORE_human.jaspar --sequences 512 20000 --most-numpy 20000
+    """
+
+    motifs: Path | None = None
+    """A file of motifs (JASPAR, MEME, PFM, TRANSFAC). Default: 755 made up, as wide as JASPAR's."""
+    sequences: tuple[int, ...] = (512, 2048)
+    """Numbers of sequences, one after the other."""
+    length: int = 200
+    """Bases of each."""
+    most_numpy: int = 4096
+    """Sequences; more are scanned by ours alone."""
+    rounds: int = 3
+    """Rounds of measurement; each figure is their median."""
+    json: Json = False
+
+    def run(self) -> int:
+        from scmbert_jax.benchmarks.motif_speed import measure_scan
+
+        require_positive(sequences=min(self.sequences, default=0), length=self.length, rounds=self.rounds)
+        found = measure_scan(self.motifs, self.sequences, self.length, self.rounds, self.most_numpy, say)
         return _show_measured(found, self.json)
 
 
