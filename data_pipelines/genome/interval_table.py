@@ -1,7 +1,7 @@
 """Many intervals as columns, and what reads them: BED3 to BED6, narrowPeak, tables with a header."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import cast
@@ -64,8 +64,15 @@ class IntervalTable:
 
     def take(self, rows: np.ndarray) -> "IntervalTable":
         """Some rows: int [m], or bool [n]."""
-        columns = (self.chromosome, self.start, self.end, self.strand, self.name, self.summit)
-        return IntervalTable(*(column[rows] for column in columns), self.where)
+        return IntervalTable(
+            self.chromosome[rows],
+            self.start[rows],
+            self.end[rows],
+            self.strand[rows],
+            self.name[rows],
+            self.summit[rows],
+            self.where,
+        )
 
     @property
     def ids(self) -> np.ndarray:
@@ -115,13 +122,12 @@ def read_intervals(
 
     Raises InputError: damaged; more than these fractions; nothing left; its name or header say another assembly.
     """
-    columns = _read_table(path) if str(path).lower().endswith(_TABLES) else _read_bed(path)
+    table = _read_table(path) if str(path).lower().endswith(_TABLES) else _read_bed(path)
     if ucsc_names:
-        names, inverse = np.unique(columns["chromosome"], return_inverse=True)
-        columns["chromosome"] = np.array([ucsc_name(str(name)) for name in names], dtype=str)[inverse]
+        names, inverse = np.unique(table.chromosome, return_inverse=True)
+        table = replace(table, chromosome=np.array([ucsc_name(str(name)) for name in names], dtype=str)[inverse])
     if fasta is not None and fasta.assembly is not None:
         _refuse_another_assembly(path, fasta)
-    table = IntervalTable(**columns, where=str(path))
     left_out = LeftOut(str(path), len(table))
     kept, remedy = _usable(table, fasta, left_out)
     left_out.refuse(most_left_out, remedy)
@@ -135,13 +141,7 @@ def read_intervals(
             raise InputError(
                 f"{path}: {number:,} of {len(table):,} intervals {what}; expected at most {most:.1%}. {remedy}"
             )
-    return IntervalTable(
-        *(table.chromosome, table.start, table.end, table.strand, table.name, table.summit),
-        str(path),
-        left_out.counts,
-        overlapping,
-        unsorted,
-    )
+    return replace(table, left_out=left_out.counts, overlapping=overlapping, unsorted=unsorted)
 
 
 def count_overlapping(table: IntervalTable) -> int:
@@ -205,24 +205,25 @@ def _refuse_another_assembly(path: str | Path, fasta: Fasta) -> None:
             raise InputError(f"{path}: its {what} says {found}, but {fasta.name} is of {fasta.assembly}; lift it over")
 
 
-def _read_bed(path: str | Path) -> dict[str, np.ndarray]:
+def _read_bed(path: str | Path) -> IntervalTable:
     narrow = "narrowpeak" in Path(path).name.lower() or count_columns(path) == len(NARROW_PEAK.columns)
     blocks = list(interval_blocks(path, NARROW_PEAK if narrow else BED6))
     start, end = (np.concatenate([getattr(block, side) for block in blocks]) for side in ("start", "end"))
     others = {name: np.concatenate([block.others[name] for block in blocks]) for name in blocks[0].others}
     name = others.get("name", np.full(len(start), ""))
     offset = others.get("summit", np.full(len(start), -1))
-    return {
-        "chromosome": np.concatenate([block.chrom for block in blocks]),
-        "start": start,
-        "end": end,
-        "strand": others.get("strand", np.full(len(start), ".")),
-        "name": np.where(name == ".", "", name),
-        "summit": np.where((offset >= 0) & (offset < end - start), start + offset, -1),
-    }
+    return IntervalTable(
+        np.concatenate([block.chrom for block in blocks]),
+        start,
+        end,
+        others.get("strand", np.full(len(start), ".")),
+        np.where(name == ".", "", name),
+        np.where((offset >= 0) & (offset < end - start), start + offset, -1),
+        str(path),
+    )
 
 
-def _read_table(path: str | Path) -> dict[str, np.ndarray]:
+def _read_table(path: str | Path) -> IntervalTable:
     try:
         raw = pd.read_csv(path, sep="\t" if ".tsv" in str(path).lower() else ",", dtype=str, keep_default_na=False)
     except (OSError, EOFError, ValueError) as error:
@@ -244,9 +245,12 @@ def _read_table(path: str | Path) -> dict[str, np.ndarray]:
                 f"{path}, line {row + 2:,}, column {found[role]}: {raw[found[role]].iloc[row]!r} is no position"
             )
     strand = raw[found["strand"]].str.strip().to_numpy(str) if found["strand"] else np.full(len(raw), ".")
-    return {
-        "chromosome": raw[found["chromosome"]].str.strip().to_numpy(str),
-        **{role: values.to_numpy(np.int64) for role, values in numbers.items()},
-        "strand": np.where(strand == "", ".", strand),
-        "name": raw[found["name"]].to_numpy(str) if found["name"] else np.full(len(raw), ""),
-    }
+    return IntervalTable(
+        raw[found["chromosome"]].str.strip().to_numpy(str),
+        numbers["start"].to_numpy(np.int64),
+        numbers["end"].to_numpy(np.int64),
+        np.where(strand == "", ".", strand),
+        raw[found["name"]].to_numpy(str) if found["name"] else np.full(len(raw), ""),
+        numbers["summit"].to_numpy(np.int64),
+        str(path),
+    )

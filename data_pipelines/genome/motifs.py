@@ -46,8 +46,8 @@ class MotifSet:
     def take(self, rows: np.ndarray) -> "MotifSet":
         """Some motifs: int [m]."""
         own = [int(row) for row in rows]
-        parts = (tuple(values[row] for row in own) for values in (self.ids, self.names, self.counts))
-        return MotifSet(*parts, self.sites[own], self.where)  # type: ignore[arg-type]
+        ids, names = tuple(self.ids[row] for row in own), tuple(self.names[row] for row in own)
+        return MotifSet(ids, names, tuple(self.counts[row] for row in own), self.sites[own], self.where)
 
     def probabilities(
         self, pseudocount: float = PSEUDOCOUNT, background: tuple[float, ...] = UNIFORM

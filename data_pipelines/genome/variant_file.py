@@ -10,7 +10,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +70,16 @@ class VariantTable:
 
     def take(self, rows: np.ndarray) -> "VariantTable":
         """Some rows: int [m], or bool [n]."""
-        columns = (self.chromosome, self.position, self.reference_bases, self.alternate_bases, self.name, self.line)
-        return VariantTable(*(column[rows] for column in columns), self.where, self.left_out)
+        return VariantTable(
+            self.chromosome[rows],
+            self.position[rows],
+            self.reference_bases[rows],
+            self.alternate_bases[rows],
+            self.name[rows],
+            self.line[rows],
+            self.where,
+            self.left_out,
+        )
 
 
 def read_variants(
@@ -101,24 +109,19 @@ def read_variants(
         contigs = {ucsc_name(name): length for name, length in contigs.items()}
     if fasta is not None:
         _refuse_another_build(path, contigs, fasta)
-    texts = {role: np.array(columns[role], dtype=str) for role in ("chromosome", "reference", "alternate", "name")}
     table = VariantTable(
-        texts["chromosome"],
+        np.array(columns["chromosome"], dtype=str),
         np.array(columns["position"], dtype=np.int64),
-        *(np.array([_capital(bases) for bases in columns[role]], dtype=str) for role in ("reference", "alternate")),
-        texts["name"],
+        np.array([_capital(bases) for bases in columns["reference"]], dtype=str),
+        np.array([_capital(bases) for bases in columns["alternate"]], dtype=str),
+        np.array(columns["name"], dtype=str),
         np.array(columns["line"], dtype=np.int64),
         str(path),
     )
     left_out = LeftOut(str(path), len(table))
     kept, remedy = _usable(table, fasta, keep_repeated, left_out)
     left_out.refuse(most_left_out, remedy)
-    found = table.take(kept)
-    return VariantTable(
-        *(found.chromosome, found.position, found.reference_bases, found.alternate_bases, found.name, found.line),
-        str(path),
-        left_out.counts,
-    )
+    return replace(table.take(kept), left_out=left_out.counts)
 
 
 def _capital(bases: str) -> str:

@@ -162,7 +162,7 @@ def numpy_scan(
 ) -> dict[str, np.ndarray]:
     """The reference of `MotifScanner.__call__`, which takes and gives the same."""
     number, length = codes.shape
-    found = {name: np.zeros((number, len(log_odds)), np.float32) for name in summaries}
+    found: dict[str, np.ndarray] = {name: np.zeros((number, len(log_odds)), np.float32) for name in summaries}
     for column, matrix in enumerate(log_odds):
         width = len(matrix)
         places = max(length - width + 1, 0)
