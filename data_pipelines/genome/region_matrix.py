@@ -5,6 +5,7 @@ matrix whose rows are in another order than somebody thinks gives chance level, 
 asks `check_order` first.
 """
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,7 +143,7 @@ def read_region_matrix(path: str | Path) -> RegionMatrix:
         raise InputError(f"{path}: {_EXPECTED}")
     try:
         return reader(path)
-    except (OSError, ValueError, KeyError, EOFError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read ({error}); {_EXPECTED}") from error
 
 
