@@ -74,6 +74,21 @@ def read_edge_table(path: str | Path) -> EdgeTable:
     return edges_of(read_edge_file(path), str(path))
 
 
+def read_edge_tables(path: str | Path) -> list[EdgeTable]:
+    """As `read_edge_table`; of a file of `scmbert networks infer`, a table for each method and cell type in it."""
+    raw = read_edge_file(path)
+    columns = [name for name in ("method", "cell_type") if name in raw]
+    if not {"method", "stability"} <= set(raw):
+        return [edges_of(raw, str(path))]
+    groups = raw.groupby(columns, sort=False)
+    # The name of a table ends like a path, so that "B/plasma" would be one.
+    names = [", ".join(str(value).replace("/", "_") for value in named) for named, _ in groups]
+    return [
+        edges_of(own, f"{path}, {name}" if len(groups) > 1 else str(path))
+        for name, (_, own) in zip(names, groups, strict=True)
+    ]
+
+
 def edges_of(raw: pd.DataFrame, path: str) -> EdgeTable:
     """The edges of a table of text, names of columns in small letters. Raises InputError as `read_edge_table`."""
     roles = {role: next((name for name in names if name in raw), None) for role, names in COLUMNS.items()}

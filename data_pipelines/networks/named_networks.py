@@ -16,7 +16,7 @@ from typing import Literal
 
 import pandas as pd
 
-from data_pipelines.networks.edge_table import EdgeTable, edges_of, read_edge_table
+from data_pipelines.networks.edge_table import EdgeTable, edges_of, read_edge_table, read_edge_tables
 from scmbert_jax.errors import InputError
 
 PREFIX = "network:"
@@ -49,6 +49,11 @@ def read_network(spec: str | Path, organism: Literal["human", "mouse"] | str = "
     if kept is not None:
         _write(table, kept)
     return edges
+
+
+def read_networks(spec: str | Path, organism: Literal["human", "mouse"] | str = "human") -> list[EdgeTable]:
+    """As `read_network`; of a file of `scmbert networks infer`, a table for each method and cell type in it."""
+    return [read_network(spec, organism)] if str(spec).startswith(PREFIX) else read_edge_tables(spec)
 
 
 def _fetched(spec: str, name: str, use: str, organism: str) -> pd.DataFrame:

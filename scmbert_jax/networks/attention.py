@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scmbert_jax.errors import InputError
 from scmbert_jax.interpretation.rollout import queries_and_keys_of
 from scmbert_jax.models.attention.chunked import HIDDEN, join_tokens, split_tokens
 from scmbert_jax.models.encoder import Encoder
 from scmbert_jax.models.token_sequence import CutBatch, pack_tokens
 from scmbert_jax.networks.population import FEWEST_EXPRESSING, Population
 from scmbert_jax.networks.scores import Reader, Resampling, Scores
+from scmbert_jax.pretrained import PretrainedModel
 from scmbert_jax.scmbert import ModelDefinition
 
 Array = np.ndarray
@@ -29,16 +29,15 @@ _QUERIES = 128  # of a block
 _COLUMNS = 32  # regulators of a cell are filled up to a multiple of it: few programs
 
 
-def attention_scores(population: Population, reader: Reader, resampling: Resampling) -> Iterator[Scores]:
-    """Mean rollout over the cells that express both genes; 0 for pairs of few cells.
+def why_no_rollout(model: PretrainedModel) -> str:
+    """Why there is no rollout of a model; "" where there is."""
+    if model.config.model.encoder_sharing == "per_modality":
+        return "the model has an encoder for each modality, of which there is no rollout; use another method"
+    return ""
 
-    Raises InputError for a model that has an encoder for each modality.
-    """
-    if reader.model.config.model.encoder_sharing == "per_modality":
-        raise InputError(
-            "--method attention: the model has an encoder for each modality, of which rollout says nothing. Leave the "
-            "method out."
-        )
+
+def attention_scores(population: Population, reader: Reader, resampling: Resampling) -> Iterator[Scores]:
+    """Mean rollout over the cells that express both genes; 0 for pairs of few cells."""
     shape = len(population.regulators), len(population.genes)
     weights = resampling.weights(population.cells.number)
     total = np.zeros((len(weights), *shape), np.float32)

@@ -153,7 +153,8 @@ class Inference:
         """How many times, and of what, stability is the fraction."""
         if len(self.readers) > 1 and METHODS[method].asks_model:
             return len(self.readers), "models"
-        return self.options.bootstraps, METHODS[method].resampled
+        of_what = METHODS[method].resampled
+        return self.options.bootstraps if of_what else 0, of_what
 
     def _network(self, name: str, population: Population, progress: Progress | None) -> Network:
         method, stage = METHODS[name], f"{name}, {population.name or 'all cells'}"
@@ -164,7 +165,7 @@ class Inference:
             each = [next(method.score(population, reader, alone)) for reader in readers]
             whole, others = _mean(each), iter(each)
         else:
-            resampling = Resampling(self.options.bootstraps, self.options.seed)
+            resampling = Resampling(self.resampled(name)[0], self.options.seed)
             others = method.score(population, readers[0], resampling)
             whole = next(others)
         edges = top_pairs(whole.weight, population.is_pair, top)
@@ -213,6 +214,9 @@ def infer_networks(
     for model in models:
         if "rna" not in model.config.modalities.in_use():
             raise InputError(f"{model.folder or 'the model'}: reads no RNA, so it knows nothing of genes.")
+        for name in options.methods:
+            if why := METHODS[name].why_not(model):
+                raise InputError(f"{model.folder or 'the model'}, --method {name}: {why}.")
         if model.feature_space.content_hash != models[0].feature_space.content_hash:
             raise ConfigError(
                 f"{model.folder}: has other features than {models[0].folder}; give seeds of one training, or one model."

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from scmbert_jax.interpretation.write_explanation import NOT_REGULATION
-from scmbert_jax.networks.attention import attention_scores
+from scmbert_jax.networks.attention import attention_scores, why_no_rollout
 from scmbert_jax.networks.co_expression import (
     boosting_scores,
     mutual_information_scores,
@@ -15,6 +15,7 @@ from scmbert_jax.networks.embedding import embedding_scores
 from scmbert_jax.networks.perturbed import PARTS, perturbation_scores
 from scmbert_jax.networks.population import Population
 from scmbert_jax.networks.scores import Reader, Resampling, Scores
+from scmbert_jax.pretrained import PretrainedModel
 
 # Scores of the cells as they are, then of each bootstrap.
 Score = Callable[[Population, Reader, Resampling], Iterator[Scores]]
@@ -26,7 +27,8 @@ class InferenceMethod(NamedTuple):
     says: what its weight is.
     asks_model: False: the model says which genes there are, and nothing else.
     caution: what everybody who sees the network must know; "" where nothing.
-    resampled: of what bootstraps are drawn.
+    resampled: of what bootstraps are drawn; "": it does not depend on cells.
+    why_not: model -> why it cannot be asked so; "" where it can.
     """
 
     score: Score
@@ -34,6 +36,7 @@ class InferenceMethod(NamedTuple):
     asks_model: bool = True
     caution: str = ""
     resampled: str = "bootstraps of the cells"
+    why_not: Callable[[PretrainedModel], str] = lambda model: ""
 
 
 METHODS = {
@@ -43,7 +46,9 @@ METHODS = {
         "|mean response| of the gene to removing the regulator",
         resampled=f"bootstraps of {PARTS} parts of the cells",
     ),
-    "attention": InferenceMethod(attention_scores, "attention rollout between tokens", caution=NOT_REGULATION),
+    "attention": InferenceMethod(
+        attention_scores, "attention rollout between tokens", caution=NOT_REGULATION, why_not=why_no_rollout
+    ),
     "spearman": InferenceMethod(spearman_scores, "|Spearman's correlation| of expression", asks_model=False),
     "pearson": InferenceMethod(pearson_scores, "|Pearson's correlation| of expression", asks_model=False),
     "mutual_information": InferenceMethod(mutual_information_scores, "nats, of expression in bins", asks_model=False),

@@ -50,7 +50,7 @@ def file(cells, tmp_path_factory):
 @pytest.fixture(scope="module")
 def regulators(cells, tmp_path_factory):
     path = tmp_path_factory.mktemp("regulators") / "tfs.txt"
-    path.write_text("\n".join([*cells.var_names[:8], "NOSUCHGENE", "GATA1"]) + "\n")
+    path.write_text("\n".join([*cells.var_names[:10], "NOSUCHGENE", "GATA1"]) + "\n")
     return path
 
 
@@ -194,10 +194,24 @@ def test_each_cell_type_has_a_network_and_those_of_few_cells_are_reported(pbmc_m
     of_a, of_b = (table[table["cell_type"] == name].reset_index(drop=True) for name in ("A", "B/1"))
     assert not of_a["weight"].equals(of_b["weight"])
     assert json.loads((tmp_path / "edges.csv.json").read_text()) == document
-    assert document["regulators"] == {"named": 10, "in_the_model": 8, "no_gene": 1, "not_in_the_model": 1}
+    assert document["regulators"] == {"named": 12, "in_the_model": 10, "no_gene": 1, "not_in_the_model": 1}
     ran = infer(pbmc_model, file, regulators, tmp_path / "beeline.csv", *given, "--format", "beeline")
     assert {own["file"] for own in json.loads(ran.out)["networks"]} == {"beeline.A.csv", "beeline.B_1.csv"}
     assert len(read_edge_table(tmp_path / "beeline.B_1.csv")) == len(of_b)
+
+
+def test_all_networks_of_a_file_are_judged_each_by_itself(pbmc_model, file, regulators, tmp_path):
+    given = ("--by", "kind", "--method", "spearman", "pearson", "--bootstraps", "1")
+    assert infer(pbmc_model, file, regulators, tmp_path / "edges.csv", *given).code == 0
+    truth = ("--method", "spearman", "--top", "150")
+    assert infer(pbmc_model, file, regulators, tmp_path / "true.csv", *truth).code == 0
+    told = scmbert_ok(
+        *("evaluate", "networks", tmp_path / "true.csv", "--network", tmp_path / "edges.csv"),
+        *("--split", "edge", "--num-seeds", "2", "--json"),
+    )
+    methods = {row["method"] for row in json.loads(told)["rows"]}
+    expected = {f"network: edges.csv, {method}, {kind}" for method in ("spearman", "pearson") for kind in ("A", "B_1")}
+    assert expected <= methods
 
 
 def test_attention_is_called_no_evidence_wherever_it_appears(pbmc_model, file, regulators, tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.networks.named_networks import read_network
+from data_pipelines.networks.named_networks import read_network, read_networks
 from data_pipelines.networks.negatives import NEGATIVES
 from data_pipelines.networks.parts import SPLITS
 from scmbert_jax.errors import ConfigError
@@ -105,7 +105,7 @@ def evaluate_networks(
         labels = read_labels(network, organism)
         expression = None if data is None else read_expression(data, organism)
         tables = [by_id(read_network(path, organism), organism) for path in priors]
-    judged = [by_id(read_network(path, organism), organism) for path in brought]
+    judged = [by_id(table, organism) for path in brought for table in read_networks(path, organism)]
     looked_at = labels if expression is None else among_measured(labels, expression[0], organism)
     pairs = pairs_of(looked_at, str(network))
     given = given_for(pairs, expression, tables, organism)
