@@ -83,6 +83,8 @@ setup(
         # `scmbert pretrain --log-to`
         "wandb": ["wandb>=0.31"],
         "mlflow": ["mlflow>=3.17"],
+        # values per base out of bigWig files (data_pipelines/genome)
+        "bigwig": ["pyBigWig>=0.3.24"],
         # scores of `scmbert evaluate integration`; brings igraph, which is under the GPL
         "integration": INTEGRATION,
         # networks of genes by name (network:collectri), over the network
