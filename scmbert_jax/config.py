@@ -19,6 +19,7 @@ from scmbert_jax.modalities import MODALITIES, ModalitiesConfig
 from scmbert_jax.modalities import ModalityConfig as ModalityConfig
 from scmbert_jax.objectives.contrastive_alignment.config import ContrastiveAlignmentConfig
 from scmbert_jax.objectives.cross_modal_translation.config import CrossModalTranslationConfig
+from scmbert_jax.objectives.link_prediction.config import LinkPredictionConfig
 from scmbert_jax.objectives.masked_modeling.config import MaskedModelingConfig
 from scmbert_jax.objectives.whole_profile.config import WholeProfileConfig
 
@@ -26,11 +27,11 @@ from scmbert_jax.objectives.whole_profile.config import WholeProfileConfig
 _MOST = {
     **dict.fromkeys(("global_batch_size", "num_streams", "num_microbatches", "window_blocks"), 1 << 20),
     **dict.fromkeys(("num_tokens", "embed_tokens", "row_widths", "cycle_features"), 1 << 20),
-    **dict.fromkeys(("profile_tokens", "features_per_step", "hidden_dim"), 1 << 20),
+    **dict.fromkeys(("profile_tokens", "features_per_step", "hidden_dim", "edges_per_step"), 1 << 20),
     **dict.fromkeys(
         ("embed_dim", "mlp_dim", "gene_head", "head_dim", "num_heads", "projection_dim", "num_bins"), 1 << 20
     ),
-    **dict.fromkeys(("num_layers", "keep_checkpoints"), 10_000),
+    **dict.fromkeys(("num_layers", "keep_checkpoints", "graph_layers"), 10_000),
     **dict.fromkeys(("replica", "fsdp", "tensor"), 1 << 20),
 }
 _LARGEST = (1 << 63) - 1  # of a number that is no size
@@ -78,6 +79,20 @@ class ModelConfig:
     gene2vec's, a name and embed_dim numbers per line. Features that it lacks start at random, as all do without it."""
     feature_rows: Literal["learned", "frozen"] = "learned"
     """Whether training changes the rows of the feature table (scBERT: frozen)."""
+    networks: tuple[str, ...] = ()
+    """Tables of edges between genes (docs/networks.md), joined into one network, for `graph` and `link_prediction`. A
+    run keeps its own copy."""
+    network_split: Literal["none", "edge", "regulator", "target", "both"] = "none"
+    """Which edges are held out, to be predicted: a quarter tests, an eighth is for validation, by the names of genes
+    and `seed`; of regulators or genes, of all their edges; `both`: of pairs of which neither is in another edge. They
+    neither train nor pass messages."""
+    graph: Literal["off", "learned", "frozen", "shuffled"] = "off"
+    """Whether the row of a gene hears its neighbours in `networks` (models/network_rows.py). `frozen`: by weights that
+    stay as they start; `shuffled`: over a network of equal degrees and another wiring, as controls."""
+    graph_layers: int = 2
+    """How many edges away a row hears."""
+    graph_aggregation: Literal["mean", "attention"] = "mean"
+    """How what neighbours say is put together: by confidence, or by attention as well."""
     encoder_sharing: Literal["shared", "multiway", "per_modality"] = "shared"
     """What modalities share of the encoder: all of it; the attention, with a feed-forward layer each; nothing."""
     linear_path: bool = True
@@ -121,7 +136,7 @@ class ModelConfig:
         return self.gene_head[-1] if self.gene_head else self.embed_dim
 
     def validate(self, where: str) -> None:
-        for name in ("embed_dim", "num_layers", "num_heads", "head_dim", "mlp_dim", "decoder_layers"):
+        for name in ("embed_dim", "num_layers", "num_heads", "head_dim", "mlp_dim", "decoder_layers", "graph_layers"):
             require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "1 or more")
         require(0 < self.norm_epsilon < 1, f"{where}.norm_epsilon", self.norm_epsilon, "0 < value < 1")
         for name in ("favor_features", "favor_redraw_every"):
@@ -141,6 +156,7 @@ class ObjectivesConfig:
     cross_modal_translation: CrossModalTranslationConfig = field(default_factory=CrossModalTranslationConfig)
     contrastive_alignment: ContrastiveAlignmentConfig = field(default_factory=ContrastiveAlignmentConfig)
     whole_profile: WholeProfileConfig = field(default_factory=WholeProfileConfig)
+    link_prediction: LinkPredictionConfig = field(default_factory=LinkPredictionConfig)
 
     def weights(self) -> dict[str, float]:
         """Objective name -> weight, only those above 0, in the order of the fields."""
@@ -310,6 +326,15 @@ class ExperimentConfig:
         self.model.validate("model")
         for objective in dataclasses.fields(self.objectives):
             getattr(self.objectives, objective.name).validate(f"objectives.{objective.name}", self.modalities)
+        used = self.model.graph != "off" or self.objectives.link_prediction.weight > 0
+        require(
+            used == bool(self.model.networks),
+            "model.networks",
+            self.model.networks,
+            "a network for objectives.link_prediction"
+            if used
+            else "none, or model.graph learned, or objectives.link_prediction.weight above 0: nothing uses it",
+        )
         require(bool(self.objectives.weights()), "objectives.*.weight", 0, "above 0 for at least one objective")
         self.optimizer.validate("optimizer")
         self.mesh.validate("mesh")

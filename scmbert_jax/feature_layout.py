@@ -1,5 +1,6 @@
 """What a model must know of a feature space: its rows, its links, and what cells say of them."""
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -116,6 +117,14 @@ class NetworkEdges(NamedTuple):
     confidence: np.ndarray
     part: np.ndarray
 
+    @property
+    def digest(self) -> str:
+        """SHA-256, hex."""
+        digest = hashlib.sha256()
+        for own in self:
+            digest.update(np.ascontiguousarray(own).tobytes())
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class FeatureLayout:
@@ -130,6 +139,9 @@ class FeatureLayout:
       start_rows: float32 [F, D], where the rows of the table of a new model start (`ModelConfig.feature_embeddings`);
         nan, or None: at random.
       network: the edges of `ModelConfig.networks`, and those of `links`; None: without networks.
+      messages: what rows hear along (`ModelConfig.graph`): those of `network` that train, or the same shuffled, without
+        what is held out and its reverse; None: rows hear nothing.
+      negatives: int32 [M, 2], rows of pairs that are no edge, for `link_prediction`.
     """
 
     slices: dict[str, tuple[int, int]]
@@ -138,6 +150,8 @@ class FeatureLayout:
     statistics: FeatureStatistics | None = None
     start_rows: np.ndarray | None = None
     network: NetworkEdges | None = None
+    messages: NetworkEdges | None = None
+    negatives: np.ndarray | None = None
 
     @property
     def num_features(self) -> int:

@@ -5,6 +5,7 @@ config.json               the whole configuration
 feature_space.parquet     the features of the model's table
 feature_statistics.npz    what each of them is like by itself: where the model started
 trained_cells.npz         keys of the cells it was trained on, where the run could tell
+network.npz               the edges of its networks, if it was given any
 weights/                  the parameters (Orbax)
 MODEL_CARD.md             for people
 """
@@ -24,6 +25,7 @@ from jax.sharding import SingleDeviceSharding
 
 from data_pipelines.batches.trained_cells import TRAINED_CELLS, TrainedCells, load_trained_cells
 from data_pipelines.features.feature_space import FeatureSpace
+from data_pipelines.networks.model_network import NETWORK, load_network
 from data_pipelines.statistics.feature_statistics import load_statistics
 from scmbert_jax.config import ExperimentConfig, load_config, to_dict
 from scmbert_jax.errors import CheckpointError, ConfigError
@@ -123,6 +125,8 @@ def read_features(
     path, linear_path = folder / "feature_statistics.npz", config.model.linear_path
     statistics = load_statistics(path, space.num_features, linear_path=linear_path)
     layout = replace(space.layout({name: len(values) for name, values in covariates.items()}), statistics=statistics)
+    if config.model.networks:
+        layout = load_network(folder, layout)
     return space, ModelDefinition(config, layout)
 
 
@@ -233,8 +237,9 @@ def write_model_files(folder: Path, model: PretrainedModel, source: Path) -> Non
     for name in ("feature_space.parquet", "feature_statistics.npz"):
         shutil.copy(source / name, folder / name)
     (folder / "config.json").write_text(json.dumps(to_dict(model.config), indent=2) + "\n")
-    if (source / TRAINED_CELLS).exists():
-        shutil.copy(source / TRAINED_CELLS, folder / TRAINED_CELLS)
+    for name in (TRAINED_CELLS, NETWORK):
+        if (source / name).exists():
+            shutil.copy(source / name, folder / name)
     (folder / "MODEL_CARD.md").write_text(model_card(model))
     save_weights(folder / "weights", model.params)
     write_document(folder, "model.json", model.info)

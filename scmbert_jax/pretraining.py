@@ -32,6 +32,7 @@ from scmbert_jax.outputs import check_run_folder
 from scmbert_jax.parallel.multihost import check_joined, failing_at_once, from_process_zero
 from scmbert_jax.parallel.processes import ALONE, Processes
 from scmbert_jax.plain_text import say
+from scmbert_jax.run_networks import run_networks
 from scmbert_jax.training import loop
 from scmbert_jax.training.goodput import read_goodput
 from scmbert_jax.training.run_folder import read_metrics
@@ -210,6 +211,9 @@ def pretrain(
             start_rows = load_feature_embeddings(table, space, config.model.embed_dim)
             known = int(np.isfinite(start_rows).all(axis=1).sum())
             tell(f"{known:,} of {len(start_rows):,} rows of the feature table start from {table}, the others at random")
+        networks = run_networks(config, mixed.joined.feature_space, run_dir)
+        for line in [] if networks is None else networks.words:
+            tell(line)
         data = MixtureData(
             batches,
             read_ahead,
@@ -218,6 +222,7 @@ def pretrain(
             made_once=from_process_zero,
             linear_path=config.model.linear_path,
             start_rows=start_rows,
+            networks=networks,
             with_earlier=(lambda own: own) if beginning is None else beginning.trained_cells,
         )
         outcome = loop.pretrain(

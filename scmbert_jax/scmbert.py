@@ -1,7 +1,7 @@
 """The model: feature table, token embedding, encoder and heads put together."""
 
 import copy
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from scmbert_jax.models.encoder import make_encoder
 from scmbert_jax.models.gene_head import GeneHead
 from scmbert_jax.models.likelihoods import Likelihood, Prediction, Truth, make_likelihood
 from scmbert_jax.models.linear_path import LinearPath
+from scmbert_jax.models.network_rows import NetworkRows
 from scmbert_jax.models.token_sequence import CutBatch, TokenSequence, pack_tokens
 from scmbert_jax.objectives.mixture import OBJECTIVES
 from scmbert_jax.parallel.mesh import constrain
@@ -36,6 +37,7 @@ class ScMbert(nnx.Module):
     translation_head: Any
     alignment_head: Any
     profile_head: Any
+    link_head: Any
 
     def __init__(self, config: ExperimentConfig, layout: FeatureLayout, rngs: nnx.Rngs):
         modalities = config.modalities.in_use()
@@ -47,12 +49,17 @@ class ScMbert(nnx.Module):
         for name in config.objectives.weights():
             for attribute, head in OBJECTIVES[name].heads(config, layout, rngs).items():
                 setattr(self, attribute, head)
-        # Last, so that all else starts as it does without it.
+        # Last, so that all else starts as it does without them.
         self.gene_head: Any = nnx.data(GeneHead(config, layout, rngs) if config.model.gene_head else None)
+        self.network: Any = nnx.data(None if layout.messages is None else NetworkRows(config.model, layout, rngs))
 
-    def feature_table(self) -> jax.Array:
-        """Rows of all features, float32 [F, D]; compute it once per step and hand it to the other methods."""
-        return self.table()
+    def feature_table(self, unseen: jax.Array | None = None) -> jax.Array:
+        """Rows of all features, float32 [F, D]; compute it once per step and hand it to the other methods.
+
+        `unseen`: int32 [n], places among `FeatureLayout.messages` of edges that are to be predicted: no row hears along
+        them, nor along their reverses; -1 is none.
+        """
+        return self.table(None if self.network is None else partial(self.network, unseen=unseen))
 
     def rows(self, feature_table: jax.Array, tokens: TokenSequence) -> jax.Array:
         """The feature of each token, float32 [B, S, D]."""
@@ -201,6 +208,13 @@ def check_layout(config: ExperimentConfig, layout: FeatureLayout) -> None:
                 f"model.covariates names {name!r}, which the corpus does not have; it has "
                 f"{', '.join(layout.covariate_sizes) or 'none'}."
             )
+    graph, asks = config.model.graph, config.objectives.link_prediction.weight > 0
+    if (graph != "off") != (layout.messages is not None) or (asks and layout.negatives is None):
+        there = "without a network" if layout.network is None else "with one that was not made for this"
+        raise ConfigError(
+            f"model.graph is {graph!r} and link_prediction {'trains' if asks else 'does not train'}, but the features "
+            f"come {there}. Name a network in model.networks."
+        )
 
 
 class ModelDefinition:
@@ -210,10 +224,10 @@ class ModelDefinition:
       abstract_params: nested dict of `jax.ShapeDtypeStruct`.
       logical_axes: nested dict of tuples, one name (or None) per dimension of each parameter.
       roles: nested dict of what each parameter is (`parameters.Role`).
-      constants: nested dict of numpy arrays, data and not parameters: the feature links, what the linear path has of
-        the corpus, and the random directions of `favor` attention, those of the run's last step. They are an argument
-        of every jitted function, because baking the links of a million regions into a program is slow. They are made
-        from the layout, so neither a checkpoint nor a model's weights hold them.
+      constants: nested dict of numpy arrays, data and not parameters: the feature links and networks, what the
+        linear path has of the corpus, and the random directions of `favor` attention, those of the run's last step.
+        They are an argument of every jitted function, because baking the links of a million regions into a program is
+        slow. They are made from the layout, so neither a checkpoint nor a model's weights hold them.
     """
 
     def __init__(self, config: ExperimentConfig, layout: FeatureLayout):

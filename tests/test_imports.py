@@ -37,7 +37,7 @@ LAYERS = (
     ("training",),
     ("planning",),
     ("pretrained",),
-    ("warm_start", "torch_models"),
+    ("warm_start", "run_networks", "torch_models"),
     ("tasks",),
     ("annotation",),
     ("integration",),

@@ -15,6 +15,7 @@ from data_pipelines.batches.mixture_information import information_of_mixture
 from data_pipelines.batches.read_ahead import ReadAhead
 from data_pipelines.batches.trained_cells import TRAINED_CELLS, TrainedCells, save_trained_cells, trained_cells
 from data_pipelines.batches.whole_cells import drawn_cells, first_cells
+from data_pipelines.networks.model_network import ModelNetworks, save_network
 from data_pipelines.statistics.feature_statistics import (
     as_arrays,
     feature_statistics,
@@ -54,6 +55,7 @@ class MixtureData:
         *,
         linear_path: bool = True,
         start_rows: np.ndarray | None = None,
+        networks: ModelNetworks | None = None,
         with_earlier: Callable[[TrainedCells | None], TrainedCells | None] = lambda own: own,
     ):
         """`target_sums`: modality -> the library size that its values are scaled to.
@@ -61,15 +63,16 @@ class MixtureData:
         `started_run`: a run folder; where it is that of a run on the same data, its statistics are read, not made
         again: they take longer than all else before the first batch. `made_once`: of several processes, gives all of
         them the arrays that one of them makes. `linear_path`: whether the model has one; components are made for no
-        other. `start_rows`: `FeatureLayout.start_rows`. `with_earlier`: given the cells of the run, adds those that the
-        model it starts from has seen (None: not known). Statistics are made when `layout` is first asked for,
-        which raises `InputError` when those of a run cannot be read.
+        other. `start_rows`: `FeatureLayout.start_rows`. `networks`: those of the run. `with_earlier`: given the cells
+        of the run, adds those that the model it starts from has seen (None: not known). Statistics are made when
+        `layout` is first asked for, which raises `InputError` when those of a run cannot be read.
         """
         joined = reader.mixture.joined
         self._reader, self._read_ahead = reader, read_ahead
         self.covariates = {name: joined.vocabularies[name] for name in reader.covariates}
         self._target_sums, self._linear_path, self._with_earlier = target_sums, linear_path, with_earlier
         self._started_run, self._made_once, self._start_rows = started_run, made_once, start_rows
+        self._networks = networks
         self.fingerprint = reader.mixture.fingerprint
         self.feature_space_hash = joined.feature_space.content_hash
         self.description = reader.mixture.describe()
@@ -79,7 +82,9 @@ class MixtureData:
         space = self._reader.mixture.joined.feature_space
         layout = space.layout({name: len(values) for name, values in self.covariates.items()})
         arrays = self._made_once(lambda: as_arrays(self._make_statistics(layout)))
-        return replace(layout, statistics=from_arrays(arrays, self._linear_path), start_rows=self._start_rows)
+        statistics = from_arrays(arrays, self._linear_path)
+        layout = replace(layout, statistics=statistics, start_rows=self._start_rows)
+        return layout if self._networks is None else self._networks.added_to(layout)
 
     def _make_statistics(self, layout: FeatureLayout) -> FeatureStatistics:
         if self._started_run is not None and _is_of_the_same_data(self._started_run, self.fingerprint):
@@ -97,17 +102,21 @@ class MixtureData:
 
     @cached_property
     def information(self) -> dict[str, Any]:
-        return information_of_mixture(self._reader.mixture, self._reader.sampling)
+        networks = {} if self._networks is None else {"networks": self._networks.information}
+        return information_of_mixture(self._reader.mixture, self._reader.sampling) | networks
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[tuple[int, CellBatch]]:
         """(step, this process's rows of its batch), a pure function of (seed, step)."""
         return self._read_ahead.batches(self._reader, start_step, stop_step)
 
     def save_features(self, folder: Path) -> None:
-        """Writes feature_space.parquet, feature_statistics.npz and, where the cells can be told, trained_cells.npz."""
+        """Writes feature_space.parquet, feature_statistics.npz, network.npz of a run with networks and, where the cells
+        can be told, trained_cells.npz."""
         self._reader.mixture.joined.feature_space.save(folder / "feature_space.parquet")
         assert self.layout.statistics is not None
         save_statistics(self.layout.statistics, folder / _STATISTICS_FILE)
+        if self.layout.network is not None:
+            save_network(self.layout, folder)
         cells = self._with_earlier(trained_cells(self._reader.mixture, list(self._reader.sampling)))
         if cells is not None:
             save_trained_cells(cells, folder / TRAINED_CELLS)

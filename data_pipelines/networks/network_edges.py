@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import reduce
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def network_edges(
     found = merged.indexed(genes.ids)
     first = space.slices["rna"][0]
     part = parts_of_edges(genes.ids[found.source], genes.ids[found.target], split, seed)
-    columns = [
+    columns: list[tuple[Any, ...]] = [
         (found.source + first, found.target + first, EDGE_KINDS.index("regulates"), found.sign, found.confidence, part)
     ]
     for modality, (rows, linked) in layout.links.items():

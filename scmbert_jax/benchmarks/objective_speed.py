@@ -13,11 +13,13 @@ import jax
 import numpy as np
 
 from data_pipelines.synthetic.cells import synthetic_batch, synthetic_layout
+from data_pipelines.synthetic.networks import with_synthetic_network
 from scmbert_jax.config import (
     ContrastiveAlignmentConfig,
     CrossModalTranslationConfig,
     DataConfig,
     ExperimentConfig,
+    LinkPredictionConfig,
     MaskedModelingConfig,
     ModalitiesConfig,
     ModalityConfig,
@@ -45,7 +47,9 @@ MIXTURES = {
         _OFF, contrastive_alignment=ContrastiveAlignmentConfig(weight=1.0, negatives="all")
     ),
     "whole_profile": ObjectivesConfig(_OFF, whole_profile=WholeProfileConfig(weight=1.0)),
+    "link_prediction": ObjectivesConfig(_OFF, link_prediction=LinkPredictionConfig(weight=1.0)),
 }
+_EDGES = 20_000  # of its network
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,12 @@ def measure_objectives(
     steps, memory = {}, {}
     for name, mixture in MIXTURES.items():
         say(f"compiling {name}")
-        steps[name], memory[name] = _compiled_step(replace(config, objectives=mixture), layout, batch)
+        model, of_features = config.model, layout
+        if mixture.link_prediction.weight > 0:
+            model = replace(model, networks=("synthetic",), graph="learned")
+            of_features = with_synthetic_network(layout, _EDGES)
+        own = replace(config, model=model, objectives=mixture)
+        steps[name], memory[name] = _compiled_step(own, of_features, batch)
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")

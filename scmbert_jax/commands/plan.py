@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Exit code where the step does not fit: the answer to the question, not an error of the program.
 DOES_NOT_FIT = 2
+_EDGES = 100_000  # of a network, as large as those of all regulators together are
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,10 @@ class MakePlan:
         topology = topology_named(self.topology)
         check_compiler(topology)
         layout = self._layout(config)
+        if config.model.networks:
+            from data_pipelines.synthetic.networks import with_synthetic_network
+
+            layout = with_synthetic_network(layout, _EDGES, hears=config.model.graph != "off")
 
         from scmbert_jax.planning.plan import Plan, make_plan
 

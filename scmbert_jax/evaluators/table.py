@@ -10,7 +10,7 @@ from data_pipelines.batches.validation_data import ValidationData
 from data_pipelines.sampling.mixture import Mixture
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.evaluators import lift, loss, masked, matching, probe, translation
+from scmbert_jax.evaluators import lift, links, loss, masked, matching, probe, translation
 from scmbert_jax.evaluators.inputs import CannotEvaluate, EvaluatorInputs
 from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.validation import Evaluator, Validation
@@ -22,6 +22,7 @@ EVALUATORS: dict[str, Callable[[EvaluatorInputs], Evaluator]] = {
     "probe": probe.make,
     "translation": translation.make,
     "matching": matching.make,
+    "links": links.make,
 }
 
 

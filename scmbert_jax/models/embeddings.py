@@ -60,7 +60,8 @@ class FeatureTable(nnx.Module):
 
     A gene's row is learned. A protein's or region's row is its own learned row plus a projection of the mean row of
     its linked genes, so that modalities meet in one space even where no cell is paired. Features without links have
-    their own row alone. With `ModelConfig.feature_rows` "frozen" own rows stay what they were at the start.
+    their own row alone. With `ModelConfig.graph`, what a row hears of its neighbours is added. With
+    `ModelConfig.feature_rows` "frozen" own rows stay what they were at the start.
     """
 
     def __init__(self, config: ModelConfig, layout: FeatureLayout, rngs: nnx.Rngs):
@@ -82,13 +83,16 @@ class FeatureTable(nnx.Module):
             self.linked[name] = Constant(by_row[name])
             self.link_projections[name] = weight(rngs, (embed_dim, embed_dim), embed_dim, ("embed", None))
 
-    def __call__(self) -> jax.Array:
+    def __call__(self, further: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
+        """`further`: of own rows [F, D], what else is added to them (models/network_rows.py)."""
         learned = jax.lax.stop_gradient(self.learned[...]) if self.frozen else self.learned[...]
         table = learned
         for name, linked in self.linked.items():
             number = (linked[...] >= 0).sum(axis=1).astype(table.dtype)
             mean = sum_of_linked_rows(learned, linked[...]) / jnp.maximum(number, 1.0)[:, None]
             table = table + linear(constrain(mean, "features", None), self.link_projections[name][...])
+        if further is not None:
+            table = table + constrain(further(learned), "features", None)
         return whole(table)
 
 

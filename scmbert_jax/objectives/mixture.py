@@ -7,6 +7,7 @@ from scmbert_jax.models.flops import FORWARD_AND_BACKWARD, TokenCounts
 from scmbert_jax.objectives.base import Objective
 from scmbert_jax.objectives.contrastive_alignment.objective import ContrastiveAlignment
 from scmbert_jax.objectives.cross_modal_translation.objective import CrossModalTranslation
+from scmbert_jax.objectives.link_prediction.objective import LinkPrediction
 from scmbert_jax.objectives.masked_modeling.objective import MaskedModeling
 from scmbert_jax.objectives.whole_profile.objective import WholeProfile
 
@@ -16,6 +17,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "cross_modal_translation": CrossModalTranslation,
     "contrastive_alignment": ContrastiveAlignment,
     "whole_profile": WholeProfile,
+    "link_prediction": LinkPrediction,
 }
 
 

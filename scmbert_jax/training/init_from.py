@@ -67,6 +67,7 @@ def check_fits(there: ExperimentConfig, here: ExperimentConfig, name: str) -> No
     fields = ["embed_dim", "num_layers", "num_heads", "head_dim", "mlp_dim", "encoder_sharing"]
     fields += ["activation", "norm_epsilon", "norm_position", "qkv_bias"]
     fields += ["covariates_at"] if there.model.covariates and here.model.covariates else []
+    fields += ["graph_layers", "graph_aggregation"] if "off" not in (there.model.graph, here.model.graph) else []
     wanted = [f"model.{field}" for field in fields]
     wanted += [field for objective in both for field in OBJECTIVES[objective].shaped_by]
     for modality, own in here.modalities.in_use().items():

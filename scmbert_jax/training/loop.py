@@ -124,6 +124,8 @@ def pretrain(
     mesh = make_mesh(config.mesh, devices)
     check_process_order(mesh, config.data.global_batch_size, config.train.num_microbatches)
     model = ModelDefinition(config, data.layout)
+    network = model.layout.network
+    check_agreement({"model.networks": None if network is None else network.digest})
     optimizer = make_optimizer(config, model)
     # A configuration that cannot run is refused before there is a folder that holds on to it.
     attention_backend(config.model.attention, shape_of_run(config.model, mesh.devices.flat[0]))

@@ -18,7 +18,7 @@ def run_information(of_corpus: Mapping[str, Any], covariates: Mapping[str, list[
     Args:
       of_corpus: paired_cells, pseudo_paired_cells (int or None), pseudo_pairs (data set -> how), links (modality ->
         number), cells (technical batch -> set of modalities -> number, or None), unpaired (bool or None). None: not
-        recorded.
+        recorded. And, of a run that has any, networks (names, edges by kind, held_out, sha256).
       covariates: those that the batches carry.
     """
     return {**of_corpus, "labels": any(name in covariates for name in _LABELS)}
@@ -38,6 +38,7 @@ def information_in_words(information: Mapping[str, Any] | None) -> list[str]:
         if information["labels"]
         else "Labels: none were used in training.",
         _links(information["links"]),
+        *_networks(information.get("networks")),
         *_cells(information["cells"]),
     ]
 
@@ -68,6 +69,16 @@ def _pseudo_pairs(information: Mapping[str, Any]) -> list[str]:
 def _links(links: Mapping[str, int]) -> str:
     known = [f"{number:,} from {name} features" for name, number in links.items() if number]
     return f"Links to genes, by name or position: {', '.join(known) or 'none'}."
+
+
+def _networks(networks: Mapping[str, Any] | None) -> list[str]:
+    if not networks:
+        return []
+    held_out = networks["held_out"]
+    told = "all of them train" if held_out == "none" else f"some are held out, by {held_out}"
+    of_each = zip(networks["names"], networks["licences"], strict=True)
+    named = ", ".join(f"{name} (licence: {licence or 'not stated'})" for name, licence in of_each)
+    return [f"Networks: {networks['edges']['regulates']:,} edges of {named}; {told}."]
 
 
 def _cells(cells: Mapping[str, Mapping[str, int]] | None) -> list[str]:

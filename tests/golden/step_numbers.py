@@ -10,6 +10,7 @@ cells of three modalities. A golden that fails says that training would go anoth
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from conftest import XLA_DEFAULT  # before JAX starts
 from fixed_numbers import fixed, with_fixed_statistics
 
 from data_pipelines.synthetic.cells import synthetic_batch, synthetic_layout
+from data_pipelines.synthetic.networks import with_synthetic_network
 from scmbert_jax.config import (
     ContrastiveAlignmentConfig,
     CrossModalTranslationConfig,
     DataConfig,
     ExperimentConfig,
+    LinkPredictionConfig,
     MaskedModelingConfig,
     ModalitiesConfig,
     ModalityConfig,
@@ -38,6 +41,7 @@ from scmbert_jax.config import (
     TrainConfig,
     WholeProfileConfig,
 )
+from scmbert_jax.feature_layout import FeatureLayout
 from scmbert_jax.objectives.mixture import objectives_of
 from scmbert_jax.random_keys import init_key
 from scmbert_jax.training.optimizer import make_optimizer
@@ -75,30 +79,42 @@ CONFIG = ExperimentConfig(
     optimizer=OptimizerConfig(warmup_steps=5),
     train=TrainConfig(num_steps=20, num_microbatches=2),
 )
+# A model whose rows hear their neighbours.
+NETWORK_CONFIG = replace(
+    CONFIG,
+    model=replace(CONFIG.model, networks=("synthetic",), graph="learned"),
+    objectives=ObjectivesConfig(
+        MaskedModelingConfig(weight=0.0), link_prediction=LinkPredictionConfig(weight=1.0, edges_per_step=24)
+    ),
+)
 
 
 def numbers() -> dict[str, dict[str, float]]:
     """Objective -> name -> number: sums of losses and of their weights, the norm of the gradient, that of each part of
     the model after clipping, and the norm of the update."""
     layout = synthetic_layout(40, 12, 20, {"technical_batch": 3})
-    model = with_fixed_statistics(CONFIG, layout, lowest=0.5, linear_scale=0.003)
+    return _numbers(CONFIG, layout) | _numbers(NETWORK_CONFIG, with_synthetic_network(layout, 100))
+
+
+def _numbers(config: ExperimentConfig, layout: FeatureLayout) -> dict[str, dict[str, float]]:
+    model = with_fixed_statistics(config, layout, lowest=0.5, linear_scale=0.003)
     # Where a run starts, shaken: output layers start at zero, where nothing behind them shows.
     params = jax.tree.map(
         lambda x, noise: x + noise, jax.jit(model.init)(init_key(0)), fixed(model.abstract_params, 0.1)
     )
-    optimizer = make_optimizer(CONFIG, model)
-    batch = synthetic_batch(layout, 16, TOKENS, seed=1, step=2, mosaic=True, profile_tokens=CONFIG.profile_tokens)
+    optimizer = make_optimizer(config, model)
+    batch = synthetic_batch(layout, 16, TOKENS, seed=1, step=2, mosaic=True, profile_tokens=config.profile_tokens)
     opt_state = optimizer.init(params)
     opt_state = jax.tree.map(lambda x: x + STEP if jnp.issubdtype(x.dtype, jnp.integer) else x, opt_state)
     found: dict[str, dict[str, float]] = {}
-    for name, objective in objectives_of(CONFIG).items():
+    for name, objective in objectives_of(config).items():
         step = jax.jit(make_train_step(model, objective, optimizer), compiler_options=XLA_DEFAULT)
         after, metrics = step(TrainState(params, opt_state, jnp.int32(STEP)), model.constants, batch)
         own = {key: float(value) for key, value in metrics.items()}
         sums = {key: value * own.get(f"{key}_weight", 1.0) for key, value in own.items()}
         # What was zero is now this fraction of the gradient.
         moments = optax.tree_utils.tree_get(after.opt_state, "mu")
-        parts = {f"gradient of {part}": norm(tree) / (1 - CONFIG.optimizer.beta1) for part, tree in moments.items()}
+        parts = {f"gradient of {part}": norm(tree) / (1 - config.optimizer.beta1) for part, tree in moments.items()}
         update = norm(jax.tree.map(jnp.subtract, after.params, params))
         found[name] = {key: float(f"{value:.8g}") for key, value in {**sums, **parts, "update": update}.items()}
     return found

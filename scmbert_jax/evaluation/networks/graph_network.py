@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from data_pipelines.networks.shuffled_edges import shuffled_targets
 from scmbert_jax.evaluation.networks.baselines import Given, NetworkMethod
 from scmbert_jax.evaluation.networks.pairs import NetworkSplit, Pairs
 from scmbert_jax.evaluation.networks.scores import auprc
@@ -29,7 +30,6 @@ _STEPS, _EDGES_A_STEP, _VALIDATE_EVERY = 300, 256, 25
 _LEARNING_RATE, _WEIGHT_DECAY = 3e-3, 1e-2
 _COMPONENTS = 32  # of the genes' expression
 _PRIOR, _LABELLED = 0, 1  # kinds of edges
-_ROUNDS = 30  # of shuffling
 
 
 class _Graph(NamedTuple):
@@ -161,28 +161,6 @@ def _graph_of(pairs: Pairs, split: NetworkSplit, given: Given, arm: Arm, seed: i
     padded = first + int(pairs.is_edge.sum())  # the same in all splits, so that one program serves them all
     edges = graph_edges(source, target, kind, weights, padded)
     return _Graph(columns, edges, first + np.arange(len(rows)), of_regulators)
-
-
-def shuffled_targets(source: Array, target: Array, kind: Array, seed: int) -> Array:
-    """Targets int64 [E], exchanged between edges of a kind: all degrees stay, no edge is there twice or a loop.
-
-    In each of 30 rounds every edge meets another one, and the two exchange targets where that makes no edge that is
-    there already (Maslov and Sneppen 2002).
-    """
-    rng = np.random.default_rng(seed)
-    found, most = target.copy(), int(max(source.max(initial=0), target.max(initial=0))) + 1
-    for own in np.unique(kind):
-        mine = np.flatnonzero(kind == own)
-        for _ in range(_ROUNDS):
-            first, second = rng.permutation(mine)[: len(mine) // 2 * 2].reshape(2, -1)
-            codes = source[mine].astype(np.int64) * most + found[mine]
-            new = np.stack([source[first] * most + found[second], source[second] * most + found[first]])
-            _, which, number = np.unique(new, return_inverse=True, return_counts=True)
-            is_free = (number[which].reshape(new.shape) == 1) & ~np.isin(new, codes)
-            exchange = is_free.all(0) & (source[first] != found[second]) & (source[second] != found[first])
-            one, other = first[exchange], second[exchange]
-            found[one], found[other] = found[other], found[one]
-    return found
 
 
 GRAPH_NETWORKS = [

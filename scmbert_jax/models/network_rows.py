@@ -1,0 +1,79 @@
+"""What the rows of the feature table hear of their neighbours in a network (`FeatureLayout.messages`)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from scmbert_jax.config import ModelConfig
+from scmbert_jax.feature_layout import FeatureLayout, NetworkEdges
+from scmbert_jax.models.parameters import Constant, weight
+from scmbert_jax.models.regulatory_graph import GraphEdges, RegulatoryGraph, graph_edges, without
+from scmbert_jax.parallel.table_rows import whole
+
+_SIGNS = 3  # represses, unknown, activates: each is a kind of its own
+
+
+def relations(messages: NetworkEdges) -> tuple[np.ndarray, int]:
+    """(int32 [E], how many): the kind and the sign of each edge, as a number among those that there are."""
+    found, numbers = np.unique(messages.kind.astype(np.int32) * _SIGNS + messages.sign + 1, return_inverse=True)
+    return numbers.astype(np.int32), len(found)
+
+
+def places_of(messages: NetworkEdges | None, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """int32 [n, 2]: where among the messages the pairs int [n] are, and their reverses; -1: they are not."""
+    if messages is None or not len(messages.source):
+        return np.full((len(source), 2), -1, np.int32)
+    codes = messages.source.astype(np.int64) << 32 | messages.target
+    order = np.argsort(codes, kind="stable")
+
+    def places(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        wanted = one.astype(np.int64) << 32 | other
+        place = order[np.clip(np.searchsorted(codes, wanted, sorter=order), 0, len(codes) - 1)]
+        return np.where(codes[place] == wanted, place, -1)
+
+    return np.stack([places(source, target), places(target, source)], axis=1).astype(np.int32)
+
+
+class NetworkRows(nnx.Module):
+    """Rows [F, D] of the feature table -> what to add to them, float32 [F, D], of the size of a row.
+
+    `RegulatoryGraph` over all rows up to the last that has an edge, edges weighted by their confidence. Every device
+    computes all of it. With `ModelConfig.graph` "frozen" the weights stay what they were at the start.
+    """
+
+    def __init__(self, config: ModelConfig, layout: FeatureLayout, rngs: nnx.Rngs):
+        assert layout.messages is not None
+        messages, dim = layout.messages, config.embed_dim
+        # All rows of the modalities that edges are of: those of no edge are transformed as the others are.
+        self.num_nodes = max(stop for first, stop in layout.slices.values() if _has_rows(messages, first, stop))
+        kind, num_kinds = relations(messages)
+        with jax.ensure_compile_time_eval():
+            edges = graph_edges(messages.source, messages.target, kind, messages.confidence)
+        self.edges: Any = nnx.Dict({name: Constant(np.asarray(own)) for name, own in edges._asdict().items()})
+        self.graph = RegulatoryGraph(dim, num_kinds, config.graph_layers, rngs, config.graph_aggregation)
+        # The graph's own last norm gives numbers of size one; a row's are of size 1 / sqrt(D).
+        self.out = weight(rngs, (dim, dim), dim**2, (None, None))
+        self.frozen = config.graph == "frozen"
+        if self.frozen:
+            for _, own in nnx.iter_graph(self):
+                if isinstance(own, nnx.Param):
+                    own.set_metadata(role="fixed")
+
+    def __call__(self, learned: jax.Array, unseen: jax.Array | None = None) -> jax.Array:
+        """`unseen`: int32 [n], places of messages that nobody hears, nor their reverses; -1 is none."""
+        edges = GraphEdges(**{name: own[...] for name, own in self.edges.items()})
+        if unseen is not None:
+            edges = without(edges, unseen)
+        graph, out = self.graph, self.out[...]
+        if self.frozen:
+            definition, state = nnx.split(graph)
+            graph, out = nnx.merge(definition, jax.lax.stop_gradient(state)), jax.lax.stop_gradient(out)
+        rows = graph(whole(learned)[: self.num_nodes], edges) @ out
+        return jnp.pad(rows, ((0, len(learned) - self.num_nodes), (0, 0)))
+
+
+def _has_rows(edges: NetworkEdges, first: int, stop: int) -> bool:
+    return any(((own >= first) & (own < stop)).any() for own in (edges.source, edges.target))
