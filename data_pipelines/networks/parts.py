@@ -37,19 +37,26 @@ def parts_of_edges(source: np.ndarray, target: np.ndarray, split: str, seed: int
     names, places = np.unique(np.concatenate([source, target]), return_inverse=True)
     source_at, target_at = places.reshape(2, -1)
     hashes = name_hashes(names, hash_of(seed, Purpose.NETWORK_PARTS))
-    of_source, of_target = hashes[source_at], hashes[target_at]
-    first, second = (_parts(own) for own in (of_source, of_target))
-    if split == "edge":
-        found = _parts(fold_array(of_source, of_target))  # symmetric: an edge and its reverse are in one part
-    elif split == "regulator":
-        found = first
-    elif split == "target":
-        found = second
-    else:
-        found = np.where(first == second, first, NO_PART).astype(np.int8)
+    found = _of_hashes(hashes[source_at], hashes[target_at], split)
     trains = found == 0
     reverse_trains = np.isin(target_at * len(names) + source_at, (source_at * len(names) + target_at)[trains])
     return np.where(~trains & reverse_trains, NO_PART, found).astype(np.int8)
+
+
+def parts_of_pairs(sources: np.ndarray, targets: np.ndarray, split: str, seed: int) -> np.ndarray:
+    """int8 [R, G] of str [R], str [G]: parts as `parts_of_edges` gives them, but for what reverses exclude."""
+    state = hash_of(seed, Purpose.NETWORK_PARTS)
+    of_source, of_target = name_hashes(sources, state)[:, None], name_hashes(targets, state)[None]
+    return _of_hashes(*np.broadcast_arrays(of_source, of_target), split)
+
+
+def _of_hashes(of_source: np.ndarray, of_target: np.ndarray, split: str) -> np.ndarray:
+    if split == "edge":
+        return _parts(fold_array(of_source, of_target))  # symmetric: an edge and its reverse are in one part
+    first, second = (_parts(own) for own in (of_source, of_target))
+    if split == "both":
+        return np.where(first == second, first, NO_PART).astype(np.int8)
+    return first if split == "regulator" else second
 
 
 def _parts(hashes: np.ndarray) -> np.ndarray:

@@ -29,6 +29,9 @@ class EvaluateNetworks:
     """A table of edges, a BEELINE folder, or a name: network:collectri, network:dorothea."""
     network: tuple[str, ...] = ()
     """Networks to judge, tables of edges; the size of the weight ranks pairs."""
+    model: tuple[Path, ...] = ()
+    """Model folders (scmbert export): cosine of the rows of their genes, and the decoder of those that link_prediction
+    has trained. Pairs that a model has seen in training test no method."""
     data: str | None = None
     """Cells with raw RNA counts, for co-expression; then only genes that they measure are looked at."""
     prior: tuple[str, ...] = ()
@@ -58,10 +61,11 @@ class EvaluateNetworks:
         from data_pipelines.networks.pair_files import check_pair_path
         from data_pipelines.networks.parts import SPLITS
         from scmbert_jax.evaluation.networks.suite import evaluate_networks, write_network_report
+        from scmbert_jax.pretrained import load_model
 
         require_positive(num_seeds=self.num_seeds)
         optional = (own for own in (self.data, self.read_splits) if own is not None)
-        files = [self.true_network, *self.network, *self.prior, *map(str, optional)]
+        files = [self.true_network, *self.network, *map(str, self.model), *self.prior, *map(str, optional)]
         check_report(self.report, files, self.overwrite)
         if self.read_splits is not None and (self.split or self.negatives != "all"):
             raise ConfigError("--read-splits has the pairs of every split: leave out --split and --negatives.")
@@ -81,6 +85,7 @@ class EvaluateNetworks:
             write_to=self.write_splits,
             overwrite=self.overwrite,
             pictures=self.report is not None,
+            models={folder.name: load_model(folder) for folder in self.model},
             organism=self.organism,
             say=say,
         )

@@ -1,8 +1,10 @@
 """The `networks` suite: splits x methods x seeds, each method beside what node degree alone says."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import numpy as np
 from data_pipelines.networks.named_networks import read_network, read_networks
 from data_pipelines.networks.negatives import NEGATIVES
 from data_pipelines.networks.parts import SPLITS
-from scmbert_jax.errors import ConfigError
+from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.evaluation.intervals import student_t_interval
 from scmbert_jax.evaluation.networks.baselines import BASELINES, Given, NetworkMethod
 from scmbert_jax.evaluation.networks.graph_network import GRAPH_NETWORKS
@@ -26,12 +28,14 @@ from scmbert_jax.evaluation.networks.inputs import (
     scores_of,
     told,
 )
+from scmbert_jax.evaluation.networks.model_rows import model_rows
 from scmbert_jax.evaluation.networks.pairs import Pairs, pairs_of, split_pairs, with_drawn_tests
 from scmbert_jax.evaluation.networks.pictures import PictureScores
 from scmbert_jax.evaluation.networks.result import NetworkReport, NetworkRow
 from scmbert_jax.evaluation.networks.scores import METRICS, NEW_EDGES, auroc, score_pairs
 from scmbert_jax.evaluation.networks.split_files import Parts, read_splits, write_splits
 from scmbert_jax.evaluation.report.report import write_report
+from scmbert_jax.pretrained import PretrainedModel
 
 Array = np.ndarray
 Say = Callable[[str], None]
@@ -70,6 +74,7 @@ def evaluate_networks(
     write_to: str | Path | None = None,
     overwrite: bool = False,
     pictures: bool = False,
+    models: Mapping[str, PretrainedModel] = MappingProxyType({}),
     organism: str = "human",
     say: Say = lambda message: None,
 ) -> NetworkReport:
@@ -86,6 +91,7 @@ def evaluate_networks(
       read_from: a file of parts that is used instead of `splits`, `num_seeds` and `negatives` (split_files.py).
       write_to: a file that gets the parts, replacing one if `overwrite`.
       pictures: also draw those of the report.
+      models: by name, whose gene rows and link decoders score pairs; what one of them has seen tests no method.
 
     Raises:
       InputError: a file that cannot be used, or no gene in common; ConfigError: an unknown split or method.
@@ -123,14 +129,21 @@ def evaluate_networks(
         notes.append(f"{covers}.")
         own_rows.append(f"network: {Path(table.name).name}")
         methods.append(NetworkMethod(own_rows[-1], "", lambda *_, own=scores: own))
+    of_models = model_rows(models, pairs, organism)
+    for own_rows_of in of_models:
+        notes.append(own_rows_of.note)
+        own_rows += [method.name for method in own_rows_of.methods]
+        methods += own_rows_of.methods
+    unseen = ~np.any([own.seen for own in of_models], axis=0) if of_models else np.ones_like(pairs.is_pair)
     there = {"": True, "cells": expression is not None, "prior": bool(tables), "list": pairs.is_listed.any()}
     there["prior or cells"] = there["prior"] or there["cells"]
     missing = {method.name: f"needs {_NEEDS[method.needs]}" for method in methods if not there[method.needs]}
     if read_from is not None:
-        parts = read_splits(read_from, pairs)
+        parts = _tested_on(read_splits(read_from, pairs), pairs, unseen)
         notes.append(f"The parts are those of {read_from}.")
     else:
         parts = {(split, seed): split_pairs(pairs, split, seed) for split in splits for seed in range(num_seeds)}
+        parts = _tested_on(parts, pairs, unseen)
         if negatives != ALL:
             parts = {key: with_drawn_tests(pairs, part, negatives, key[1]) for key, part in parts.items()}
             notes.append(f"Of the pairs that test, as many without an edge as edges are left, drawn: {negatives}.")
@@ -149,6 +162,19 @@ def evaluate_networks(
         curves=() if kept is None else tuple(kept.scores(methods[0].name, own_rows)),
         figures=() if kept is None else tuple(kept.neighbourhoods(own_rows, organism)),
     )
+
+
+def _tested_on(parts: Parts, pairs: Pairs, unseen: Array) -> Parts:
+    """Without the test pairs that a model has seen. Raises InputError where no edge is left to test."""
+    if unseen.all():
+        return parts
+    found = {key: replace(part, test=part.test & unseen) for key, part in parts.items()}
+    if not any((part.test & pairs.is_edge).any() for part in found.values()):
+        raise InputError(
+            "the models were trained on all edges that would test: give another true network, or models that were "
+            "trained with model.network_split edge, regulator, target or both"
+        )
+    return found
 
 
 def _scored(
