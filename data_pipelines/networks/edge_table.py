@@ -18,6 +18,7 @@ from scmbert_jax.errors import InputError
 
 _LEVELS = {"A": 1.0, "B": 1 / 2, "C": 1 / 3, "D": 1 / 4, "E": 1 / 5}
 _LONGEST_NAME = 100
+_SEVERAL = ("cell_type", "method")  # columns by which `scmbert networks infer` puts several networks into a file
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,9 @@ def edges_of(raw: pd.DataFrame, path: str) -> EdgeTable:
     weight = np.ones(len(raw)) if weights is None else weights
     columns = {what: next((name for name in names if name in raw), None) for what, names in ABOUT.items()}
     about = {what: raw[name].str.strip().to_numpy(str) for what, name in columns.items() if name is not None}
-    return merged_edges(source, target, sign, confidence, weight, path, about=about)
+    several = {name: raw[name].nunique() for name in _SEVERAL if name in raw}
+    problems = {f"networks of another {name} in one file, joined": own for name, own in several.items() if own > 1}
+    return merged_edges(source, target, sign, confidence, weight, path, problems, about)
 
 
 def merged_edges(

@@ -77,10 +77,8 @@ def _rows_of(name: str, model: PretrainedModel, pairs: Pairs, organism: str) -> 
         filled = np.where(known, own, np.median(own[known]))
         methods.append(NetworkMethod(row, "", lambda *_, filled=filled: filled))
     seen, said = _seen(model, pairs, regulators + first, rows + first, known)
-    note = (
-        f"{name}: knows {int((rows >= 0).sum()):,} of {len(rows):,} genes; pairs of others have its middle score{said}."
-    )
-    return ModelRows(methods, seen, note)
+    knows = f"{name}: knows {int((rows >= 0).sum()):,} of {len(rows):,} genes; pairs of others have its middle score"
+    return ModelRows(methods, seen, f"{knows}{said}.")
 
 
 def _cosine(table: Array, regulators: Array, genes: Array) -> Array:
@@ -104,12 +102,9 @@ def _seen(model: PretrainedModel, pairs: Pairs, regulators: Array, genes: Array,
     if network is None:
         return np.zeros(pairs.is_edge.shape, bool), ""
     used = (network.kind == EDGE_KINDS.index("regulates")) & (network.part != _TEST)
-    edges = {*zip(network.source[used].tolist(), network.target[used].tolist(), strict=True)}
-    there = known & pairs.is_pair
-    seen = np.zeros(pairs.is_edge.shape, bool)
-    for row, column in np.argwhere(there).tolist():
-        pair = int(regulators[row]), int(genes[column])
-        seen[row, column] = pair in edges or pair[::-1] in edges
+    source, target = network.source[used].astype(np.int64), network.target[used].astype(np.int64)
+    codes = np.concatenate([source << 32 | target, target << 32 | source])  # and the reverses
+    seen = known & np.isin(regulators.astype(np.int64)[:, None] << 32 | genes[None], codes)
     split, seed = model.config.model.network_split, model.config.seed
     edges_seen = int((seen & pairs.is_edge).sum())
     if split != "none":

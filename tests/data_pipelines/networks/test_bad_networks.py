@@ -124,6 +124,13 @@ def test_names_that_are_no_genes_of_the_organism_are_refused(lines, said, tmp_pa
         network_of_genes(read_edge_table(written(tmp_path, f"source,target\n{lines}".encode())))
 
 
+def test_several_networks_in_one_file_are_joined_and_told(tmp_path):
+    lines = b"source,target,weight,cell_type\nMYC,TERT,1,B cell\nMYC,TERT,3,T cell\nSPI1,BGLAP,2,T cell\n"
+    edges = read_edge_table(written(tmp_path, lines))
+    assert edges.weight.tolist() == [3, 2]
+    assert edges.problems == {"networks of another cell_type in one file, joined": 2, "lines that repeat an edge": 1}
+
+
 def test_licence_sources_and_references_go_with_each_edge(tmp_path):
     lines = [b"source,target,weight,license,resources,PMID", b"MYC,TERT,.5,CC0,A,1", b"SPI1,BGLAP,1,CC BY,B;C,2"]
     lines += [b"MYC,TERT,1,CC BY-SA,D,3", b"NOGENE,TERT,1,secret,E,4"]
