@@ -74,7 +74,7 @@ def test_a_model_without_a_network_has_a_row_of_its_gene_rows(pbmc_model, true):
     assert re.search(r"knows (\d+) of (\d+) genes; pairs of others have its middle score\.$", note)
 
 
-@pytest.mark.parametrize("split", ["edge", "both"])
+@pytest.mark.parametrize("split", ["edge", "regulator"])
 def test_no_pair_that_a_model_has_seen_tests_any_method(split, plain, true):
     model = trained_on(plain, true, split)
     pairs = pairs_of(read_labels(true, "human"), "")
