@@ -118,7 +118,9 @@ class PictureScores:
             title, numbers = names[self.pairs.gene_of_regulators[regulator]], {k: len(v) for k, v in by_score.items()}
             said = f"{title}: {numbers[FOUND]:,} of {int(own.sum()):,} true targets found, {numbers[WRONG]:,} wrong"
             cut = f" ({_OF_A_KIND} of a kind drawn)" if max(numbers.values()) > _OF_A_KIND else ""
-            picture = neighbourhood(title, shown, self._between(by_score, names), said)
+            between = self._between(by_score, names)
+            cut += "; grey: true edges between targets" if between else ""
+            picture = neighbourhood(title, shown, between, said)
             found.append((f"Two regulators by {method}, unseen: {split}", picture, said + cut))
         return found
 
