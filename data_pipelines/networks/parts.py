@@ -47,7 +47,8 @@ def parts_of_pairs(sources: np.ndarray, targets: np.ndarray, split: str, seed: i
     """int8 [R, G] of str [R], str [G]: parts as `parts_of_edges` gives them, but for what reverses exclude."""
     state = hash_of(seed, Purpose.NETWORK_PARTS)
     of_source, of_target = name_hashes(sources, state)[:, None], name_hashes(targets, state)[None]
-    return _of_hashes(*np.broadcast_arrays(of_source, of_target), split)
+    of_source, of_target = np.broadcast_arrays(of_source, of_target)
+    return _of_hashes(of_source, of_target, split)
 
 
 def _of_hashes(of_source: np.ndarray, of_target: np.ndarray, split: str) -> np.ndarray:
