@@ -74,6 +74,8 @@ def refuse_lines(path: str | Path, raw: pd.DataFrame, column: str | None, bad: n
 def _read_text(path: Path) -> pd.DataFrame:
     """The table, all of it text, with names of columns in small letters."""
     try:
+        if path.is_dir():
+            raise ValueError("a folder without BL--network.csv; of BEELINE's, give the one that has it")
         data = path.read_bytes()
         if data.startswith(_HDF5):
             return _prediction(path)

@@ -78,6 +78,13 @@ def test_what_cannot_be_used_is_refused_with_what_to_do(data, said, tmp_path):
         read_edge_table(written(tmp_path, data))
 
 
+def test_a_folder_and_a_file_that_is_not_there_are_told(tmp_path):
+    with pytest.raises(InputError, match=r"a folder without BL--network\.csv"):
+        read_edge_table(tmp_path)
+    with pytest.raises(InputError, match="No such file"):
+        read_edge_table(tmp_path / "edges.csv")
+
+
 def test_the_h5ad_that_generrib_takes_is_read_and_another_one_is_not(tmp_path):
     table = pd.DataFrame({"source": ["MYC", "SPI1"], "target": ["TERT", "BGLAP"], "weight": ["0.5", "-0.25"]})
     anndata.AnnData(uns={"prediction": table}).write_h5ad(tmp_path / "net.h5ad")
