@@ -179,6 +179,12 @@ def boosted_pairs(pairs: Pairs, split: NetworkSplit, given: Given, seed: int) ->
     return found.reshape(pairs.is_edge.shape)
 
 
+def boosted_shuffled(pairs: Pairs, split: NetworkSplit, given: Given, seed: int) -> Array:
+    """`boosted_pairs` over priors whose edges were shuffled, all degrees kept: without what the wiring says."""
+    assert given.prior is not None
+    return boosted_pairs(pairs, split, replace(given, prior=given.prior.shuffled(seed)), seed)
+
+
 BASELINES = [
     NetworkMethod("identity (degree among training pairs)", "", identity, learns=True),
     NetworkMethod("identity, permuted labels", "", permuted_identity, learns=True),
@@ -187,6 +193,7 @@ BASELINES = [
     NetworkMethod("edges of the prior", "prior", prior_edges),
     NetworkMethod("in-degree in the prior", "prior", prior_degree),
     NetworkMethod("boosting of pair features", "prior or cells", boosted_pairs, learns=True),
+    NetworkMethod("boosting of pair features, shuffled prior", "prior", boosted_shuffled, learns=True),
     NetworkMethod("|Pearson|", "cells", pearson),
     NetworkMethod("|Spearman|", "cells", spearman),
     NetworkMethod("mutual information", "cells", mutual_information),

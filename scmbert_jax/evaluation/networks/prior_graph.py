@@ -1,13 +1,14 @@
 """What other networks say of a pair: its edge, the degrees of both genes, and the neighbours that they share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
 
 from data_pipelines.networks.edge_table import EdgeTable
+from data_pipelines.networks.shuffled_edges import shuffled_targets
 
 Array = np.ndarray
 
@@ -34,6 +35,12 @@ class PriorGraph:
         edges = sp.csr_matrix((np.ones(len(rows)), (rows, columns)), (len(names), len(names)))
         edges.data[:] = 1
         return cls(edges, _rows_of(regulators, names), _rows_of(genes, names))
+
+    def shuffled(self, seed: int) -> "PriorGraph":
+        """The same degrees, another wiring."""
+        edges = self.edges.tocoo()
+        target = shuffled_targets(edges.row.astype(np.int64), edges.col, np.zeros(edges.nnz, np.int64), seed)
+        return replace(self, edges=sp.csr_matrix((edges.data, (edges.row, target)), edges.shape))
 
     @cached_property
     def is_edge(self) -> Array:

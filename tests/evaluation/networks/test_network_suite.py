@@ -134,6 +134,19 @@ def test_methods_do_not_see_edges_that_are_tested(method, split, rng):
     np.testing.assert_array_equal(own, other)
 
 
+def test_a_shuffled_prior_has_the_same_degrees_and_another_wiring(rng):
+    pairs = planted(rng)
+    prior = with_a_prior(pairs, rng, noise=0).prior
+    other = prior.shuffled(0)
+    for axis in (0, 1):
+        np.testing.assert_array_equal(prior.edges.sum(axis), other.edges.sum(axis))
+    assert (prior.is_edge != other.is_edge).mean() > 0.1
+    part = split_pairs(pairs, "both", 0)
+    of = {own.name: own.score(pairs, part, Given(prior=prior), 0) for own in BASELINES if own.needs.startswith("prior")}
+    found = {name: score_pairs(scores, pairs.is_edge, part.test)["auroc"] for name, scores in of.items()}
+    assert found["boosting of pair features, shuffled prior"] < 0.9 < found["boosting of pair features"]
+
+
 def test_neighbours_among_training_pairs_find_groups_of_genes_that_degree_does_not(rng):
     pairs = planted(rng)
     same_group = np.arange(20)[:, None] % 2 == np.arange(60)[None] % 2
