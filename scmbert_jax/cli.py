@@ -46,6 +46,7 @@ from scmbert_jax.commands.failures_told_once import tell_failures_once
 from scmbert_jax.commands.integrate import Integrate
 from scmbert_jax.commands.networks import NetworksInfer
 from scmbert_jax.commands.number_limits import check_numbers
+from scmbert_jax.commands.perturb import Perturb
 from scmbert_jax.commands.plan import MakePlan
 from scmbert_jax.commands.train import Export, Pretrain
 from scmbert_jax.commands.use import Embed, Translate
@@ -77,6 +78,7 @@ VERBS: dict[str, Any] = {
     "integrate": Integrate,
     "annotate": {"fit": AnnotateFit, "predict": AnnotatePredict, "once": AnnotateOnce},
     "explain": Explain,
+    "perturb": Perturb,
     "networks": {"infer": NetworksInfer},
     "evaluate": {
         "pretraining": EvaluatePretraining,

@@ -31,7 +31,7 @@ VERBS = [
     *("doctor", "corpus build", "corpus info", "corpus overlap", "corpus verify", "corpus copy"),
     *("corpus gene-embeddings", "pretrain", "plan", "export", "import", "export-torch"),
     *("embed", "translate", "match", "label-transfer", "pseudo-pairs", "integrate"),
-    *("annotate fit", "annotate predict", "annotate once", "explain", "networks infer"),
+    *("annotate fit", "annotate predict", "annotate once", "explain", "perturb", "networks infer"),
     *("evaluate pretraining", "evaluate probe", "evaluate annotation", "evaluate translation", "evaluate matching"),
     *("evaluate integration", "evaluate networks", "evaluate ladder"),
     *("bench step", "bench padding", "bench objectives", "bench build", "bench input", "bench storage", "bench favor"),

@@ -27,6 +27,7 @@ NOT_RUN = {
     "scmbert depth": "tests/test_extending.py runs it",
     "scmbert plan": "compiles for minutes; tests/planning runs plans of smaller shapes",
     "scmbert bench": "measures for minutes; tests/benchmarks runs each at a smaller size",
+    "scmbert perturb": "perturbs 50 genes for each; tests/interpretation/test_perturbation.py runs it on a few",
     "evaluate networks": "needs networks of genes; tests/evaluation/networks/test_network_suite.py makes some",
     "multiome.h5mu": "tests/data_pipelines/features/test_region_links.py builds from a table of links",
     "networks infer": "needs a list of regulators; tests/networks/test_infer.py makes one",
