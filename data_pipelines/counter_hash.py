@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     NETWORK_NEGATIVES = 16  # (seed, _): which pairs of a regulator and a gene stand for those that are no edge
     PERTURBED_CELLS = 17  # (seed, _): the order in which cells of a file are drawn to be perturbed
     NETWORK_CELLS = 18  # (seed, _): which cells of a population a network is inferred from
+    STRAND = 20  # (seed, _, step, row): which strand of a region's sequence is read
 
 
 def fold(state: int, value: int) -> int:

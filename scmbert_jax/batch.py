@@ -75,3 +75,29 @@ class CellBatch(NamedTuple):
     row: Array
     scores: dict[str, Array] | None = None
     profiles: dict[str, CellProfile] | None = None
+
+
+class GenomeBatch(NamedTuple):
+    """A minibatch of DNA sequences, each of one region of a genome, with what is known of K regions around it.
+
+    Attributes:
+      codes: uint8 [B, L], 0..3 for A, C, G, T; 4 for N and padding.
+      lengths: int32 [B], bases that are real.
+      turned: bool [B], the sequence is the reverse complement of what stands on the forward strand.
+      region: int32 [B], row of the region in its corpus.
+      row: int32 [B], position in the *global* batch: masks are keyed by it.
+      neighbours: int32 [B, K], rows of the K regions around it on the same chromosome, by position, itself at K // 2;
+        -1 where the chromosome has none there.
+      regulators: float32 [B, K, T], motif hits or binding of T regulators in each of them (0 where there is none);
+        None where the corpus has none.
+      accessibility: float32 [B, K, G], of each of them in G cell types; None where the corpus has none.
+    """
+
+    codes: Array
+    lengths: Array
+    turned: Array
+    region: Array
+    row: Array
+    neighbours: Array
+    regulators: Array | None = None
+    accessibility: Array | None = None

@@ -11,6 +11,7 @@ from data_pipelines.batches.collate import (
     TokenSampling,
     check_sampling,
     clear_tokens,
+    empty_tokens,
     fill_tokens,
     profile_key,
     token_key,
@@ -117,6 +118,16 @@ class BatchReader:
             tuple(name for name in self.sampling if name in corpus.modalities),
             tuple(name for name in self.covariates if name in corpus.vocabularies),
             partitions_here * windows_a_step,
+        )
+
+    def empty_batch(self) -> CellBatch:
+        """One of the same shapes and types, for who plans for it."""
+        return CellBatch(
+            {name: empty_tokens(self.rows, choice.num_tokens) for name, choice in self.sampling.items()},
+            {name: np.zeros(self.rows, np.int32) for name in self.covariates},
+            np.zeros(self.rows, np.int32),
+            np.zeros(self.rows, np.int32),
+            profiles=self.collation.unwritten_profiles(self.rows) or None,
         )
 
     def of_all_processes(self) -> "BatchReader":

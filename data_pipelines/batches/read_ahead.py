@@ -1,4 +1,4 @@
-"""Front ends: ways to have the batches of a `BatchReader` made ahead of time.
+"""Front ends: ways to have the batches of a reader made ahead of time.
 
 `tf_batches` makes them inside a tf.data graph (parallel, in order, prefetched); `grain_batches` in the threads of a
 Grain data set; `thread_batches` in plain threads, for machines with neither. All give the same batches bit for bit.
@@ -11,27 +11,34 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
-from data_pipelines.batches.batch_reader import BatchReader
-from data_pipelines.batches.collate import empty_tokens
-from scmbert_jax.batch import CellBatch
 from scmbert_jax.errors import ConfigError
 
 DEFAULT_THREADS = 2  # the kernels release the GIL; two keep a GPU busy, more help on large hosts
 DEFAULT_PREFETCH = 4  # batches made ahead
 
+Batch = TypeVar("Batch")
+
+
+class Reader(Protocol[Batch]):
+    """What makes a batch by its step (`BatchReader`, `GenomeReader`): a NamedTuple of arrays and of such."""
+
+    def batch_at(self, step: int) -> Batch: ...
+
+    def empty_batch(self) -> Batch: ...
+
 
 def thread_batches(
-    reader: BatchReader,
+    reader: Reader[Batch],
     start_step: int,
     stop_step: int,
     *,
     num_threads: int = DEFAULT_THREADS,
     prefetch: int = DEFAULT_PREFETCH,
-) -> Iterator[tuple[int, CellBatch]]:
+) -> Iterator[tuple[int, Batch]]:
     """(step, batch) for start_step <= step < stop_step, in order, made ahead in threads; no TensorFlow.
 
     An error of `batch_at` is raised at its step. Closing the iterator stops the threads.
@@ -52,13 +59,13 @@ def thread_batches(
 
 
 def tf_batches(
-    reader: BatchReader,
+    reader: Reader[Batch],
     start_step: int,
     stop_step: int,
     *,
     num_threads: int = DEFAULT_THREADS,
     prefetch: int = DEFAULT_PREFETCH,
-) -> Iterator[tuple[int, CellBatch]]:
+) -> Iterator[tuple[int, Batch]]:
     """(step, batch) for start_step <= step < stop_step through tf.data, in order; the batches of `thread_batches`.
 
     TensorFlow is kept off the GPUs: JAX owns them. An error of `batch_at` is raised as itself, not as TensorFlow's.
@@ -88,7 +95,7 @@ def tf_batches(
             failures[int(step)] = error
             raise
 
-    like = _empty_batch(reader)
+    like = reader.empty_batch()
     example = _flatten(like)
 
     def load(step):
@@ -120,13 +127,13 @@ def tf_batches(
 
 
 def grain_batches(
-    reader: BatchReader,
+    reader: Reader[Batch],
     start_step: int,
     stop_step: int,
     *,
     num_threads: int = DEFAULT_THREADS,
     prefetch: int = DEFAULT_PREFETCH,
-) -> Iterator[tuple[int, CellBatch]]:
+) -> Iterator[tuple[int, Batch]]:
     """(step, batch) for start_step <= step < stop_step through Grain, in order; the batches of `thread_batches`.
 
     The data set is a random-access source of steps, so that Grain's own transformations can follow it elsewhere. Its
@@ -152,7 +159,7 @@ def _not_installed(front_end: str, package: str, error: ImportError) -> ConfigEr
     )
 
 
-FRONT_ENDS: dict[str, Callable[..., Iterator[tuple[int, CellBatch]]]] = {
+FRONT_ENDS: dict[str, Callable[..., Iterator[tuple[int, Any]]]] = {
     "tfdata": tf_batches,
     "threads": thread_batches,
     "grain": grain_batches,
@@ -191,7 +198,7 @@ class ReadAhead:
             return self.front_end
         return "threads" if find_spec("tensorflow") is None else "tfdata"
 
-    def batches(self, reader: BatchReader, start_step: int, stop_step: int) -> Iterator[tuple[int, CellBatch]]:
+    def batches(self, reader: Reader[Batch], start_step: int, stop_step: int) -> Iterator[tuple[int, Batch]]:
         """(step, batch) for start_step <= step < stop_step, in order."""
         make = FRONT_ENDS[self.chosen]
         return make(reader, start_step, stop_step, num_threads=self.num_threads, prefetch=self.prefetch)
@@ -210,26 +217,16 @@ class ReadAhead:
 class _Steps:
     """Batches by step as Grain's random-access source: element i is (step, batch) of step `start + i`."""
 
-    def __init__(self, reader: BatchReader, start_step: int, stop_step: int):
+    def __init__(self, reader: "Reader[Any]", start_step: int, stop_step: int):
         self._reader = reader
         self._steps = range(start_step, stop_step)
 
     def __len__(self) -> int:
         return len(self._steps)
 
-    def __getitem__(self, index: int) -> tuple[int, CellBatch]:
+    def __getitem__(self, index: int) -> tuple[int, Any]:
         step = self._steps[index]
         return step, self._reader.batch_at(step)
-
-
-def _empty_batch(reader: BatchReader) -> CellBatch:
-    return CellBatch(
-        {name: empty_tokens(reader.rows, choice.num_tokens) for name, choice in reader.sampling.items()},
-        {name: np.zeros(reader.rows, np.int32) for name in reader.covariates},
-        np.zeros(reader.rows, np.int32),
-        np.zeros(reader.rows, np.int32),
-        profiles=reader.collation.unwritten_profiles(reader.rows) or None,
-    )
 
 
 def _flatten(node: Any) -> list[np.ndarray]:
