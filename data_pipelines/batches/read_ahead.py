@@ -20,7 +20,7 @@ from scmbert_jax.errors import ConfigError
 DEFAULT_THREADS = 2  # the kernels release the GIL; two keep a GPU busy, more help on large hosts
 DEFAULT_PREFETCH = 4  # batches made ahead
 
-Batch = TypeVar("Batch")
+Batch = TypeVar("Batch", covariant=True)
 
 
 class Reader(Protocol[Batch]):

@@ -162,10 +162,15 @@ def open_genome_corpus(path: str | Path) -> GenomeCorpus:
                 matrices[name] = RegionMatrix(arrays["regions"], columns, values, f"{path}, {name}")
         parts_of = {part: tuple(names) for part, names in said["chromosomes"].items()}
         found = GenomeCorpus(
-            *(arrays[name] for name in ("codes", "lengths", "chromosome", "start", "regions")),
+            arrays["codes"],
+            arrays["lengths"],
+            arrays["chromosome"],
+            arrays["start"],
+            arrays["regions"],
             SealedChromosomes(**parts_of),
             said["assembly"],
-            **matrices,
+            matrices.get("regulators"),
+            matrices.get("accessibility"),
         )
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, InputError) as error:
         raise CorpusError(f"{path}: no corpus of sequences that can be read ({error}); build it again") from error

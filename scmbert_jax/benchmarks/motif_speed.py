@@ -1,7 +1,7 @@
 """The motif scan beside two of NumPy: the same scores? how fast?
 
     numpy            position by position, for every matrix and strand: what anybody would write first
-    numpy, products  matrix products of unfolded one-hot windows, for every matrix: NumPy at its best
+    numpy, products  a matrix product of unfolded one-hot windows, for all matrices of a width: NumPy at its best
 
 Real matrices where a file is given, else made up, with JASPAR's widths; sequences are random. The programs run
 alternately, in this process, on the same CPUs. A size that is too long for NumPy's is scanned by ours alone.
@@ -21,7 +21,7 @@ from data_pipelines.genome.motif_files import read_motifs
 from scmbert_jax.sequences.motif_scanner import MotifScanner, Summary
 from scmbert_jax.text_table import markdown_table
 
-_ROWS_OF_PRODUCTS = 1024  # sequences whose unfolded windows lie in memory at once
+_ROWS_OF_PRODUCTS = 128  # sequences whose unfolded windows and scores lie in memory at once
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ScanCost:
       seconds: medians over the rounds.
       numpy_seconds, products_seconds: likewise; None where they were not run.
       speed, speed_products: theirs over ours, median of the ratios within each round; above 1, ours is faster.
-      difference: the largest between our scores and NumPy's.
+      difference: the largest between our scores and either of NumPy's.
     """
 
     sequences: int
@@ -115,9 +115,9 @@ def measure_scan(
                 expected = numpy_scan(log_odds, codes)["max"]
                 plain.append(time.perf_counter() - start)
                 start = time.perf_counter()
-                numpy_products(log_odds, codes)
+                also = numpy_products(log_odds, codes)
                 products.append(time.perf_counter() - start)
-                difference = float(np.abs(found - expected).max())
+                difference = float(max(np.abs(found - other).max() for other in (expected, also)))
         row = ScanCost(number, "max", float(np.median(ours)))
         if with_numpy:
             row = ScanCost(
@@ -199,12 +199,12 @@ def numpy_products(log_odds: Sequence[np.ndarray], codes: np.ndarray) -> np.ndar
         return np.concatenate([numpy_products(log_odds, codes[first : first + _ROWS_OF_PRODUCTS]) for first in parts])
     one_hot = np.eye(4, dtype=np.float32)[codes].reshape(number, 4 * length)
     found = np.empty((number, len(log_odds)), np.float32)
-    windows: dict[int, np.ndarray] = {}
-    for column, matrix in enumerate(log_odds):
-        width = len(matrix)
-        if width not in windows:
-            views = np.lib.stride_tricks.sliding_window_view(one_hot, 4 * width, axis=1)[:, ::4]
-            windows = {width: views.reshape(-1, 4 * width)}
-        strands = np.stack([matrix.ravel(), matrix[::-1, ::-1].ravel()], axis=1).astype(np.float32)
-        found[:, column] = (windows[width] @ strands).reshape(number, -1).max(1)
+    widths = np.array([len(matrix) for matrix in log_odds])
+    for width in np.unique(widths).tolist():
+        columns = np.flatnonzero(widths == width)
+        windows = np.lib.stride_tricks.sliding_window_view(one_hot, 4 * width, axis=1)[:, ::4].reshape(-1, 4 * width)
+        matrices = np.stack([log_odds[column] for column in columns.tolist()]).astype(np.float32)
+        strands = np.stack([matrices, matrices[:, ::-1, ::-1]]).reshape(-1, 4 * width)  # [2 m, 4 w]
+        scores = (windows @ strands.T).reshape(number, -1, 2, len(columns))
+        found[:, columns] = scores.max((1, 2))
     return found
