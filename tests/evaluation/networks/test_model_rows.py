@@ -95,6 +95,7 @@ def test_no_pair_that_a_model_has_seen_tests_any_method(split, plain, true):
     assert f"(split {split})" in rows.note
     report = evaluate_networks(true, models={"mine": model}, splits=["edge"], num_seeds=2)
     assert np.isfinite(report.row("edge", "link decoder: mine").mean)
+    assert any(note.startswith("Edges that test, once those that models have seen") for note in report.notes)
 
 
 def test_a_model_that_has_seen_every_edge_is_refused(plain, true):
