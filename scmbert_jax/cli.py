@@ -20,6 +20,7 @@ from scmbert_jax.commands.bench import (
     BenchAnnotation,
     BenchBuild,
     BenchFavor,
+    BenchGraph,
     BenchInput,
     BenchMotifs,
     BenchObjectives,
@@ -100,6 +101,7 @@ VERBS: dict[str, Any] = {
         "favor": BenchFavor,
         "annotation": BenchAnnotation,
         "motifs": BenchMotifs,
+        "graph": BenchGraph,
     },
 }
 

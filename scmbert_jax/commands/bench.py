@@ -1,4 +1,4 @@
-"""Verbs that measure speed: bench step, padding, objectives, build, input, storage, favor, annotation, motifs."""
+"""Verbs that measure speed: bench step, padding, objectives, build, input, storage, favor, annotation, motifs, graph."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -395,6 +395,59 @@ class BenchMotifs:
 
         require_positive(sequences=min(self.sequences, default=0), length=self.length, rounds=self.rounds)
         found = measure_scan(self.motifs, self.sequences, self.length, self.rounds, self.most_numpy, say)
+        return _show_measured(found, self.json)
+
+
+@dataclass(frozen=True)
+class BenchGraph:
+    """Time and memory of a training step over a network of genes, and how both grow with its edges.
+
+    A drawn network; messages over all edges or of some neighbours of each gene, each aggregation, all alternately.
+
+    Example:  scmbert bench graph
+              scmbert bench graph --edges 1000000 --aggregation mean --neighbours 0 8 --json
+    """
+
+    nodes: int = 60_000
+    """Genes, regions and proteins."""
+    edges: tuple[int, ...] = (250_000, 500_000, 1_000_000, 2_000_000)
+    """Of the network; times are compared with those of the fewest."""
+    aggregation: tuple[str, ...] = ()
+    """Of neighbours: sage, gat, mean, attention. Default: each."""
+    neighbours: tuple[int, ...] = (0, 8)
+    """That a node hears in a layer, at most; 0: all."""
+    embed_dim: int = 64
+    """Width of a row; a multiple of 4."""
+    batch_size: int = 1024
+    """Edges that a step predicts, beside as many pairs that are none."""
+    rounds: int = 5
+    """Rounds of measurement; each figure is their median."""
+    json: Json = False
+
+    def run(self) -> int:
+        from scmbert_jax.benchmarks.graph_speed import measure_graph
+        from scmbert_jax.models.regulatory_graph import AGGREGATIONS
+
+        require_positive(nodes=self.nodes, batch_size=self.batch_size, rounds=self.rounds)
+        if unknown := [name for name in self.aggregation if name not in AGGREGATIONS]:
+            raise ConfigError(f"--aggregation {unknown[0]}: expected {', '.join(AGGREGATIONS)}.")
+        most = self.nodes * (self.nodes - 1) // 4  # more would be drawn again and again
+        if not self.edges or min(self.edges) < self.batch_size or max(self.edges) > most:
+            raise ConfigError(f"--edges {self.edges}: expected at least --batch-size, at most {most:,} of such nodes.")
+        if self.embed_dim < 4 or self.embed_dim % 4:
+            raise ConfigError(f"--embed-dim {self.embed_dim}: expected a multiple of 4.")
+        if not self.neighbours or min(self.neighbours) < 0:
+            raise ConfigError(f"--neighbours {self.neighbours}: expected numbers of at least 0.")
+        found = measure_graph(
+            self.nodes,
+            self.edges,
+            self.aggregation or tuple(AGGREGATIONS),
+            self.neighbours,
+            embed_dim=self.embed_dim,
+            batch_size=self.batch_size,
+            rounds=self.rounds,
+            say=say,
+        )
         return _show_measured(found, self.json)
 
 

@@ -22,6 +22,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "batch": ("replica", "fsdp"),
     "length": (),
     "features": ("fsdp",),
+    "edges": MESH_AXES,
     "embed": ("fsdp",),
     "mlp": ("tensor",),
     "heads": ("tensor",),
