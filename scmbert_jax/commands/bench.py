@@ -1,4 +1,4 @@
-"""Verbs that measure speed: bench step, padding, objectives, build, input, storage, favor, annotation, motifs, graph."""
+"""Verbs that measure speed: bench step, padding, objectives, build, input, storage, favor, annotation, motifs, graph"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
