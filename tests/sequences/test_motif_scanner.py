@@ -1,10 +1,13 @@
 """The scan is equal to scoring every position of both strands one by one, whatever is scanned at once."""
 
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.genome.motif_thresholds import rounded, score_thresholds
 from scmbert_jax.benchmarks.motif_speed import numpy_scan
 from scmbert_jax.errors import InputError
 from scmbert_jax.sequences import motif_scanner
@@ -16,7 +19,7 @@ SUMMARIES = ("max", "sum", "log_mean_exp", "hits")
 @pytest.fixture(scope="module")
 def motifs():
     rng = np.random.default_rng(0)
-    widths = [5, 6, 6, 7, 9, 9, 10, 12, 15, 20, 33]
+    widths = [5, 33, 6, 7, 9, 20, 9, 10, 15, 6, 12]
     return [np.log2(rng.dirichlet([0.3] * 4, width) + 0.01) + 2 for width in widths]
 
 
@@ -63,6 +66,18 @@ def test_a_motif_scores_the_other_strand_as_its_reverse_complement_does(motifs, 
     for name in ("max", "sum", "log_mean_exp"):
         one, other = (MotifScanner(motifs)(c, summaries=(name,))[name] for c in (codes, turned))
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-4)
+
+
+def test_hits_of_all_words_are_exactly_as_many_as_the_p_value_says():
+    """Matrices of a few sites: many words have the very same score, some of them at the threshold."""
+    words = np.array(list(product(range(4), repeat=6)), np.uint8)
+    counts = np.random.default_rng(0).multinomial(4, [0.25] * 4, (30, 6)) + 0.25
+    log_odds = rounded(list(np.log2(counts / 5 / 0.25)), step=0.05)
+    thresholds = score_thresholds(log_odds, 0.01, step=0.05)
+    hits = MotifScanner(log_odds, [one.score for one in thresholds])(words, summaries=("hits",))["hits"].sum(0)
+    expected = [2 * len(words) * one.p_value for one in thresholds]  # on both strands
+    np.testing.assert_allclose(hits, expected, rtol=1e-6)
+    assert np.median(expected) > 10
 
 
 def test_inside_a_jitted_function_it_reads_one_hot_and_has_a_gradient(motifs, sequences):
