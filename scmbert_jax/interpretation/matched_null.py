@@ -35,6 +35,7 @@ class Tested(NamedTuple):
 
     Attributes:
       mean, std: of the null, for a gene of this strength; z, p, q: see above.
+      null_z: float64 [N, T], of each matched gene against the others.
       resolution: the smallest p there can be.
       found: genes of q < `SIGNIFICANT`; found_in_null: int64 [N], the same of each matched gene against the others.
       strength: by the median of the matched genes; strength_p: see above.
@@ -45,6 +46,7 @@ class Tested(NamedTuple):
     z: Array
     p: Array
     q: Array
+    null_z: Array
     resolution: float
     found: int
     found_in_null: Array
@@ -74,6 +76,7 @@ def against_null(response: Array, null: Array) -> Tested:
         std * strength[0],
         z[0],
         *corrected[0],
+        null_z=np.stack(z[1:]),
         resolution=1 / (1 + len(sizes[0])),
         found=found[0],
         found_in_null=np.array(found[1:], np.int64),

@@ -85,7 +85,7 @@ class PerturbedGene:
       cells, having, perturbed: cells of the type that were looked at, that have the gene, that were perturbed.
       genes: table of T downstream genes, what responds most first: gene, gene_id, response, response_sd, null_mean,
         null_sd, z, p, q, spearman, mean_shift.
-      null: float32 [N, T], responses to the matched genes, in the order of `genes`; matched: their N names.
+      null_z: float64 [N, T], z of the matched genes, in the order of `genes`; matched: their N names.
       tested: see there; in the order of the model's genes.
       shift: 1 - cosine of the cell embedding, the mean; null_shift: float32 [N], those of the matched genes.
       detection, null_detection: fraction of the cells that have it; the median of the matched genes.
@@ -98,7 +98,7 @@ class PerturbedGene:
     having: int
     perturbed: int
     genes: pd.DataFrame
-    null: Array
+    null_z: Array
     matched: tuple[str, ...]
     tested: Tested
     shift: float
@@ -279,7 +279,7 @@ def _of_type(
                 having=int(having[gene]),
                 perturbed=int(told.cells[own]),
                 genes=table.loc[order].drop(columns="size").reset_index(drop=True),
-                null=mean[others][:, order],
+                null_z=tested.null_z[:, order],
                 matched=tuple(known.names[matched[gene]].tolist()),
                 tested=tested,
                 shift=float(told.shift[own]),

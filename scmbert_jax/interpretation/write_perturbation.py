@@ -149,7 +149,7 @@ def write_perturbation_report(path: Path, found: Perturbation, run_info: dict[st
         tables.append(("Not scored: too few cells have the gene", _text_table(found.skipped)))
     tables += [(f"{_label(own)}: what responds most", _text_table(_first(own))) for own in found.found]
     caption = (
-        "Left: the response of the genes with the largest z (blue), and to each matched gene (grey). Right: responses "
+        "Left: the genes with the largest z (blue), and their z for each matched gene (grey). Right: responses "
         f"of all downstream genes beside co-expression; orange: q < {SIGNIFICANT:g}."
     )
     write_report(
@@ -172,9 +172,9 @@ def write_perturbation_report(path: Path, found: Perturbation, run_info: dict[st
 
 def perturbation_figure(own: PerturbedGene) -> str:
     """The first downstream genes beside their null, and all of them beside co-expression."""
-    table = own.genes[own.genes["response"].notna()]
+    table = own.genes[own.genes["z"].notna()]
     first = table.head(_IN_FIGURE)
-    null = own.null[:, first.index.to_numpy()]
+    null = own.null_z[:, first.index.to_numpy()]
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(9, 1.4 + 0.22 * len(first)), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -182,9 +182,9 @@ def perturbation_figure(own: PerturbedGene) -> str:
         for place in places:
             values = null[:, place][np.isfinite(null[:, place])]
             left.plot(values, np.full(len(values), place), ".", color=COLOURS[7], ms=4, alpha=0.45, mew=0)
-        left.plot(first["response"], places, "o", color=COLOURS[0], ms=5)
+        left.plot(first["z"], places, "o", color=COLOURS[0], ms=5)
         left.axvline(0, color=INK, lw=0.6, alpha=0.4)
-        left.set(yticks=places, xlabel="response", ylim=(len(first) - 0.4, -0.6))
+        left.set(yticks=places, xlabel="z", ylim=(len(first) - 0.4, -0.6))
         left.set_yticklabels(first["gene"].tolist(), fontsize=8)
         left.tick_params(axis="y", length=0)
         significant = (table["q"] < SIGNIFICANT).to_numpy()
