@@ -91,8 +91,9 @@ class ModelConfig:
     stay as they start; `shuffled`: over a network of equal degrees and another wiring, as controls."""
     graph_layers: int = 2
     """How many edges away a row hears."""
-    graph_aggregation: Literal["mean", "attention"] = "mean"
-    """How what neighbours say is put together: by confidence, or by attention as well."""
+    graph_aggregation: Literal["sage", "gat", "mean", "attention"] = "mean"
+    """How what neighbours say is put together (docs/networks.md): by confidence (`mean`), or by attention as well;
+    `sage` and `gat` are the same with one matrix for all kinds of edges."""
     encoder_sharing: Literal["shared", "multiway", "per_modality"] = "shared"
     """What modalities share of the encoder: all of it; the attention, with a feed-forward layer each; nothing."""
     linear_path: bool = True

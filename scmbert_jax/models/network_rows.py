@@ -40,8 +40,9 @@ def places_of(messages: NetworkEdges | None, source: np.ndarray, target: np.ndar
 class NetworkRows(nnx.Module):
     """Rows [F, D] of the feature table -> what to add to them, float32 [F, D], of the size of a row.
 
-    `RegulatoryGraph` over all rows up to the last that has an edge, edges weighted by their confidence. Every device
-    computes all of it. With `ModelConfig.graph` "frozen" the weights stay what they were at the start.
+    `RegulatoryGraph` over all rows up to the last that has an edge, edges weighted by their confidence. Edges are
+    spread over the devices, each of which computes all rows. With `ModelConfig.graph` "frozen" the weights stay what
+    they were at the start.
     """
 
     def __init__(self, config: ModelConfig, layout: FeatureLayout, rngs: nnx.Rngs):
