@@ -69,10 +69,10 @@ def test_a_motif_scores_the_other_strand_as_its_reverse_complement_does(motifs, 
 
 
 def test_hits_of_all_words_are_exactly_as_many_as_the_p_value_says():
-    """Matrices of a few sites: many words have the very same score, some of them at the threshold."""
+    """With a coarse step, words whose score rounds to the threshold's are many; unrounded matrices would split them."""
     words = np.array(list(product(range(4), repeat=6)), np.uint8)
-    counts = np.random.default_rng(0).multinomial(4, [0.25] * 4, (30, 6)) + 0.25
-    log_odds = rounded(list(np.log2(counts / 5 / 0.25)), step=0.05)
+    counts = np.random.default_rng(0).multinomial(50, [0.25] * 4, (30, 6)) + 0.25
+    log_odds = rounded(list(np.log2(counts / 51 / 0.25)), step=0.05)
     thresholds = score_thresholds(log_odds, 0.01, step=0.05)
     hits = MotifScanner(log_odds, [one.score for one in thresholds])(words, summaries=("hits",))["hits"].sum(0)
     expected = [2 * len(words) * one.p_value for one in thresholds]  # on both strands
