@@ -121,7 +121,7 @@ def _sentence(own: PerturbedGene) -> str:
         f"{_label(own)}: {own.having:,} of {own.cells:,} cells have it, {own.perturbed:,} were perturbed; "
         f"{own.tested.found:,} of {row['tested_genes']:,} downstream genes with q < {SIGNIFICANT:g}; of its "
         f"{len(own.matched)} matched genes {own.tested.like_it} have "
-        f"{'as many' if own.tested.found else 'any'}. Strength {row['strength']:.2g} of theirs, "
+        f"{'as many' if own.tested.found else 'any'}. Strength {row['strength']:.2g} times theirs, "
         f"p {row['p_of_strength']:.2g}. Agreement with Spearman's correlation {row['agrees_with_spearman']:.2f}."
     )
 
