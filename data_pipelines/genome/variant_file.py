@@ -3,7 +3,8 @@
     VCF          CHROM POS ID REF ALT ...; plain, gzip or bgzip. A line with several alleles is so many variants
     tables       .csv, .tsv with a header; `COLUMNS` are understood. "-" or "" is an allele without bases
 
-Positions are 1-based in both. Alleles that are no sequences (<DEL>, *, breakends) are left out and counted.
+Positions are 1-based in both. Alleles that are no sequences (<DEL>, *, breakends, or . for none) are left out and
+counted.
 """
 
 import gzip
@@ -125,7 +126,7 @@ def read_variants(
 
 
 def _capital(bases: str) -> str:
-    return "" if bases.strip() in ("-", ".") else bases.strip().upper()
+    return "" if bases.strip() == "-" else bases.strip().upper()
 
 
 def _usable(table: VariantTable, fasta: Fasta | None, keep_repeated: bool, left_out: LeftOut) -> tuple[np.ndarray, str]:

@@ -26,7 +26,10 @@ from scmbert_jax.errors import InputError
 Summary = Literal["max", "sum", "log_mean_exp", "hits"]
 
 _MOST_GROUPS = 4  # of widths; more make kernels too small to be fast
-_TILE_BYTES = 4 << 20  # of the scores of a tile: about what a core's caches hold
+# Of the scores of a tile. CPUs: about what a core's caches hold. Others, where no tile has been measured: enough work
+# for one call of a kernel, and little beside their memory.
+_TILE_BYTES = {"cpu": 4 << 20}
+_OTHER_TILE_BYTES = 256 << 20
 _LONGEST_TILE = 4096  # positions
 _ROWS_OF_A_CALL = 2048  # sequences that one call of the compiled scan takes
 
@@ -178,7 +181,8 @@ def _scan(
     positions = max(1, min(length, _LONGEST_TILE))  # of a tile
     per_sequence = -(-length // positions)
     columns = max(group.kernel.shape[2] for group in groups)
-    at_once = int(np.clip(_TILE_BYTES // (4 * positions * columns), 1, number * per_sequence))
+    most = _TILE_BYTES.get(jax.default_backend(), _OTHER_TILE_BYTES)
+    at_once = int(np.clip(most // (4 * positions * columns), 1, number * per_sequence))
     beyond = ((0, 0), (0, per_sequence * positions + widest - 1 - length))
     if sequences.ndim == 2:
         padded = jnp.pad(sequences, beyond, constant_values=4)

@@ -50,7 +50,7 @@ def test_a_scan_is_that_of_the_reference_on_both_strands(motifs, sequences):
 def test_tiles_of_any_size_give_the_same(motifs, sequences, monkeypatch):
     whole = scanned(motifs, *sequences)
     monkeypatch.setattr(motif_scanner, "_LONGEST_TILE", 16)  # long sequences are cut
-    monkeypatch.setattr(motif_scanner, "_TILE_BYTES", 4000)
+    monkeypatch.setitem(motif_scanner._TILE_BYTES, jax.default_backend(), 4000)
     monkeypatch.setattr(motif_scanner, "_ROWS_OF_A_CALL", 4)  # and the last call is filled up
     jax.clear_caches()
     cut = scanned(motifs, *sequences)

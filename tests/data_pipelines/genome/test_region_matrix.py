@@ -79,6 +79,7 @@ def test_a_region_twice_is_one_or_refused_and_what_is_no_matrix_of_regions_is_re
             read_region_matrix(tmp_path / name)
 
 
+@pytest.mark.slow
 def test_the_promoters_of_the_shared_data_are_read(shared_data):
     found = read_region_matrix(shared_data / "tf_by_region_mm10" / "promoters.parquet")
     assert found.values.shape == (29_308, 1_079)

@@ -49,6 +49,7 @@ def test_every_allele_of_a_vcf_is_a_variant(tmp_path, fasta):
         ("chr2 1 . A T", "on sequences that .* has not"),
         ("chr1 5 . A C", "that repeat one"),
         ("chr1 5 . A <DEL>", "with alleles that are no sequences"),
+        ("chr1 5 . A .", "with alleles that are no sequences"),
         ("chr1 5 . A A", "with both alleles the same"),
         ("chr1 0 . A T", "at a position below 1"),
     ],
