@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     PERTURBED_CELLS = 17  # (seed, _): the order in which cells of a file are drawn to be perturbed
     NETWORK_CELLS = 18  # (seed, _): which cells of a population a network is inferred from
     STRAND = 20  # (seed, _, step, row): which strand of a region's sequence is read
+    SHUFFLED_SEQUENCE = 21  # (seed, _, row): the order of its pairs of neighbours
 
 
 def fold(state: int, value: int) -> int:
