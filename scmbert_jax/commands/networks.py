@@ -20,6 +20,8 @@ from scmbert_jax.commands.terminal import (
 )
 from scmbert_jax.plain_text import say
 
+_NAMED = 10  # populations without a network that a message lists
+
 
 @dataclass(frozen=True)
 class NetworksInfer:
@@ -96,8 +98,10 @@ class NetworksInfer:
         check_network_files(self.output, self.format, found, inputs, self.overwrite)
         say(f"rna: {found.readers[0].opened.overlaps['rna'].summary()}")
         say(f"{self.regulators}: {found.regulators}")
-        for name, why in found.passed_over.items():
+        for name, why in list(found.passed_over.items())[:_NAMED]:
             say(f"no network of {name}: {why}")
+        if len(found.passed_over) > _NAMED:
+            say(f"nor of {len(found.passed_over) - _NAMED:,} more: {self.output}.json names all")
         networks = list(found.networks(staged_progress()))
         document = write_networks(self.output, self.format, found, networks, self.overwrite)
         for name in options.methods:

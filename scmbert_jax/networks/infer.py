@@ -148,6 +148,8 @@ class Inference:
         for population in self.populations:
             for name in self.options.methods:
                 yield self._network(name, population, progress)
+        for reader in self.readers:
+            reader.opened.warn_of_what_was_not_shown()
 
     def resampled(self, method: str) -> tuple[int, str]:
         """How many times, and of what, stability is the fraction."""

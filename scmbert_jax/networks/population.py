@@ -25,6 +25,7 @@ Array = np.ndarray
 FEWEST_CELLS = 20  # of a population
 FEWEST_EXPRESSING = 10  # cells of a population, for a gene to have a state and a rank
 _CELLS_AT_A_TIME = 2048
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Population:
             some = np.arange(start, min(start + _CELLS_AT_A_TIME, self.cells.number))
             batch = opened.batch_of(self.cells.of(some).chunk(), sampling, 0)
             rows = np.flatnonzero(self.counts[some].getnnz(axis=1) > 0)
+            opened.count_shown(batch, rows)
             done = start
             for mine, part in opened.parts(batch, rows, batch_size):
                 done += len(mine)
@@ -125,7 +127,8 @@ def populations(
             else:
                 found.append(own)
     if not found:
-        why = "; ".join(f"{name or 'all cells'}: {reason}" for name, reason in passed_over.items())
+        named = [f"{name or 'all cells'}: {reason}" for name, reason in passed_over.items()]
+        why = "; ".join(named[:_SHOWN] + [f"and {len(named) - _SHOWN:,} more"] * (len(named) > _SHOWN))
         where = f" by obs[{by!r}]" if by is not None else ""
         raise InputError(f"{opened.report.path}: no population{where} of which a network can be ({why or 'no cell'}).")
     return found, passed_over

@@ -82,7 +82,7 @@ class ModelCells:
             rows = np.flatnonzero(num_expressed(batch) > 0)
             if only is not None:
                 rows = rows[np.isin(chunk.first + rows, only)]
-            self._count_shown(batch, rows)
+            self.count_shown(batch, rows)
             done = 0
             for mine, part in self.parts(batch, rows, batch_size):
                 done += len(mine)
@@ -154,7 +154,8 @@ class ModelCells:
             scores[name] = own
         return batch._replace(scores=scores)
 
-    def _count_shown(self, batch: CellBatch, rows: np.ndarray) -> None:
+    def count_shown(self, batch: CellBatch, rows: np.ndarray) -> None:
+        """Adds these cells to what `fractions_shown` tells; `batches` does."""
         for name, tokens in batch.modalities.items():
             counts = self._shown.setdefault(name, [0, 0])
             counts[0] += int((tokens.counts[rows] > 0).sum())

@@ -216,7 +216,9 @@ def test_all_networks_of_a_file_are_judged_each_by_itself(pbmc_model, file, regu
 
 def test_attention_is_called_no_evidence_wherever_it_appears(pbmc_model, file, regulators, tmp_path):
     for kind, name in (("edges", "a.csv"), ("genernib", "b.h5ad")):
-        ran = infer(pbmc_model, file, regulators, tmp_path / name, "--method", "attention", "--format", kind)
+        given = ("--method", "attention", "--format", kind, "--num-tokens", "12")
+        ran = infer(pbmc_model, file, regulators, tmp_path / name, *given)
+        assert "the transformer was shown" in ran.err  # not all of them, which is said, too
         assert "attention (not evidence of regulation)" in ran.out
         assert json.loads((tmp_path / f"{name}.json").read_text())["networks"][0]["warning"]
     assert set(pd.read_csv(tmp_path / "a.csv")["method"]) == {"attention (not evidence of regulation)"}
