@@ -87,8 +87,9 @@ class ModelConfig:
     and `seed`; of regulators or genes, of all their edges; `both`: of pairs of which neither is in another edge. They
     neither train nor pass messages."""
     graph: Literal["off", "learned", "frozen", "shuffled"] = "off"
-    """Whether the row of a gene hears its neighbours in `networks` (models/network_rows.py). `frozen`: by weights that
-    stay as they start; `shuffled`: over a network of equal degrees and another wiring, as controls."""
+    """Whether the row of a gene hears its neighbours in `networks` (models/network_rows.py). Controls: `frozen`, by
+    weights that stay as they start, with a trained projection of what comes in; `shuffled`, over a network of equal
+    degrees and another wiring."""
     graph_layers: int = 2
     """How many edges away a row hears."""
     graph_aggregation: Literal["sage", "gat", "mean", "attention"] = "mean"

@@ -5,7 +5,7 @@
     key(seed) -> INIT -> count                                     parameters
     key(seed) -> EVALUATION -> row -> feature                      tokens that `evaluate pretraining` masks
     key(seed) -> place in the model -> number                      random directions of `favor` (models/attention)
-    step key  -> LINKS, EDGES, or FEATURES -> modality             what all cells of a step share
+    step key  -> LINKS, EDGES, CONTEXT, or FEATURES -> modality    what all cells of a step share
     row key   -> COVARIATES                                        whether a cell's covariates are hidden
 
 An arrow is one `jax.random.fold_in`, which gives two numbers two keys. So no two draws share random numbers as long as
@@ -30,6 +30,7 @@ class KeyPurpose(IntEnum):
     FEATURES = 2**31 + 2  # of a step's key, then by modality: the features that all cells of a step predict
     EVALUATION = 2**31 + 3  # of the key of an evaluation's seed: the masks of evaluation/pretraining
     EDGES = 2**31 + 4  # of a step's key: the pairs that link_prediction asks about
+    CONTEXT = 2**31 + 5  # of a step's key: whether rows of genes know the cells of the step
 
 
 def key_for(key: jax.Array, purpose: KeyPurpose) -> jax.Array:

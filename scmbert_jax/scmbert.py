@@ -21,6 +21,7 @@ from scmbert_jax.models.likelihoods import Likelihood, Prediction, Truth, make_l
 from scmbert_jax.models.linear_path import LinearPath
 from scmbert_jax.models.network_rows import NetworkRows
 from scmbert_jax.models.token_sequence import CutBatch, TokenSequence, pack_tokens
+from scmbert_jax.objectives.link_prediction.head import GeneStates
 from scmbert_jax.objectives.mixture import OBJECTIVES
 from scmbert_jax.parallel.mesh import constrain
 from scmbert_jax.parallel.table_rows import pick_rows
@@ -104,6 +105,14 @@ class ScMbert(nnx.Module):
             return self.gene_head(self.encode(feature_table, tokens, covariates=batch.covariates), tokens)
         states = self.encode(feature_table, tokens, covariates=batch.covariates, cell_only=True)
         return states[:, 0].astype(jnp.float32)
+
+    def gene_states(self, feature_table: jax.Array, batch: CellBatch | CutBatch) -> GeneStates:
+        """What the encoder makes of the genes of these cells, for `link_head.in_context`; sums, to be added up."""
+        tokens = pack_tokens(batch, ("rna",))
+        states = self.encode(feature_table, tokens, covariates=batch.covariates)[:, 1:].astype(jnp.float32)
+        ids = jnp.where(tokens.valid, tokens.feature_ids, len(feature_table))
+        total = jnp.zeros_like(feature_table).at[ids].add(states, mode="drop")
+        return GeneStates(total, jnp.zeros(len(feature_table)).at[ids].add(1.0, mode="drop"))
 
     def aligned(self, feature_table: jax.Array, tokens: TokenSequence, covariates: dict[str, jax.Array]) -> jax.Array:
         """float32 [B, P] of length 1: tokens of one modality, encoded alone, in the contrastive space.

@@ -9,7 +9,7 @@ from flax import nnx
 
 from scmbert_jax.config import ModelConfig
 from scmbert_jax.feature_layout import FeatureLayout, NetworkEdges
-from scmbert_jax.models.parameters import Constant, weight
+from scmbert_jax.models.parameters import Constant, filled
 from scmbert_jax.models.regulatory_graph import GraphEdges, RegulatoryGraph, graph_edges, without
 from scmbert_jax.parallel.table_rows import whole
 
@@ -38,11 +38,11 @@ def places_of(messages: NetworkEdges | None, source: np.ndarray, target: np.ndar
 
 
 class NetworkRows(nnx.Module):
-    """Rows [F, D] of the feature table -> what to add to them, float32 [F, D], of the size of a row.
+    """Rows [F, D] of the feature table -> what to add to them, float32 [F, D]; a projection of what they hear.
 
     `RegulatoryGraph` over all rows up to the last that has an edge, edges weighted by their confidence. Edges are
-    spread over the devices, each of which computes all rows. With `ModelConfig.graph` "frozen" the weights stay what
-    they were at the start.
+    spread over the devices, each of which computes all rows. With `ModelConfig.graph` "frozen" the graph's weights stay
+    what they were at the start, and the projection alone is trained.
     """
 
     def __init__(self, config: ModelConfig, layout: FeatureLayout, rngs: nnx.Rngs):
@@ -55,11 +55,11 @@ class NetworkRows(nnx.Module):
             edges = graph_edges(messages.source, messages.target, kind, messages.confidence)
         self.edges: Any = nnx.Dict({name: Constant(np.asarray(own)) for name, own in edges._asdict().items()})
         self.graph = RegulatoryGraph(dim, num_kinds, config.graph_layers, rngs, config.graph_aggregation)
-        # The graph's own last norm gives numbers of size one; a row's are of size 1 / sqrt(D).
-        self.out = weight(rngs, (dim, dim), dim**2, (None, None))
+        # Zero: rows start as they are without a network.
+        self.out = filled(0.0, (dim, dim), (None, None), "matrix")
         self.frozen = config.graph == "frozen"
         if self.frozen:
-            for _, own in nnx.iter_graph(self):
+            for _, own in nnx.iter_graph(self.graph):
                 if isinstance(own, nnx.Param):
                     own.set_metadata(role="fixed")
 
@@ -68,11 +68,11 @@ class NetworkRows(nnx.Module):
         edges = GraphEdges(**{name: own[...] for name, own in self.edges.items()})
         if unseen is not None:
             edges = without(edges, unseen)
-        graph, out = self.graph, self.out[...]
+        graph = self.graph
         if self.frozen:
             definition, state = nnx.split(graph)
-            graph, out = nnx.merge(definition, jax.lax.stop_gradient(state)), jax.lax.stop_gradient(out)
-        rows = graph(whole(learned)[: self.num_nodes], edges) @ out
+            graph = nnx.merge(definition, jax.lax.stop_gradient(state))
+        rows = graph(whole(learned)[: self.num_nodes], edges) @ self.out[...]
         return jnp.pad(rows, ((0, len(learned) - self.num_nodes), (0, 0)))
 
 

@@ -43,9 +43,14 @@ CONFIG = ExperimentConfig(
 LAYOUT = with_synthetic_network(synthetic_layout(60), 200)
 
 
-@pytest.fixture(scope="module")
-def model():
-    return ModelDefinition(CONFIG, LAYOUT)
+LINKS_IN_CONTEXT = replace(CONFIG.objectives.link_prediction, context=True)
+IN_CONTEXT = replace(CONFIG, objectives=replace(CONFIG.objectives, link_prediction=LINKS_IN_CONTEXT))
+BATCH = synthetic_batch(LAYOUT, 8, {"rna": 8}, 0, 0)
+
+
+@pytest.fixture(scope="module", params=["without cells", "in context"])
+def model(request):
+    return ModelDefinition(CONFIG if request.param == "without cells" else IN_CONTEXT, LAYOUT)
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +59,16 @@ def params(model):
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), own)
 
 
-def loss_of(model, params, constants, table=None):
-    """Of step 5, with another feature table than the model's own where one is given."""
+STEP = 4  # that knows its cells, in a model that may
+
+
+def loss_of(model, params, constants, table=None, batch=BATCH):
+    """Of `STEP`, with another feature table than the model's own where one is given."""
 
     def loss(params, constants):
         merged = model.merge(params, constants)
         given = merged.feature_table() if table is None else table
-        return LinkPrediction(CONFIG).loss(merged, given, None, step_key(0, 5)).total
+        return LinkPrediction(model.config).loss(merged, given, batch, step_key(0, STEP)).total
 
     return float(jax.jit(loss)(params, constants))
 
@@ -68,8 +76,11 @@ def loss_of(model, params, constants, table=None):
 def test_an_edge_that_is_asked_and_its_reverse_pass_no_messages_in_that_step(model, params):
     """Losses with and without these messages are the same number: nothing of them gets in. Others do."""
     usual = loss_of(model, params, model.constants)
+    if model.config == IN_CONTEXT:
+        other = synthetic_batch(LAYOUT, 8, {"rna": 8}, 0, 1)
+        assert loss_of(model, params, model.constants, batch=other) != usual
     head = model.merge(params, model.constants).link_head
-    drawn = head.draw(key_for(step_key(0, 5), KeyPurpose.EDGES), 16)
+    drawn = head.draw(key_for(step_key(0, STEP), KeyPurpose.EDGES), 16)
     asked = np.unique(np.asarray(drawn.places))
     asked = asked[asked >= 0]
     edges = model.constants["network"]["edges"]
@@ -109,10 +120,12 @@ def test_pairs_of_a_step_are_edges_that_train_by_their_confidence_and_pairs_that
 
 
 @pytest.mark.parametrize(
-    "graph", ["learned", *(pytest.param(own, marks=pytest.mark.slow) for own in ("frozen", "off"))]
+    "graph", ["learned", *(pytest.param(own, marks=pytest.mark.slow) for own in ("frozen", "off", "context"))]
 )
 def test_a_step_is_the_same_on_eight_devices_and_in_microbatches_and_a_frozen_graph_stays(graph):
-    config = replace(CONFIG, model=replace(CONFIG.model, graph=graph))
+    in_context = graph == "context"
+    graph = "learned" if in_context else graph
+    config = IN_CONTEXT if in_context else replace(CONFIG, model=replace(CONFIG.model, graph=graph))
     layout = replace(LAYOUT, messages=None) if graph == "off" else LAYOUT
 
     def run(devices, microbatches):
@@ -136,7 +149,8 @@ def test_a_step_is_the_same_on_eight_devices_and_in_microbatches_and_a_frozen_gr
         assert there == pytest.approx(loss, rel=1e-5)
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), after, other)
     assert np.abs(after["table"]["learned"] - before["table"]["learned"]).max() > 0
-    moved = jax.tree.map(lambda x, y: bool((x != y).any()), before.get("network"), after.get("network"))
+    before, after = (own.get("network", {}).get("graph") for own in (before, after))
+    moved = jax.tree.map(lambda x, y: bool((x != y).any()), before, after)
     assert any(jax.tree.leaves(moved)) == (graph == "learned")
 
 

@@ -12,7 +12,7 @@ class LinkPredictionConfig:
     """Telling the edges of `model.networks` from pairs that are none (objectives/link_prediction/)."""
 
     weight: float = 0.0
-    """Fraction of steps that train this objective; 0: off. Its steps read no cell."""
+    """Fraction of steps that train this objective; 0: off. Without `context` its steps read no cell."""
     edges_per_step: int = 1024
     """Edges of a step, drawn by their confidence, and as many pairs that are none."""
     negatives: Literal["uniform", "degree_matched", "same_regulator", "degree_aware"] = "degree_matched"
@@ -20,6 +20,9 @@ class LinkPredictionConfig:
     a hub is as often in a pair that is none; or so that the degrees of one side, or of both, say nothing."""
     decoder: Literal["bilinear", "translational", "mlp"] = "bilinear"
     """What is computed of the rows of a regulator and a gene (models/link_decoders.py)."""
+    context: bool = False
+    """Whether, in half of the steps, rows of genes know the cells of the step: what the encoder makes of a gene, mean
+    over the cells that show it, is added to its row. With cells of one type, edges are then told of that type."""
     sign_weight: float = 1.0
     """Weight of whether an edge activates or represses, where that is known, beside whether it is one."""
 

@@ -1,6 +1,6 @@
 """The edges that a step asks about, and the decoder that answers from rows of the feature table."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from scmbert_jax.feature_layout import EDGE_KINDS, FeatureLayout
 from scmbert_jax.models.layers import LayerNorm
 from scmbert_jax.models.link_decoders import LINK_DECODERS
 from scmbert_jax.models.network_rows import places_of
-from scmbert_jax.models.parameters import Constant
+from scmbert_jax.models.parameters import Constant, filled
 
 
 class DrawnPairs(NamedTuple):
@@ -30,6 +30,13 @@ class DrawnPairs(NamedTuple):
     places: jax.Array
 
 
+class GeneStates(NamedTuple):
+    """What the encoder makes of each feature in some cells: sums float32 [F, D] over tokens, and their number [F]."""
+
+    total: jax.Array
+    number: jax.Array
+
+
 class LinkHead(nnx.Module):
     """Rows of the feature table of sources and of targets, float [..., D] each -> logits [..., 2]: that there is an
     edge, and that it activates if there is one (models/link_decoders.py)."""
@@ -43,6 +50,10 @@ class LinkHead(nnx.Module):
         trains = (own.part == 0) & (own.kind == EDGE_KINDS.index("regulates"))
         edges = np.stack([own.source[trains], own.target[trains]], axis=1)
         cumulative = np.cumsum(own.confidence[trains], dtype=np.float64)
+        # Zero: rows start as they are without cells.
+        own_context = config.objectives.link_prediction.context
+        self.context: Any = nnx.data(filled(0.0, (dim, dim), (None, None), "matrix") if own_context else None)
+        self.context_norm: Any = nnx.data(LayerNorm(dim) if own_context else None)
         self.edges, self.negatives = Constant(edges), Constant(layout.negatives)
         self.signs = Constant(own.sign[trains].astype(np.int32))
         self.cumulative = Constant((cumulative / cumulative[-1]).astype(np.float32))
@@ -59,6 +70,11 @@ class LinkHead(nnx.Module):
         sign = jnp.pad(self.signs[...][place], (0, number))
         places = jnp.concatenate([self.edge_places[...][place], self.negative_places[...][none]])
         return DrawnPairs(source, target, sign, places)
+
+    def in_context(self, table: jax.Array, of_cells: GeneStates) -> jax.Array:
+        """Rows float32 [F, D] of genes that know some cells; only of a model that was trained with `context`."""
+        mean = of_cells.total / jnp.maximum(of_cells.number, 1.0)[:, None]
+        return table + (of_cells.number > 0)[:, None] * (self.context_norm(mean) @ self.context[...])
 
     def __call__(self, source: jax.Array, target: jax.Array) -> jax.Array:
         return self.decoder(self.norm(source), self.norm(target))
