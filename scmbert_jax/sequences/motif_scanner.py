@@ -4,9 +4,9 @@ A scan is a convolution of one-hot sequences [n, P + W - 1, 4] with kernels [W, 
 similar widths, filled up with zeros to the widest, and the same for the other strand. What was measured on two CPUs
 (755 matrices, 512 sequences of 200 bp, the ways alternately) shapes it: the convolution takes half the time of a matrix
 product of unfolded windows and a tenth of that of an FFT; a few groups of widths a third of that of one, and about that
-of one per width; and 16 sequences at once a quarter of that of 64, since the scores [n, P, 2 m] then stay in the cache
-until they are summed up. So it goes through sequences, and through long ones, in small tiles, which also bounds the
-memory. `scmbert bench motifs` compares it with NumPy.
+of one per width; and 16 sequences at once a quarter of that of 64 (probably since the scores [n, P, 2 m] then stay in
+the cache until they are summed up). So it goes through sequences, and through long ones, in small tiles, which also
+bounds the memory. `scmbert bench motifs` compares it with NumPy.
 
 An N adds nothing to a score at its place. Positions at which a motif would reach beyond its sequence do not count.
 """
