@@ -4,7 +4,7 @@ Training (Sennrich et al. 2016) begins with the four bases and joins the most fr
 again; of pairs that are as frequent, the one whose ids come first, so that the same corpus gives the same vocabulary.
 Reading joins pairs in the order in which they were learned. No token goes across an N.
 
-Our own, and not the package `tokenizers`: it is short, and which of two equal pairs comes first is ours to keep the same.
+Our own, and not the package `tokenizers`: it is short, and which of two equal pairs comes first is ours to keep.
 """
 
 import json
