@@ -44,8 +44,9 @@ class NetworksInfer:
     output: Output
     """.csv or .tsv; .h5ad for --format genernib. OUT.json beside it says how it was made."""
     method: tuple[str, ...] = ("embedding",)
-    """embedding, perturbation, attention (not evidence of regulation); without the model: spearman, pearson,
-    mutual_information, boosting (GRNBoost2-type, takes minutes)."""
+    """embedding, perturbation, attention (not evidence of regulation); links and contextual_links, of a model that was
+    trained with link_prediction; without the model: spearman, pearson, mutual_information, boosting (GRNBoost2-type,
+    takes minutes)."""
     by: str | None = None
     """Column of obs, such as cell_type: a network for each of its values. Default: one of all cells."""
     top: int = 50_000

@@ -30,18 +30,20 @@ def embedding_scores(population: Population, reader: Reader, resampling: Resampl
         yield Scores(np.maximum(unit[population.regulators] @ unit.T, 0.0))
 
 
-def gene_states(population: Population, reader: Reader, weights: Array) -> Array:
+def gene_states(population: Population, reader: Reader, weights: Array, with_zeros: bool = False) -> Array:
     """float64 [B, G, D]: mean states of each gene's tokens over the cells that express it; 0 where none does.
 
-    `weights` int [B, n]: how often each cell counts.
+    Args:
+      weights: int [B, n], how often each cell counts.
+      with_zeros: also over cells that show a count of 0 of it.
     """
     width = reader.model.config.model.embed_dim
     total = np.zeros((len(weights), len(population.genes), width), np.float64)
     number = np.zeros((len(weights), len(population.genes), 1), np.float64)
     place = reader.places(population)
     for mine, batch, done in population.batches(reader.opened, reader.num_tokens, reader.batch_size):
-        states, ids, shown = (np.asarray(own)[: len(mine)] for own in _states(*reader.given, batch))
-        shown = shown & (place[ids] >= 0)
+        states, ids, counts = (np.asarray(own)[: len(mine)] for own in _states(*reader.given, batch))
+        shown = (place[ids] >= 0) & (counts >= (0 if with_zeros else 1))
         row, column = np.nonzero(shown)
         gene, cell, values = place[ids[row, column]], mine[row], states[row, column]
         # Tokens by gene; the order within a gene is that of the batch.
@@ -61,8 +63,8 @@ def gene_states(population: Population, reader: Reader, weights: Array) -> Array
 def _states(
     definition: ModelDefinition, params: Any, constants: Any, table: jax.Array, batch: CutBatch
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(states of tokens float32 [B, S, D], their features int32 [B, S], which of them are expressed bool [B, S])."""
+    """(states of tokens float32 [B, S, D]; their features and counts int32 [B, S], -1 for what is no token)."""
     model = definition.merge(params, constants)
     tokens = pack_tokens(batch)
     states = model.encode(table, tokens, covariates=batch.covariates)[:, 1:].astype(jnp.float32)
-    return states, tokens.feature_ids, tokens.valid & (tokens.counts > 0)
+    return states, tokens.feature_ids, jnp.where(tokens.valid, tokens.counts, -1)

@@ -12,6 +12,7 @@ from scmbert_jax.networks.co_expression import (
     spearman_scores,
 )
 from scmbert_jax.networks.embedding import embedding_scores
+from scmbert_jax.networks.links import contextual_link_scores, link_scores, why_no_context, why_no_links
 from scmbert_jax.networks.perturbed import PARTS, perturbation_scores
 from scmbert_jax.networks.population import Population
 from scmbert_jax.networks.scores import Reader, Resampling, Scores
@@ -41,6 +42,14 @@ class InferenceMethod(NamedTuple):
 
 METHODS = {
     "embedding": InferenceMethod(embedding_scores, "cosine of the genes' states in these cells"),
+    "links": InferenceMethod(
+        link_scores, "probability by the decoder of link_prediction, of gene rows", resampled="", why_not=why_no_links
+    ),
+    "contextual_links": InferenceMethod(
+        contextual_link_scores,
+        "probability by the decoder of link_prediction, of gene rows that know these cells",
+        why_not=why_no_context,
+    ),
     "perturbation": InferenceMethod(
         perturbation_scores,
         "|mean response| of the gene to removing the regulator",

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import anndata
 import jax
@@ -11,16 +12,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from conftest import scmbert, scmbert_ok
+from conftest import scmbert, scmbert_ok, shaken
 
 from data_pipelines.networks.edge_table import read_edge_table
 from data_pipelines.readers.example_reader import example_path
+from data_pipelines.synthetic.networks import with_synthetic_network
 from scmbert_jax.annotation.representation import Reading
+from scmbert_jax.config import LinkPredictionConfig
+from scmbert_jax.errors import InputError
+from scmbert_jax.models.link_decoders import EDGE, SIGN
 from scmbert_jax.networks.attention import attention_times
 from scmbert_jax.networks.embedding import gene_states
 from scmbert_jax.networks.infer import InferOptions, infer_networks, top_pairs
 from scmbert_jax.networks.scores import Resampling
 from scmbert_jax.pretrained import load_model
+from scmbert_jax.scmbert import ModelDefinition
 
 pytestmark = pytest.mark.filterwarnings("ignore::scmbert_jax.errors.ScmbertWarning")
 REGULATOR, TARGET = 3, 11  # whose counts are made to go together
@@ -157,6 +163,31 @@ def test_stability_is_the_fraction_of_bootstraps_or_of_models_with_the_edge_on_t
     drawn = Resampling(3, 0).weights(50)
     assert (drawn.sum(axis=1) == 50).all()
     assert (drawn[0] == 1).all()
+
+
+def test_the_decoder_of_links_ranks_pairs_of_gene_rows_and_of_rows_that_know_cells(pbmc_model, cells, regulators):
+    """Of a model with a decoder, here untrained. Rows know nothing of cells, so nothing is resampled of them."""
+    model = load_model(pbmc_model)
+    objectives = replace(model.config.objectives, link_prediction=LinkPredictionConfig(weight=1.0, context=True))
+    own = replace(model.config.model, networks=("a.csv",))
+    config = replace(model.config, objectives=objectives, model=own)
+    definition = ModelDefinition(config, with_synthetic_network(model.definition.layout, 200, hears=False))
+    params = shaken(definition.init(jax.random.key(0)))
+    model = replace(model, config=config, definition=definition, params=params, constants=definition.constants)
+    options = InferOptions(methods=("links", "contextual_links"), top=30, bootstraps=2)
+    found = infer_networks([model], cells, regulators, options, reading=Reading(allow_low_coverage=True))
+    of_rows, in_cells = found.networks()
+    built = definition.merge(params, definition.constants)
+    rows = built.feature_table()[definition.layout.slices["rna"][0] :]
+    logits = built.link_head(rows[of_rows.source], rows[of_rows.target])
+    np.testing.assert_allclose(of_rows.weight, jax.nn.sigmoid(logits[:, EDGE]), rtol=1e-4)
+    np.testing.assert_array_equal(of_rows.sign > 0, logits[:, SIGN] > 0)
+    assert np.isnan(of_rows.stability).all()
+    assert found.resampled("links")[0] == 0
+    assert in_cells.stability.max() > 0
+    assert not np.array_equal(of_rows.target, in_cells.target)
+    with pytest.raises(InputError, match="--method links: the model was not trained with link_prediction"):
+        infer_networks([load_model(pbmc_model)], cells, regulators, options)
 
 
 # --- what is written -------------------------------------------------------------------------------------------------
