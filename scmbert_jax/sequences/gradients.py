@@ -20,6 +20,7 @@ from scmbert_jax.sequences.dinucleotide_shuffle import dinucleotide_shuffles
 from scmbert_jax.sequences.sequence_function import (
     BATCH_SIZE,
     SequenceFunction,
+    bound,
     checked_one_hot,
     in_batches,
     traced,
@@ -43,7 +44,7 @@ def saliency(
 
     Raises InputError: what `outputs` refuses.
     """
-    found = in_batches(partial(_gradients, function), (checked_one_hot(one_hot),), batch_size)
+    found = in_batches(partial(_gradients, bound(function)), (checked_one_hot(one_hot),), batch_size)
     return found - found.mean(axis=2, keepdims=True) if centred else found
 
 
@@ -131,7 +132,7 @@ def integrated_gradients(
     found = None
     differences, errors = [], []
     for own in range(number):
-        parts = in_batches(partial(_integrated, function, *quadrature), (values, starts[:, own]), batch_size)
+        parts = in_batches(partial(_integrated, bound(function), *quadrature), (values, starts[:, own]), batch_size)
         contributed, hypothetical, difference = parts
         differences.append(difference)
         errors.append(contributed.sum(1, dtype=np.float64) - difference)
@@ -175,12 +176,12 @@ def _slopes(function: SequenceFunction, one_hot: jax.Array) -> tuple[jax.Array, 
     return found, jax.vmap(lambda row: pull(jnp.broadcast_to(row, found.shape))[0], out_axes=-1)(towards)
 
 
-@partial(jax.jit, static_argnums=0)
+@jax.jit
 def _gradients(function: SequenceFunction, one_hot: jax.Array) -> jax.Array:
     return _slopes(function, one_hot)[1]
 
 
-@partial(jax.jit, static_argnums=0)
+@jax.jit
 def _integrated(
     function: SequenceFunction, positions: jax.Array, weights: jax.Array, one_hot: jax.Array, start: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

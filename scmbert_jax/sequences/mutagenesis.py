@@ -1,7 +1,6 @@
 """In-silico mutagenesis: what every single substitution in a window does to f."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from scmbert_jax.errors import InputError
 from scmbert_jax.sequences.sequence_function import (
     BATCH_SIZE,
     SequenceFunction,
+    bound,
     checked_one_hot,
     in_batches,
     outputs,
@@ -72,10 +72,12 @@ def mutagenesis(
     missing = -changes % at_once
     positions, turns = (np.pad(array, (0, missing), mode="edge") for array in (positions, turns))
 
+    compiled = bound(function)
+
     def of_part(part: np.ndarray) -> np.ndarray:
         there = jnp.asarray(part)
         slices = [slice(first, first + at_once) for first in range(0, changes, at_once)]
-        parts = [np.asarray(_of_changes(function, there, positions[own], turns[own])) for own in slices]
+        parts = [np.asarray(_of_changes(compiled, there, positions[own], turns[own])) for own in slices]
         return np.concatenate(parts, axis=1)[:, :changes]
 
     found = in_batches(of_part, (values,), max(1, batch_size // changes))  # [N, 3 W(, K)]
@@ -90,7 +92,7 @@ def mutagenesis(
     return Mutagenesis(effects, reference, start)
 
 
-@partial(jax.jit, static_argnums=0)
+@jax.jit
 def _of_changes(function: SequenceFunction, one_hot: jax.Array, positions: jax.Array, turns: jax.Array) -> jax.Array:
     """[G, P] or [G, P, K]: f of sequences [G, L, 4], each with the base at one of the positions [P] moved on by that
     many letters; of an N, nothing moves."""

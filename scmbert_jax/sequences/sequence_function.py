@@ -5,8 +5,9 @@
     K         outputs: tasks, cell types, tracks. What is asked per output comes back with K as its last axis
 
 An operation compiles f itself, in batches of one shape, so that neither a second sequence nor a second call compiles
-anything. That goes by f's identity: build it once (a lambda written inside a loop is a new function every time), and
-new parameters are a new f.
+anything. That goes by f's identity: build it once (a lambda written inside a loop is a new function every time). What
+f closes over becomes a constant of the program. Parameters of a model are better bound, by jax.tree_util.Partial(apply,
+params): then they are arguments, and others of the same shapes compile nothing.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from scmbert_jax.errors import InputError
 
@@ -24,30 +26,22 @@ SequenceFunction = Callable[[jax.Array], jax.Array]
 BATCH_SIZE = 256  # sequences that f is given at once
 
 
-@dataclass(frozen=True)
-class BothStrands:
+def both_strands(function: SequenceFunction) -> SequenceFunction:
     """The mean of f over a sequence and its reverse complement: a function of the same kind, for any operation."""
-
-    function: SequenceFunction
-
-    def __call__(self, one_hot: jax.Array) -> jax.Array:
-        """[N] or [N, K], of one_hot [N, L, 4]."""
-        return (self.function(one_hot) + self.function(one_hot[:, ::-1, ::-1])) / 2
+    return Partial(_mean_of_strands, bound(function))
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """Some of f's K outputs: [N] for one column, [N, k] for k of them (a tuple). Gradients cost a pass per output."""
+def select_outputs(function: SequenceFunction, columns: int | tuple[int, ...]) -> SequenceFunction:
+    """Some of f's K outputs: [N] for one column, [N, k] for k of them (a tuple). Gradients cost a pass per output.
 
-    function: SequenceFunction
-    columns: int | tuple[int, ...]
+    What it gives raises InputError where f has fewer outputs.
+    """
+    return Partial(_Columns(columns), bound(function))
 
-    def __call__(self, one_hot: jax.Array) -> jax.Array:
-        found = self.function(one_hot)
-        highest = max((self.columns,) if isinstance(self.columns, int) else self.columns)
-        if found.ndim != 2 or not highest < found.shape[1]:
-            raise InputError(f"outputs {self.columns}: f gives {list(found.shape)}, expected [N, K] with that many")
-        return found[:, np.array(self.columns)]
+
+def bound(function: SequenceFunction) -> Partial:
+    """f as compiled functions take it: a tree whose leaves are the arguments of f that were bound by `Partial`."""
+    return function if isinstance(function, Partial) else Partial(function)
 
 
 def outputs(function: SequenceFunction, one_hot: Any, batch_size: int = BATCH_SIZE) -> np.ndarray:
@@ -60,7 +54,7 @@ def outputs(function: SequenceFunction, one_hot: Any, batch_size: int = BATCH_SI
 
     Raises InputError: no one-hot sequences, or f gives something else than [N] or [N, K].
     """
-    return in_batches(partial(_outputs, function), (checked_one_hot(one_hot),), batch_size)
+    return in_batches(partial(_outputs, bound(function)), (checked_one_hot(one_hot),), batch_size)
 
 
 def checked_one_hot(one_hot: Any, what: str = "one_hot") -> np.ndarray:
@@ -119,6 +113,22 @@ def in_batches(call: Callable[..., Any], arrays: tuple[np.ndarray, ...], batch_s
     return jax.tree.map(lambda *values: np.concatenate(values), *found)
 
 
-@partial(jax.jit, static_argnums=0)
+@jax.jit
 def _outputs(function: SequenceFunction, one_hot: jax.Array) -> jax.Array:
     return traced(function, one_hot)
+
+
+def _mean_of_strands(function: SequenceFunction, one_hot: jax.Array) -> jax.Array:
+    return (function(one_hot) + function(one_hot[:, ::-1, ::-1])) / 2
+
+
+@dataclass(frozen=True)
+class _Columns:
+    columns: int | tuple[int, ...]
+
+    def __call__(self, function: SequenceFunction, one_hot: jax.Array) -> jax.Array:
+        found = function(one_hot)
+        highest = max((self.columns,) if isinstance(self.columns, int) else self.columns)
+        if found.ndim != 2 or not highest < found.shape[1]:
+            raise InputError(f"outputs {self.columns}: f gives {list(found.shape)}, expected [N, K] with that many")
+        return found[:, np.array(self.columns)]

@@ -3,12 +3,13 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 from planted_motif import MOTIF, START, Planted, sequences_with_motif
 
 from scmbert_jax.errors import InputError, ScmbertWarning
 from scmbert_jax.sequences.gradients import contributions, integrated_gradients, saliency
 from scmbert_jax.sequences.mutagenesis import mutagenesis
-from scmbert_jax.sequences.sequence_function import BothStrands, Outputs, outputs
+from scmbert_jax.sequences.sequence_function import both_strands, outputs, select_outputs
 
 PLACES = set(range(START, START + len(MOTIF)))
 
@@ -74,6 +75,26 @@ def test_a_second_sequence_and_a_second_call_compile_nothing(planted, motif_one_
     assert planted.compiled == compiled
 
 
+def test_bound_parameters_are_arguments_and_others_compile_nothing(motif_one_hot):
+    compiled = []
+
+    def apply(params, values):
+        compiled.append(values.shape)
+        return jnp.tanh((values * params[None]).sum((1, 2)))
+
+    weights = np.random.default_rng(0).normal(0, 0.1, (2, 60, 4)).astype(np.float32)
+    numbers = []
+    for params in weights:
+        f = both_strands(Partial(apply, params))
+        whole = integrated_gradients(f, motif_one_hot, "zeros").contributions.sum(1)
+        found = (whole, mutagenesis(f, motif_one_hot).reference)
+        both = [np.tanh((x * params).sum((1, 2))) for x in (motif_one_hot, motif_one_hot[:, ::-1, ::-1])]
+        for own in found:
+            np.testing.assert_allclose(own, np.mean(both, axis=0), atol=1e-3)
+        numbers.append(len(compiled))
+    assert numbers[0] == numbers[1]
+
+
 @pytest.mark.parametrize("baseline", ["zeros", "uniform", "shuffles"])
 @pytest.mark.parametrize("linear", [True, False])
 def test_integrated_gradients_are_complete(planted, motif_one_hot, baseline, linear):
@@ -117,8 +138,8 @@ def test_several_outputs_are_each_alone(motif_one_hot):
         alone = call(one, motif_one_hot)
         for k in range(3):
             np.testing.assert_allclose(found[..., k], alone * (k - 1), atol=1e-5)
-        np.testing.assert_allclose(call(Outputs(several, 2), motif_one_hot), alone, atol=1e-5)
-    assert outputs(Outputs(several, (2, 0)), motif_one_hot).shape == (6, 2)
+        np.testing.assert_allclose(call(select_outputs(several, 2), motif_one_hot), alone, atol=1e-5)
+    assert outputs(select_outputs(several, (2, 0)), motif_one_hot).shape == (6, 2)
 
 
 def test_a_centred_gradient_sums_to_zero_over_the_bases_and_a_raw_one_is_the_gradient(motif_one_hot):
@@ -134,12 +155,12 @@ def test_a_centred_gradient_sums_to_zero_over_the_bases_and_a_raw_one_is_the_gra
 def test_both_strands_do_not_tell_a_sequence_from_its_reverse_complement(planted, motif_one_hot):
     turned = np.ascontiguousarray(motif_one_hot[:, ::-1, ::-1])
     assert np.abs(outputs(planted, motif_one_hot) - outputs(planted, turned)).max() > 1
-    mean = BothStrands(planted)
+    mean = both_strands(planted)
     np.testing.assert_allclose(outputs(mean, motif_one_hot), outputs(mean, turned), rtol=1e-6)
     gradient = saliency(mean, motif_one_hot)
     np.testing.assert_allclose(saliency(mean, turned), gradient[:, ::-1, ::-1], atol=1e-6)
     compiled = planted.compiled
-    outputs(BothStrands(planted), motif_one_hot)  # equal to the first one: compiled already
+    outputs(both_strands(planted), motif_one_hot)  # equal to the first one: compiled already
     assert planted.compiled == compiled
 
 
@@ -154,7 +175,7 @@ def test_both_strands_do_not_tell_a_sequence_from_its_reverse_complement(planted
         (lambda f, x: outputs(lambda v: v, x), r"gives \[8, 60, 4\]; expected \[8\], or \[8, K\]"),
         (lambda f, x: outputs(lambda v: v.sum(), x), r"gives \[\]; expected"),
         (lambda f, x: outputs(f, x, batch_size=0), "batch_size 0"),
-        (lambda f, x: outputs(Outputs(f, 1), x), r"outputs 1: f gives \[8\]"),
+        (lambda f, x: outputs(select_outputs(f, 1), x), r"outputs 1: f gives \[8\]"),
         (lambda f, x: integrated_gradients(f, x, "ones"), "baseline 'ones'"),
         (lambda f, x: integrated_gradients(f, x, np.zeros((9, 4))), r"baseline \[9, 4\]: expected \[60, 4\]"),
         (lambda f, x: integrated_gradients(f, x, steps=0), "steps 0"),
