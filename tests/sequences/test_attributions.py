@@ -176,6 +176,7 @@ def test_both_strands_do_not_tell_a_sequence_from_its_reverse_complement(planted
         (lambda f, x: outputs(lambda v: v.sum(), x), r"gives \[\]; expected"),
         (lambda f, x: outputs(f, x, batch_size=0), "batch_size 0"),
         (lambda f, x: outputs(select_outputs(f, 1), x), r"outputs 1: f gives \[8\]"),
+        (lambda f, x: outputs(select_outputs(Planted(3), 3), x), r"outputs 3: f gives \[8, 3\]"),
         (lambda f, x: integrated_gradients(f, x, "ones"), "baseline 'ones'"),
         (lambda f, x: integrated_gradients(f, x, np.zeros((9, 4))), r"baseline \[9, 4\]: expected \[60, 4\]"),
         (lambda f, x: integrated_gradients(f, x, steps=0), "steps 0"),
