@@ -72,9 +72,9 @@ def test_a_run_continues_bit_for_bit_and_is_used_without_its_table_and_refuses_a
     first, second = (params_of(folder, 4, model) for folder in (run, again))
     jax.tree.map(np.testing.assert_array_equal, first, second)
     assert (tmp_path / "model" / NETWORK).read_bytes() == (run / NETWORK).read_bytes()
-    np.testing.assert_array_equal(
-        model.constants["network"]["edges"]["source"], model.definition.layout.messages.source
-    )
+    of_network = model.constants["network"]
+    rows = of_network["nodes"][of_network["edges"]["source"]]
+    np.testing.assert_array_equal(rows, model.definition.layout.messages.source)
     assert "edges.csv" in (tmp_path / "model" / "MODEL_CARD.md").read_text()
 
     # Another network for a run that starts from its weights: the graph's own weights fit.

@@ -40,19 +40,22 @@ def places_of(messages: NetworkEdges | None, source: np.ndarray, target: np.ndar
 class NetworkRows(nnx.Module):
     """Rows [F, D] of the feature table -> what to add to them, float32 [F, D]; a projection of what they hear.
 
-    `RegulatoryGraph` over all rows up to the last that has an edge, edges weighted by their confidence. Edges are
-    spread over the devices, each of which computes all rows. With `ModelConfig.graph` "frozen" the graph's weights stay
-    what they were at the start, and the projection alone is trained.
+    `RegulatoryGraph` over the rows that are in the network, edges weighted by their confidence; to all others nothing
+    is added. Edges are spread over the devices, each of which computes all rows. With `ModelConfig.graph` "frozen" the
+    graph's weights stay what they were at the start, and the projection alone is trained.
     """
 
     def __init__(self, config: ModelConfig, layout: FeatureLayout, rngs: nnx.Rngs):
         assert layout.messages is not None
         messages, dim = layout.messages, config.embed_dim
-        # All rows of the modalities that edges are of: those of no edge are transformed as the others are.
-        self.num_nodes = max(stop for first, stop in layout.slices.values() if _has_rows(messages, first, stop))
+        assert layout.network is not None
+        # Also rows all of whose edges are held out: the decoder reads them as it reads the others.
+        nodes = np.unique(np.concatenate([*layout.network[:2], *messages[:2]]))
         kind, num_kinds = relations(messages)
+        source, target = (np.searchsorted(nodes, rows).astype(np.int32) for rows in messages[:2])
         with jax.ensure_compile_time_eval():
-            edges = graph_edges(messages.source, messages.target, kind, messages.confidence)
+            edges = graph_edges(source, target, kind, messages.confidence)
+        self.nodes = Constant(nodes.astype(np.int32))
         self.edges: Any = nnx.Dict({name: Constant(np.asarray(own)) for name, own in edges._asdict().items()})
         self.graph = RegulatoryGraph(dim, num_kinds, config.graph_layers, rngs, config.graph_aggregation)
         # Zero: rows start as they are without a network.
@@ -72,9 +75,5 @@ class NetworkRows(nnx.Module):
         if self.frozen:
             definition, state = nnx.split(graph)
             graph = nnx.merge(definition, jax.lax.stop_gradient(state))
-        rows = graph(whole(learned)[: self.num_nodes], edges) @ self.out[...]
-        return jnp.pad(rows, ((0, len(learned) - self.num_nodes), (0, 0)))
-
-
-def _has_rows(edges: NetworkEdges, first: int, stop: int) -> bool:
-    return any(((own >= first) & (own < stop)).any() for own in (edges.source, edges.target))
+        nodes = self.nodes[...]
+        return jnp.zeros_like(learned).at[nodes].set(graph(whole(learned)[nodes], edges) @ self.out[...])

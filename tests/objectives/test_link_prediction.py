@@ -83,10 +83,10 @@ def test_an_edge_that_is_asked_and_its_reverse_pass_no_messages_in_that_step(mod
     drawn = head.draw(key_for(step_key(0, STEP), KeyPurpose.EDGES), 16)
     asked = np.unique(np.asarray(drawn.places))
     asked = asked[asked >= 0]
-    edges = model.constants["network"]["edges"]
+    edges, nodes = model.constants["network"]["edges"], model.constants["network"]["nodes"]
     assert len(asked) > 8
     for source, target in zip(drawn.source[:16].tolist(), drawn.target[:16].tolist(), strict=True):
-        assert ((edges["source"][asked] == source) & (edges["target"][asked] == target)).any()
+        assert ((nodes[edges["source"][asked]] == source) & (nodes[edges["target"][asked]] == target)).any()
 
     def with_weights(places, weight):
         changed = edges["weight"].copy()
