@@ -27,7 +27,9 @@ from scmbert_jax.objectives.whole_profile.config import WholeProfileConfig
 _MOST = {
     **dict.fromkeys(("global_batch_size", "num_streams", "num_microbatches", "window_blocks"), 1 << 20),
     **dict.fromkeys(("num_tokens", "embed_tokens", "row_widths", "cycle_features"), 1 << 20),
-    **dict.fromkeys(("profile_tokens", "features_per_step", "hidden_dim", "edges_per_step"), 1 << 20),
+    **dict.fromkeys(
+        ("profile_tokens", "features_per_step", "hidden_dim", "edges_per_step", "graph_neighbours"), 1 << 20
+    ),
     **dict.fromkeys(
         ("embed_dim", "mlp_dim", "gene_head", "head_dim", "num_heads", "projection_dim", "num_bins"), 1 << 20
     ),
@@ -95,6 +97,11 @@ class ModelConfig:
     graph_aggregation: Literal["sage", "gat", "mean", "attention"] = "mean"
     """How what neighbours say is put together (docs/networks.md): by confidence (`mean`), or by attention as well;
     `sage` and `gat` are the same with one matrix for all kinds of edges."""
+    graph_neighbours: int = 0
+    """In a training step a row hears at most so many neighbours in each layer, drawn anew; 0: all. For networks whose
+    hubs have more than memory allows."""
+    graph_edge_dropout: float = 0.0
+    """Fraction of the edges that pass no messages in a training step, their reverses neither."""
     encoder_sharing: Literal["shared", "multiway", "per_modality"] = "shared"
     """What modalities share of the encoder: all of it; the attention, with a feed-forward layer each; nothing."""
     linear_path: bool = True
@@ -143,6 +150,10 @@ class ModelConfig:
         require(0 < self.norm_epsilon < 1, f"{where}.norm_epsilon", self.norm_epsilon, "0 < value < 1")
         for name in ("favor_features", "favor_redraw_every"):
             require(getattr(self, name) >= 0, f"{where}.{name}", getattr(self, name), "0 or more")
+        require(self.graph_neighbours >= 0, f"{where}.graph_neighbours", self.graph_neighbours, "0 (all) or more")
+        require(
+            0 <= self.graph_edge_dropout < 1, f"{where}.graph_edge_dropout", self.graph_edge_dropout, "0 <= value < 1"
+        )
         require(all(width >= 1 for width in self.gene_head), f"{where}.gene_head", self.gene_head, "1 or more each")
 
 

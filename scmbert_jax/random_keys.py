@@ -6,6 +6,7 @@
     key(seed) -> EVALUATION -> row -> feature                      tokens that `evaluate pretraining` masks
     key(seed) -> place in the model -> number                      random directions of `favor` (models/attention)
     step key  -> LINKS, EDGES, CONTEXT, or FEATURES -> modality    what all cells of a step share
+    step key  -> NEIGHBOURS -> layer                               which neighbours rows hear
     row key   -> COVARIATES                                        whether a cell's covariates are hidden
 
 An arrow is one `jax.random.fold_in`, which gives two numbers two keys. So no two draws share random numbers as long as
@@ -31,6 +32,7 @@ class KeyPurpose(IntEnum):
     EVALUATION = 2**31 + 3  # of the key of an evaluation's seed: the masks of evaluation/pretraining
     EDGES = 2**31 + 4  # of a step's key: the pairs that link_prediction asks about
     CONTEXT = 2**31 + 5  # of a step's key: whether rows of genes know the cells of the step
+    NEIGHBOURS = 2**31 + 6  # of a step's key: edges that are dropped, and neighbours that rows hear
 
 
 def key_for(key: jax.Array, purpose: KeyPurpose) -> jax.Array:

@@ -54,13 +54,14 @@ class ScMbert(nnx.Module):
         self.gene_head: Any = nnx.data(GeneHead(config, layout, rngs) if config.model.gene_head else None)
         self.network: Any = nnx.data(None if layout.messages is None else NetworkRows(config.model, layout, rngs))
 
-    def feature_table(self, unseen: jax.Array | None = None) -> jax.Array:
+    def feature_table(self, unseen: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
         """Rows of all features, float32 [F, D]; compute it once per step and hand it to the other methods.
 
         `unseen`: int32 [n], places among `FeatureLayout.messages` of edges that are to be predicted: no row hears along
-        them, nor along their reverses; -1 is none.
+        them, nor along their reverses; -1 is none. `key`: of a training step (`KeyPurpose.NEIGHBOURS`), for
+        `ModelConfig.graph_neighbours` and `graph_edge_dropout`; without it rows hear all.
         """
-        return self.table(None if self.network is None else partial(self.network, unseen=unseen))
+        return self.table(None if self.network is None else partial(self.network, unseen=unseen, key=key))
 
     def rows(self, feature_table: jax.Array, tokens: TokenSequence) -> jax.Array:
         """The feature of each token, float32 [B, S, D]."""

@@ -57,7 +57,15 @@ class NetworkRows(nnx.Module):
             edges = graph_edges(source, target, kind, messages.confidence)
         self.nodes = Constant(nodes.astype(np.int32))
         self.edges: Any = nnx.Dict({name: Constant(np.asarray(own)) for name, own in edges._asdict().items()})
-        self.graph = RegulatoryGraph(dim, num_kinds, config.graph_layers, rngs, config.graph_aggregation)
+        self.graph = RegulatoryGraph(
+            dim,
+            num_kinds,
+            config.graph_layers,
+            rngs,
+            config.graph_aggregation,
+            num_neighbours=config.graph_neighbours,
+            edge_dropout=config.graph_edge_dropout,
+        )
         # Zero: rows start as they are without a network.
         self.out = filled(0.0, (dim, dim), (None, None), "matrix")
         self.frozen = config.graph == "frozen"
@@ -66,8 +74,9 @@ class NetworkRows(nnx.Module):
                 if isinstance(own, nnx.Param):
                     own.set_metadata(role="fixed")
 
-    def __call__(self, learned: jax.Array, unseen: jax.Array | None = None) -> jax.Array:
-        """`unseen`: int32 [n], places of messages that nobody hears, nor their reverses; -1 is none."""
+    def __call__(self, learned: jax.Array, unseen: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
+        """`unseen`: int32 [n], places of messages that nobody hears, nor their reverses; -1 is none. `key`: of a
+        training step, in which edges are dropped and neighbours drawn."""
         edges = GraphEdges(**{name: own[...] for name, own in self.edges.items()})
         if unseen is not None:
             edges = without(edges, unseen)
@@ -76,4 +85,4 @@ class NetworkRows(nnx.Module):
             definition, state = nnx.split(graph)
             graph = nnx.merge(definition, jax.lax.stop_gradient(state))
         nodes = self.nodes[...]
-        return jnp.zeros_like(learned).at[nodes].set(graph(whole(learned)[nodes], edges) @ self.out[...])
+        return jnp.zeros_like(learned).at[nodes].set(graph(whole(learned)[nodes], edges, key) @ self.out[...])

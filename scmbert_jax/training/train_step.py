@@ -13,7 +13,7 @@ import optax
 
 from scmbert_jax.objectives.base import LossSum, Objective
 from scmbert_jax.parallel.table_rows import whole
-from scmbert_jax.random_keys import step_key
+from scmbert_jax.random_keys import KeyPurpose, key_for, step_key
 from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.length_groups import at_needed_width, by_length, row_widths
 from scmbert_jax.training.optimizer import learning_rate_schedule
@@ -42,7 +42,8 @@ def sum_of_gradients(
     """(sums over the batch, gradient of the summed loss), one microbatch after the other."""
 
     # Once for all microbatches, forward and backward: the table costs as much however many cells look rows up in it.
-    table, table_gradient_to_params = jax.vjp(lambda own: model.merge(own, constants).feature_table(), params)
+    heard = key_for(key, KeyPurpose.NEIGHBOURS)
+    table, table_gradient_to_params = jax.vjp(lambda own: model.merge(own, constants).feature_table(key=heard), params)
 
     def total(params: Any, table: jax.Array, microbatch: Any) -> tuple[jax.Array, LossSum]:
         sums = objective.loss(model.merge(params, constants), whole(table), microbatch, key)

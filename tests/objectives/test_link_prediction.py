@@ -1,6 +1,7 @@
 """`link_prediction`: what is asked passes no messages, no mesh shows, and what cannot be is refused."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,13 @@ from scmbert_jax.config import (
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.evaluators.links import held_out_pairs, link_logits, link_scores
 from scmbert_jax.objectives.link_prediction.objective import LinkPrediction
+from scmbert_jax.objectives.masked_modeling.objective import MaskedModeling
 from scmbert_jax.parallel.mesh import batch_to_devices, make_mesh, replicated
 from scmbert_jax.random_keys import KeyPurpose, key_for, step_key
 from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.optimizer import make_optimizer
 from scmbert_jax.training.train_state import initial_state
-from scmbert_jax.training.train_step import make_train_step
+from scmbert_jax.training.train_step import make_train_step, sum_of_gradients
 
 RNA = ModalitiesConfig(rna=ModalityConfig(num_tokens=8))
 CONFIG = ExperimentConfig(
@@ -48,6 +50,11 @@ IN_CONTEXT = replace(CONFIG, objectives=replace(CONFIG.objectives, link_predicti
 BATCH = synthetic_batch(LAYOUT, 8, {"rna": 8}, 0, 0)
 
 
+def some_params(model):
+    own = model.init(jax.random.key(1))
+    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), own)
+
+
 @pytest.fixture(scope="module", params=["without cells", "in context"])
 def model(request):
     return ModelDefinition(CONFIG if request.param == "without cells" else IN_CONTEXT, LAYOUT)
@@ -55,8 +62,7 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def params(model):
-    own = model.init(jax.random.key(1))
-    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), own)
+    return some_params(model)
 
 
 STEP = 4  # that knows its cells, in a model that may
@@ -152,6 +158,27 @@ def test_a_step_is_the_same_on_eight_devices_and_in_microbatches_and_a_frozen_gr
     before, after = (own.get("network", {}).get("graph") for own in (before, after))
     moved = jax.tree.map(lambda x, y: bool((x != y).any()), before, after)
     assert any(jax.tree.leaves(moved)) == (graph == "learned")
+
+
+@pytest.mark.parametrize("further", [{"graph_edge_dropout": 0.5}, {"graph_neighbours": 1}])
+def test_training_steps_drop_edges_or_draw_neighbours_and_whoever_uses_the_model_hears_all(further):
+    config = replace(CONFIG, model=replace(CONFIG.model, **further))
+    model, all_heard = (ModelDefinition(own, LAYOUT) for own in (config, CONFIG))
+    params = some_params(model)
+
+    def table(model, key=None):
+        return np.asarray(model.merge(params, model.constants).feature_table(key=key))
+
+    first, second = jax.random.split(jax.random.key(0))
+    np.testing.assert_array_equal(table(model), table(all_heard))
+    np.testing.assert_array_equal(table(model, first), table(model, first))
+    assert (table(model, first) != table(model, second)).any()
+    for objective in (LinkPrediction(config), MaskedModeling(config)):
+        some, of_all = (
+            jax.jit(partial(sum_of_gradients, own, objective, 1))(params, own.constants, BATCH, step_key(0, STEP))[0]
+            for own in (model, all_heard)
+        )
+        assert some.total != of_all.total
 
 
 def test_held_out_edges_are_judged_among_pairs_of_their_own_part(model, params):

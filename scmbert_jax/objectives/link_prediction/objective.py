@@ -55,7 +55,8 @@ class LinkPrediction(Objective):
 
     def loss(self, model: Model, feature_table: jax.Array, batch: CellBatch, key: jax.Array) -> LossSum:
         drawn = model.link_head.draw(key_for(key, KeyPurpose.EDGES), self.config.edges_per_step)
-        table = whole(model.feature_table(unseen=drawn.places.reshape(-1)))
+        heard = key_for(key, KeyPurpose.NEIGHBOURS)
+        table = whole(model.feature_table(unseen=drawn.places.reshape(-1), key=heard))
         if self.config.context:
             # In half of the steps, so that rows that know no cell are a trained case.
             known = model.link_head.in_context(table, self._gene_states(model, table, batch))
