@@ -39,12 +39,14 @@ class Objective(ABC):
     Attributes:
       needs_whole_batch: its loss compares cells of the batch with each other, so that microbatches would change it; it
         bounds its memory itself.
+      reads_table: its loss looks at the feature table that it is given; else no gradient is sent through that one.
       shaped_by: fields of the configuration that its heads take their shape from. Two models that trained it differ
         in none of them where one starts from the other (--init-from).
       used_by: a line of the model card: what a model can do that was trained for it.
     """
 
     needs_whole_batch: bool = False
+    reads_table: bool = True
     shaped_by: ClassVar[tuple[str, ...]] = ()
     used_by: ClassVar[str] = ""
 

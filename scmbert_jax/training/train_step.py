@@ -72,6 +72,8 @@ def sum_of_gradients(
         return jax.lax.scan(accumulate, zeros, microbatches)[0]
 
     sums, (gradients, of_table) = over_all()
+    if not objective.reads_table:
+        return sums, gradients
     (from_table,) = table_gradient_to_params(of_table)
     return sums, jax.tree.map(jnp.add, gradients, from_table)
 

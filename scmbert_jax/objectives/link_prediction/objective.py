@@ -33,6 +33,7 @@ class LinkPrediction(Objective):
     """The objective; see `Objective` for the contract. Its loss is per pair, and per edge of known sign."""
 
     needs_whole_batch = True
+    reads_table = False
     shaped_by = ("objectives.link_prediction.decoder", "objectives.link_prediction.context")
     used_by = "Edges between genes: `link_head` of two rows of the feature table (docs/networks.md)."
 
