@@ -34,3 +34,13 @@ def test_every_sequence_with_the_same_pairs_is_as_likely():
     assert len(possible) > 4
     expected = 20_000 / len(possible)
     assert max(abs(number - expected) for number in drawn.values()) < 5 * expected**0.5
+
+
+def test_long_runs_of_each_letter_are_shuffled_at_once():
+    codes = encode("A" * 250 + "C" * 250 + "G" * 250 + "T" * 250 + "N")[None]  # there is one order of these pairs
+    np.testing.assert_array_equal(shuffle_dinucleotides(np.repeat(codes, 100, 0), 3), np.repeat(codes, 100, 0))
+    back = np.concatenate([codes, codes], axis=1)
+    found = shuffle_dinucleotides(np.repeat(back, 20, 0), 3)
+    assert (found != back).any()
+    for row in found:
+        assert Counter(pairwise(row.tolist())) == Counter(pairwise(back[0].tolist()))
