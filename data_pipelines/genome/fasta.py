@@ -73,12 +73,16 @@ class Fasta:
         return reverse_complement(codes) if interval.strand == "-" else codes
 
     def padded_codes(self, chromosome: str, start: int, end: int) -> np.ndarray:
-        """uint8 [end - start]: as `codes` of [start, end), 0-based half-open, with N where that is no base of it."""
+        """uint8 [end - start]: as `codes` of [start, end), 0-based half-open, with N where that is no base of it.
+
+        A single letter for several bases is an N in stretches of any length.
+        """
         length = self.lengths.get(chromosome, 0)
         first, last = (min(max(place, 0), length) for place in (start, end))
         found = np.full(end - start, UNKNOWN, np.uint8)
         if last > first:
-            found[first - start : last - start] = self.codes(chromosome, first, last)
+            most_foreign = max(MOST_FOREIGN, 1 / (last - first))
+            found[first - start : last - start] = self.codes(chromosome, first, last, most_foreign)
         return found
 
 

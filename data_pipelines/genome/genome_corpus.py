@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
+from data_pipelines.features.genome_assembly import ucsc_name
 from data_pipelines.files.atomic_files import growing_file
 from data_pipelines.files.bounded_npz import open_arrays
 from data_pipelines.genome.interval_table import IntervalTable
@@ -38,7 +39,8 @@ class GenomeCorpus:
       regulators: float32, of the same regions in the same order, or None.
       accessibility: likewise.
 
-    Raises InputError: a matrix whose rows are other regions, or the same in another order.
+    Raises InputError: a matrix whose rows are other regions, or the same in another order; parts that call a chromosome
+    otherwise than the regions do.
     """
 
     codes: np.ndarray
@@ -56,6 +58,19 @@ class GenomeCorpus:
             matrix = getattr(self, name)
             if matrix is not None:
                 matrix.check_order(self.regions, "the corpus")
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """ "chr8" in the parts would seal nothing where the corpus calls it "8"."""
+        parts = self.chromosomes
+        sealed = {*parts.train, *parts.validation, *parts.test}
+        known = {ucsc_name(name): name for name in sealed}
+        for name in np.unique(self.chromosome).tolist():
+            if name not in sealed and ucsc_name(name) in known:
+                raise InputError(
+                    f"the parts name chromosome {known[ucsc_name(name)]!r}, the corpus calls it {name!r}: give "
+                    "SealedChromosomes the names of the corpus, or read all files with ucsc_names=True"
+                )
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -71,8 +86,10 @@ class GenomeCorpus:
     @cached_property
     def fingerprint(self) -> str:
         """Of everything in it, for the record of a run."""
-        digest = hashlib.sha256(json.dumps(asdict(self.chromosomes)).encode())
-        for array in self._arrays().values():
+        arrays = self._arrays()
+        shapes = {name: array.shape for name, array in arrays.items()}
+        digest = hashlib.sha256(json.dumps([asdict(self.chromosomes), self.assembly, shapes]).encode())
+        for array in arrays.values():
             data = array if array.dtype.kind != "U" else np.array("\n".join(array.tolist()).encode())
             digest.update(np.ascontiguousarray(data).tobytes())
         return digest.hexdigest()

@@ -26,6 +26,7 @@ COLUMNS = {
     "summit": ("summit",),
 }
 _TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+MOST_BASES = 1 << 40  # far beyond any sequence: a position above it is none
 
 
 @dataclass(frozen=True)
@@ -188,12 +189,13 @@ def _usable(table: IntervalTable, fasta: Fasta | None, left_out: LeftOut) -> tup
 def names_remedy(names: np.ndarray, fasta: Fasta) -> str:
     """What to do where chromosomes are not called as in the FASTA file; "" where that is not the reason."""
     of_fasta = {ucsc_name(name) for name in fasta.lengths}
-    if any(str(name) not in fasta.lengths and ucsc_name(str(name)) in of_fasta for name in names):
-        example = next(iter(fasta.lengths))
-        return (
-            f"The FASTA file calls its sequences as in {example!r}, this one as in {str(names[0])!r}: give "
-            "ucsc_names=True to both, or write one of them again."
-        )
+    for name in map(str, names):
+        if name not in fasta.lengths and ucsc_name(name) in of_fasta:
+            of_it = next(other for other in fasta.lengths if ucsc_name(other) == ucsc_name(name))
+            return (
+                f"The FASTA file has {of_it!r} for what is {name!r} here: give ucsc_names=True to both, or write one "
+                "of them again."
+            )
     return ""
 
 
@@ -238,7 +240,7 @@ def _read_table(path: str | Path) -> IntervalTable:
         for role in ("start", "end", "summit")
     }
     for role, values in numbers.items():
-        bad = (values.isna() | (values % 1 != 0)).to_numpy()
+        bad = (values.isna() | (values % 1 != 0) | (values.abs() > MOST_BASES)).to_numpy()
         if bad.any():
             row = int(np.argmax(bad))
             raise InputError(

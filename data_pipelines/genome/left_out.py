@@ -47,8 +47,11 @@ class LeftOut:
         number = sum(self.counts.values())
         if number > most * self.total or number >= self.total:
             found = "; ".join(f"{n:,} {reason}, e.g. {self.examples[reason]}" for reason, n in self.counts.items())
-            left = "nothing is left" if number >= self.total else f"at most {most:.1%} may be left out"
+            if not self.total:
+                raise InputError(f"{self.where}: it has no rows; mend the file, or the filter that chose them")
+            nothing = number >= self.total
+            left = "nothing is left" if nothing else f"at most {most:.1%} may be left out"
+            usual = "Mend the file" + ("." if nothing else ", or raise most_left_out if that many are expected.")
             raise InputError(
-                f"{self.where}: {number:,} of {self.total:,} rows cannot be used ({found or 'there is none'}): {left}. "
-                f"{remedy or 'Mend the file, or raise most_left_out if that many are expected.'}"
+                f"{self.where}: {number:,} of {self.total:,} rows cannot be used ({found}): {left}. {remedy or usual}"
             )

@@ -158,7 +158,7 @@ def _places(known: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _ids(names: np.ndarray) -> np.ndarray | None:
-    """str [n]: regions as ids; None where most names are none."""
+    """str [n]: regions as ids; None where a name is none."""
     regions = parse_regions(names)
     return interval_ids(regions.chrom, regions.start, regions.end) if len(names) and regions.valid.all() else None
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data_pipelines.features.genome_assembly import ucsc_name
+from data_pipelines.features.genome_assembly import assembly_of_genome, ucsc_name
 from data_pipelines.genome.bases import UNKNOWN, encode
 from data_pipelines.genome.fasta import Fasta
-from data_pipelines.genome.interval_table import names_remedy
+from data_pipelines.genome.interval_table import MOST_BASES, names_remedy
 from data_pipelines.genome.left_out import MOST_LEFT_OUT, LeftOut
 from data_pipelines.genome.variant import Variant
 from scmbert_jax.errors import InputError
@@ -32,10 +32,13 @@ COLUMNS = {
     "reference": ("reference_bases", "ref", "reference", "ref_allele"),
     "alternate": ("alternate_bases", "alt", "alternate", "alt_allele"),
     "name": ("name", "id", "rsid", "variant_id"),
+    "assembly": ("assembly", "genome_build", "build", "release"),
 }
+_OPTIONAL = ("name", "assembly")
 _MISSING, _NOWHERE = ("", "NA", "na", "nan", "NaN", "."), -1
 _TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 _BASES = re.compile("[ACGTN]*")
+_POSITION = re.compile("[0-9]{1,12}")
 _CONTIG = re.compile(r"^##contig=<.*?ID=(?P<name>[^,>]+).*?length=(?P<length>\d+)")
 
 
@@ -89,6 +92,7 @@ def read_variants(
     *,
     ucsc_names: bool = False,
     keep_repeated: bool = False,
+    assembly: str | None = None,
     most_left_out: float = MOST_LEFT_OUT,
 ) -> VariantTable:
     """Reads a VCF file or a table of variants; positions are 1-based.
@@ -99,12 +103,15 @@ def read_variants(
         ##contig lines have other lengths is refused. None: nothing is compared.
       ucsc_names: chromosomes are called as UCSC calls them ("1" becomes "chr1").
       keep_repeated: a variant may be there more than once, as in a table of measurements; else the first is taken.
+      assembly: "hg38", "GRCh38", ...: of a table whose column says so of each line, the lines of this one are taken.
+        None: that of `fasta`; without one, a table of several is refused.
       most_left_out: fraction of the variants that may be unusable.
 
-    Raises InputError: damaged; more than that; nothing left; another build.
+    Raises InputError: damaged; more than that; nothing left; another build, or several.
     """
     is_table = str(path).lower().endswith(_TABLES)
     columns, contigs = _read_table(Path(path)) if is_table else _read_vcf(Path(path))
+    columns = _of_assembly(path, columns, assembly, fasta)
     if ucsc_names:
         columns["chromosome"] = [ucsc_name(name) for name in columns["chromosome"]]
         contigs = {ucsc_name(name): length for name, length in contigs.items()}
@@ -143,12 +150,17 @@ def _usable(table: VariantTable, fasta: Fasta | None, keep_repeated: bool, left_
     kept = left_out.drop(kept, table.position < 1, "at a position below 1 (they are 1-based)", labels)
     same = table.reference_bases == table.alternate_bases
     kept = left_out.drop(kept, same, "with both alleles the same", labels)
+    remedy = ""
     if not keep_repeated:
         again = np.ones(len(table), bool)
         again[np.unique(labels, return_index=True)[1]] = False
+        if (kept & again).any():
+            remedy = (
+                "Where a variant may be there several times, give keep_repeated=True; else remove what repeats one."
+            )
         kept = left_out.drop(kept, again, "that repeat one", labels)
     if fasta is None:
-        return kept, ""
+        return kept, remedy
     names, inverse = np.unique(table.chromosome, return_inverse=True)
     lengths = np.array([fasta.lengths.get(str(name), -1) for name in names], np.int64)[inverse]
     kept = left_out.drop(kept, lengths < 0, f"on sequences that {fasta.name} has not", labels)
@@ -161,8 +173,36 @@ def _usable(table: VariantTable, fasta: Fasta | None, keep_repeated: bool, left_
         said = encode(bases)
         differs[row] = ((there != said) & (there != UNKNOWN) & (said != UNKNOWN)).any()
     kept = left_out.drop(kept, differs, "whose reference bases are not those of the genome", labels)
-    remedy = "If most reference bases differ, the genome is another build, or positions are 0-based."
-    return kept, names_remedy(names, fasta) or (remedy if differs.any() else "")
+    if differs.any():
+        remedy = "If most reference bases differ, the genome is another build, or positions are 0-based."
+    return kept, names_remedy(names, fasta) or remedy
+
+
+def _of_assembly(
+    path: str | Path, columns: dict[str, list], assembly: str | None, fasta: Fasta | None
+) -> dict[str, list]:
+    """The lines of one assembly, without the column that says it. Lines that name none known are kept."""
+    said = [assembly_of_genome(name) for name in columns.pop("assembly", [])]
+    wanted = assembly_of_genome(assembly)
+    if assembly is not None and (wanted is None or not any(said)):
+        raise InputError(
+            f"{path}: assembly {assembly!r}: "
+            + ("no assembly known here" if wanted is None else f"no column ({', '.join(COLUMNS['assembly'])}) says it")
+        )
+    wanted = wanted or (fasta.assembly if fasta is not None else None)
+    there = {name: said.count(name) for name in dict.fromkeys(said) if name is not None}
+    if wanted is None and len(there) > 1:
+        found = ", ".join(f"{number:,} of {name}" for name, number in there.items())
+        raise InputError(
+            f"{path}: its lines are of several assemblies ({found}), where a position is not the same place; choose "
+            f"one: assembly={next(iter(there))!r}"
+        )
+    if wanted is None or not there:
+        return columns
+    if wanted not in there:
+        raise InputError(f"{path}: its lines are of {', '.join(there)}, not of {wanted}; lift them over")
+    rows = [row for row, name in enumerate(said) if name in (None, wanted)]
+    return {role: [values[row] for row in rows] for role, values in columns.items()}
 
 
 def _refuse_another_build(path: str | Path, contigs: Mapping[str, int], fasta: Fasta) -> None:
@@ -190,7 +230,7 @@ def _read_vcf(path: Path) -> tuple[dict[str, list], dict[str, int]]:
         if not line.strip():
             continue
         words = line.rstrip("\r\n").split("\t")
-        if len(words) < 5 or not words[1].isdigit():
+        if len(words) < 5 or not _POSITION.fullmatch(words[1]):
             raise InputError(
                 f"{path}, line {number:,}: {line[:60]!r}; expected CHROM, POS, ID, REF, ALT, ..., separated by tabs"
             )
@@ -223,11 +263,11 @@ def _read_table(path: Path) -> tuple[dict[str, list], dict[str, int]]:
         raise InputError(f"{path}: cannot be read ({error}); expected a table of variants with a header") from error
     raw = raw.rename(columns=lambda name: str(name).strip().lower())
     found = {role: next((name for name in names if name in raw), None) for role, names in COLUMNS.items()}
-    if missing := [role for role in COLUMNS if role != "name" and found[role] is None]:
+    if missing := [role for role in COLUMNS if role not in _OPTIONAL and found[role] is None]:
         expected = "; ".join(f"{role}: {', '.join(COLUMNS[role])}" for role in missing)
         raise InputError(f"{path}: columns {', '.join(raw.columns[:8])}; expected also one of {expected}")
     position = pd.to_numeric(raw[found["position"]].replace(dict.fromkeys(_MISSING, str(_NOWHERE))), errors="coerce")
-    bad = (position.isna() | (position % 1 != 0)).to_numpy()
+    bad = (position.isna() | (position % 1 != 0) | (position.abs() > MOST_BASES)).to_numpy()
     if bad.any():
         row = int(np.argmax(bad))
         raise InputError(f"{path}, line {row + 2:,}: {raw[found['position']].iloc[row]!r} is no position (1-based)")

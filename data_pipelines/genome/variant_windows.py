@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from data_pipelines.genome.bases import decode, encode
+from data_pipelines.genome.bases import UNKNOWN, decode, encode
 from data_pipelines.genome.fasta import Fasta
 from data_pipelines.genome.variant import Variant
 from scmbert_jax.errors import InputError
@@ -15,7 +15,7 @@ def variant_windows(fasta: Fasta, variants: Iterable[Variant], width: int) -> tu
 
     Both windows begin at `variant.start` - width // 2 (0-based), so that the first base of the allele is at position
     width // 2 of either. Behind an insertion or a deletion the alternate window ends earlier or later in the genome.
-    Beyond the ends of a chromosome there is N.
+    Beyond the ends of a chromosome there is N. Where the genome has an N under the allele, the variant's base stands.
 
     Args:
       fasta: the genome.
@@ -35,8 +35,8 @@ def variant_windows(fasta: Fasta, variants: Iterable[Variant], width: int) -> tu
 
 
 def _alleles(fasta: Fasta, variant: Variant, width: int) -> tuple[np.ndarray, np.ndarray]:
-    there = fasta.codes(variant.chromosome, variant.start, variant.end)
-    if decode(there) != variant.reference_bases:
+    there, said = fasta.codes(variant.chromosome, variant.start, variant.end, 1.0), encode(variant.reference_bases)
+    if ((there != said) & (there != UNKNOWN) & (said != UNKNOWN)).any():
         raise InputError(
             f"variant {variant}: {fasta.name} has {decode(there)!r} there, not {variant.reference_bases!r}; is it of "
             "another build, or are its alleles the other way round?"
@@ -46,5 +46,5 @@ def _alleles(fasta: Fasta, variant: Variant, width: int) -> tuple[np.ndarray, np
         raise InputError(f"variant {variant}: its alleles do not fit into a window of {width} bases; take a wider one")
     left = fasta.padded_codes(variant.chromosome, variant.start - before, variant.start)
     right = fasta.padded_codes(variant.chromosome, variant.end, variant.end + width)
-    reference = np.concatenate([left, there, right])[:width]
+    reference = np.concatenate([left, np.where(there == UNKNOWN, said, there), right])[:width]
     return reference, np.concatenate([left, encode(variant.alternate_bases), right])[:width]

@@ -54,7 +54,7 @@ def cut_windows(
     Args:
       width: bases; the window is [p - width // 2, + width) around position p, 0-based. None: the interval as it is.
       around: p is the centre, (start + end) // 2, or the summit.
-      use_strand: of intervals on "-" the reverse complement.
+      use_strand: of intervals on "-" the reverse complement; position p is then at width - 1 - width // 2 of it.
       edges: windows that reach beyond their chromosome are left out, or filled with N.
       most_unknown: fraction of a window's bases that may be N; others are left out.
       most_left_out: fraction of the intervals that may have no window.
@@ -93,7 +93,8 @@ def cut_windows(
     sizes = (end - start)[rows]
     unknown = (codes == UNKNOWN).sum(1) - (codes.shape[1] - sizes)
     clear = left_out.drop(np.ones(len(rows), bool), unknown > most_unknown * sizes, "with too many N", labels[rows])
-    left_out.refuse(most_left_out)
+    beyond = any("beyond" in reason for reason in left_out.counts)
+    left_out.refuse(most_left_out, 'Take edges="pad" (N beyond the ends), or raise most_left_out.' if beyond else "")
     rows, codes, sizes = rows[clear], codes[clear], sizes[clear].astype(np.int32)
     if use_strand:
         turned = table.strand[rows] == "-"

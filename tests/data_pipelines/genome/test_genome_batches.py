@@ -120,3 +120,12 @@ def test_what_would_mix_parts_or_rows_is_refused(corpus):
         replace(corpus, regulators=turned)
     with pytest.raises(ConfigError, match="num_neighbours is 0"):
         GenomeReader(corpus, **{**SETTINGS, "num_neighbours": 0})
+
+
+def test_parts_that_call_a_chromosome_otherwise_would_seal_nothing(corpus):
+    with pytest.raises(InputError, match="the parts name chromosome '8', the corpus calls it 'chr8'"):
+        replace(corpus, chromosomes=SealedChromosomes(("chr7",), ("8",)))
+
+
+def test_a_fingerprint_is_also_of_the_assembly(corpus):
+    assert replace(corpus, assembly="hg38").fingerprint != replace(corpus, assembly="hg19").fingerprint

@@ -57,3 +57,12 @@ def test_a_variant_of_another_genome_is_refused(variant, words, fasta):
         variant_windows(fasta, [Variant.from_str(variant)], 8)
     with pytest.raises(InputError, match="has left none"):
         variant_windows(fasta, [], 8)
+
+
+def test_an_n_of_the_genome_is_the_base_that_the_variant_says(tmp_path):
+    (tmp_path / "n.fa").write_text(">chr1\nACGTNRGT\n")
+    fasta = Fasta(tmp_path / "n.fa")
+    # The window of 4 begins two bases before the allele.
+    for variant, expected in (("chr1:5:A>C", ["GTAN", "GTCN"]), ("chr1:6:G>C", ["TNGG", "TNCG"])):
+        found = variant_windows(fasta, [Variant.from_str(variant)], 4)
+        assert [decode(codes[0]) for codes in found] == expected

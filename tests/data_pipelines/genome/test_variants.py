@@ -73,20 +73,52 @@ def test_a_vcf_of_another_build_or_with_other_names_is_refused(tmp_path, fasta):
 
 
 def test_what_is_no_vcf_is_refused_by_line(tmp_path):
-    for text, words in (("chr1\tx\t.\tA\tC\n", "line 4: "), ("", "no variant in it")):
+    for text, words in (
+        ("chr1\tx\t.\tA\tC\n", "line 4: "),
+        (f"chr1\t{10**30}\t.\tA\tC\n", "line 4: "),
+        ("chr1\t\N{SUPERSCRIPT TWO}\t.\tA\tC\n", "line 4: "),
+        ("", "no variant in it"),
+    ):
         (tmp_path / "a.vcf").write_text(HEADER + text)
         with pytest.raises(InputError, match=words):
             read_variants(tmp_path / "a.vcf")
 
 
+def test_lines_of_another_assembly_are_not_taken(tmp_path, fasta):
+    path = tmp_path / "a.tsv"
+    path.write_text("chrom\tpos\tref\talt\trelease\nchr1\t1\tA\tC\tGRCh37\nchr1\t5\tA\tC\tGRCh38\n")
+    assert list(read_variants(path, fasta, assembly="hg38")) == [Variant("chr1", 5, "A", "C")]
+    for assembly, words in ((None, "several assemblies"), ("mm10", "lift them over"), ("x", "no assembly known")):
+        with pytest.raises(InputError, match=words):
+            read_variants(path, fasta, assembly=assembly)
+    path.write_text("chrom\tpos\tref\talt\trelease\nchr1\t1\tA\tC\t12\nchr1\t5\tA\tC\t13\n")
+    assert len(read_variants(path, fasta)) == 2  # releases of something else
+    with pytest.raises(InputError, match=r"no column .* says it"):
+        read_variants(path, fasta, assembly="hg38")
+
+
+def test_the_advice_of_a_refusal_helps(tmp_path, fasta):
+    path = vcf(tmp_path, *GOOD, GOOD[0])
+    with pytest.raises(InputError, match="give keep_repeated=True"):
+        read_variants(path, fasta)
+    assert len(read_variants(path, fasta, keep_repeated=True)) == 21
+    with pytest.raises(InputError, match=r"nothing is left. Mend the file\.$"):
+        read_variants(vcf(tmp_path, "chr1 0 . A T"), fasta)
+    with pytest.raises(InputError, match="has 'chr1' for what is '1' here"):
+        read_variants(vcf(tmp_path, *GOOD, "1 1 . A T"), fasta)
+
+
 def test_the_mutagenesis_of_the_shared_data_is_read_as_a_table(shared_data):
-    table = read_variants(shared_data / "mpra" / "elements.tsv.gz", ucsc_names=True, keep_repeated=True)
+    path = shared_data / "mpra" / "elements.tsv.gz"
+    with pytest.raises(InputError, match=r"several assemblies \(.* of hg38.* of hg19\).*; choose one: assembly='hg38'"):
+        read_variants(path, ucsc_names=True, keep_repeated=True)
+    table = read_variants(path, ucsc_names=True, keep_repeated=True, assembly="GRCh38")
     assert [*table.left_out] == ["without a position"]
     assert table[0] == Variant("chr2", 60_494_940, "C", "A")
     assert table[1].alternate_bases == ""  # a deletion
     # The reference base of a position is the same in each of its lines of one build; `line` joins other columns.
-    build = pd.read_csv(shared_data / "mpra" / "elements.tsv.gz", sep="\t", usecols=["Release"])["Release"]
-    table = table.take((build.to_numpy(str) == "GRCh38")[table.line - 2])
-    assert len(table) > 44_000
+    build = pd.read_csv(path, sep="\t", usecols=["Release"])["Release"].to_numpy(str)
+    assert (build[table.line - 2] == "GRCh38").all()
+    assert 44_000 < len(table) < 45_000
     keys = np.char.add(np.char.add(table.chromosome, ":"), table.position.astype(str))
     assert len(np.unique(np.char.add(keys, table.reference_bases))) == len(np.unique(keys))
