@@ -71,7 +71,9 @@ def _lines(path: Path) -> list[str]:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
             with gzip.open(io.BytesIO(data)) as file:
-                data = file.read(_MOST_BYTES)
+                data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES >> 30} GiB")
         return data.decode().splitlines()
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error}); {_EXPECTED}") from error
@@ -133,7 +135,7 @@ def _meme(path: str | Path, lines: list[str]) -> Iterator[_Motif]:
             motif.width = int(width[1]) if width else None
             motif.sites = float(sites[1]) if sites and float(sites[1]) > 0 else _MEME_SITES
         elif inside and motif is not None:
-            if re.match(r"^[\d.+-]", text):
+            if re.match(r"^[+-]?\.?\d", text):
                 motif.rows.append(_numbers(path, number, text.split()))
             elif text:
                 inside = False  # URL and the like
@@ -143,7 +145,7 @@ def _meme(path: str | Path, lines: list[str]) -> Iterator[_Motif]:
 
 def _transfac(path: str | Path, lines: list[str]) -> Iterator[_Motif]:
     motif: _Motif | None = None
-    for number, line in enumerate([*lines, "//"], start=1):
+    for number, line in enumerate(lines, start=1):
         key, _, rest = line.strip().partition(" ")
         if key in ("ID", "AC") and (motif is None or not motif.rows):
             if motif is None:
@@ -159,11 +161,17 @@ def _transfac(path: str | Path, lines: list[str]) -> Iterator[_Motif]:
             if motif is None:
                 raise InputError(f"{path}, line {number:,}: a matrix without an ID")
         elif re.fullmatch(r"\d+", key) and motif is not None:
+            if int(key) not in (len(motif.rows), len(motif.rows) + 1):  # from 0, or from 1
+                raise InputError(
+                    f"{path}, line {number:,}: place {key} of motif {motif.id} follows {len(motif.rows)} places"
+                )
             motif.rows.append(_numbers(path, number, rest.split()[:4]))
         elif key == "//" and motif is not None:
             if motif.rows:
                 yield motif
             motif = None
+    if motif is not None:
+        raise InputError(f"{path}, line {motif.line:,}: motif {motif.id} ends without //: the file was cut")
 
 
 def _oriented(path: str | Path, motifs: list[_Motif]) -> list[np.ndarray]:

@@ -63,6 +63,8 @@ def test_a_motif_is_the_same_in_every_format(name, tmp_path):
         (FORMATS["meme"].replace("0.8 0 0.1 0.1", "0.8 0 0.1 0.3"), "the probabilities of place 1 sum to 1.2"),
         (FORMATS["meme"].replace("ACGT", "ACDEF"), "expected motifs of DNA"),
         (FORMATS["transfac"].replace("P0 A C G T", "P0 T C G A"), "expected P0 A C G T"),
+        (FORMATS["transfac"].removesuffix("XX\n//\n"), "line 10: motif M2 ends without //"),
+        (FORMATS["transfac"].replace("02 0 10 0 0 N\n", ""), "line 6: place 03 of motif M1 follows 1 places"),
         (">only\n1 1 1 1\n" * 1 + "1 1 1 1\n" * 3, "all motifs are 4 by 4"),
         ("chr1\t1\t2\n", "expected JASPAR, PFM, MEME or TRANSFAC"),
         ("", "expected JASPAR, PFM, MEME or TRANSFAC"),
