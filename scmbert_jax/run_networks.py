@@ -8,6 +8,7 @@ import numpy as np
 from data_pipelines.features.feature_space import FeatureSpace
 from data_pipelines.networks.gene_network import GeneNetwork
 from data_pipelines.networks.model_network import ModelNetworks, load_network, read_networks, with_networks
+from data_pipelines.networks.named_networks import PREFIX
 from scmbert_jax.config import ExperimentConfig, load_config
 from scmbert_jax.errors import CheckpointError
 from scmbert_jax.feature_layout import EDGE_KINDS, FeatureLayout
@@ -16,7 +17,8 @@ from scmbert_jax.feature_layout import EDGE_KINDS, FeatureLayout
 def run_networks(config: ExperimentConfig, space: FeatureSpace, run_dir: Path) -> ModelNetworks | None:
     """Those of `model.networks`; None where there are none.
 
-    A run that has started continues with what it drew, also where the tables are gone.
+    A run that has started continues with what it drew, also where the tables are gone; networks that have a name are
+    not fetched again, so that it needs no connection.
 
     Raises:
       InputError: a table that cannot be read or that has no edge between genes of the data (`with_networks`).
@@ -26,9 +28,10 @@ def run_networks(config: ExperimentConfig, space: FeatureSpace, run_dir: Path) -
     if not names:
         return None
     there = _started(config, space, run_dir)
-    gone = [name for name in names if not Path(name).exists()]
+    why = {name: "is not fetched again" if name.startswith(PREFIX) else "no such file" for name in names}
+    gone = [name for name in names if name.startswith(PREFIX) or not Path(name).exists()]
     if there is not None and gone:
-        return ModelNetworks(there, {}, [f"{', '.join(gone)}: no such file; the run continues with its own copy"])
+        return ModelNetworks(there, {}, [f"{name}: {why[name]}; the run continues with its own copy" for name in gone])
     tables, asks = read_networks(names, space), config.objectives.link_prediction
     layout = with_networks(
         space.layout(),

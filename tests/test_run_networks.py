@@ -1,7 +1,10 @@
 """A run with networks keeps them: it continues, is exported and used without the user's table, and with no other."""
 
+import gzip
 import json
 import shutil
+import sys
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -9,8 +12,10 @@ import pytest
 from conftest import TINY, scmbert, scmbert_ok
 
 from data_pipelines.features.feature_space import FeatureSpace
-from data_pipelines.networks.model_network import NETWORK
+from data_pipelines.networks.model_network import NETWORK, save_network
+from scmbert_jax.config import to_dict
 from scmbert_jax.pretrained import load_model
+from scmbert_jax.run_networks import run_networks
 from scmbert_jax.training.checkpoint import RunCheckpoints
 
 OPTIONS = (
@@ -42,6 +47,27 @@ def params_of(run, step, model):
         return jax.device_get(checkpoints.restore_params(step, placed))
     finally:
         checkpoints.close()
+
+
+def test_a_network_by_name_is_not_fetched_again(genes, pbmc_corpus, tiny_config, tmp_path, monkeypatch):
+    kept = tmp_path / "networks"
+    kept.mkdir()
+    table(kept / "plain.csv", genes, 0)
+    (kept / "collectri_human_academic.csv.gz").write_bytes(gzip.compress((kept / "plain.csv").read_bytes()))
+    monkeypatch.setenv("SCMBERT_NETWORKS", str(kept))
+    space = FeatureSpace.load(pbmc_corpus / "feature_space.parquet")
+    model = replace(tiny_config.model, networks=("network:collectri",), graph="learned")
+    config, run = replace(tiny_config, model=model), tmp_path / "run"
+    started = run_networks(config, space, run)
+    run.mkdir()
+    save_network(started.layout, run)
+    space.save(run / "feature_space.parquet")
+    (run / "config.json").write_text(json.dumps(to_dict(config)))
+    monkeypatch.delenv("SCMBERT_NETWORKS")
+    monkeypatch.setitem(sys.modules, "decoupler", None)
+    again = run_networks(config, space, run)
+    assert again.words == ["network:collectri: is not fetched again; the run continues with its own copy"]
+    assert again.layout.network.digest == started.layout.network.digest
 
 
 @pytest.mark.slow

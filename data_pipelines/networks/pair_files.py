@@ -42,6 +42,8 @@ def write_pairs(path: str | Path, table: pd.DataFrame, overwrite: bool = False) 
 def read_pairs(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     """Text, all columns of it; of a file with at least `columns`. Raises InputError naming what is missing."""
     path = Path(path)
+    if path.suffix not in ENDINGS:
+        raise InputError(f"{path}: pairs are read from {' or '.join(ENDINGS)}; write the table so.")
     try:
         if path.suffix == ".parquet":
             table = read_parquet_frame(path).astype(str)

@@ -60,6 +60,7 @@ class EvaluateNetworks:
     def run(self) -> int:
         from data_pipelines.networks.pair_files import check_pair_path
         from data_pipelines.networks.parts import SPLITS
+        from scmbert_jax.evaluation.networks.inputs import row_names
         from scmbert_jax.evaluation.networks.suite import evaluate_networks, write_network_report
         from scmbert_jax.pretrained import load_model
 
@@ -85,7 +86,7 @@ class EvaluateNetworks:
             write_to=self.write_splits,
             overwrite=self.overwrite,
             pictures=self.report is not None,
-            models={folder.name: load_model(folder) for folder in self.model},
+            models=dict(zip(row_names(list(map(str, self.model))), map(load_model, self.model), strict=True)),
             organism=self.organism,
             say=say,
         )

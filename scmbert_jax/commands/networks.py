@@ -18,6 +18,7 @@ from scmbert_jax.commands.terminal import (
     print_tables,
     staged_progress,
 )
+from scmbert_jax.errors import ConfigError
 from scmbert_jax.plain_text import say
 
 _NAMED = 10  # populations without a network that a message lists
@@ -88,13 +89,18 @@ class NetworksInfer:
             ids=self.ids,
             seed=self.seed,
         )
+        folders = (self.model_dir, *self.other_seeds)
+        if len({folder.resolve() for folder in folders}) < len(folders):
+            raise ConfigError(
+                "--other-seeds: a model folder is given twice, so that nothing would differ; name others."
+            )
         check_format(self.output, self.format, self.top)
-        inputs = [self.model_dir, *self.other_seeds, self.file, self.regulators]
+        inputs = [*folders, self.file, self.regulators]
         if FORMATS[self.format].together:
             check_output_file(self.output, inputs, self.overwrite)
         read = self.read
         reading = Reading(read.organism, read.assembly, read.allow_low_coverage, read.num_tokens, read.batch_size)
-        models = [load_model(folder) for folder in (self.model_dir, *self.other_seeds)]
+        models = [load_model(folder) for folder in folders]
         found = infer_networks(models, self.file, self.regulators, options, reading=reading)
         check_network_files(self.output, self.format, found, inputs, self.overwrite)
         say(f"rna: {found.readers[0].opened.overlaps['rna'].summary()}")

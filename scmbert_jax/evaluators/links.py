@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from scmbert_jax.evaluation.networks.scores import auroc, score_pairs
@@ -71,13 +70,6 @@ def held_out_pairs(network: NetworkEdges, part: int) -> HeldOutPairs:
     return HeldOutPairs(regulators, genes, is_edge & is_pair, is_pair, sign, degree)
 
 
-def link_logits(model: Any, regulators: jax.Array, genes: jax.Array) -> jax.Array:
-    """float32 [R, G, 2] of an `ScMbert` with a `link_head`; a regulator at a time."""
-    table = model.feature_table()
-    of_genes = table[genes]
-    return jax.lax.map(lambda row: model.link_head(jnp.broadcast_to(row, of_genes.shape), of_genes), table[regulators])
-
-
 def link_scores(logits: np.ndarray, pairs: HeldOutPairs) -> dict[str, float]:
     """The metrics above, of logits [R, G, 2]."""
     own, known = pairs.is_pair, pairs.is_edge & (pairs.sign != 0)
@@ -95,7 +87,9 @@ class _Links:
         self._pairs = pairs
 
         def logits(params: Any, constants: Any, regulators: jax.Array, genes: jax.Array) -> jax.Array:
-            return link_logits(model.merge(params, constants), regulators, genes)
+            merged = model.merge(params, constants)
+            table = merged.feature_table()
+            return merged.link_head.of_all_pairs(table[regulators], table[genes])
 
         self._logits = jax.jit(logits, out_shardings=replicated(inputs.mesh))
         self._rows = jax.device_put((pairs.regulators, pairs.genes), replicated(inputs.mesh))

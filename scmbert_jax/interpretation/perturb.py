@@ -35,7 +35,7 @@ _FEWEST_MATCHED = 5
 
 @dataclass(frozen=True)
 class PerturbOptions:
-    """How genes are perturbed. Raises `ConfigError` naming the field that cannot be.
+    """How genes are perturbed. Raises `ConfigError` naming the option that cannot be.
 
     Attributes:
       raise_to: a multiple of the gene's count; None: it is removed.
@@ -60,16 +60,17 @@ class PerturbOptions:
     def __post_init__(self) -> None:
         if self.raise_to is not None and not 1 < self.raise_to <= 1000:
             raise ConfigError(
-                f"raise_to {self.raise_to:g}: expected a multiple of the count, above 1 and at most 1,000."
+                f"--raise-to {self.raise_to:g}: expected a multiple of the count, above 1 and at most 1,000."
             )
-        for name, least, most in (
-            ("num_matched", _FEWEST_MATCHED, 10_000),
-            ("cells_per_gene", 2, 1_000_000),
-            ("max_cells", 10, 1_000_000),
-            ("min_cells", 2, 1_000_000),
+        for option, value, least, most in (
+            ("--matched", self.num_matched, _FEWEST_MATCHED, 10_000),
+            ("--cells-per-gene", self.cells_per_gene, 2, 1_000_000),
+            ("--max-cells", self.max_cells, 10, 1_000_000),
+            ("--min-cells", self.min_cells, 2, 1_000_000),
+            ("--seed", self.seed, 0, 2**63),
         ):
-            if not least <= getattr(self, name) <= most:
-                raise ConfigError(f"{name} {getattr(self, name)}: expected {least:,} to {most:,}.")
+            if not least <= value <= most:
+                raise ConfigError(f"{option} {value:,}: expected {least:,} to {most:,}.")
 
     @property
     def times(self) -> float:
@@ -134,6 +135,8 @@ class PerturbedGene:
 
 def _agreement(response: pd.Series, other: pd.Series) -> float:
     both = response.notna() & other.notna()
+    if not both.any():  # all cells have the gene, so nothing is shifted
+        return np.nan
     return spearman(response[both].to_numpy(), other[both].to_numpy())
 
 
@@ -144,12 +147,14 @@ class Perturbation:
     Attributes:
       found: each gene in each cell type in which enough cells have it.
       skipped: table of perturbed, cell_type, cells, with_it: what was not scored.
+      unlabelled: cells without a value of `PerturbOptions.by`, which are left out.
       read_out: what a response is (`perturbation.read_out_of`).
       model, data: their folder and path; options: as asked.
     """
 
     found: tuple[PerturbedGene, ...]
     skipped: pd.DataFrame
+    unlabelled: int
     read_out: str
     model: str
     data: str
@@ -189,12 +194,14 @@ def perturb(
 
     Raises:
       InputError: a gene that the model does not know or the file does not measure, or that too few cells of every type
-        have; no such column; a network without one of the genes; or what `open_model_cells` raises.
+        have; no such column; a network without an edge between genes of the model; or what `open_model_cells` raises.
     """
     options = options or PerturbOptions()
     known = model.feature_space.modalities["rna"] if "rna" in model.config.modalities.in_use() else None
     if known is None:
         raise InputError("the model does not read RNA; what is perturbed is the count of a gene.")
+    if not any(genes):
+        raise ConfigError("--gene: none is named.")
     asked = np.sort(target_features(model, "rna", list(genes)))
     groups = None if options.by is None else lambda dataset: _cell_types(dataset, str(options.by))
     opened = CellsToPerturb.open(
@@ -203,7 +210,8 @@ def perturb(
     path = opened.cells.report.path
     _require_measured(opened, known.names, asked)
     dataset = opened.cells.dataset
-    of_cell = np.full(len(opened.rows), ALL_CELLS) if groups is None else groups(dataset)[opened.rows]
+    labels = np.full(len(dataset.cell_ids), ALL_CELLS) if groups is None else groups(dataset)
+    of_cell = labels[opened.rows]
     degree = None if options.network is None else _degree(options.network, known.ids, model.feature_space.organism)
     counts, expression = opened.drawn.counts["rna"], _rna_expression(opened)
     types = sorted(set(of_cell.tolist()))
@@ -225,7 +233,15 @@ def perturb(
     found.sort(key=lambda own: (order[own.feature_id], own.cell_type))
     columns = ["perturbed", "cell_type", "cells", "with_it"]
     where = str(model.folder or "")
-    return Perturbation(tuple(found), pd.DataFrame(skipped, columns=columns), read_out_of(model), where, path, options)
+    return Perturbation(
+        tuple(found),
+        pd.DataFrame(skipped, columns=columns),
+        int((labels == "").sum()),
+        read_out_of(model),
+        where,
+        path,
+        options,
+    )
 
 
 def _of_type(
@@ -349,7 +365,10 @@ def _rna_expression(opened: CellsToPerturb) -> sp.csr_matrix:
 
 def _cell_types(dataset: Dataset, column: str) -> Array:
     check_obs_column(dataset, column, "--by")
-    return known_text(dataset.obs[column])
+    found = known_text(dataset.obs[column])
+    if not (found != "").any():
+        raise InputError(f"{dataset.path}: no cell has a value in obs[{column!r}] (--by); name another column.")
+    return found
 
 
 def _require_measured(opened: CellsToPerturb, names: Array, genes: Array) -> None:

@@ -78,6 +78,7 @@ def perturbation_document(found: Perturbation) -> dict[str, Any]:
         "seed": options.seed,
         "summary": _records(found.summary()),
         "not_scored": _records(found.skipped),
+        "cells_without_a_label": found.unlabelled,
         "matched": [
             {"perturbed": own.name, "cell_type": own.cell_type, "genes": list(own.matched)} for own in found.found
         ],
@@ -127,7 +128,8 @@ def _sentence(own: PerturbedGene) -> str:
 
 
 def _not_scored(found: Perturbation) -> list[str]:
-    return [
+    unlabelled = [f"{found.unlabelled:,} cells have no value in obs[{found.options.by!r}] and are left out."]
+    return unlabelled * (found.unlabelled > 0) + [
         f"{row['perturbed']} in {row['cell_type']}: not scored, {row['with_it']:,} of {row['cells']:,} cells have it."
         for row in found.skipped.to_dict("records")
     ]

@@ -76,7 +76,7 @@ def _logits(
     regulators: jax.Array,
     context: GeneStates | None,
 ) -> jax.Array:
-    """float32 [R, G, 2] of rows [G, D], of which int32 [R] are regulators; a regulator at a time."""
-    model = definition.merge(params, constants)
-    genes = rows if context is None else model.link_head.in_context(rows, context)
-    return jax.lax.map(lambda row: model.link_head(jnp.broadcast_to(row, genes.shape), genes), genes[regulators])
+    """float32 [R, G, 2] of rows [G, D], of which int32 [R] are regulators."""
+    head = definition.merge(params, constants).link_head
+    genes = rows if context is None else head.in_context(rows, context)
+    return head.of_all_pairs(genes[regulators], genes)

@@ -10,6 +10,7 @@ import numpy as np
 from data_pipelines.features.feature_space import ModalityFeatures
 from data_pipelines.features.gene_names import find_gene
 from data_pipelines.features.gene_tables import load_gene_table
+from data_pipelines.networks.edge_file import COLUMNS
 from data_pipelines.networks.gene_network import another_organism
 from data_pipelines.networks.named_networks import PREFIX, read_network
 from scmbert_jax.errors import InputError
@@ -81,4 +82,8 @@ def _names(path: str | Path, organism: str) -> list[str]:
         raise InputError(f"{path}: no regulator in it; expected one name per line, or a table of edges.")
     if any(mark in line for line in lines[:10] for mark in "\t,; "):
         return read_network(path, organism).source.tolist()
-    return lines
+    # A heading that is a symbol, too (TF, transferrin), would be a regulator that nobody named.
+    names = lines[1:] if lines[0].lower() in COLUMNS["source"] else lines
+    if not names:
+        raise InputError(f"{path}: no regulator in it but the heading {lines[0]}; expected one name per line.")
+    return names

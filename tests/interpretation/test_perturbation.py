@@ -244,6 +244,22 @@ def test_the_order_of_genes_and_cells_changes_no_byte(pbmc_model, known_cells, k
     assert "not evidence" in report.read_text()
 
 
+def test_cells_without_a_label_are_counted_and_a_gene_of_all_cells_has_no_mean_shift(pbmc_model, known_cells, tmp_path):
+    cells = known_cells.copy()
+    cells.X = sp.csr_matrix(cells.X.toarray() + (np.arange(60) == 0))
+    cells.obs["kind"] = np.where(np.arange(150) < 30, None, "a")
+    cells.obs["none"] = np.full(150, np.nan)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    own = ("perturb", pbmc_model, tmp_path / "cells.h5ad", "--gene", cells.var_names[0], *FEW)
+    document = json.loads(scmbert_ok(*own, "--by", "kind", "--json"))
+    (row,) = document["summary"]
+    assert (row["cells"], document["cells_without_a_label"]) == (120, 30)
+    assert row["with_it"] == 120
+    assert row["agrees_with_mean_shift"] is None
+    assert row["agrees_with_spearman"] is not None
+    assert "no cell has a value in obs['none']" in scmbert(*own, "--by", "none").err
+
+
 def test_genes_that_cannot_be_perturbed_are_refused_with_what_was_found(pbmc_model, known_cells, known_file, tmp_path):
     def refused(*arguments):
         ran = scmbert("perturb", pbmc_model, known_file, "--allow-low-coverage", *arguments)
@@ -258,5 +274,8 @@ def test_genes_that_cannot_be_perturbed_are_refused_with_what_was_found(pbmc_mod
     having = int((known_cells.X[:, [0]] > 0).sum())
     assert f"has a count in {having} cells" in refused("--gene", gene, "--min-cells", "151")
     assert "it has kind" in refused("--gene", gene, "--by", "celltype")
-    assert "raise_to 1" in refused("--gene", gene, "--raise-to", "1")
+    assert "--raise-to 1" in refused("--gene", gene, "--raise-to", "1")
+    assert "--matched 0" in refused("--gene", gene, "--matched", "0")
+    assert "--seed -1" in refused("--gene", gene, "--seed", "-1")
+    assert "--gene: none is named" in refused("--gene", "")
     assert ".csv or .tsv" in refused("--gene", gene, "-o", tmp_path / "a.xlsx")

@@ -270,10 +270,14 @@ def test_what_cannot_be_inferred_is_refused(pbmc_model, cells, file, regulators,
     other = cells.copy()
     other.var_names = [name.capitalize() for name in cells.var_names]
     other.write_h5ad(mouse)
+    heading = tmp_path / "heading.txt"
+    heading.write_text("TF\n")
     for given, said in (
         ((file, nobody), "none of its 2 names (GATA1, NOSUCHGENE) is among the model's"),
         ((file, mice), "are mouse genes: give regulators of human"),
         ((file, tmp_path / "empty.txt"), "no regulator in it"),
+        ((file, heading), "no regulator in it but the heading TF"),
+        ((file, regulators, "--other-seeds", pbmc_model), "a model folder is given twice"),
         ((file, tmp_path / "none.txt"), "regulators cannot be read"),
         ((file, regulators, "--top", "0"), "--top 0: expected 1"),
         ((file, regulators, "--by", "type"), "no column 'type' (--by); it has kind"),

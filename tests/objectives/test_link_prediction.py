@@ -23,7 +23,7 @@ from scmbert_jax.config import (
     TrainConfig,
 )
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.evaluators.links import held_out_pairs, link_logits, link_scores
+from scmbert_jax.evaluators.links import held_out_pairs, link_scores
 from scmbert_jax.objectives.link_prediction.objective import LinkPrediction
 from scmbert_jax.objectives.masked_modeling.objective import MaskedModeling
 from scmbert_jax.parallel.mesh import batch_to_devices, make_mesh, replicated
@@ -189,7 +189,11 @@ def test_held_out_edges_are_judged_among_pairs_of_their_own_part(model, params):
     for source, target in zip(*trained, strict=True):
         place = np.argwhere((pairs.regulators == source)[:, None] & (pairs.genes == target)[None])
         assert not any(pairs.is_pair[tuple(own)] for own in place)
-    logits = np.asarray(link_logits(model.merge(params, model.constants), pairs.regulators, pairs.genes))
+    merged = model.merge(params, model.constants)
+    table = merged.feature_table()
+    logits = np.asarray(merged.link_head.of_all_pairs(table[pairs.regulators], table[pairs.genes]))
+    one = merged.link_head(table[pairs.regulators[2]], table[pairs.genes[3]])
+    np.testing.assert_allclose(logits[2, 3], one, rtol=1e-4, atol=1e-6)
     found = link_scores(logits, pairs)
     assert found["edges"] == held_out.sum()
     perfect = link_scores(np.where(pairs.is_edge, 1.0, -1.0)[..., None] * np.ones(2), pairs)

@@ -119,6 +119,17 @@ def scores_of(edges: EdgeTable, pairs: Pairs, organism: str) -> tuple[Array, str
     return scores, found + told(edges)
 
 
+def row_names(paths: Sequence[str]) -> list[str]:
+    """What the rows of a table call files or folders: their names, or the paths of those that share one.
+
+    Raises ConfigError where a path is given twice.
+    """
+    names = [Path(path).name or path for path in paths]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise ConfigError(f"{twice[0]}: is given twice; name it once.")
+    return [path if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
+
+
 def told(edges: EdgeTable) -> str:
     """What is to be said of a file of edges, after a semicolon."""
     return "".join(f"; {number:,} {what}" for what, number in edges.problems.items())

@@ -92,8 +92,7 @@ def _cosine(table: Array, regulators: Array, genes: Array) -> Array:
 def _link_logits(
     definition: ModelDefinition, params: Any, constants: Any, table: jax.Array, regulators: jax.Array, genes: jax.Array
 ) -> jax.Array:
-    head, targets = definition.merge(params, constants).link_head, table[genes]
-    return jax.lax.map(lambda own: head(jnp.broadcast_to(own, targets.shape), targets)[..., EDGE], table[regulators])
+    return definition.merge(params, constants).link_head.of_all_pairs(table[regulators], table[genes])[..., EDGE]
 
 
 def _seen(model: PretrainedModel, pairs: Pairs, regulators: Array, genes: Array, known: Array) -> tuple[Array, str]:

@@ -25,6 +25,7 @@ from scmbert_jax.evaluation.networks.inputs import (
     read_example,
     read_expression,
     read_labels,
+    row_names,
     scores_of,
     told,
 )
@@ -124,10 +125,10 @@ def evaluate_networks(
     ]
     methods = [method for method in known if method.name not in skip]
     own_rows: list[str] = []
-    for table in judged:
+    for table, name in zip(judged, row_names([table.name for table in judged]), strict=True):
         scores, covers = scores_of(table, pairs, organism)
         notes.append(f"{covers}.")
-        own_rows.append(f"network: {Path(table.name).name}")
+        own_rows.append(f"network: {name}")
         methods.append(NetworkMethod(own_rows[-1], "", lambda *_, own=scores: own))
     of_models = model_rows(models, pairs, organism)
     for own_rows_of in of_models:

@@ -78,3 +78,7 @@ class LinkHead(nnx.Module):
 
     def __call__(self, source: jax.Array, target: jax.Array) -> jax.Array:
         return self.decoder(self.norm(source), self.norm(target))
+
+    def of_all_pairs(self, sources: jax.Array, targets: jax.Array) -> jax.Array:
+        """Rows float [R, D] and [G, D] -> logits float32 [R, G, 2]; a source at a time, which bounds memory."""
+        return jax.lax.map(lambda row: self(jnp.broadcast_to(row, targets.shape), targets), sources)

@@ -128,6 +128,8 @@ def test_a_file_gives_them_back_and_is_checked(name, edges, tmp_path):
         write_negatives(path, found, edges.names)
     with pytest.raises(InputError, match="one of these endings"):
         write_negatives(tmp_path / "n.csv", found, edges.names)
+    with pytest.raises(InputError, match=r"n\.csv: pairs are read from \.parquet or \.tsv"):
+        read_negatives(tmp_path / "n.csv", edges)
     (tmp_path / "other.tsv").write_text("a\tb\n1\t2\n")
     with pytest.raises(InputError, match="no column source"):
         read_negatives(tmp_path / "other.tsv", edges)

@@ -233,6 +233,21 @@ def test_what_cannot_be_judged_is_refused(rng, tmp_path):
         evaluate_networks(true, skip=["luck"])
 
 
+def test_two_networks_of_one_name_are_two_rows(rng, tmp_path):
+    pairs = planted(rng)
+    true = edge_file(pairs, tmp_path / "true.csv")
+    paths = [tmp_path / side / "net.csv" for side in "ab"]
+    for path, scores in zip(paths, (pairs.is_edge.astype(float), rng.random(pairs.is_edge.shape)), strict=True):
+        path.parent.mkdir()
+        edge_file(replace(pairs, is_edge=pairs.is_pair), path, scores)
+    found = evaluate_networks(true, brought=paths, splits=["edge"], num_seeds=2)
+    means = {row.method: row.mean for row in found.rows if row.metric == "auroc"}
+    assert means[f"network: {paths[0]}"] == 1.0
+    assert 0.3 < means[f"network: {paths[1]}"] < 0.7
+    with pytest.raises(ConfigError, match=r"net\.csv: is given twice"):
+        evaluate_networks(true, brought=[paths[0], paths[0]], splits=["edge"], num_seeds=1)
+
+
 @pytest.fixture(scope="module")
 def example():
     """The suite without arguments, but for the method that takes seconds."""
