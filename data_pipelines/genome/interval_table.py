@@ -111,7 +111,8 @@ def read_intervals(
     most_unsorted: float = 1.0,
 ) -> IntervalTable:
     """Reads BED3 to BED6 (columns behind them are not looked at), narrowPeak (by its name, or its ten columns), and
-    tables with a header (.csv, .tsv; `COLUMNS` are understood). All of them are 0-based half-open.
+    tables with a header (.csv, .tsv; `COLUMNS` are understood). All of them are 0-based half-open. The summit is
+    counted from the start of the interval in narrowPeak, from that of the chromosome in tables.
 
     Args:
       path: plain, gzip or bgzip.
@@ -176,6 +177,8 @@ def _usable(table: IntervalTable, fasta: Fasta | None, left_out: LeftOut) -> tup
     kept = left_out.drop(kept, table.start < 0, "that begin before 0", labels)
     kept = left_out.drop(kept, table.end <= table.start, "that end at or before their start", labels)
     kept = left_out.drop(kept, ~np.isin(table.strand, ("+", "-", ".")), "with a strand other than + - .", labels)
+    outside = (table.summit != -1) & ((table.summit < table.start) | (table.summit >= table.end))
+    kept = left_out.drop(kept, outside, "with a summit outside (narrowPeak has it from the start, tables not)", labels)
     if fasta is None:
         return kept, ""
     names, inverse = np.unique(table.chromosome, return_inverse=True)
@@ -220,7 +223,7 @@ def _read_bed(path: str | Path) -> IntervalTable:
         end,
         others.get("strand", np.full(len(start), ".")),
         np.where(name == ".", "", name),
-        np.where((offset >= 0) & (offset < end - start), start + offset, -1),
+        np.where(offset >= 0, start + offset, -1),
         str(path),
     )
 

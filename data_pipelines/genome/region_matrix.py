@@ -19,7 +19,7 @@ from data_pipelines.features.genome_assembly import parse_regions
 from data_pipelines.files.atomic_files import growing_file
 from data_pipelines.files.bounded_npz import open_arrays
 from data_pipelines.files.parquet_file import read_parquet_frame
-from data_pipelines.genome.interval_table import interval_ids
+from data_pipelines.genome.interval_table import COLUMNS, interval_ids
 from data_pipelines.genome.left_out import LeftOut
 from scmbert_jax.errors import InputError
 
@@ -131,8 +131,9 @@ def read_region_matrix(path: str | Path) -> RegionMatrix:
     """Reads a matrix of regions.
 
     A .parquet or .csv table has a row per region, whose id is in the first column with ids of regions ("chr1:1-2",
-    "chr1_1_2", "chr1-1-2"; 0-based half-open); its columns of numbers are the columns, others are not looked at. An
-    .h5ad has regions in `var` (as CREsted has it) or in `obs`, and cell types, cells or regulators in the other.
+    "chr1_1_2", "chr1-1-2"; 0-based half-open); its columns of numbers are the columns, but for those without a name and
+    for the start and the end of a region; others are not looked at. An .h5ad has regions in `var` (as CREsted has it)
+    or in `obs`, and cell types, cells or regulators in the other.
 
     Raises InputError: another file, no regions, a region twice with different values.
     """
@@ -157,10 +158,18 @@ def _places(known: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return np.where(found, place, 0), found
 
 
-def _ids(names: np.ndarray) -> np.ndarray | None:
-    """str [n]: regions as ids; None where a name is none."""
+def _ids(names: np.ndarray, path: Path) -> np.ndarray | None:
+    """str [n]: regions as ids; None where most names are none. Raises InputError where a few are none."""
     regions = parse_regions(names)
-    return interval_ids(regions.chrom, regions.start, regions.end) if len(names) and regions.valid.all() else None
+    if not len(names) or regions.valid.mean() <= 0.5:
+        return None
+    if not regions.valid.all():
+        row = int(np.argmin(regions.valid))
+        raise InputError(
+            f"{path}: row {row:,} is {str(names[row])!r}, no region such as chr1:100-200 "
+            f"({(~regions.valid).sum():,} of {len(names):,} are none); remove them"
+        )
+    return interval_ids(regions.chrom, regions.start, regions.end)
 
 
 def _read_npz(path: Path) -> RegionMatrix:
@@ -174,11 +183,17 @@ def _read_npz(path: Path) -> RegionMatrix:
 def _read_table(path: Path) -> RegionMatrix:
     frame = read_parquet_frame(path) if path.suffix == ".parquet" else pd.read_csv(path)
     numbers = frame.select_dtypes("number")
+    numbers = numbers[[name for name in numbers.columns if not _is_place(str(name))]]
     for column in frame.columns.difference(numbers.columns, sort=False):
-        ids = _ids(frame[column].to_numpy(str))
+        ids = _ids(frame[column].to_numpy(str), path)
         if ids is not None:
             return _merged(ids, numbers.columns.to_numpy(str), sp.csr_array(numbers.to_numpy(np.float32)), path)
     raise InputError(f"{path}: no column of regions among {', '.join(map(str, frame.columns[:5]))}; {_EXPECTED}")
+
+
+def _is_place(column: str) -> bool:
+    """Whether a column of numbers says where a row is: pandas' number of it, or where its region begins or ends."""
+    return column.startswith("Unnamed: ") or column.lower() in (*COLUMNS["start"], *COLUMNS["end"])
 
 
 def _read_h5ad(path: Path) -> RegionMatrix:
@@ -190,7 +205,7 @@ def _read_h5ad(path: Path) -> RegionMatrix:
         (adata.var_names, adata.obs_names, values.T),
         (adata.obs_names, adata.var_names, values),
     ):
-        ids = _ids(names.to_numpy(str))
+        ids = _ids(names.to_numpy(str), path)
         if ids is not None:
             return _merged(ids, others.to_numpy(str), sp.csr_array(own), path)
     raise InputError(

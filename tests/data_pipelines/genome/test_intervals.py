@@ -127,3 +127,13 @@ def test_the_regions_of_the_shared_data_have_the_sequence_of_their_genome(shared
     assert len(windows) == rows.sum() > 10
     gc = np.isin(windows.codes, (1, 2)).mean()
     assert gc > 0.5  # promoters; chr2 as a whole has .40
+
+
+def test_a_summit_outside_its_interval_is_counted_and_refused_where_too_many(tmp_path):
+    (tmp_path / "a.csv").write_text("chrom,start,end,summit\nchr1,100,200,150\nchr1,300,400,50\nchr1,500,600,-1\n")
+    good = "chr1\t100\t200\tp\t0\t.\t1\t1\t1\t"
+    (tmp_path / "a.narrowPeak").write_text(f"{good}50\n{good}100\n{good}-1\n")
+    for name in ("a.csv", "a.narrowPeak"):
+        with pytest.raises(InputError, match=r"1 of 3 rows cannot be used .*with a summit outside"):
+            read_intervals(tmp_path / name)
+        assert read_intervals(tmp_path / name, most_left_out=0.5).summit.tolist() == [150, -1]

@@ -85,3 +85,15 @@ def test_the_promoters_of_the_shared_data_are_read(shared_data):
     assert found.values.shape == (29_308, 1_079)
     assert found.regions[0] == "chr10:100014821-100015921"
     assert found.values.data.min() == found.values.data.max() == 1
+
+
+def test_where_a_row_is_is_no_column_and_a_name_that_is_no_region_is_shown(tmp_path):
+    frame = pd.DataFrame(
+        {"id": ["chr1:1-5", "chr1:9-20", "chr2:1-4"], "start": [1, 9, 1], "end": [5, 20, 4], "Sox2": 1.0}
+    )
+    frame.to_csv(tmp_path / "a.csv")  # with pandas' row numbers
+    assert read_region_matrix(tmp_path / "a.csv").columns.tolist() == ["Sox2"]
+    frame.loc[1, "id"] = "peak 2"
+    frame.to_csv(tmp_path / "a.csv")
+    with pytest.raises(InputError, match=r"row 1 is 'peak 2', no region such as .* \(1 of 3 are none\)"):
+        read_region_matrix(tmp_path / "a.csv")
