@@ -137,3 +137,12 @@ def test_a_summit_outside_its_interval_is_counted_and_refused_where_too_many(tmp
         with pytest.raises(InputError, match=r"1 of 3 rows cannot be used .*with a summit outside"):
             read_intervals(tmp_path / name)
         assert read_intervals(tmp_path / name, most_left_out=0.5).summit.tolist() == [150, -1]
+
+
+def test_a_letter_for_several_bases_is_an_n_of_a_short_window_and_edges_may_be_padded(tmp_path):
+    (tmp_path / "r.fa").write_text(">chr1\n" + "ACGTR" + "ACGTA" * 3 + "\n")
+    genome, table = Fasta(tmp_path / "r.fa"), intervals_of([Interval("chr1", 0, 6)])
+    assert decode(cut_windows(genome, table).codes[0]) == "ACGTNA"
+    with pytest.raises(InputError, match=r'Take edges="pad"'):
+        cut_windows(genome, table, 10)
+    assert decode(cut_windows(genome, table, 10, edges="pad").codes[0]) == "NNACGTNACG"
