@@ -45,13 +45,11 @@ class GeneNetwork:
       edges: E of them.
       organism: "human" or "mouse".
       unknown: names that are no gene of the organism -> lines that had them.
-      licence: as the user states it, or the table; "" where unknown.
     """
 
     edges: EdgeTable
     organism: str
     unknown: dict[str, int]
-    licence: str = ""
 
     def __len__(self) -> int:
         return len(self.edges)
@@ -60,6 +58,11 @@ class GeneNetwork:
     def problems(self) -> dict[str, int]:
         """What was found -> how many lines."""
         return self.edges.problems
+
+    @property
+    def licence(self) -> str:
+        """As the table states it; "" where it does not."""
+        return self.edges.licence
 
     def coverage(self, gene_ids: np.ndarray) -> Coverage:
         """Of the sources, the targets and the edges, those whose genes are among str [G]."""
@@ -99,7 +102,7 @@ class IndexedEdges:
     confidence: np.ndarray
 
 
-def network_of_genes(table: EdgeTable, organism: str = "human", licence: str = "") -> GeneNetwork:
+def network_of_genes(table: EdgeTable, organism: str = "human") -> GeneNetwork:
     """Maps the names of a table to genes; lines whose names are none are counted and left out.
 
     Raises InputError where less than half of the names are genes of the organism; says so where they are another's.
@@ -110,7 +113,7 @@ def network_of_genes(table: EdgeTable, organism: str = "human", licence: str = "
     left, problems = table.among(kept), why | table.problems
     own = source[kept], target[kept], left.sign, left.confidence, left.weight
     edges = merged_edges(*own, table.name, problems, left.about)
-    return GeneNetwork(edges, organism, unknown, licence or table.licence)
+    return GeneNetwork(edges, organism, unknown)
 
 
 def genes_of(table: EdgeTable, organism: str) -> tuple[dict[str, str], dict[str, int], dict[str, int]]:

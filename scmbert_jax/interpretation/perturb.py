@@ -148,6 +148,7 @@ class Perturbation:
       found: each gene in each cell type in which enough cells have it.
       skipped: table of perturbed, cell_type, cells, with_it: what was not scored.
       unlabelled: cells without a value of `PerturbOptions.by`, which are left out.
+      covers: how much of `PerturbOptions.network` the model's genes have; "" without one.
       read_out: what a response is (`perturbation.read_out_of`).
       model, data: their folder and path; options: as asked.
     """
@@ -155,6 +156,7 @@ class Perturbation:
     found: tuple[PerturbedGene, ...]
     skipped: pd.DataFrame
     unlabelled: int
+    covers: str
     read_out: str
     model: str
     data: str
@@ -212,7 +214,9 @@ def perturb(
     dataset = opened.cells.dataset
     labels = np.full(len(dataset.cell_ids), ALL_CELLS) if groups is None else groups(dataset)
     of_cell = labels[opened.rows]
-    degree = None if options.network is None else _degree(options.network, known.ids, model.feature_space.organism)
+    degree, covers = None, ""
+    if options.network is not None:
+        degree, covers = _degree(options.network, known.ids, model.feature_space.organism)
     counts, expression = opened.drawn.counts["rna"], _rna_expression(opened)
     types = sorted(set(of_cell.tolist()))
     having = {name: counts[np.flatnonzero(of_cell == name)].getnnz(axis=0) for name in types}
@@ -237,6 +241,7 @@ def perturb(
         tuple(found),
         pd.DataFrame(skipped, columns=columns),
         int((labels == "").sum()),
+        covers,
         read_out_of(model),
         where,
         path,
@@ -392,8 +397,10 @@ def _require_cells(path: str, names: Array, genes: Array, having: dict[str, Arra
             )
 
 
-def _degree(network: str, gene_ids: Array, organism: str | None) -> Array:
-    """int64 [G]: edges of a network that each gene is in."""
+def _degree(network: str, gene_ids: Array, organism: str | None) -> tuple[Array, str]:
+    """(int64 [G], edges of a network that each gene is in; how much of it they have)."""
     species = organism or "human"
-    edges = network_of_genes(read_network(network, species), species).indexed(gene_ids)
-    return np.bincount(edges.source, minlength=len(gene_ids)) + np.bincount(edges.target, minlength=len(gene_ids))
+    known = network_of_genes(read_network(network, species), species)
+    edges = known.indexed(gene_ids)
+    degree = np.bincount(edges.source, minlength=len(gene_ids)) + np.bincount(edges.target, minlength=len(gene_ids))
+    return degree, f"{network}: {known.coverage(gene_ids)} are in the model"

@@ -79,6 +79,7 @@ def perturbation_document(found: Perturbation) -> dict[str, Any]:
         "summary": _records(found.summary()),
         "not_scored": _records(found.skipped),
         "cells_without_a_label": found.unlabelled,
+        "network_coverage": found.covers or None,
         "matched": [
             {"perturbed": own.name, "cell_type": own.cell_type, "genes": list(own.matched)} for own in found.found
         ],
@@ -104,7 +105,7 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def printed(found: Perturbation) -> str:
     """What a terminal shows."""
-    parts = [*(_sentence(own) for own in found.found), *_not_scored(found)]
+    parts = [*(_sentence(own) for own in found.found), *_further(found)]
     for own in found.found:
         parts.append(f"\n{_label(own)}: the first {_SHOWN} downstream genes ({_what(found)}):\n")
         parts.append(_text_table(_first(own)))
@@ -127,9 +128,12 @@ def _sentence(own: PerturbedGene) -> str:
     )
 
 
-def _not_scored(found: Perturbation) -> list[str]:
-    unlabelled = [f"{found.unlabelled:,} cells have no value in obs[{found.options.by!r}] and are left out."]
-    return unlabelled * (found.unlabelled > 0) + [
+def _further(found: Perturbation) -> list[str]:
+    """What was not looked at, and how much of the network was."""
+    lines = [f"{found.covers}."] if found.covers else []
+    if found.unlabelled:
+        lines.append(f"{found.unlabelled:,} cells have no value in obs[{found.options.by!r}] and are left out.")
+    return lines + [
         f"{row['perturbed']} in {row['cell_type']}: not scored, {row['with_it']:,} of {row['cells']:,} cells have it."
         for row in found.skipped.to_dict("records")
     ]
@@ -165,7 +169,7 @@ def write_perturbation_report(path: Path, found: Perturbation, run_info: dict[st
             "options": vars(found.options),
             **run_info,
         },
-        summary=[*(_sentence(own) for own in found.found), *_not_scored(found)],
+        summary=[*(_sentence(own) for own in found.found), *_further(found)],
         scores=[(_label(own), perturbation_figure(own), caption) for own in found.found[:_MOST_FIGURES]],
         tables=tables,
         notes=[f"Response: change of {RESPONSES[found.read_out]}.", *NOTES],

@@ -251,7 +251,10 @@ def test_cells_without_a_label_are_counted_and_a_gene_of_all_cells_has_no_mean_s
     cells.obs["none"] = np.full(150, np.nan)
     cells.write_h5ad(tmp_path / "cells.h5ad")
     own = ("perturb", pbmc_model, tmp_path / "cells.h5ad", "--gene", cells.var_names[0], *FEW)
-    document = json.loads(scmbert_ok(*own, "--by", "kind", "--json"))
+    one, other, third = cells.var_names[:3]
+    (tmp_path / "edges.csv").write_text(f"source,target\n{one},{other}\n{one},{third}\n{third},GATA1\n")
+    document = json.loads(scmbert_ok(*own, "--by", "kind", "--network", tmp_path / "edges.csv", "--json"))
+    assert "2 of 2 regulators, 2 of 3 targets, 2 of 3 edges are in the model" in document["network_coverage"]
     (row,) = document["summary"]
     assert (row["cells"], document["cells_without_a_label"]) == (120, 30)
     assert row["with_it"] == 120
