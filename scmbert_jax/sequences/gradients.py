@@ -80,7 +80,7 @@ class IntegratedGradients:
     steps: int
 
     def relative_error(self) -> float:
-        """The sum of |errors| as a fraction of that of |differences|; 0 where both are 0."""
+        """The sum of the errors' sizes as a fraction of that of the differences; 0 where both are 0."""
         error, whole = float(np.abs(self.errors).sum()), float(np.abs(self.differences).sum())
         return error / whole if whole else (np.inf if error else 0.0)
 
