@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.synthetic.cells import synthetic_batch, synthetic_layout
+from data_pipelines.synthetic.networks import with_synthetic_network
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import (
     DataConfig,
@@ -38,6 +39,7 @@ from scmbert_jax.training.train_step import make_train_step
 PLATFORM = jax.default_backend()
 DEVICES = jax.device_count()
 LAYOUT = synthetic_layout(64, 16, 32, {"technical_batch": 3})
+WITH_NETWORK = with_synthetic_network(LAYOUT, 100)
 TOKENS = {"rna": 16, "protein": 8, "atac": 8}
 CONFIG = ExperimentConfig(
     modalities=ModalitiesConfig(
@@ -54,7 +56,9 @@ OBJECTIVES = tuple(field.name for field in dataclasses.fields(ObjectivesConfig))
 
 
 def config_of(objective: str, **model: object) -> ExperimentConfig:
-    """That objective alone, and another attention if asked for."""
+    """That objective alone, over a network if it is of one, and another attention if asked for."""
+    if objective == "link_prediction":
+        model |= {"networks": ("network.csv",), "graph": "learned"}
     weights = {
         name: dataclasses.replace(getattr(CONFIG.objectives, name), weight=float(name == objective))
         for name in OBJECTIVES
@@ -75,7 +79,7 @@ class Training:
 
     def __init__(self, config: ExperimentConfig, objective: str):
         self.config, self.mesh = config, make_mesh(config.mesh)
-        model = ModelDefinition(config, LAYOUT)
+        model = ModelDefinition(config, WITH_NETWORK if config.model.networks else LAYOUT)
         optimizer = make_optimizer(config, model)
         self.abstract = abstract_state(model, optimizer, self.mesh)
         self.state = initial_state(model, optimizer, self.mesh)

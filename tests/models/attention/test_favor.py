@@ -214,6 +214,7 @@ class DirectionsSeen:
     """An objective that trains nothing and reports the mean of the directions that a step sees."""
 
     needs_whole_batch = False
+    reads_table = True
 
     def loss(self, model, feature_table, batch, key):
         mean = model.encoder.blocks.attention.directions[...].mean()
