@@ -82,6 +82,8 @@ def _names(path: str | Path, organism: str) -> list[str]:
         raise InputError(f"{path}: no regulator in it; expected one name per line, or a table of edges.")
     if any(mark in line for line in lines[:10] for mark in "\t,; "):
         return read_network(path, organism).source.tolist()
+    if len(data) > _MOST_BYTES:
+        raise InputError(f"{path}: more than {_MOST_BYTES >> 20} MiB of names; expected one regulator per line.")
     # A heading that is a symbol, too (TF, transferrin), would be a regulator that nobody named.
     names = lines[1:] if lines[0].lower() in COLUMNS["source"] else lines
     if not names:

@@ -24,6 +24,7 @@ from scmbert_jax.models.link_decoders import EDGE, SIGN
 from scmbert_jax.networks.attention import attention_times
 from scmbert_jax.networks.embedding import gene_states
 from scmbert_jax.networks.infer import InferOptions, infer_networks, top_pairs
+from scmbert_jax.networks.regulators import read_regulators
 from scmbert_jax.networks.scores import Resampling
 from scmbert_jax.pretrained import load_model
 from scmbert_jax.scmbert import ModelDefinition
@@ -306,3 +307,12 @@ def test_nothing_is_replaced_unless_told(pbmc_model, file, regulators, tmp_path)
     shutil.copy(file, tmp_path / "cells.csv")
     assert "is what is read" in infer(pbmc_model, tmp_path / "cells.csv", regulators, tmp_path / "cells.csv").err
     assert "source,target,weight" in scmbert_ok("networks", "infer", "--help")
+
+
+def test_a_list_of_regulators_that_is_too_long_is_refused_and_not_cut(pbmc_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("scmbert_jax.networks.regulators._MOST_BYTES", 6)
+    listed = tmp_path / "many.txt"
+    listed.write_text("SPI1\nGATA1\n")
+    genes = load_model(pbmc_model).feature_space.modalities["rna"]
+    with pytest.raises(InputError, match="more than 0 MiB of names"):
+        read_regulators(listed, genes)
