@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import pandas as pd
 
 from data_pipelines.features.genome_assembly import assembly_of_genome, ucsc_name
 from data_pipelines.features.interval_file import BED6, NARROW_PEAK, count_columns, header_lines, interval_blocks
 from data_pipelines.genome.fasta import Fasta
+from data_pipelines.genome.header_table import is_table, read_header_table, whole_numbers
 from data_pipelines.genome.interval import Interval, Strand
 from data_pipelines.genome.left_out import MOST_LEFT_OUT, LeftOut
 from scmbert_jax.errors import InputError
@@ -25,8 +25,6 @@ COLUMNS = {
     "name": ("name", "id", "peak_id"),
     "summit": ("summit",),
 }
-_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
-MOST_BASES = 1 << 40  # far beyond any sequence: a position above it is none
 
 
 @dataclass(frozen=True)
@@ -64,16 +62,9 @@ class IntervalTable:
         return Interval(*place, cast(Strand, str(self.strand[row])), str(self.name[row]))
 
     def take(self, rows: np.ndarray) -> "IntervalTable":
-        """Some rows: int [m], or bool [n]."""
-        return IntervalTable(
-            self.chromosome[rows],
-            self.start[rows],
-            self.end[rows],
-            self.strand[rows],
-            self.name[rows],
-            self.summit[rows],
-            self.where,
-        )
+        """Some rows: int [m], or bool [n]. What was counted stays what was counted of the file."""
+        columns = ("chromosome", "start", "end", "strand", "name", "summit")
+        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
     @property
     def ids(self) -> np.ndarray:
@@ -124,7 +115,7 @@ def read_intervals(
 
     Raises InputError: damaged; more than these fractions; nothing left; its name or header say another assembly.
     """
-    table = _read_table(path) if str(path).lower().endswith(_TABLES) else _read_bed(path)
+    table = _read_table(path) if is_table(path) else _read_bed(path)
     if ucsc_names:
         names, inverse = np.unique(table.chromosome, return_inverse=True)
         table = replace(table, chromosome=np.array([ucsc_name(str(name)) for name in names], dtype=str)[inverse])
@@ -203,8 +194,7 @@ def names_remedy(names: np.ndarray, fasta: Fasta) -> str:
 
 
 def _refuse_another_assembly(path: str | Path, fasta: Fasta) -> None:
-    tables = str(path).lower().endswith(_TABLES)
-    for what, said in (("name", Path(path).name), ("header", "" if tables else " ".join(header_lines(path)))):
+    for what, said in (("name", Path(path).name), ("header", "" if is_table(path) else " ".join(header_lines(path)))):
         found = assembly_of_genome(said)
         if found not in (None, fasta.assembly):
             raise InputError(f"{path}: its {what} says {found}, but {fasta.name} is of {fasta.assembly}; lift it over")
@@ -229,33 +219,15 @@ def _read_bed(path: str | Path) -> IntervalTable:
 
 
 def _read_table(path: str | Path) -> IntervalTable:
-    try:
-        raw = pd.read_csv(path, sep="\t" if ".tsv" in str(path).lower() else ",", dtype=str, keep_default_na=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); expected a table with a header") from error
-    raw = raw.rename(columns=lambda name: str(name).strip().lower())
-    found = {role: next((name for name in names if name in raw), None) for role, names in COLUMNS.items()}
-    if missing := [role for role in ("chromosome", "start", "end") if found[role] is None]:
-        expected = "; ".join(f"{role}: {', '.join(COLUMNS[role])}" for role in missing)
-        raise InputError(f"{path}: columns {', '.join(raw.columns[:8])}; expected also one of {expected}")
-    numbers = {
-        role: pd.to_numeric(raw[found[role]], errors="coerce") if found[role] else pd.Series(-1.0, raw.index)
-        for role in ("start", "end", "summit")
-    }
-    for role, values in numbers.items():
-        bad = (values.isna() | (values % 1 != 0) | (values.abs() > MOST_BASES)).to_numpy()
-        if bad.any():
-            row = int(np.argmax(bad))
-            raise InputError(
-                f"{path}, line {row + 2:,}, column {found[role]}: {raw[found[role]].iloc[row]!r} is no position"
-            )
-    strand = raw[found["strand"]].str.strip().to_numpy(str) if found["strand"] else np.full(len(raw), ".")
+    raw, found = read_header_table(path, COLUMNS, ("chromosome", "start", "end"))
+    size = len(raw)
+    strand = raw[found["strand"]].str.strip().to_numpy(str) if "strand" in found else np.full(size, ".")
     return IntervalTable(
         raw[found["chromosome"]].str.strip().to_numpy(str),
-        numbers["start"].to_numpy(np.int64),
-        numbers["end"].to_numpy(np.int64),
+        whole_numbers(path, raw[found["start"]]),
+        whole_numbers(path, raw[found["end"]]),
         np.where(strand == "", ".", strand),
-        raw[found["name"]].to_numpy(str) if found["name"] else np.full(len(raw), ""),
-        numbers["summit"].to_numpy(np.int64),
+        raw[found["name"]].to_numpy(str) if "name" in found else np.full(size, ""),
+        whole_numbers(path, raw[found["summit"]]) if "summit" in found else np.full(size, -1, np.int64),
         str(path),
     )

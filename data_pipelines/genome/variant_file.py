@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from data_pipelines.features.genome_assembly import assembly_of_genome, ucsc_name
 from data_pipelines.genome.bases import UNKNOWN, encode
 from data_pipelines.genome.fasta import Fasta
-from data_pipelines.genome.interval_table import MOST_BASES, names_remedy
+from data_pipelines.genome.header_table import is_table, read_header_table, whole_numbers
+from data_pipelines.genome.interval_table import names_remedy
 from data_pipelines.genome.left_out import MOST_LEFT_OUT, LeftOut
 from data_pipelines.genome.variant import Variant
 from scmbert_jax.errors import InputError
@@ -36,7 +36,6 @@ COLUMNS = {
 }
 _OPTIONAL = ("name", "assembly")
 _MISSING, _NOWHERE = ("", "NA", "na", "nan", "NaN", "."), -1
-_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 _BASES = re.compile("[ACGTN]*")
 _POSITION = re.compile("[0-9]{1,12}")
 _CONTIG = re.compile(r"^##contig=<.*?ID=(?P<name>[^,>]+).*?length=(?P<length>\d+)")
@@ -73,17 +72,9 @@ class VariantTable:
         return Variant(str(self.chromosome[row]), int(self.position[row]), *alleles, str(self.name[row]))
 
     def take(self, rows: np.ndarray) -> "VariantTable":
-        """Some rows: int [m], or bool [n]."""
-        return VariantTable(
-            self.chromosome[rows],
-            self.position[rows],
-            self.reference_bases[rows],
-            self.alternate_bases[rows],
-            self.name[rows],
-            self.line[rows],
-            self.where,
-            self.left_out,
-        )
+        """Some rows: int [m], or bool [n]. What was left out stays what was left out of the file."""
+        columns = ("chromosome", "position", "reference_bases", "alternate_bases", "name", "line")
+        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
 
 def read_variants(
@@ -109,8 +100,7 @@ def read_variants(
 
     Raises InputError: damaged; more than that; nothing left; another build, or several.
     """
-    is_table = str(path).lower().endswith(_TABLES)
-    columns, contigs = _read_table(Path(path)) if is_table else _read_vcf(Path(path))
+    columns, contigs = _read_table(Path(path)) if is_table(path) else _read_vcf(Path(path))
     columns = _of_assembly(path, columns, assembly, fasta)
     if ucsc_names:
         columns["chromosome"] = [ucsc_name(name) for name in columns["chromosome"]]
@@ -257,21 +247,9 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _read_table(path: Path) -> tuple[dict[str, list], dict[str, int]]:
-    try:
-        raw = pd.read_csv(path, sep="\t" if ".tsv" in path.name.lower() else ",", dtype=str, keep_default_na=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); expected a table of variants with a header") from error
-    raw = raw.rename(columns=lambda name: str(name).strip().lower())
-    found = {role: next((name for name in names if name in raw), None) for role, names in COLUMNS.items()}
-    if missing := [role for role in COLUMNS if role not in _OPTIONAL and found[role] is None]:
-        expected = "; ".join(f"{role}: {', '.join(COLUMNS[role])}" for role in missing)
-        raise InputError(f"{path}: columns {', '.join(raw.columns[:8])}; expected also one of {expected}")
-    position = pd.to_numeric(raw[found["position"]].replace(dict.fromkeys(_MISSING, str(_NOWHERE))), errors="coerce")
-    bad = (position.isna() | (position % 1 != 0) | (position.abs() > MOST_BASES)).to_numpy()
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise InputError(f"{path}, line {row + 2:,}: {raw[found['position']].iloc[row]!r} is no position (1-based)")
-    columns = {role: raw[name].tolist() for role, name in found.items() if name is not None}
-    columns["position"] = position.astype(np.int64).tolist()
+    raw, found = read_header_table(path, COLUMNS, tuple(role for role in COLUMNS if role not in _OPTIONAL))
+    columns = {role: raw[name].tolist() for role, name in found.items()}
+    position = raw[found["position"]].replace(dict.fromkeys(_MISSING, str(_NOWHERE)))
+    columns["position"] = whole_numbers(path, position).tolist()
     columns.setdefault("name", [""] * len(raw))
     return columns | {"line": [*range(2, len(raw) + 2)]}, {}

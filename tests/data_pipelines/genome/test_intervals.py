@@ -146,3 +146,15 @@ def test_a_letter_for_several_bases_is_an_n_of_a_short_window_and_edges_may_be_p
     with pytest.raises(InputError, match=r'Take edges="pad"'):
         cut_windows(genome, table, 10)
     assert decode(cut_windows(genome, table, 10, edges="pad").codes[0]) == "NNACGTNACG"
+
+
+def test_columns_of_the_same_name_are_refused(tmp_path):
+    (tmp_path / "peaks.csv").write_text("chrom,start,end,START\nchr1,5,9,6\n")
+    with pytest.raises(InputError, match="peaks.csv: column 'start' is there twice"):
+        read_intervals(tmp_path / "peaks.csv")
+
+
+def test_counts_stay_with_the_rows_that_are_taken(tmp_path):
+    (tmp_path / "peaks.bed").write_text("chr1\t1\t9\nchr1\t5\t3\nchr1\t5\t12\n")
+    table = read_intervals(tmp_path / "peaks.bed", most_left_out=0.5).take(np.array([1]))
+    assert (len(table), table.overlapping, sum(table.left_out.values())) == (1, 2, 1)
