@@ -150,7 +150,7 @@ def test_a_letter_for_several_bases_is_an_n_of_a_short_window_and_edges_may_be_p
 
 def test_columns_of_the_same_name_are_refused(tmp_path):
     (tmp_path / "peaks.csv").write_text("chrom,start,end,START\nchr1,5,9,6\n")
-    with pytest.raises(InputError, match="peaks.csv: column 'start' is there twice"):
+    with pytest.raises(InputError, match="column 'start' is there twice"):
         read_intervals(tmp_path / "peaks.csv")
 
 
