@@ -60,6 +60,13 @@ class CutBatch:
     profiles: dict[str, CellProfile] | None = None
 
 
+def rows_of_lengths(lengths: jax.Array, width: int) -> TokenSequence:
+    """Rows [B, width] of which an encoder that all modalities share needs to know no more than int32 [B] lengths."""
+    valid = jnp.arange(width)[None] < lengths[:, None]
+    zeros, ids = jnp.zeros(valid.shape), jnp.zeros(valid.shape, jnp.int32)
+    return TokenSequence(ids, zeros, zeros, zeros, zeros, ids, valid, lengths[:, None], (("", width),))
+
+
 def pack_tokens(batch: CellBatch | CutBatch, only: Iterable[str] | None = None) -> TokenSequence:
     """Joins the modalities of each cell (or those of `only`) and moves padding to the end.
 
