@@ -59,8 +59,9 @@ ROOMS = (
     ("cells",),
     ("readers", "corpus"),
     ("tfds_blocks", "checks", "sampling", "networks"),
+    ("genome",),
     ("synthetic",),
-    ("build", "genome"),
+    ("build",),
     ("batches",),
 )
 
