@@ -55,3 +55,34 @@ class SequenceConfig:
         require(pools, f"{where}.stem_pool", self.stem_pool, f"1: tokens are {self.tokens}, not bases")
         strands = ("given",) if self.tokens == "bpe" else ("given", "both", "equivariant")
         require(self.strands in strands, f"{where}.strands", self.strands, "given: bpe has no mirrored tokens")
+
+
+@dataclass(frozen=True)
+class RegionConfig:
+    """How a matrix of regions by regulators is read, and joined with the sequence (models/dna/)."""
+
+    encoder: Literal["swin", "set"] = "swin"
+    """`swin`: patches of the matrix that attend within windows, which are shifted in every second layer (Liu et al.
+    2021; GeneBERT's kind, without its merging of patches); `set`: a token per region, of which the order is not known,
+    as in GET."""
+    num_regions: int = 9
+    """Regions that are read with each sequence, by position around it on its chromosome, its own among them (K)."""
+    num_layers: int = 2
+    patch_regions: int = 1
+    """Of `swin`: regions of a patch."""
+    patch_columns: int = 16
+    """Of `swin`: regulators of a patch."""
+    window_regions: int = 5
+    """Of `swin`: patches of a window along the regions."""
+    window_columns: int = 8
+    """Of `swin`: patches of a window along the regulators."""
+    fusion_layers: int = 1
+    """Layers in which tokens of the sequence and of the regions attend to each other."""
+    open_only: bool = True
+    """Regions that are closed in the cell type of a row (accessibility 0) are not read, but for the sequence's own:
+    which regions are open says what the cell type is (GET)."""
+
+    def validate(self, where: str) -> None:
+        sizes = ("num_regions", "num_layers", "patch_regions", "patch_columns", "window_regions", "window_columns")
+        for name in (*sizes, "fusion_layers"):
+            require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "1 or more")
