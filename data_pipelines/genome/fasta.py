@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.features.genome_assembly import CHROMOSOME_LENGTHS, ucsc_name
+from data_pipelines.features.genome_assembly import CHROMOSOME_LENGTHS, assembly_of_genome, ucsc_name
 from data_pipelines.genome.bases import MOST_FOREIGN, UNKNOWN, encode, reverse_complement
 from data_pipelines.genome.fasta_index import INDEX_AGAIN, Record, made_index, stored_index
 from data_pipelines.genome.interval import Interval
@@ -22,7 +22,7 @@ class Fasta:
 
     Args:
       path: of the file.
-      assembly: "hg38", ...: the lengths of its chromosomes must be those of this assembly. None: whatever they are.
+      assembly: "hg38", "GRCh38", ...: the lengths of its chromosomes must be those of this assembly. None: whatever they are.
       ucsc_names: sequences are called as UCSC calls them ("1" becomes "chr1", "MT" "chrM").
 
     Attributes:
@@ -34,7 +34,7 @@ class Fasta:
 
     def __init__(self, path: str | Path, assembly: str | None = None, ucsc_names: bool = False):
         self.name = str(path)
-        self.assembly = assembly
+        self.assembly = assembly if assembly is None else assembly_of_genome(assembly) or assembly
         self._text = open_text(path)
         index = Path(f"{path}.fai")
         found = stored_index(index, self._text.size) if index.is_file() else made_index(self._text, self.name)
@@ -45,8 +45,8 @@ class Fasta:
                 raise InputError(f"{path}: two sequences are called {name}; remove one, or give it another name")
             self._records[name] = record
         self.lengths = {name: record.length for name, record in self._records.items()}
-        if assembly is not None:
-            check_lengths(self.lengths, assembly, self.name)
+        if self.assembly is not None:
+            check_lengths(self.lengths, self.assembly, self.name)
 
     def codes(self, chromosome: str, start: int, end: int, most_foreign: float = MOST_FOREIGN) -> np.ndarray:
         """uint8 [end - start]: bases [start, end) of the forward strand, 0-based half-open, as codes (`bases`).

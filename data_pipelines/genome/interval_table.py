@@ -119,8 +119,7 @@ def read_intervals(
     if ucsc_names:
         names, inverse = np.unique(table.chromosome, return_inverse=True)
         table = replace(table, chromosome=np.array([ucsc_name(str(name)) for name in names], dtype=str)[inverse])
-    if fasta is not None and fasta.assembly is not None:
-        _refuse_another_assembly(path, fasta)
+    refuse_another_assembly(path, fasta, "" if is_table(path) else " ".join(header_lines(path)))
     left_out = LeftOut(str(path), len(table))
     kept, remedy = _usable(table, fasta, left_out)
     left_out.refuse(most_left_out, remedy)
@@ -193,8 +192,11 @@ def names_remedy(names: np.ndarray, fasta: Fasta) -> str:
     return ""
 
 
-def _refuse_another_assembly(path: str | Path, fasta: Fasta) -> None:
-    for what, said in (("name", Path(path).name), ("header", "" if is_table(path) else " ".join(header_lines(path)))):
+def refuse_another_assembly(path: str | Path, fasta: Fasta | None, header: str) -> None:
+    """Raises InputError where the name of a file, or what its header says, is another assembly than that of `fasta`."""
+    if fasta is None or fasta.assembly is None:
+        return
+    for what, said in (("name", Path(path).name), ("header", header)):
         found = assembly_of_genome(said)
         if found not in (None, fasta.assembly):
             raise InputError(f"{path}: its {what} says {found}, but {fasta.name} is of {fasta.assembly}; lift it over")

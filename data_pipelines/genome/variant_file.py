@@ -20,7 +20,7 @@ from data_pipelines.features.genome_assembly import assembly_of_genome, ucsc_nam
 from data_pipelines.genome.bases import UNKNOWN, encode
 from data_pipelines.genome.fasta import Fasta
 from data_pipelines.genome.header_table import is_table, read_header_table, whole_numbers
-from data_pipelines.genome.interval_table import names_remedy
+from data_pipelines.genome.interval_table import names_remedy, refuse_another_assembly
 from data_pipelines.genome.left_out import MOST_LEFT_OUT, LeftOut
 from data_pipelines.genome.variant import Variant
 from scmbert_jax.errors import InputError
@@ -38,6 +38,8 @@ _OPTIONAL = ("name", "assembly")
 _MISSING, _NOWHERE = ("", "NA", "na", "nan", "NaN", "."), -1
 _BASES = re.compile("[ACGTN]*")
 _POSITION = re.compile("[0-9]{1,12}")
+# What a header says of the genome: ##reference=file:///GRCh38.fa, ##assembly=..., ##contig=<ID=1,assembly=b37>.
+_BUILD = re.compile(r"^##(?:reference|assembly)=(.*)|^##contig=<.*?assembly=([^,>]+)")
 _CONTIG = re.compile(r"^##contig=<.*?ID=(?P<name>[^,>]+).*?length=(?P<length>\d+)")
 
 
@@ -100,7 +102,8 @@ def read_variants(
 
     Raises InputError: damaged; more than that; nothing left; another build, or several.
     """
-    columns, contigs = _read_table(Path(path)) if is_table(path) else _read_vcf(Path(path))
+    columns, contigs, build = _read_table(Path(path)) if is_table(path) else _read_vcf(Path(path))
+    refuse_another_assembly(path, fasta, build)
     columns = _of_assembly(path, columns, assembly, fasta)
     if ucsc_names:
         columns["chromosome"] = [ucsc_name(name) for name in columns["chromosome"]]
@@ -205,9 +208,10 @@ def _refuse_another_build(path: str | Path, contigs: Mapping[str, int], fasta: F
         )
 
 
-def _read_vcf(path: Path) -> tuple[dict[str, list], dict[str, int]]:
-    """The columns of `VariantTable`, a row per alternate allele; the lengths of contigs in its header."""
+def _read_vcf(path: Path) -> tuple[dict[str, list], dict[str, int], str]:
+    """The columns of `VariantTable`, a row per alternate allele; the lengths of contigs and the build in its header."""
     contigs: dict[str, int] = {}
+    builds: dict[str, None] = {}
     columns: dict[str, list] = {
         role: [] for role in ("chromosome", "position", "reference", "alternate", "name", "line")
     }
@@ -216,6 +220,8 @@ def _read_vcf(path: Path) -> tuple[dict[str, list], dict[str, int]]:
         if line.startswith("#"):
             if match := _CONTIG.match(line):
                 contigs[match["name"]] = int(match["length"])
+            if match := _BUILD.match(line):
+                builds[match[1] or match[2]] = None
             continue
         if not line.strip():
             continue
@@ -233,7 +239,7 @@ def _read_vcf(path: Path) -> tuple[dict[str, list], dict[str, int]]:
         raise InputError(
             f"{path}: no variant in it ({number:,} lines); expected lines of CHROM, POS, ID, REF, ALT, ..."
         )
-    return columns, contigs
+    return columns, contigs, " ".join(builds)
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -246,10 +252,10 @@ def _lines(path: Path) -> Iterator[str]:
         raise InputError(f"{path}: cannot be read ({error}); copy or download it again") from error
 
 
-def _read_table(path: Path) -> tuple[dict[str, list], dict[str, int]]:
+def _read_table(path: Path) -> tuple[dict[str, list], dict[str, int], str]:
     raw, found = read_header_table(path, COLUMNS, tuple(role for role in COLUMNS if role not in _OPTIONAL))
     columns = {role: raw[name].tolist() for role, name in found.items()}
     position = raw[found["position"]].replace(dict.fromkeys(_MISSING, str(_NOWHERE)))
     columns["position"] = whole_numbers(path, position).tolist()
     columns.setdefault("name", [""] * len(raw))
-    return columns | {"line": [*range(2, len(raw) + 2)]}, {}
+    return columns | {"line": [*range(2, len(raw) + 2)]}, {}, ""

@@ -122,3 +122,16 @@ def test_the_mutagenesis_of_the_shared_data_is_read_as_a_table(shared_data):
     assert 44_000 < len(table) < 45_000
     keys = np.char.add(np.char.add(table.chromosome, ":"), table.position.astype(str))
     assert len(np.unique(np.char.add(keys, table.reference_bases))) == len(np.unique(keys))
+
+
+@pytest.mark.parametrize(
+    "said", ["##reference=file:///data/GRCh37.fa", "##contig=<ID=chr1,assembly=b37>", "##assembly=hg19"]
+)
+def test_a_vcf_whose_header_says_another_build_is_refused(tmp_path, fasta, said):
+    fasta.assembly = "hg38"
+    own = HEADER.replace("#CHROM", f"{said}\n#CHROM")
+    with pytest.raises(InputError, match=r"a\.vcf: its header says hg19, but .*genome\.fa is of hg38"):
+        read_variants(vcf(tmp_path, *GOOD, header=own), fasta)
+    # What a program says of its own doing is no statement about the genome.
+    own = HEADER.replace("#CHROM", "##source=liftover from hg19\n##reference=GRCh38\n#CHROM")
+    assert len(read_variants(vcf(tmp_path, *GOOD, header=own), fasta)) == len(GOOD)
