@@ -22,7 +22,7 @@ class Fasta:
 
     Args:
       path: of the file.
-      assembly: "hg38", "GRCh38", ...: the lengths of its chromosomes must be those of this assembly. None: whatever they are.
+      assembly: "hg38", "GRCh38", ...: its chromosomes must be as long as there. None: nothing is compared.
       ucsc_names: sequences are called as UCSC calls them ("1" becomes "chr1", "MT" "chrM").
 
     Attributes:
