@@ -88,6 +88,13 @@ ANNOTATOR = FolderKind(
     re.compile(r"annotator\.json|annotator\.npz|labelled_cells\.npz|feature_space\.parquet|model|ANNOTATOR_CARD\.md"),
     CheckpointError,
 )
+REGULATORY = FolderKind(
+    "a regulatory model",
+    "regulatory.json",
+    frozenset({"format_version", "task", "parts"}),
+    re.compile(r"regulatory\.json|regulatory\.npz|REGULATORY_CARD\.md"),
+    CheckpointError,
+)
 EXPLANATION = FolderKind(
     "an explanation",
     "explanation.json",
@@ -95,7 +102,7 @@ EXPLANATION = FolderKind(
     re.compile(r"explanation\.json|attributions\.parquet|markers\.csv|deletion\.csv|sanity\.csv|report\.html"),
     ConfigError,
 )
-_PUBLISHED = (CORPUS, MODEL, RUN, ANNOTATOR, ANNOTATION_SCORES, EXPLANATION)
+_PUBLISHED = (CORPUS, MODEL, RUN, ANNOTATOR, ANNOTATION_SCORES, EXPLANATION, REGULATORY)
 
 
 def check_output_file(

@@ -41,6 +41,7 @@ LAYERS = (
     ("warm_start", "run_networks", "torch_models"),
     ("tasks",),
     ("annotation",),
+    ("regulation",),
     ("integration",),
     ("evaluation",),
     ("interpretation",),
