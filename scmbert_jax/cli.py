@@ -41,6 +41,7 @@ from scmbert_jax.commands.evaluate import EvaluateLadder, EvaluatePretraining, E
 from scmbert_jax.commands.evaluate_alignment import EvaluateIntegration, EvaluateMatching
 from scmbert_jax.commands.evaluate_annotation import EvaluateAnnotation
 from scmbert_jax.commands.evaluate_networks import EvaluateNetworks
+from scmbert_jax.commands.evaluate_regulatory import EvaluateRegulatory
 from scmbert_jax.commands.exchange import ExportTorch, ImportModel
 from scmbert_jax.commands.explain import Explain
 from scmbert_jax.commands.failures_told_once import tell_failures_once
@@ -89,6 +90,7 @@ VERBS: dict[str, Any] = {
         "matching": EvaluateMatching,
         "integration": EvaluateIntegration,
         "networks": EvaluateNetworks,
+        "regulatory": EvaluateRegulatory,
         "ladder": EvaluateLadder,
     },
     "bench": {

@@ -33,7 +33,7 @@ VERBS = [
     *("embed", "translate", "match", "label-transfer", "pseudo-pairs", "integrate"),
     *("annotate fit", "annotate predict", "annotate once", "explain", "perturb", "networks infer"),
     *("evaluate pretraining", "evaluate probe", "evaluate annotation", "evaluate translation", "evaluate matching"),
-    *("evaluate integration", "evaluate networks", "evaluate ladder"),
+    *("evaluate integration", "evaluate networks", "evaluate regulatory", "evaluate ladder"),
     *("bench step", "bench padding", "bench objectives", "bench build", "bench input", "bench storage", "bench favor"),
     *("bench annotation", "bench motifs", "bench graph"),
 ]

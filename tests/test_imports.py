@@ -71,7 +71,7 @@ EVALUATION = (
     ("metrics", "intervals", "ridge", "seen_cells", "baselines"),
     ("data",),
     ("report",),
-    ("probe", "alignment", "translation", "pretraining", "annotation", "networks"),
+    ("probe", "alignment", "translation", "pretraining", "annotation", "networks", "regulatory"),
 )
 
 # Makes `import NAME` fail and `find_spec(NAME)` find nothing, as where the package is not installed.

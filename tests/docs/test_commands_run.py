@@ -29,6 +29,7 @@ NOT_RUN = {
     "scmbert bench": "measures for minutes; tests/benchmarks runs each at a smaller size",
     "scmbert perturb": "perturbs 50 genes for each; tests/interpretation/test_perturbation.py runs it on a few",
     "evaluate networks": "needs networks of genes; tests/evaluation/networks/test_network_suite.py makes some",
+    "evaluate regulatory": "needs sets of sequences; tests/evaluation/regulatory makes some",
     "multiome.h5mu": "tests/data_pipelines/features/test_region_links.py builds from a table of links",
     "networks infer": "needs a list of regulators; tests/networks/test_infer.py makes one",
     "evaluate annotation": "fits for minutes; tests/evaluation/annotation/test_annotation_suite.py runs it",
