@@ -81,6 +81,13 @@ class ModelConfig:
     gene2vec's, a name and embed_dim numbers per line. Features that it lacks start at random, as all do without it."""
     feature_rows: Literal["learned", "frozen"] = "learned"
     """Whether training changes the rows of the feature table (scBERT: frozen)."""
+    region_embeddings: str = ""
+    """A table of embeddings of regions, of any width (docs/region_embeddings.md): of scmbert regulate embed-regions, or
+    a matrix of regions by regulators or motifs. The row of a region is a trained projection of its embedding, so that
+    a model reads regions that its training has not seen. A run keeps its own copy."""
+    region_rows: Literal["projected", "both"] = "projected"
+    """What a region's row is with `region_embeddings`: the projection alone, or that and a learned row, which regions
+    that the training has not seen lack."""
     networks: tuple[str, ...] = ()
     """Tables of edges between genes (docs/networks.md), joined into one network, for `graph` and `link_prediction`. A
     run keeps its own copy."""
@@ -347,6 +354,19 @@ class ExperimentConfig:
             "a network for objectives.link_prediction"
             if used
             else "none, or model.graph learned, or objectives.link_prediction.weight above 0: nothing uses it",
+        )
+        own_rows = not self.model.region_embeddings
+        require(
+            self.modalities.atac.num_tokens > 0 or own_rows,
+            "model.region_embeddings",
+            self.model.region_embeddings,
+            "nothing, or modalities.atac.num_tokens above 0: the run reads no regions",
+        )
+        require(
+            self.model.region_rows == "projected" or not own_rows,
+            "model.region_rows",
+            self.model.region_rows,
+            "projected, where model.region_embeddings names no table",
         )
         require(bool(self.objectives.weights()), "objectives.*.weight", 0, "above 0 for at least one objective")
         self.optimizer.validate("optimizer")

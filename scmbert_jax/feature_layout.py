@@ -99,6 +99,11 @@ class FeatureStatistics(NamedTuple):
 EDGE_KINDS = ("regulates", "near", "codes")
 
 
+def digest_of(vectors: np.ndarray | None) -> str | None:
+    """SHA-256, hex, of an array; None for none."""
+    return None if vectors is None else hashlib.sha256(np.ascontiguousarray(vectors).tobytes()).hexdigest()
+
+
 class NetworkEdges(NamedTuple):
     """E directed edges between rows of a feature table; no two have the same source, target and kind.
 
@@ -138,6 +143,8 @@ class FeatureLayout:
       statistics: where the output biases of a new model start; None: at equal fractions.
       start_rows: float32 [F, D], where the rows of the table of a new model start (`ModelConfig.feature_embeddings`);
         nan, or None: at random.
+      region_vectors: float32 [M, W], embeddings of the rows of `slices["atac"]` (`ModelConfig.region_embeddings`); nan
+        where a region has none; None: without.
       network: the edges of `ModelConfig.networks`, and those of `links`; None: without networks.
       messages: what rows hear along (`ModelConfig.graph`): those of `network` that train, or the same shuffled, without
         what is held out and its reverse; None: rows hear nothing.
@@ -149,6 +156,7 @@ class FeatureLayout:
     covariate_sizes: dict[str, int] = field(default_factory=dict)
     statistics: FeatureStatistics | None = None
     start_rows: np.ndarray | None = None
+    region_vectors: np.ndarray | None = None
     network: NetworkEdges | None = None
     messages: NetworkEdges | None = None
     negatives: np.ndarray | None = None

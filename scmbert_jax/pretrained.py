@@ -6,6 +6,7 @@ feature_space.parquet     the features of the model's table
 feature_statistics.npz    what each of them is like by itself: where the model started
 trained_cells.npz         keys of the cells it was trained on, where the run could tell
 network.npz               the edges of its networks, if it was given any
+region_embeddings.npz     the embeddings of its regions, if it was given any
 weights/                  the parameters (Orbax)
 MODEL_CARD.md             for people
 """
@@ -25,6 +26,7 @@ from jax.sharding import SingleDeviceSharding
 
 from data_pipelines.batches.trained_cells import TRAINED_CELLS, TrainedCells, load_trained_cells
 from data_pipelines.features.feature_space import FeatureSpace
+from data_pipelines.genome.region_embeddings import REGION_EMBEDDINGS, read_region_embeddings
 from data_pipelines.networks.model_network import NETWORK, load_network
 from data_pipelines.statistics.feature_statistics import load_statistics
 from scmbert_jax.config import ExperimentConfig, load_config, to_dict
@@ -127,6 +129,9 @@ def read_features(
     layout = replace(space.layout({name: len(values) for name, values in covariates.items()}), statistics=statistics)
     if config.model.networks:
         layout = load_network(folder, layout)
+    if config.model.region_embeddings:
+        vectors = read_region_embeddings(folder / REGION_EMBEDDINGS).of_space(space)
+        layout = replace(layout, region_vectors=vectors)
     return space, ModelDefinition(config, layout)
 
 
@@ -237,7 +242,7 @@ def write_model_files(folder: Path, model: PretrainedModel, source: Path) -> Non
     for name in ("feature_space.parquet", "feature_statistics.npz"):
         shutil.copy(source / name, folder / name)
     (folder / "config.json").write_text(json.dumps(to_dict(model.config), indent=2) + "\n")
-    for name in (TRAINED_CELLS, NETWORK):
+    for name in (TRAINED_CELLS, NETWORK, REGION_EMBEDDINGS):
         if (source / name).exists():
             shutil.copy(source / name, folder / name)
     (folder / "MODEL_CARD.md").write_text(model_card(model))

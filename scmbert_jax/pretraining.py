@@ -33,6 +33,7 @@ from scmbert_jax.parallel.multihost import check_joined, failing_at_once, from_p
 from scmbert_jax.parallel.processes import ALONE, Processes
 from scmbert_jax.plain_text import say
 from scmbert_jax.run_networks import run_networks
+from scmbert_jax.run_regions import run_region_vectors
 from scmbert_jax.training import loop
 from scmbert_jax.training.goodput import read_goodput
 from scmbert_jax.training.run_folder import read_metrics
@@ -214,6 +215,7 @@ def pretrain(
         networks = run_networks(config, mixed.joined.feature_space, run_dir)
         for line in [] if networks is None else networks.words:
             tell(line)
+        region_vectors = run_region_vectors(config, mixed.joined.feature_space, run_dir, tell)
         data = MixtureData(
             batches,
             read_ahead,
@@ -222,6 +224,7 @@ def pretrain(
             made_once=from_process_zero,
             linear_path=config.model.linear_path,
             start_rows=start_rows,
+            region_vectors=region_vectors,
             networks=networks,
             with_earlier=(lambda own: own) if beginning is None else beginning.trained_cells,
         )

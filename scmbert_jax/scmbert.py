@@ -20,6 +20,7 @@ from scmbert_jax.models.gene_head import GeneHead
 from scmbert_jax.models.likelihoods import Likelihood, Prediction, Truth, make_likelihood
 from scmbert_jax.models.linear_path import LinearPath
 from scmbert_jax.models.network_rows import NetworkRows
+from scmbert_jax.models.region_rows import RegionRows
 from scmbert_jax.models.token_sequence import CutBatch, TokenSequence, pack_tokens
 from scmbert_jax.objectives.link_prediction.head import GeneStates
 from scmbert_jax.objectives.mixture import OBJECTIVES
@@ -53,6 +54,9 @@ class ScMbert(nnx.Module):
         # Last, so that all else starts as it does without them.
         self.gene_head: Any = nnx.data(GeneHead(config, layout, rngs) if config.model.gene_head else None)
         self.network: Any = nnx.data(None if layout.messages is None else NetworkRows(config.model, layout, rngs))
+        self.region_rows: Any = nnx.data(
+            None if layout.region_vectors is None else RegionRows(config.model, layout, rngs)
+        )
 
     def feature_table(self, unseen: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
         """Rows of all features, float32 [F, D]; compute it once per step and hand it to the other methods.
@@ -61,7 +65,8 @@ class ScMbert(nnx.Module):
         them, nor along their reverses; -1 is none. `key`: of a training step (`KeyPurpose.NEIGHBOURS`), for
         `ModelConfig.graph_neighbours` and `graph_edge_dropout`; without it rows hear all.
         """
-        return self.table(None if self.network is None else partial(self.network, unseen=unseen, key=key))
+        heard = None if self.network is None else partial(self.network, unseen=unseen, key=key)
+        return self.table(heard, self.region_rows)
 
     def rows(self, feature_table: jax.Array, tokens: TokenSequence) -> jax.Array:
         """The feature of each token, float32 [B, S, D]."""
@@ -218,6 +223,12 @@ def check_layout(config: ExperimentConfig, layout: FeatureLayout) -> None:
                 f"model.covariates names {name!r}, which the corpus does not have; it has "
                 f"{', '.join(layout.covariate_sizes) or 'none'}."
             )
+    if bool(config.model.region_embeddings) != (layout.region_vectors is not None):
+        there = "without" if layout.region_vectors is None else "with"
+        raise ConfigError(
+            f"model.region_embeddings is {config.model.region_embeddings!r}, but the features come {there} embeddings "
+            "of regions."
+        )
     graph, asks = config.model.graph, config.objectives.link_prediction.weight > 0
     if (graph != "off") != (layout.messages is not None) or (asks and layout.negatives is None):
         there = "without a network" if layout.network is None else "with one that was not made for this"

@@ -38,7 +38,7 @@ LAYERS = (
     ("training",),
     ("planning",),
     ("pretrained",),
-    ("warm_start", "run_networks", "torch_models"),
+    ("warm_start", "run_networks", "run_regions", "torch_models"),
     ("tasks",),
     ("annotation",),
     ("regulation",),

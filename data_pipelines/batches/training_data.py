@@ -15,6 +15,7 @@ from data_pipelines.batches.mixture_information import information_of_mixture
 from data_pipelines.batches.read_ahead import ReadAhead
 from data_pipelines.batches.trained_cells import TRAINED_CELLS, TrainedCells, save_trained_cells, trained_cells
 from data_pipelines.batches.whole_cells import drawn_cells, first_cells
+from data_pipelines.genome.region_embeddings import save_region_vectors
 from data_pipelines.networks.model_network import ModelNetworks, save_network
 from data_pipelines.statistics.feature_statistics import (
     as_arrays,
@@ -55,6 +56,7 @@ class MixtureData:
         *,
         linear_path: bool = True,
         start_rows: np.ndarray | None = None,
+        region_vectors: np.ndarray | None = None,
         networks: ModelNetworks | None = None,
         with_earlier: Callable[[TrainedCells | None], TrainedCells | None] = lambda own: own,
     ):
@@ -63,16 +65,16 @@ class MixtureData:
         `started_run`: a run folder; where it is that of a run on the same data, its statistics are read, not made
         again: they take longer than all else before the first batch. `made_once`: of several processes, gives all of
         them the arrays that one of them makes. `linear_path`: whether the model has one; components are made for no
-        other. `start_rows`: `FeatureLayout.start_rows`. `networks`: those of the run. `with_earlier`: given the cells
-        of the run, adds those that the model it starts from has seen (None: not known). Statistics are made when
-        `layout` is first asked for, which raises `InputError` when those of a run cannot be read.
+        other. `start_rows`, `region_vectors`: as in `FeatureLayout`. `networks`: those of the run. `with_earlier`:
+        given the cells of the run, adds those that the model it starts from has seen (None: not known). Statistics are
+        made when `layout` is first asked for, which raises `InputError` when those of a run cannot be read.
         """
         joined = reader.mixture.joined
         self._reader, self._read_ahead = reader, read_ahead
         self.covariates = {name: joined.vocabularies[name] for name in reader.covariates}
         self._target_sums, self._linear_path, self._with_earlier = target_sums, linear_path, with_earlier
         self._started_run, self._made_once, self._start_rows = started_run, made_once, start_rows
-        self._networks = networks
+        self._networks, self._region_vectors = networks, region_vectors
         self.fingerprint = reader.mixture.fingerprint
         self.feature_space_hash = joined.feature_space.content_hash
         self.description = reader.mixture.describe()
@@ -83,7 +85,9 @@ class MixtureData:
         layout = space.layout({name: len(values) for name, values in self.covariates.items()})
         arrays = self._made_once(lambda: as_arrays(self._make_statistics(layout)))
         statistics = from_arrays(arrays, self._linear_path)
-        layout = replace(layout, statistics=statistics, start_rows=self._start_rows)
+        layout = replace(
+            layout, statistics=statistics, start_rows=self._start_rows, region_vectors=self._region_vectors
+        )
         return layout if self._networks is None else self._networks.added_to(layout)
 
     def _make_statistics(self, layout: FeatureLayout) -> FeatureStatistics:
@@ -110,9 +114,12 @@ class MixtureData:
         return self._read_ahead.batches(self._reader, start_step, stop_step)
 
     def save_features(self, folder: Path) -> None:
-        """Writes feature_space.parquet, feature_statistics.npz, network.npz of a run with networks and, where the cells
-        can be told, trained_cells.npz."""
-        self._reader.mixture.joined.feature_space.save(folder / "feature_space.parquet")
+        """Writes feature_space.parquet, feature_statistics.npz, network.npz of a run with networks,
+        region_embeddings.npz of one with those and, where the cells can be told, trained_cells.npz."""
+        space = self._reader.mixture.joined.feature_space
+        space.save(folder / "feature_space.parquet")
+        if self._region_vectors is not None:
+            save_region_vectors(folder, space, self._region_vectors)
         assert self.layout.statistics is not None
         save_statistics(self.layout.statistics, folder / _STATISTICS_FILE)
         if self.layout.network is not None:

@@ -74,6 +74,9 @@ class MakePlan:
 
             layout = with_synthetic_network(layout, _EDGES, hears=config.model.graph != "off")
 
+        if config.model.region_embeddings:
+            layout = self._with_region_vectors(layout, config.model.region_embeddings)
+
         from scmbert_jax.planning.plan import Plan, make_plan
 
         def plan_of(own: ExperimentConfig) -> Plan:
@@ -119,6 +122,18 @@ class MakePlan:
             model, train = result.best.config.model, result.best.config.train
             show(f"use: --model.remat {model.remat} --train.num-microbatches {train.num_microbatches}")
         return 0 if result.best else DOES_NOT_FIT
+
+    def _with_region_vectors(self, layout: "FeatureLayout", table: str) -> "FeatureLayout":
+        """Numbers of the table's width: what they are changes no plan."""
+        from dataclasses import replace
+
+        import numpy as np
+
+        from data_pipelines.genome.region_embeddings import read_region_embeddings
+
+        first, stop = layout.slices["atac"]
+        vectors = np.random.default_rng(0).normal(size=(stop - first, read_region_embeddings(table).width))
+        return replace(layout, region_vectors=vectors.astype(np.float32))
 
     def _layout(self, config: "ExperimentConfig") -> "FeatureLayout":
         in_use = list(config.modalities.in_use())

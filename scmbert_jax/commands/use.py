@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 _NAMED = 10  # features a message lists; the written file has all
 
 
+RegionTable = Annotated[
+    Path | None,
+    tyro.conf.arg(
+        help="Embeddings of the regions to read or to predict, those of training and others: the model's regions are "
+        "then those of this table, embedded as those of training were (--model.region-embeddings)."
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Embed:
     """Add cell embeddings to a copy of a file, as obsm["X_scmbert"].
@@ -50,16 +59,16 @@ class Embed:
     num_tokens: int | None = None
     """Most tokens of a cell, for each modality. Default: 4,096, or what training had. If a cell has more expressed
     features, a message says which fraction is shown."""
+    region_embeddings: RegionTable = None
     allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
 
     def run(self) -> int:
-        from scmbert_jax.pretrained import load_model
         from scmbert_jax.tasks.embed import embed_dataset, embed_jointly
         from scmbert_jax.tasks.write_embedding import check_output, obsm_keys, write_embedding
 
         check_output(self.output, self.file, self.overwrite)
-        model = load_model(self.model_dir, allow_low_coverage=self.allow_low_coverage)
+        model = _model(self.model_dir, self.region_embeddings, self.allow_low_coverage)
         result = (embed_jointly if self.joint else embed_dataset)(
             model,
             self.file,
@@ -112,16 +121,16 @@ class Translate:
     num_tokens: int | None = None
     """Most tokens of a cell, for each modality. Default: 4,096, or what training had. If a cell has more expressed
     features, a message says which fraction is shown."""
+    region_embeddings: RegionTable = None
     allow_low_coverage: LowCoverage = False
     overwrite: Overwrite = False
 
     def run(self) -> int:
-        from scmbert_jax.pretrained import load_model
         from scmbert_jax.tasks.translate import translate_dataset
         from scmbert_jax.tasks.write_translation import check_translation_output, write_translation
 
         check_translation_output(self.output, self.file, self.overwrite)
-        model = load_model(self.model_dir, allow_low_coverage=self.allow_low_coverage)
+        model = _model(self.model_dir, self.region_embeddings, self.allow_low_coverage)
         asked = [name.strip() for words in self.features for name in words.split(",") if name.strip()]
         result = translate_dataset(
             model,
@@ -149,6 +158,20 @@ class Translate:
             f"{len(result.feature_ids):,} features, predicted from {result.source} ({result.scale})"
         )
         return 0
+
+
+def _model(folder: Path, region_embeddings: Path | None, allow_low_coverage: bool) -> "PretrainedModel":
+    from scmbert_jax.pretrained import load_model
+
+    model = load_model(folder, allow_low_coverage=allow_low_coverage)
+    if region_embeddings is None:
+        return model
+    from scmbert_jax.tasks.new_regions import with_regions
+
+    model = with_regions(model, region_embeddings)
+    told = model.info["region_embeddings"]
+    say(f"{told['regions']:,} regions by {region_embeddings}, of which training had {told['of_training']:,}")
+    return model
 
 
 def _say_what_is_not_read(model: "PretrainedModel", report: "InputReport", modality: str) -> None:

@@ -61,7 +61,8 @@ class FeatureTable(nnx.Module):
     A gene's row is learned. A protein's or region's row is its own learned row plus a projection of the mean row of
     its linked genes, so that modalities meet in one space even where no cell is paired. Features without links have
     their own row alone. With `ModelConfig.graph`, what a row hears of its neighbours is added. With
-    `ModelConfig.feature_rows` "frozen" own rows stay what they were at the start.
+    `ModelConfig.feature_rows` "frozen" own rows stay what they were at the start. With `ModelConfig.region_embeddings`
+    a region's own row is made from its embedding.
     """
 
     def __init__(self, config: ModelConfig, layout: FeatureLayout, rngs: nnx.Rngs):
@@ -83,9 +84,15 @@ class FeatureTable(nnx.Module):
             self.linked[name] = Constant(by_row[name])
             self.link_projections[name] = weight(rngs, (embed_dim, embed_dim), embed_dim, ("embed", None))
 
-    def __call__(self, further: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
-        """`further`: of own rows [F, D], what else is added to them (models/network_rows.py)."""
+    def __call__(
+        self,
+        further: Callable[[jax.Array], jax.Array] | None = None,
+        made: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> jax.Array:
+        """`further`: of own rows [F, D], what else is added to them (models/network_rows.py); `made`: of learned rows
+        [F, D], own rows, where some are not learned (models/region_rows.py)."""
         learned = jax.lax.stop_gradient(self.learned[...]) if self.frozen else self.learned[...]
+        learned = learned if made is None else made(learned)
         table = learned
         for name, linked in self.linked.items():
             number = (linked[...] >= 0).sum(axis=1).astype(table.dtype)

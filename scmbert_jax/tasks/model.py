@@ -8,8 +8,10 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from data_pipelines.genome.region_embeddings import RegionEmbeddings
 from scmbert_jax.pretrained import PretrainedModel, export_model, load_model
 from scmbert_jax.tasks.embed import embed_dataset, embed_jointly
+from scmbert_jax.tasks.new_regions import with_regions
 from scmbert_jax.tasks.progress_bar import progress_of
 from scmbert_jax.tasks.translate import translate_dataset
 from scmbert_jax.tasks.write_embedding import obsm_keys
@@ -55,6 +57,20 @@ class Model:
 
     def _allowing(self, allow_low_coverage: bool) -> PretrainedModel:
         return replace(self.pretrained, allow_low_coverage=allow_low_coverage or self.pretrained.allow_low_coverage)
+
+    def with_regions(self, embeddings: RegionEmbeddings | str | Path) -> "Model":
+        """The same model for other regions, given their embeddings: `model.with_regions("peaks.npz").embed(adata)`.
+
+        Its regions are then those of the table: those of training as they were learned, and new ones by the projection
+        that training has learned of the embeddings (`ModelConfig.region_embeddings`).
+
+        Args:
+          embeddings: a table of `scmbert regulate embed-regions`, a matrix of regions, or a `RegionEmbeddings`.
+
+        Raises:
+          InputError: as `scmbert_jax.tasks.new_regions.with_regions`.
+        """
+        return Model(with_regions(self.pretrained, embeddings))
 
     def embed(
         self,

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import ExperimentConfig, flat_fields
 from scmbert_jax.errors import TrainingError
-from scmbert_jax.feature_layout import FeatureLayout
+from scmbert_jax.feature_layout import FeatureLayout, digest_of
 from scmbert_jax.models.attention.backends import attention_backend
 from scmbert_jax.models.attention.shape import shape_of_run
 from scmbert_jax.objectives.mixture import objective_at, objectives_of
@@ -125,7 +125,12 @@ def pretrain(
     check_process_order(mesh, config.data.global_batch_size, config.train.num_microbatches)
     model = ModelDefinition(config, data.layout)
     network = model.layout.network
-    check_agreement({"model.networks": None if network is None else network.digest})
+    check_agreement(
+        {
+            "model.networks": None if network is None else network.digest,
+            "model.region_embeddings": digest_of(model.layout.region_vectors),
+        }
+    )
     optimizer = make_optimizer(config, model)
     # A configuration that cannot run is refused before there is a folder that holds on to it.
     attention_backend(config.model.attention, shape_of_run(config.model, mesh.devices.flat[0]))

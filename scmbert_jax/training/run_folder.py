@@ -5,6 +5,7 @@ provenance.json           versions, git commit, hardware, corpora and how cells 
                           feature-space hash, information, command; the fields that changed since (continuation.py)
 feature_space.parquet     the features of the model's table
 feature_statistics.npz    what each of them is like by itself: where the model starts
+region_embeddings.npz     the embeddings of its regions (`model.region_embeddings`)
 network.npz               the edges of its networks (`model.networks`), and what was drawn of them
 trained_cells.npz         keys of the cells that are drawn: whether a cell is among them
 metrics.jsonl             rows of means over the steps since the row before (metrics.py), of fields that changed, and of
