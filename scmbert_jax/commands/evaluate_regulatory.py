@@ -61,8 +61,9 @@ class EvaluateRegulatory:
 
     def run(self) -> int:
         from data_pipelines.genome.motif_files import read_motifs
+        from scmbert_jax.evaluation.regulatory.arms import arms, ours
         from scmbert_jax.evaluation.regulatory.saturation import read_elements
-        from scmbert_jax.evaluation.regulatory.suite import Sealed, evaluate_regulatory, write_regulatory_report
+        from scmbert_jax.evaluation.regulatory.suite import Sealed, Zoo, evaluate_regulatory, write_regulatory_report
         from scmbert_jax.evaluation.regulatory.tasks import read_task
 
         require_positive(num_seeds=self.num_seeds)
@@ -78,6 +79,7 @@ class EvaluateRegulatory:
         found = evaluate_regulatory(
             [read_task(path, self.folds) for path in self.tasks],
             motifs=motifs,
+            zoo=Zoo(methods=[*(ours(motifs) if self.ours else ()), *(arms() if self.arms else ())]),
             skip=listed(self.skip),
             fractions=self.labels,
             num_seeds=self.num_seeds,
