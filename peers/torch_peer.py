@@ -17,13 +17,17 @@ import math
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROW_SCALE = 10.0  # as in models/heads.py
 
 
-def build(torch, setup: dict, params: dict):
-    """(module, function of (batch, positions, chosen) -> (loss sum, weight))."""
+def modules(torch, setup: dict, params: dict) -> SimpleNamespace:
+    """matrix(name, rows, layer), vector(name, layer), Norm(name, layer), and encoders by name, of our parameters.
+
+    An encoder takes (x [B, S, D], valid bool [B, S]).
+    """
     from torch import nn
     from torch.nn import functional as F
 
@@ -109,6 +113,18 @@ def build(torch, setup: dict, params: dict):
             mask = None if setup["full_rows"] else valid.to(x.dtype)
             return self.bert(inputs_embeds=x, attention_mask=mask).last_hidden_state
 
+    encoders: dict[str, Any] = {"ours": Ours, "bert": Bert}
+    return SimpleNamespace(matrix=matrix, vector=vector, Norm=Norm, encoder=encoders[setup["encoder"]])
+
+
+def build(torch, setup: dict, params: dict):
+    """(module, function of (batch, positions, chosen) -> (loss sum, weight))."""
+    from torch import nn
+    from torch.nn import functional as F
+
+    dim, own = setup["embed_dim"], modules(torch, setup, params)
+    matrix, vector, Norm, encoder = own.matrix, own.vector, own.Norm, own.encoder
+
     class Head(nn.Module):
         def __init__(self, name: str):
             super().__init__()
@@ -140,8 +156,7 @@ def build(torch, setup: dict, params: dict):
                 vector(own + name) for name in ("centre", "log_spread", "scale", "bias")
             )
             self.value_out, self.value_gate = matrix(own + "out", dim), matrix(own + "gate", dim)
-            encoders: dict[str, Any] = {"ours": Ours, "bert": Bert}
-            self.encoder = encoders[setup["encoder"]]()
+            self.encoder = encoder()
             self.from_cell, self.from_feature, self.gate = (
                 matrix(f"cell_decoder.{name}", dim) for name in ("from_cell", "from_feature", "gate")
             )

@@ -25,6 +25,7 @@ from scmbert_jax.commands.bench import (
     BenchMotifs,
     BenchObjectives,
     BenchPadding,
+    BenchSequence,
     BenchStep,
     BenchStorage,
 )
@@ -103,6 +104,7 @@ VERBS: dict[str, Any] = {
         "favor": BenchFavor,
         "annotation": BenchAnnotation,
         "motifs": BenchMotifs,
+        "sequence": BenchSequence,
         "graph": BenchGraph,
     },
 }

@@ -35,7 +35,7 @@ VERBS = [
     *("evaluate pretraining", "evaluate probe", "evaluate annotation", "evaluate translation", "evaluate matching"),
     *("evaluate integration", "evaluate networks", "evaluate regulatory", "evaluate ladder"),
     *("bench step", "bench padding", "bench objectives", "bench build", "bench input", "bench storage", "bench favor"),
-    *("bench annotation", "bench motifs", "bench graph"),
+    *("bench annotation", "bench motifs", "bench sequence", "bench graph"),
 ]
 
 

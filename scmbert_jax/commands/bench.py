@@ -1,4 +1,5 @@
-"""Verbs that measure speed: bench step, padding, objectives, build, input, storage, favor, annotation, motifs, graph"""
+"""Verbs that measure speed: bench step, padding, objectives, build, input, storage, favor, annotation, motifs,
+sequence, graph"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -395,6 +396,59 @@ class BenchMotifs:
 
         require_positive(sequences=min(self.sequences, default=0), length=self.length, rounds=self.rounds)
         found = measure_scan(self.motifs, self.sequences, self.length, self.rounds, self.most_numpy, say)
+        return _show_measured(found, self.json)
+
+
+@dataclass(frozen=True)
+class BenchSequence:
+    """Bases per second of a training step of the sequence encoder, compared with a BERT of its size in PyTorch.
+
+    Masked modelling of random sequences, a token per base, in float32 on CPUs, the two programs alternately. Before
+    they are timed, both say the loss of one batch.
+
+    Example:  scmbert bench sequence --torch-python peer/bin/python
+              scmbert bench sequence --lengths 512 --embed-dim 768 --num-layers 12 --encoder ours --json
+    """
+
+    torch_python: Path | None = None
+    """A Python that has torch, numpy and transformers (python -m venv peer; peer/bin/pip install torch numpy
+    transformers); without it, ours is measured alone."""
+    encoder: Literal["bert", "ours"] = "bert"
+    """Of PyTorch: Hugging Face's BERT, or ours written in PyTorch, of which the loss is the same."""
+    lengths: tuple[int, ...] = (128, 512)
+    """Bases of a sequence, one after the other."""
+    batch_size: int = 16
+    """Sequences per step."""
+    embed_dim: int = 256
+    """Width of the model; a multiple of 64."""
+    num_layers: int = 4
+    """Of the encoder."""
+    rounds: int = 5
+    """Rounds of measurement; each figure is their median."""
+    steps_per_round: int = 3
+    """Steps in a round, timed together."""
+    threads: int = 2
+    """CPU threads of each program."""
+    json: Json = False
+
+    def run(self) -> int:
+        from scmbert_jax.benchmarks.sequence_speed import measure_sequences, size_of
+
+        require_positive(lengths=min(self.lengths, default=0), batch_size=self.batch_size, num_layers=self.num_layers)
+        require_positive(rounds=self.rounds, steps_per_round=self.steps_per_round, threads=self.threads)
+        if self.embed_dim < 64 or self.embed_dim % 64:
+            raise ConfigError(f"--embed-dim {self.embed_dim}: expected a multiple of 64.")
+        found = measure_sequences(
+            self.lengths,
+            size_of(self.embed_dim, self.num_layers),
+            self.torch_python,
+            self.encoder,
+            batch_size=self.batch_size,
+            rounds=self.rounds,
+            steps_per_round=self.steps_per_round,
+            threads=self.threads,
+            say=say,
+        )
         return _show_measured(found, self.json)
 
 
