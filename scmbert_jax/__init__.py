@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from scmbert_jax.annotation.annotate import annotate as annotate
     from scmbert_jax.annotation.annotate import fit_annotator as fit_annotator
     from scmbert_jax.experiment_files import load_experiment as load_experiment
+    from scmbert_jax.finished_run import Run as Run
     from scmbert_jax.integration.integrate import integrate as integrate
     from scmbert_jax.interpretation.explain import ExplainOptions as ExplainOptions
     from scmbert_jax.interpretation.explain import explain as explain
     from scmbert_jax.parallel.processes import Processes as Processes
-    from scmbert_jax.pretraining import Run as Run
     from scmbert_jax.pretraining import pretrain as pretrain
     from scmbert_jax.tasks.model import Model as Model
     from scmbert_jax.tasks.model import export as export
@@ -46,7 +46,7 @@ _HOMES = {
     "MixtureOptions": "data_pipelines.sampling.mixture",
     "Model": "scmbert_jax.tasks.model",
     "Processes": "scmbert_jax.parallel.processes",
-    "Run": "scmbert_jax.pretraining",
+    "Run": "scmbert_jax.finished_run",
 }
 
 __all__ = [*_HOMES, "__version__"]

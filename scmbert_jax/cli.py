@@ -46,6 +46,7 @@ from scmbert_jax.commands.evaluate_regulatory import EvaluateRegulatory
 from scmbert_jax.commands.exchange import ExportTorch, ImportModel
 from scmbert_jax.commands.explain import Explain
 from scmbert_jax.commands.failures_told_once import tell_failures_once
+from scmbert_jax.commands.genome import CorpusGenome
 from scmbert_jax.commands.integrate import Integrate
 from scmbert_jax.commands.networks import NetworksInfer
 from scmbert_jax.commands.number_limits import check_numbers
@@ -67,6 +68,7 @@ VERBS: dict[str, Any] = {
         "verify": CorpusVerify,
         "copy": CorpusCopy,
         "gene-embeddings": CorpusGeneEmbeddings,
+        "genome": CorpusGenome,
     },
     "pretrain": Pretrain,
     "plan": MakePlan,

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from scmbert_jax.errors import ConfigError, require
 from scmbert_jax.modalities import MODALITIES, ModalitiesConfig
@@ -22,6 +22,8 @@ from scmbert_jax.objectives.cross_modal_translation.config import CrossModalTran
 from scmbert_jax.objectives.link_prediction.config import LinkPredictionConfig
 from scmbert_jax.objectives.masked_modeling.config import MaskedModelingConfig
 from scmbert_jax.objectives.whole_profile.config import WholeProfileConfig
+
+Config = TypeVar("Config")
 
 # Sizes that no machine has are refused where they are named, not where memory ends.
 _MOST = {
@@ -339,7 +341,6 @@ class ExperimentConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
-        require(0 <= self.seed < 2**31, "seed", self.seed, "0 <= value < 2**31")
         for name in MODALITIES:
             getattr(self.modalities, name).validate(f"modalities.{name}")
         require(bool(self.modalities.in_use()), "modalities.*.num_tokens", 0, "above 0 for at least one modality")
@@ -368,37 +369,12 @@ class ExperimentConfig:
             self.model.region_rows,
             "projected, where model.region_embeddings names no table",
         )
-        require(bool(self.objectives.weights()), "objectives.*.weight", 0, "above 0 for at least one objective")
-        self.optimizer.validate("optimizer")
-        self.mesh.validate("mesh")
-        self.train.validate("train")
-        self.validation.validate("validation")
+        check_training(self)
         require(
             max(self.train.row_widths, default=0) <= self.most_tokens,
             "train.row_widths",
             self.train.row_widths,
             f"at most the {self.most_tokens} tokens of a whole row",
-        )
-        for name, value in flat_fields(self).items():
-            parts = value if isinstance(value, (list, tuple)) else [value]
-            largest = max((abs(part) for part in parts if _is_whole(part)), default=0)
-            most = _MOST.get(name.rpartition(".")[2], _LARGEST)
-            require(largest <= most, name, value, f"at most {most:,}")
-        data = self.data
-        require(data.global_batch_size >= 1, "data.global_batch_size", data.global_batch_size, "1 or more")
-        require(data.num_streams >= 1, "data.num_streams", data.num_streams, "1 or more")
-        require(data.window_blocks >= 1, "data.window_blocks", data.window_blocks, "1 or more")
-        require(
-            data.global_batch_size % data.num_streams == 0,
-            "data.num_streams",
-            data.num_streams,
-            f"a divisor of data.global_batch_size ({data.global_batch_size})",
-        )
-        require(
-            data.global_batch_size % self.train.num_microbatches == 0,
-            "train.num_microbatches",
-            self.train.num_microbatches,
-            f"a divisor of data.global_batch_size ({data.global_batch_size})",
         )
 
     @property
@@ -410,6 +386,26 @@ class ExperimentConfig:
     def most_tokens(self) -> int:
         """Tokens that a cell may have at most, of all modalities."""
         return sum(modality.num_tokens for modality in self.modalities.in_use().values())
+
+
+def check_training(config: Any) -> None:
+    """What every experiment has to keep, of cells (`ExperimentConfig`) or of DNA. Raises `ConfigError`."""
+    require(0 <= config.seed < 2**31, "seed", config.seed, "0 <= value < 2**31")
+    require(bool(config.objectives.weights()), "objectives.*.weight", 0, "above 0 for at least one objective")
+    for part in ("optimizer", "mesh", "train", "validation"):
+        getattr(config, part).validate(part)
+    for name, value in flat_fields(config).items():
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        largest = max((abs(part) for part in parts if _is_whole(part)), default=0)
+        most = _MOST.get(name.rpartition(".")[2], _LARGEST)
+        require(largest <= most, name, value, f"at most {most:,}")
+    data = config.data
+    for name in ("global_batch_size", "num_streams", "window_blocks"):
+        require(getattr(data, name) >= 1, f"data.{name}", getattr(data, name), "1 or more")
+    divisors = {"data.num_streams": data.num_streams, "train.num_microbatches": config.train.num_microbatches}
+    for name, divisor in divisors.items():
+        fits = data.global_batch_size % divisor == 0
+        require(fits, name, divisor, f"a divisor of data.global_batch_size ({data.global_batch_size})")
 
 
 def without_modalities(config: ExperimentConfig, names: Collection[str]) -> ExperimentConfig:
@@ -447,6 +443,11 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any], where: str = "config") -> ExperimentConfig:
     """The inverse of `to_dict`. Raises `ConfigError` naming every unknown field and wrong type."""
+    return structured(values, ExperimentConfig, where)
+
+
+def structured(values: dict[str, Any], kind: type[Config], where: str) -> Config:
+    """A config dataclass of `kind` out of what `to_dict` gives. Raises `ConfigError` as `from_dict`."""
     import cattrs
 
     def exactly(kind: type) -> Any:
@@ -459,19 +460,19 @@ def from_dict(values: dict[str, Any], where: str = "config") -> ExperimentConfig
         return check
 
     converter = cattrs.Converter(forbid_extra_keys=True)
-    for kind in (int, float, bool, str):
-        converter.register_structure_hook(kind, exactly(kind))
+    for simple in (int, float, bool, str):
+        converter.register_structure_hook(simple, exactly(simple))
     try:
-        return converter.structure(values, ExperimentConfig)
+        return converter.structure(values, kind)
     except cattrs.BaseValidationError as error:
         details = "; ".join(cattrs.transform_error(error, path=where))
         raise ConfigError(
-            f"{details}. The fields are those of ExperimentConfig in scmbert_jax/config.py; "
+            f"{details}. The fields are those of {kind.__name__} in {kind.__module__.replace('.', '/')}.py; "
             "a file written by another version cannot be read by this one."
         ) from error
 
 
-def with_fields(config: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentConfig:
+def with_fields(config: Config, changes: Mapping[str, Any]) -> Config:
     """The same with other values in some fields: {"train.num_steps": 200}. Raises `ConfigError` naming the field."""
     values = to_dict(config)
     for name, value in changes.items():
@@ -486,19 +487,24 @@ def with_fields(config: ExperimentConfig, changes: Mapping[str, Any]) -> Experim
                 f"{name}: no field of the configuration (scmbert pretrain NAME --fields lists them).{hint}"
             )
         holder[last] = list(value) if isinstance(value, tuple) else value
-    return from_dict(values, "changes") if changes else config
+    return structured(values, type(config), "changes") if changes else config
 
 
 def load_config(path: Path) -> ExperimentConfig:
     """Reads a config.json. Raises `ConfigError` naming the file and the field."""
+    return from_dict(read_config(path), str(path))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What a config.json says, of cells or of DNA. Raises `ConfigError` naming the file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as a configuration: {error}.") from error
-    return from_dict(values, str(path))
+    return values
 
 
-def flat_fields(config: ExperimentConfig) -> dict[str, Any]:
+def flat_fields(config: Any) -> dict[str, Any]:
     """Dotted field name -> value (JSON-ready)."""
 
     def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -513,7 +519,7 @@ def flat_fields(config: ExperimentConfig) -> dict[str, Any]:
     return flatten(to_dict(config))
 
 
-def differing_fields(old: ExperimentConfig, new: ExperimentConfig) -> dict[str, tuple[Any, Any]]:
+def differing_fields(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     """Dotted field name -> (old value, new value), for the fields in which two configurations differ."""
     before, after = flat_fields(old), flat_fields(new)
     return {name: (before.get(name), value) for name, value in after.items() if before.get(name) != value}

@@ -1,9 +1,32 @@
-"""What configures a model of DNA, as config.py does a model of cells, whose parts it takes where they are the same."""
+"""The configuration of a run on DNA, as config.py is that of a run on cells, whose parts it takes where they serve.
 
-from dataclasses import dataclass
-from typing import Literal
+One experiment file builds one `DnaExperiment`; unknown fields and impossible values are errors that name the field.
+"""
 
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from scmbert_jax.config import (
+    DataConfig,
+    ExperimentConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    ValidationConfig,
+    check_training,
+    read_config,
+    structured,
+)
 from scmbert_jax.errors import require
+from scmbert_jax.objectives.sequence_region.config import (
+    MaskedRegionsConfig,
+    MaskedSequenceConfig,
+    MatchingConfig,
+    MotifOccurrenceConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -86,3 +109,103 @@ class RegionConfig:
         sizes = ("num_regions", "num_layers", "patch_regions", "patch_columns", "window_regions", "window_columns")
         for name in (*sizes, "fusion_layers"):
             require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "1 or more")
+
+
+@dataclass(frozen=True)
+class DnaDataConfig(DataConfig):
+    """Which regions make a batch: as cells do. A block is of 256 regions."""
+
+    both_strands: bool = True
+    """Half of the sequences, drawn anew in each step, are read as their reverse complement."""
+
+
+@dataclass(frozen=True)
+class DnaObjectivesConfig:
+    """The mixture of `sequence_region`: one field per task, each with its `weight` (fraction of steps) and `validate`.
+    What trains it is named in `objectives.mixture.DNA_OBJECTIVES`."""
+
+    masked_sequence: MaskedSequenceConfig = field(default_factory=MaskedSequenceConfig)
+    masked_regions: MaskedRegionsConfig = field(default_factory=MaskedRegionsConfig)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
+    motif_occurrence: MotifOccurrenceConfig = field(default_factory=MotifOccurrenceConfig)
+
+    def weights(self) -> dict[str, float]:
+        """Objective name -> weight, only those above 0, in the order of the fields."""
+        return {name: own.weight for name, own in self.trained().items()}
+
+    def trained(self) -> dict[str, Any]:
+        """Objective name -> its configuration, only of those that train."""
+        named = {own.name: getattr(self, own.name) for own in dataclasses.fields(self)}
+        return {name: own for name, own in named.items() if own.weight > 0}
+
+    @property
+    def read_regions(self) -> list[str]:
+        """Those that train and read the regions around a sequence: then the model has an encoder of regions."""
+        return [
+            name
+            for name, own in self.trained().items()
+            if name in ("masked_regions", "matching") or (name == "masked_sequence" and own.with_regions)
+        ]
+
+
+# Fields of `ModelConfig` that a model of DNA reads; the others are of cells.
+_OF_ENCODER = (
+    *("embed_dim", "num_layers", "num_heads", "head_dim", "mlp_dim", "activation", "norm_position", "qkv_bias"),
+    *("norm_epsilon", "attention", "favor_features", "favor_redraw_every", "favor_stabiliser", "scan_layers", "remat"),
+    "compute_dtype",
+)
+
+
+@dataclass(frozen=True)
+class DnaExperiment:
+    """Everything a run on DNA needs besides its corpus and its folder."""
+
+    seed: int = 0
+    """Seeds initialisation, data order, strands, cell types and masks."""
+    data: DnaDataConfig = field(default_factory=DnaDataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The encoder's size and numerics; what it says of cells must stay as it is."""
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
+    regions: RegionConfig = field(default_factory=RegionConfig)
+    """Read where an objective reads regions."""
+    objectives: DnaObjectivesConfig = field(default_factory=DnaObjectivesConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    validation: ValidationConfig = field(default_factory=lambda: ValidationConfig(evaluators=("loss",)))
+
+    def __post_init__(self) -> None:
+        self.model.validate("model")
+        usual = ModelConfig()
+        for own in dataclasses.fields(ModelConfig):
+            value = getattr(self.model, own.name)
+            fits = own.name in _OF_ENCODER or value == getattr(usual, own.name)
+            require(fits, f"model.{own.name}", value, f"{getattr(usual, own.name)!r}: no model of DNA reads it")
+        self.sequence.validate("sequence")
+        self.regions.validate("regions")
+        for objective in dataclasses.fields(self.objectives):
+            getattr(self.objectives, objective.name).validate(f"objectives.{objective.name}")
+        check_training(self)
+        require(not self.train.row_widths, "train.row_widths", self.train.row_widths, "none: those are of cells")
+        bpe = self.sequence.tokens == "bpe"
+        require(not bpe, "sequence.tokens", "bpe", "bases or kmers: batches of a corpus have no ids of pieces")
+        predicts = "masked_sequence" in self.objectives.weights()
+        by_max = self.sequence.tokens == "bases" and self.sequence.stem_pooling == "max" and self.sequence.stem_pool > 1
+        pooling = self.sequence.stem_pooling
+        require(not (predicts and by_max), "sequence.stem_pooling", pooling, "all, for objectives.masked_sequence")
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that a sequence may have at most."""
+        return self.sequence.most_tokens
+
+
+Experiment = ExperimentConfig | DnaExperiment
+
+
+def load_any_config(path: Path) -> Experiment:
+    """Reads a config.json of a run on cells or on DNA. Raises `ConfigError` naming the file and the field."""
+    values = read_config(path)
+    if isinstance(values, dict) and "sequence" in values:
+        return structured(values, DnaExperiment, str(path))
+    return structured(values, ExperimentConfig, str(path))

@@ -1,4 +1,5 @@
-"""Experiments by name: one commented Python file each, with a function `config()` that gives an `ExperimentConfig`.
+"""Experiments by name: one commented Python file each, with a function `config()` that gives its configuration: an
+`ExperimentConfig`, or a `DnaExperiment`.
 
 They lie in the folder `experiments` of the repository, or beside this file where a wheel was installed. Loaded by their
 paths, they are no modules: no installation claims the name `experiments`, which many projects use for their own.
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.dna_config import DnaExperiment, Experiment
 from scmbert_jax.errors import ConfigError
 
 
@@ -40,7 +42,7 @@ def experiment_module(name: str) -> ModuleType:
     return module
 
 
-def load_experiment(name: str) -> ExperimentConfig:
+def load_any_experiment(name: str) -> Experiment:
     """The configuration of an experiment: one of `experiment_names`, or the path of a Python file like those.
 
     Behind a name may stand what its `config` is called with: `blood:large` is `config("large")` of blood.py.
@@ -55,6 +57,15 @@ def load_experiment(name: str) -> ExperimentConfig:
     if variant and not inspect.signature(module.config).parameters:
         raise ConfigError(f"experiment {name!r}: {file} has no variants; leave ':{variant}' out.")
     config = module.config(*[variant] if variant else [])
+    if not isinstance(config, ExperimentConfig | DnaExperiment):
+        raise ConfigError(f"{path}: config() gave {type(config).__name__}, expected ExperimentConfig or DnaExperiment.")
+    return config
+
+
+def load_experiment(name: str) -> ExperimentConfig:
+    """`load_any_experiment` of one on cells. Raises `ConfigError` for one on DNA, too, which `pretrain` takes by its
+    name."""
+    config = load_any_experiment(name)
     if not isinstance(config, ExperimentConfig):
-        raise ConfigError(f"{path}: config() gave {type(config).__name__}, expected ExperimentConfig.")
+        raise ConfigError(f"experiment {name!r} is one on DNA; this needs one on cells, such as tiny.")
     return config

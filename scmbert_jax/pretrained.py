@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -30,9 +30,11 @@ from data_pipelines.genome.region_embeddings import REGION_EMBEDDINGS, read_regi
 from data_pipelines.networks.model_network import NETWORK, load_network
 from data_pipelines.statistics.feature_statistics import load_statistics
 from scmbert_jax.config import ExperimentConfig, load_config, to_dict
+from scmbert_jax.dna_config import Experiment
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.feature_layout import NUM_COMPONENTS
 from scmbert_jax.folder_digests import read_document, write_document
+from scmbert_jax.models.definition import Definition
 from scmbert_jax.objectives.mixture import OBJECTIVES
 from scmbert_jax.outputs import MODEL, check_output_folder, partial_beside, put_folder
 from scmbert_jax.plain_text import code, markdown
@@ -44,10 +46,13 @@ from scmbert_jax.training.run_folder import read_provenance
 from scmbert_jax.training.run_information import information_in_words
 from scmbert_jax.training.validation import BEST, read_best, stopped_early
 
+AnyExperiment = TypeVar("AnyExperiment", bound=Experiment)
+
 # Raised whenever the same folder would give other answers: a golden of tests/golden/test_embedding.py says when.
 # 2: components and statistics are of whole cells, and scores of all counts of a cell.
 FORMAT_VERSION = 2
-_EXPORT = "scmbert export RUN_DIR MODEL_DIR"
+EXPORT = "scmbert export RUN_DIR MODEL_DIR"
+DNA = "dna"  # "kind" of model.json, of models of sequences (pretrained_dna.py)
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ def read_features(
     return space, ModelDefinition(config, layout)
 
 
-def _on_one_device(abstract_params: Any) -> Any:
+def on_one_device(abstract_params: Any) -> Any:
     where = SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract_params)
 
@@ -162,9 +167,28 @@ def export_model(
     if not (run_dir / "config.json").exists():
         raise CheckpointError(f"{run_dir}: not a run folder (no config.json in it).")
     check_output_folder(model_dir, MODEL, (), overwrite)
-    config = _with_attention(load_config(run_dir / "config.json"), attention)
+    config = with_attention(load_config(run_dir / "config.json"), attention)
     provenance = read_provenance(run_dir)
     space, definition = read_features(run_dir, config, provenance["covariates"], provenance["feature_space_hash"])
+    params, chosen, note = exported_params(run_dir, config, definition, step, best=best, unfinished=unfinished)
+    info = {
+        "format_version": FORMAT_VERSION,
+        "step": chosen,
+        "note": note,
+        "covariates": provenance.pop("covariates"),
+        "provenance": published(provenance),
+    }
+    model = PretrainedModel(config, space, definition, params, definition.constants, info)
+    write_model(model, model_dir, run_dir)
+    return model
+
+
+def exported_params(
+    run_dir: Path, config: Experiment, definition: Definition, step: int | None, *, best: bool, unfinished: bool
+) -> tuple[dict[str, Any], int, str]:
+    """(parameters of the checkpoint that is asked for, on one device; its step; what the run says of it).
+
+    Raises as `export_model`."""
     note = ""
     if best:
         if step is not None:
@@ -190,22 +214,13 @@ def export_model(
                 f"{run_dir}: not done: its newest checkpoint is of step {chosen} of {config.train.num_steps}. Continue "
                 "it with the command that started it, or export it as it is: --unfinished."
             )
-        params = checkpoints.restore_params(chosen, _on_one_device(definition.abstract_params))
+        params = checkpoints.restore_params(chosen, on_one_device(definition.abstract_params))
     finally:
         checkpoints.close()
-    info = {
-        "format_version": FORMAT_VERSION,
-        "step": chosen,
-        "note": note,
-        "covariates": provenance.pop("covariates"),
-        "provenance": _published(provenance),
-    }
-    model = PretrainedModel(config, space, definition, params, definition.constants, info)
-    write_model(model, model_dir, run_dir)
-    return model
+    return params, chosen, note
 
 
-def _published(provenance: dict[str, Any]) -> dict[str, Any]:
+def published(provenance: dict[str, Any]) -> dict[str, Any]:
     """That of a run without what tells of its machine: commands, and where corpora lay. The run folder keeps both."""
     told = {name: value for name, value in provenance.items() if name != "command"}
     if "continued" in told:
@@ -220,12 +235,17 @@ def write_model(model: PretrainedModel, model_dir: Path, source: Path) -> None:
     """Writes a model folder, whole or not at all, to where `check_output_folder` allows it; as `write_model_files`.
 
     Raises `CheckpointError`."""
+    write_folder(model_dir, lambda folder: write_model_files(folder, model, source))
+
+
+def write_folder(model_dir: Path, write: Callable[[Path], None]) -> None:
+    """`write` fills an empty folder, which then is `model_dir`; or nothing is there. Raises `CheckpointError`."""
     partial = None
     try:
         model_dir.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_beside(model_dir)
         partial.mkdir()
-        write_model_files(partial, model, source)
+        write(partial)
         put_folder(partial, model_dir)
     except BaseException as error:
         if partial is not None:
@@ -263,9 +283,11 @@ def _remove(folder: Path) -> None:
 
 def read_model_info(model_dir: Path) -> dict[str, Any]:
     """model.json, when every file of the folder is what was written. Raises `CheckpointError`, as `load_model`."""
-    info = read_document(model_dir, MODEL, FORMAT_VERSION, _EXPORT, _other_version)
+    info = read_document(model_dir, MODEL, FORMAT_VERSION, EXPORT, other_version)
+    if info.get("kind") == DNA:
+        raise CheckpointError(f"{model_dir}: a model of DNA, not of cells; scmbert regulate reads it (--pretrained).")
     if not {"step", "covariates", "provenance"} <= set(info):
-        raise CheckpointError(f"{model_dir / 'model.json'}: incomplete ({', '.join(info)}); make it again ({_EXPORT}).")
+        raise CheckpointError(f"{model_dir / 'model.json'}: incomplete ({', '.join(info)}); make it again ({EXPORT}).")
     return info
 
 
@@ -285,18 +307,19 @@ def load_model(model_dir: Path, *, allow_low_coverage: bool = False, attention: 
     config = load_config(model_dir / "config.json")
     if attention is None and config.model.attention == "xla":
         attention = "xla_chunked"
-    config = _with_attention(config, attention)
+    config = with_attention(config, attention)
     space, definition = read_features(model_dir, config, info["covariates"], info["provenance"]["feature_space_hash"])
-    params = load_weights(model_dir / "weights", _on_one_device(definition.abstract_params))
+    params = load_weights(model_dir / "weights", on_one_device(definition.abstract_params))
     constants = jax.device_put(definition.constants, jax.local_devices()[0])
     return PretrainedModel(config, space, definition, params, constants, info, allow_low_coverage, folder=model_dir)
 
 
-def _with_attention(config: ExperimentConfig, attention: str | None) -> ExperimentConfig:
+def with_attention(config: AnyExperiment, attention: str | None) -> AnyExperiment:
+    """The same with another attention backend; None: as it is."""
     return config if attention is None else replace(config, model=replace(config.model, attention=attention))
 
 
-def _other_version(info: dict[str, Any]) -> str:
+def other_version(info: dict[str, Any]) -> str:
     provenance = info.get("provenance")
     made_by = provenance if isinstance(provenance, dict) else {}
     versions = made_by.get("versions")

@@ -4,13 +4,12 @@ Opens the corpora, leaves out what they lack, makes the mixture and its batches,
 (training/loop.py), which knows nothing of files of counts.
 """
 
-import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -25,65 +24,25 @@ from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.features.feature_embeddings import load_feature_embeddings
 from data_pipelines.sampling.mixture import Mixture, MixtureOptions
 from scmbert_jax.config import ExperimentConfig, batch_covariates, compared_within, with_fields, without_modalities
+from scmbert_jax.dna_config import DnaExperiment, Experiment
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.evaluators.table import validation_of
-from scmbert_jax.experiment_files import load_experiment
+from scmbert_jax.experiment_files import load_any_experiment
+from scmbert_jax.finished_run import Run, finished, give_up_after, teller
 from scmbert_jax.outputs import check_run_folder
 from scmbert_jax.parallel.multihost import check_joined, failing_at_once, from_process_zero
 from scmbert_jax.parallel.processes import ALONE, Processes
-from scmbert_jax.plain_text import say
+from scmbert_jax.pretraining_dna import pretrain_dna
 from scmbert_jax.run_networks import run_networks
 from scmbert_jax.run_regions import run_region_vectors
 from scmbert_jax.training import loop
-from scmbert_jax.training.goodput import read_goodput
-from scmbert_jax.training.run_folder import read_metrics
 from scmbert_jax.warm_start import warm_start
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from scmbert_jax.tasks.model import Model
 
 ALL_CELLS = MixtureOptions()
 
 
-@dataclass(frozen=True)
-class Run:
-    """What `pretrain` leaves: a run folder, trained up to a step.
-
-    Attributes:
-      folder: the run folder.
-      step: how many steps were trained, in all starts together.
-      num_steps: how many were asked for.
-      interrupted: whether a signal stopped it early; the same call continues.
-      failed_evaluations: how many evaluations on held-out cells failed, in all starts together; metrics say which.
-    """
-
-    folder: Path
-    step: int
-    num_steps: int
-    interrupted: bool
-    failed_evaluations: int = 0
-
-    def metrics(self) -> "pd.DataFrame":
-        """metrics.jsonl as a table: a row per row, a column per metric (training/metrics.py says what they are)."""
-        import pandas as pd
-
-        return pd.DataFrame(read_metrics(self.folder / "metrics.jsonl"))
-
-    def export(self, model_dir: str | Path, *, overwrite: bool = False) -> "Model":
-        """Writes the newest checkpoint as a model folder, also that of an interrupted run, and loads it.
-
-        Raises `CheckpointError` when there is none, or `model_dir` exists already (with `overwrite`: and is no model
-        folder). `scmbert_jax.export` has more options.
-        """
-        from scmbert_jax.tasks.model import export
-
-        return export(self.folder, model_dir, unfinished=True, overwrite=overwrite)
-
-
 def pretrain(
-    config: ExperimentConfig | str | Path,
+    config: Experiment | str | Path,
     corpus: str | Path | Sequence[str | Path],
     run_dir: str | Path,
     *,
@@ -112,8 +71,9 @@ def pretrain(
     other threads than the main one signals stay the caller's.
 
     Args:
-      config: an `ExperimentConfig`, the name of an experiment, or the path of an experiment's file.
-      corpus: a corpus folder or the URL of a copy; or several, whose cells are drawn together.
+      config: an `ExperimentConfig` or `DnaExperiment`, the name of an experiment, or the path of an experiment's file.
+      corpus: a corpus folder or the URL of a copy; or several, whose cells are drawn together. On DNA, the .npz of
+        scmbert corpus genome.
       run_dir: the folder of the run; made when missing.
       changes: dotted fields of the configuration -> values, as --train.num-steps 200 on the command line. A modality
         whose `num_tokens` stands here must be in the corpus; others that it lacks are left out, which is told.
@@ -146,20 +106,39 @@ def pretrain(
         wait for it.
     """
     started = time.monotonic() if started is None else started
-    config = load_experiment(str(config)) if isinstance(config, str | Path) else config
-    config = with_fields(config, changes or {})
-    if config.model.gene_head:
-        raise ConfigError("model.gene_head: no objective trains it; scmbert annotate fit --method scbert does.")
+    experiment = load_any_experiment(str(config)) if isinstance(config, str | Path) else config
+    experiment = with_fields(experiment, changes or {})
+    read_ahead = ReadAhead(reader, reader_threads, reader_prefetch)
     paths = [str(path) for path in ([corpus] if isinstance(corpus, str | Path) else corpus)]
     if not paths:
         raise ConfigError("no corpus is given; give the folder of one (made by scmbert corpus build).")
-    read_ahead = ReadAhead(reader, reader_threads, reader_prefetch)
+    in_both: dict[str, Any] = {
+        "restore_step": restore_step,
+        "profile_steps": profile_steps,
+        "started": started,
+        "show_progress": progress,
+        "report_stall_after": min(60.0, processes.host_timeout / 2),  # before JAX gives a host up for dead
+        "log_to": log_to,
+    }
+    if isinstance(experiment, DnaExperiment):
+        given = {"validation": validation, "init_from": init_from, "cache_dir": cache_dir}
+        of_cells = [name for name, value in {**given, "cache_gigabytes": cache_gigabytes}.items() if value is not None]
+        of_cells += [own.name for own in fields(mixture) if getattr(mixture, own.name) != getattr(ALL_CELLS, own.name)]
+        return pretrain_dna(experiment, paths, Path(run_dir), of_cells, read_ahead, processes, in_both)
+    config = experiment
+    if config.model.gene_head:
+        raise ConfigError("model.gene_head: no objective trains it; scmbert annotate fit --method scbert does.")
+    for path in paths:
+        if path.endswith(".npz"):
+            raise ConfigError(
+                f"{path}: a corpus of sequences, which experiments on DNA read (genebert); this one is on cells."
+            )
     run_dir = Path(run_dir)
     processes.join()
     with failing_at_once(), ExitStack() as opened:
         check_joined()
         check_run_folder(run_dir)
-        tell = say if progress and jax.process_index() == 0 else _say_nothing
+        tell = teller(progress)
         # Closed at the end, so that nothing that was read ahead keeps the process waiting.
         corpora = [
             opened.enter_context(closing(open_corpus(path, cache_dir=cache_dir, cache_gigabytes=cache_gigabytes)))
@@ -234,26 +213,10 @@ def pretrain(
             run_dir,
             validation=held_out,
             init_from=None if beginning is None else beginning.model,
-            restore_step=restore_step,
-            profile_steps=profile_steps,
-            started=started,
-            show_progress=progress,
-            report_stall_after=min(60.0, processes.host_timeout / 2),  # before JAX gives a host up for dead
-            give_up_after=processes.stall_timeout if jax.process_count() > 1 else math.inf,
-            log_to=log_to,
+            give_up_after=give_up_after(processes),
+            **in_both,
         )
-    goodput = read_goodput(run_dir) if jax.process_index() == 0 else None
-    if goodput is not None:
-        tell(goodput.text())
-    how = "stopped by a signal; the same command continues" if outcome.interrupted else "done"
-    if outcome.stopped_early:
-        how = f"done: {config.validation.patience} evaluations without a better {config.validation.best}"
-    tell(f"{run_dir}: step {outcome.step} of {config.train.num_steps}, {how}")
-    return Run(run_dir, outcome.step, config.train.num_steps, outcome.interrupted, outcome.failed_evaluations)
-
-
-def _say_nothing(message: str) -> None:
-    """Nobody wants to know, or another process says it."""
+    return finished(run_dir, config, outcome, tell)
 
 
 def _lonely(fraction_together: float | None) -> list[str]:

@@ -8,6 +8,8 @@
     step key  -> LINKS, EDGES, CONTEXT, or FEATURES -> modality    what all cells of a step share
     step key  -> NEIGHBOURS -> layer                               which neighbours rows hear
     row key   -> COVARIATES                                        whether a cell's covariates are hidden
+    row key   -> BASES, REGIONS, ACCESSIBILITY                     what is hidden of DNA and of the regions around it
+    row key   -> CELL_TYPE, NEGATIVE                               in which cell type; what it is told apart from
 
 An arrow is one `jax.random.fold_in`, which gives two numbers two keys. So no two draws share random numbers as long as
 a `KeyPurpose` is none of the numbers that are folded into the same key, and nothing is drawn with a key from which
@@ -33,6 +35,11 @@ class KeyPurpose(IntEnum):
     EDGES = 2**31 + 4  # of a step's key: the pairs that link_prediction asks about
     CONTEXT = 2**31 + 5  # of a step's key: whether rows of genes know the cells of the step
     NEIGHBOURS = 2**31 + 6  # of a step's key: edges that are dropped, and neighbours that rows hear
+    BASES = 2**31 + 7  # of a row's key, as all below: which bases masked_sequence hides
+    REGIONS = 2**31 + 8  # the regions that masked_regions hides
+    ACCESSIBILITY = 2**31 + 9  # the regions whose accessibility alone it hides
+    CELL_TYPE = 2**31 + 10  # the cell type whose accessibility a sequence is read with
+    NEGATIVE = 2**31 + 11  # the hard negatives of matching
 
 
 def key_for(key: jax.Array, purpose: KeyPurpose) -> jax.Array:

@@ -6,14 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from scmbert_jax.batch import CellBatch
 from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.feature_layout import FeatureLayout
-from scmbert_jax.models.attention.favor import redraw
+from scmbert_jax.feature_layout import FeatureLayout, digest_of
+from scmbert_jax.models.definition import Definition
 from scmbert_jax.models.embeddings import FeatureTable, TokenEmbedding
 from scmbert_jax.models.encoder import make_encoder
 from scmbert_jax.models.gene_head import GeneHead
@@ -238,73 +237,43 @@ def check_layout(config: ExperimentConfig, layout: FeatureLayout) -> None:
         )
 
 
-class ModelDefinition:
-    """A model without its numbers: parameters live outside, as a plain nested dict of float32 arrays.
+class ModelDefinition(Definition):
+    """A model of cells without its numbers.
 
-    Attributes:
-      abstract_params: nested dict of `jax.ShapeDtypeStruct`.
-      logical_axes: nested dict of tuples, one name (or None) per dimension of each parameter.
-      roles: nested dict of what each parameter is (`parameters.Role`).
-      constants: nested dict of numpy arrays, data and not parameters: the feature links and networks, what the
-        linear path has of the corpus, and the random directions of `favor` attention, those of the run's last step.
-        They are an argument of every jitted function, because baking the links of a million regions into a program is
-        slow. They are made from the layout, so neither a checkpoint nor a model's weights hold them.
+    Attributes: those of `Definition`, and
+      layout: the features of its table.
+      constants: the feature links and networks, what the linear path has of the corpus, and random directions.
     """
+
+    unit = "cells"
 
     def __init__(self, config: ExperimentConfig, layout: FeatureLayout):
         check_layout(config, layout)
-        self.config, self.layout, self._transformer = config, layout, True
-        numbers: dict[str, Any] = {}
-
-        def create() -> ScMbert:
-            model = self._create(jax.random.key(0))
-            # numpy, which a trace leaves alone; of random directions, which are drawn below, a shape.
-            constants: Any = nnx.split(model, nnx.Param, ...)[-1]
-            numbers.update(nnx.to_pure_dict(constants))
-            return model
-
-        with nnx.use_eager_sharding(False):
-            abstract = nnx.eval_shape(create)
-        parts: Any = nnx.split(abstract, nnx.Param, ...)
-        self._graph, params, constants = parts
-        self._params_tree, self._constants_tree = jax.tree.structure(params), jax.tree.structure(constants)
-
-        def metadata(name: str) -> dict[str, Any]:
-            of_params = jax.tree.map(
-                lambda param: param.get_metadata(name), params, is_leaf=lambda x: isinstance(x, nnx.Variable)
-            )
-            return nnx.to_pure_dict(of_params)
-
-        self.abstract_params: dict[str, Any] = nnx.to_pure_dict(params)
-        self.logical_axes, self.roles = metadata("logical_axes"), metadata("role")
-        last = self.constants_at(numbers, config.train.num_steps - 1)
-        self.constants: dict[str, Any] = jax.tree.map(np.asarray, last)
+        self.layout, self._transformer = layout, True
+        super().__init__(config)
 
     def _create(self, key: jax.Array) -> ScMbert:
         return ScMbert(self.config, self.layout, nnx.Rngs(params=key))
 
-    def init(self, key: jax.Array) -> dict[str, Any]:
-        """Random parameters; a pure function of (config, layout, key), where a run starts with `random_keys.init_key`.
-
-        Jit it with shardings for large models.
-        """
-        with nnx.use_eager_sharding(False):
-            return nnx.to_pure_dict(nnx.split(self._create(key), nnx.Param, ...)[1])
-
-    def constants_at(self, constants: dict[str, Any], step: jax.Array | int) -> dict[str, Any]:
-        """`constants` as they are at a step of training: random directions are a function of (seed, step)."""
-        every = self.config.model.favor_redraw_every
-        return redraw(constants, self.config.seed, step // every if every else 0)
-
     def merge(self, params: dict[str, Any], constants: dict[str, Any]) -> ScMbert:
         """The model with these numbers in it; call it inside the jitted function."""
-        model = nnx.merge(
-            self._graph,
-            jax.tree.unflatten(self._params_tree, jax.tree.leaves(params)),
-            jax.tree.unflatten(self._constants_tree, jax.tree.leaves(constants)),
-        )
+        model = super().merge(params, constants)
         model.transformer = self._transformer
         return model
+
+    @property
+    def agreed(self) -> dict[str, str | None]:
+        """What all processes of a run must have found alike, once the layout was made."""
+        network, vectors = self.layout.network, self.layout.region_vectors
+        return {
+            "model.networks": None if network is None else network.digest,
+            "model.region_embeddings": digest_of(vectors),
+        }
+
+    def reads_in_words(self) -> str:
+        """What it reads, for the first line of a run."""
+        sizes = {name: self.layout.slices[name] for name in self.config.modalities.in_use()}
+        return "features: " + ", ".join(f"{stop - first:,} {name}" for name, (first, stop) in sizes.items())
 
     @cached_property
     def linear_path_alone(self) -> "ModelDefinition":

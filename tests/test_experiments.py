@@ -9,7 +9,13 @@ import pytest
 from data_pipelines.synthetic.cells import synthetic_layout
 from scmbert_jax.config import differing_fields
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.experiment_files import EXPERIMENTS, experiment_module, experiment_names, load_experiment
+from scmbert_jax.experiment_files import (
+    EXPERIMENTS,
+    experiment_module,
+    experiment_names,
+    load_any_experiment,
+    load_experiment,
+)
 from scmbert_jax.models.flops import encoder_parameters
 from scmbert_jax.scmbert import ModelDefinition
 
@@ -46,7 +52,7 @@ def test_a_size_lies_well_on_matrix_units_and_meshes(name):
 
 @pytest.mark.parametrize("name", experiment_names())
 def test_every_experiment_builds_and_says_its_command(name):
-    load_experiment(name)
+    load_any_experiment(name)
     text = (EXPERIMENTS / f"{name}.py").read_text()
     assert f"scmbert pretrain {name}" in text
 
@@ -56,6 +62,10 @@ def test_a_variant_of_an_experiment_stands_behind_its_name():
     assert load_experiment("blood") == blood.config()
     with pytest.raises(ConfigError, match=r"blood:huge does not exist\. There are: blood:small, blood:medium"):
         load_experiment("blood:huge")
+    with pytest.raises(ConfigError, match=r"genebert:huge does not exist\. There are: genebert:base, genebert:tiny"):
+        load_any_experiment("genebert:huge")
+    with pytest.raises(ConfigError, match="'genebert:tiny' is one on DNA; this needs one on cells"):
+        load_experiment("genebert:tiny")
     with pytest.raises(ConfigError, match="tiny has no variants; leave ':large' out"):
         load_experiment("tiny:large")
 

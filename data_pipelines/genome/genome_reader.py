@@ -7,7 +7,7 @@ takes in another order. So any number of processes gives the same batches, and a
 import numpy as np
 
 from data_pipelines.counter_hash import Purpose, fold_array, hash_of
-from data_pipelines.genome.bases import reverse_complement
+from data_pipelines.genome.bases import UNKNOWN, reverse_complement
 from data_pipelines.genome.genome_corpus import GenomeCorpus
 from data_pipelines.genome.region_matrix import RegionMatrix
 from data_pipelines.genome.sealed_chromosomes import Part
@@ -73,22 +73,10 @@ class GenomeReader:
         of_step = self.order.cells_at(step, *self._process)
         region = self._own[np.concatenate([source.numbers_of(one.blocks)[one.cells] for one in of_step])]
         row = np.concatenate([one.first_row + np.arange(len(one.cells)) for one in of_step])
-        codes, lengths = self.corpus.codes[region], self.corpus.lengths[region]
         turned = np.zeros(len(row), bool)
         if self._both_strands:
             turned = (fold_array(hash_of(self.seed, Purpose.STRAND, step), row) >> np.uint64(63)).astype(bool)
-            codes[turned] = reverse_complement(codes[turned], lengths[turned])
-        neighbours = self.corpus.neighbours(region, self._num_neighbours)
-        return GenomeBatch(
-            codes,
-            lengths.astype(np.int32),
-            turned,
-            region.astype(np.int32),
-            row.astype(np.int32),
-            neighbours,
-            _rows_of(self.corpus.regulators, neighbours),
-            _rows_of(self.corpus.accessibility, neighbours),
-        )
+        return batch_of(self.corpus, region, row, turned, self._num_neighbours)
 
     def empty_batch(self) -> GenomeBatch:
         """One of the same shapes and types, for who plans for it."""
@@ -105,6 +93,35 @@ class GenomeReader:
             _rows_of(self.corpus.regulators, neighbours),
             _rows_of(self.corpus.accessibility, neighbours),
         )
+
+
+def batch_of(
+    corpus: GenomeCorpus, region: np.ndarray, row: np.ndarray, turned: np.ndarray, num_neighbours: int
+) -> GenomeBatch:
+    """Some regions of a corpus; those whose number is -1 are padding, without a base and without neighbours.
+
+    Args:
+      region: int [B], rows of the corpus.
+      row: int [B], what their masks are keyed by.
+      turned: bool [B], those whose reverse complement is read.
+      num_neighbours: K.
+    """
+    real = region >= 0
+    place = np.where(real, region, 0)
+    codes, lengths = corpus.codes[place], np.where(real, corpus.lengths[place], 0).astype(np.int32)
+    codes[~real] = UNKNOWN
+    codes[turned] = reverse_complement(codes[turned], lengths[turned])
+    neighbours = np.where(real[:, None], corpus.neighbours(place, num_neighbours), np.int32(-1))
+    return GenomeBatch(
+        codes,
+        lengths,
+        turned,
+        region.astype(np.int32),
+        row.astype(np.int32),
+        neighbours,
+        _rows_of(corpus.regulators, neighbours),
+        _rows_of(corpus.accessibility, neighbours),
+    )
 
 
 def _rows_of(matrix: RegionMatrix | None, neighbours: np.ndarray) -> np.ndarray | None:

@@ -26,6 +26,7 @@ class Pretrain:
     Example:  scmbert pretrain pbmc_demo --corpus my_corpus --run-dir runs/1 --train.num-steps 2000
               scmbert pretrain tiny --corpus blood --run-dir runs/2 --only assay=10x --exclude 'cell_type=B cell,NK'
               scmbert pretrain tiny --corpus blood brain liver --corpus-weights 2,1,1 --run-dir runs/3
+              scmbert pretrain genebert --corpus regions.npz --run-dir runs/5 --steps 10000
               scmbert pretrain tiny --corpus blood --balance-by cell_type --max-repeats 5 --run-dir runs/4
     """
 
@@ -33,7 +34,7 @@ class Pretrain:
     """Name of a file in experiments/, or the path of one."""
     corpus: tuple[str, ...] = ()
     """Corpus folders (scmbert corpus build), or URLs of copies (scmbert corpus copy): s3://, gs://, https://. Cells of
-    several are drawn together, their features joined by id."""
+    several are drawn together, their features joined by id. On DNA, the .npz of scmbert corpus genome."""
     run_dir: Path | None = None
     """Folder of the run; made when missing."""
     cache_dir: Path | None = None
@@ -92,14 +93,14 @@ class Pretrain:
 
     def run(self) -> int:
         started = time.monotonic()
-        from scmbert_jax.config import ExperimentConfig, differing_fields
-        from scmbert_jax.experiment_files import load_experiment
+        from scmbert_jax.config import differing_fields
+        from scmbert_jax.experiment_files import load_any_experiment
 
-        default = load_experiment(self.experiment)
+        default = load_any_experiment(self.experiment)
         arguments = ["--help"] if self.fields else [*self.overrides]
         if self.steps is not None:
             arguments += ["--train.num-steps", str(self.steps)]
-        config = tyro.cli(ExperimentConfig, default=default, args=arguments, prog=f"scmbert pretrain {self.experiment}")
+        config = tyro.cli(type(default), default=default, args=arguments, prog=f"scmbert pretrain {self.experiment}")
         if not self.corpus or self.run_dir is None:
             raise ConfigError("pretrain needs --corpus DIR and --run-dir DIR.")
 
@@ -186,8 +187,23 @@ class Export:
     """Replace MODEL_DIR if it is a model folder."""
 
     def run(self) -> int:
+        from scmbert_jax.dna_config import DnaExperiment, load_any_config
         from scmbert_jax.pretrained import export_model
+        from scmbert_jax.pretrained_dna import export_dna_model
 
+        config = self.run_dir / "config.json"
+        if config.is_file() and isinstance(load_any_config(config), DnaExperiment):
+            of_dna = export_dna_model(
+                self.run_dir,
+                self.model_dir,
+                self.step,
+                best=self.best,
+                unfinished=self.unfinished,
+                attention=self.attention,
+                overwrite=self.overwrite,
+            )
+            show(f"{self.model_dir}: model of DNA, step {of_dna.steps_in_words()}")
+            return 0
         model = export_model(
             self.run_dir,
             self.model_dir,

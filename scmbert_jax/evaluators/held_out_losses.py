@@ -1,17 +1,17 @@
-"""Each objective's loss on the held-out cells, with masks that never change."""
+"""Each objective's loss on the held-out cells or sequences, with masks that never change."""
 
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from jax.sharding import Mesh
 
-from data_pipelines.batches.validation_data import ValidationData
+from scmbert_jax.models.definition import Definition
 from scmbert_jax.objectives.base import LossSum
 from scmbert_jax.objectives.mixture import objectives_of
 from scmbert_jax.parallel.mesh import batch_to_devices
 from scmbert_jax.random_keys import step_key
-from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.train_step import sum_of_losses
 
 _NO_STEP = 2**31 - 1  # no run gets there, so these masks are those of no training step
@@ -23,6 +23,13 @@ def fixed_key(seed: int) -> jax.Array:
     return step_key(seed, _NO_STEP)
 
 
+class HeldOutBatches(Protocol):
+    """Held-out rows, always the same in the same order (`ValidationData`, `HeldOutSequences`)."""
+
+    @property
+    def batches(self) -> Iterable[Any]: ...
+
+
 class HeldOutLosses:
     """Called with (step, params, constants), gives metric -> value; see `loss.py` for the metrics.
 
@@ -30,7 +37,7 @@ class HeldOutLosses:
     batch (relative differences of 1e-6).
     """
 
-    def __init__(self, model: ModelDefinition, mesh: Mesh, data: ValidationData):
+    def __init__(self, model: Definition, mesh: Mesh, data: HeldOutBatches):
         self._mesh, self._data, self._weights = mesh, data, model.config.objectives.weights()
         self._sums = {
             name: jax.jit(partial(_sums, model, objective)) for name, objective in objectives_of(model.config).items()
@@ -60,7 +67,7 @@ class HeldOutLosses:
         return means
 
 
-def _sums(model: ModelDefinition, objective: Any, params: Any, constants: Any, batch: Any) -> LossSum:
+def _sums(model: Definition, objective: Any, params: Any, constants: Any, batch: Any) -> LossSum:
     config = model.config
     return sum_of_losses(
         model, objective, config.train.num_microbatches, params, constants, batch, fixed_key(config.seed)

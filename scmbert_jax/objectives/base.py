@@ -30,25 +30,41 @@ class LossSum(NamedTuple):
     metrics: dict[str, tuple[jax.Array, jax.Array]]
 
 
-class Objective(ABC):
-    """One training task: what it adds to a model, what a step costs, and the loss. A class of these is one line of
-    `objectives.mixture.OBJECTIVES`; it is made once per run, of the run's `ExperimentConfig`.
+class AnyObjective(ABC):
+    """What training asks of an objective, of cells or of DNA.
 
     Pure: the same arguments give the same sums, on any mesh and in any microbatch.
 
     Attributes:
-      needs_whole_batch: its loss compares cells of the batch with each other, so that microbatches would change it; it
+      needs_whole_batch: its loss compares rows of the batch with each other, so that microbatches would change it; it
         bounds its memory itself.
       reads_table: its loss looks at the feature table that it is given; else no gradient is sent through that one.
-      shaped_by: fields of the configuration that its heads take their shape from. Two models that trained it differ
-        in none of them where one starts from the other (--init-from).
       used_by: a line of the model card: what a model can do that was trained for it.
     """
 
     needs_whole_batch: bool = False
     reads_table: bool = True
-    shaped_by: ClassVar[tuple[str, ...]] = ()
     used_by: ClassVar[str] = ""
+
+    @abstractmethod
+    def loss(self, model: Model, feature_table: jax.Array, batch: Any, key: jax.Array) -> LossSum:
+        """Args: model (ScMbert, DnaModel), feature_table float32 [F, D], a batch, and the key of (seed, step).
+
+        Randomness of a row must come from `random_keys.row_keys(key, batch.row)`, so that it does not depend on how
+        rows are spread over devices and microbatches; what all rows share, from `key_for(key, KeyPurpose...)`.
+        """
+
+
+class Objective(AnyObjective):
+    """One training task of cells: what it adds to a model, what a step costs, and the loss. A class of these is one
+    line of `objectives.mixture.OBJECTIVES`; it is made once per run, of the run's `ExperimentConfig`.
+
+    Attributes: those of `AnyObjective`, and
+      shaped_by: fields of the configuration that its heads take their shape from. Two models that trained it differ
+        in none of them where one starts from the other (--init-from).
+    """
+
+    shaped_by: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def __init__(self, config: ExperimentConfig): ...
@@ -65,14 +81,6 @@ class Objective(ABC):
     @abstractmethod
     def flops(config: ExperimentConfig, tokens: TokenCounts) -> dict[str, float]:
         """Operations of one forward pass over cells with so many tokens, by part (`models.flops.PARTS`)."""
-
-    @abstractmethod
-    def loss(self, model: Model, feature_table: jax.Array, batch: Any, key: jax.Array) -> LossSum:
-        """Args: model (ScMbert), feature_table float32 [F, D], a batch, and the key of (seed, step).
-
-        Randomness of a row must come from `random_keys.row_keys(key, batch.row)`, so that it does not depend on how
-        rows are spread over devices and microbatches; what all rows share, from `key_for(key, KeyPurpose...)`.
-        """
 
 
 def drop_covariates(covariates: dict[str, jax.Array], fraction: float, keys: jax.Array) -> dict[str, jax.Array]:

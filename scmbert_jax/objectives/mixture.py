@@ -3,12 +3,18 @@
 import numpy as np
 
 from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.dna_config import DnaExperiment, Experiment
 from scmbert_jax.models.flops import FORWARD_AND_BACKWARD, TokenCounts
-from scmbert_jax.objectives.base import Objective
+from scmbert_jax.objectives.base import AnyObjective, Objective
 from scmbert_jax.objectives.contrastive_alignment.objective import ContrastiveAlignment
 from scmbert_jax.objectives.cross_modal_translation.objective import CrossModalTranslation
 from scmbert_jax.objectives.link_prediction.objective import LinkPrediction
 from scmbert_jax.objectives.masked_modeling.objective import MaskedModeling
+from scmbert_jax.objectives.sequence_region.base import DnaObjective
+from scmbert_jax.objectives.sequence_region.masked_regions import MaskedRegions
+from scmbert_jax.objectives.sequence_region.masked_sequence import MaskedSequence
+from scmbert_jax.objectives.sequence_region.matching import Matching
+from scmbert_jax.objectives.sequence_region.motif_occurrence import MotifOccurrence
 from scmbert_jax.objectives.whole_profile.objective import WholeProfile
 
 # A field of `config.ObjectivesConfig` -> what it configures (docs/extending.md).
@@ -20,13 +26,23 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "link_prediction": LinkPrediction,
 }
 
+# The same of `dna_config.DnaObjectivesConfig`.
+DNA_OBJECTIVES: dict[str, type[DnaObjective]] = {
+    "masked_sequence": MaskedSequence,
+    "masked_regions": MaskedRegions,
+    "matching": Matching,
+    "motif_occurrence": MotifOccurrence,
+}
 
-def objectives_of(config: ExperimentConfig) -> dict[str, Objective]:
+
+def objectives_of(config: Experiment) -> dict[str, AnyObjective]:
     """The objectives this run trains, by name."""
+    if isinstance(config, DnaExperiment):
+        return {name: DNA_OBJECTIVES[name](config) for name in config.objectives.weights()}
     return {name: OBJECTIVES[name](config) for name in config.objectives.weights()}
 
 
-def objective_at(config: ExperimentConfig, step: int) -> str:
+def objective_at(config: Experiment, step: int) -> str:
     """The objective of a step: a pure function of (seed, step); each is drawn with its fraction of the weights."""
     weights = config.objectives.weights()
     names, fractions = list(weights), np.asarray(list(weights.values()), np.float64)

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scmbert_jax.config import ExperimentConfig, differing_fields
+from scmbert_jax.config import differing_fields
+from scmbert_jax.dna_config import Experiment
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.models.attention.backends import BACKENDS
 from scmbert_jax.training.optimizer import learning_rate_schedule
@@ -33,7 +34,7 @@ _PARTS_THAT_MAY_CHANGE = ("mesh.", "validation.")
 Changes = dict[str, tuple[Any, Any]]  # dotted field -> (value there, value now)
 
 
-def changes(folder: Path, there: ExperimentConfig, now: ExperimentConfig) -> Changes:
+def changes(folder: Path, there: Experiment, now: Experiment) -> Changes:
     """The fields in which a run that continues differs from what it was started with.
 
     Raises `ConfigError` naming those that make it another run.
@@ -55,7 +56,7 @@ def _may_change(name: str, old: Any, new: Any) -> bool:
     return name in _MAY_CHANGE or name.startswith(_PARTS_THAT_MAY_CHANGE)
 
 
-def check_not_beyond(folder: Path, config: ExperimentConfig, done: int, steps: Sequence[int]) -> None:
+def check_not_beyond(folder: Path, config: Experiment, done: int, steps: Sequence[int]) -> None:
     """Raises `ConfigError` where more steps are `done` than `train.num_steps`; `steps`: those with a checkpoint."""
     num_steps = config.train.num_steps
     if done > num_steps:
@@ -67,7 +68,7 @@ def check_not_beyond(folder: Path, config: ExperimentConfig, done: int, steps: S
         )
 
 
-def changes_in_words(changed: Changes, there: ExperimentConfig, now: ExperimentConfig, step: int) -> list[str]:
+def changes_in_words(changed: Changes, there: Experiment, now: Experiment, step: int) -> list[str]:
     """One line per field, for a run that continues from `step`."""
     lines = [
         f"{name}: {json.dumps(old)} until step {step}, now {json.dumps(new)}" for name, (old, new) in changed.items()

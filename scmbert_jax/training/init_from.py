@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from scmbert_jax.config import ExperimentConfig, differing_fields, flat_fields
 from scmbert_jax.errors import ConfigError
+from scmbert_jax.models.definition import Definition
 from scmbert_jax.models.embeddings import padded_rows
 from scmbert_jax.objectives.mixture import OBJECTIVES
 from scmbert_jax.parallel.mesh import replicated
@@ -85,7 +86,7 @@ def check_fits(there: ExperimentConfig, here: ExperimentConfig, name: str) -> No
 
 
 def state_from(
-    source: SourceModel, model: ModelDefinition, optimizer: optax.GradientTransformation, mesh: Mesh
+    source: SourceModel, model: Definition, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """The state of step 0; neither model is ever whole on one device of several.
 
@@ -131,7 +132,7 @@ def _taken(own: jax.Array, given: jax.Array, axis: int, index: jax.Array) -> jax
     return jnp.where(has, found, own)
 
 
-def _plan(source: SourceModel, model: ModelDefinition) -> dict[Path, _Match | None]:
+def _plan(source: SourceModel, model: Definition) -> dict[Path, _Match | None]:
     """Each parameter that the model has, too -> how it is found there; None: as it is. Raises `ConfigError`."""
     there = dict(_flat(source.definition.abstract_params))
     axes, roles = dict(_flat(model.logical_axes, leaf=tuple)), dict(_flat(model.roles))
@@ -165,7 +166,7 @@ def _plan(source: SourceModel, model: ModelDefinition) -> dict[Path, _Match | No
     return plan
 
 
-def _indexes(source: SourceModel, model: ModelDefinition) -> dict[str, np.ndarray]:
+def _indexes(source: SourceModel, model: Definition) -> dict[str, np.ndarray]:
     """`_Match.which` -> int32 [n]; and `from_links` bool [rows], new features that start from their links alone."""
     features, from_links = np.full(padded_rows(model.layout), -1, np.int32), np.zeros(padded_rows(model.layout), bool)
     features[: len(source.rows)] = source.rows
@@ -181,7 +182,7 @@ def _indexes(source: SourceModel, model: ModelDefinition) -> dict[str, np.ndarra
     return {"from_links": from_links, **{name: index.astype(np.int32) for name, index in found.items()}}
 
 
-def described(source: SourceModel, model: ModelDefinition) -> dict[str, Any]:
+def described(source: SourceModel, model: Definition) -> dict[str, Any]:
     """What of the run came from the model, for provenance.json."""
     statistics, plan, from_links = model.layout.statistics, _plan(source, model), _indexes(source, model)["from_links"]
     features = {}

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from scmbert_jax.batch import CellBatch
-from scmbert_jax.config import ExperimentConfig
+from scmbert_jax.dna_config import Experiment
 from scmbert_jax.models.token_sequence import CutBatch
 from scmbert_jax.objectives.base import LossSum
 from scmbert_jax.parallel.mesh import RULES, constrain
 
 
-def row_widths(config: ExperimentConfig) -> tuple[int, ...]:
+def row_widths(config: Experiment) -> tuple[int, ...]:
     """The widths in tokens, ascending, of all modalities together; the last is a whole row."""
     return tuple(sorted({*config.train.row_widths, config.most_tokens}))
 

@@ -18,12 +18,13 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from jax.sharding import Mesh
 
-from scmbert_jax.batch import CellBatch
-from scmbert_jax.config import ExperimentConfig, flat_fields
+from scmbert_jax.config import flat_fields
+from scmbert_jax.dna_config import DnaExperiment, Experiment
+from scmbert_jax.dna_model import DnaDefinition
 from scmbert_jax.errors import TrainingError
-from scmbert_jax.feature_layout import FeatureLayout, digest_of
 from scmbert_jax.models.attention.backends import attention_backend
 from scmbert_jax.models.attention.shape import shape_of_run
+from scmbert_jax.models.definition import Definition
 from scmbert_jax.objectives.mixture import objective_at, objectives_of
 from scmbert_jax.parallel.mesh import batch_to_devices, check_process_order, make_mesh, replicated
 from scmbert_jax.parallel.multihost import StopAgreement, check_agreement
@@ -45,16 +46,22 @@ from scmbert_jax.training.validation import Validation, ValidationRun
 
 
 class TrainingData(DataIdentity, Protocol):
-    """What the loop needs of data; a corpus or a synthetic stand-in."""
+    """What the loop needs of data; a corpus of cells or of sequences, or a synthetic stand-in."""
 
     @property
-    def layout(self) -> FeatureLayout:
-        """Asked for after the processes of the run agreed on what they run: it may take all of them to make it."""
+    def layout(self) -> Any:
+        """`FeatureLayout` or `GenomeLayout`. Asked for after the processes of the run agreed on what they run: it may
+        take all of them to make it."""
         ...
 
-    def batches(self, start_step: int, stop_step: int) -> Iterator[tuple[int, CellBatch]]:
-        """(step, this process's rows of its batch), a pure function of (seed, step)."""
+    def batches(self, start_step: int, stop_step: int) -> Iterator[tuple[int, Any]]:
+        """(step, this process's rows of its `Any` or `GenomeBatch`), a pure function of (seed, step)."""
         ...
+
+
+def definition_of(config: Experiment, layout: Any) -> Definition:
+    """The model that an experiment trains. Raises `ConfigError` where `layout` lacks what it reads."""
+    return DnaDefinition(config, layout) if isinstance(config, DnaExperiment) else ModelDefinition(config, layout)
 
 
 class Outcome(NamedTuple):
@@ -74,7 +81,7 @@ class Outcome(NamedTuple):
 
 
 def pretrain(
-    config: ExperimentConfig,
+    config: Experiment,
     data: TrainingData,
     run_dir: Path,
     *,
@@ -123,14 +130,8 @@ def pretrain(
     )
     mesh = make_mesh(config.mesh, devices)
     check_process_order(mesh, config.data.global_batch_size, config.train.num_microbatches)
-    model = ModelDefinition(config, data.layout)
-    network = model.layout.network
-    check_agreement(
-        {
-            "model.networks": None if network is None else network.digest,
-            "model.region_embeddings": digest_of(model.layout.region_vectors),
-        }
-    )
+    model = definition_of(config, data.layout)
+    check_agreement(model.agreed)
     optimizer = make_optimizer(config, model)
     # A configuration that cannot run is refused before there is a folder that holds on to it.
     attention_backend(config.model.attention, shape_of_run(config.model, mesh.devices.flat[0]))
@@ -173,7 +174,7 @@ def pretrain(
                 for name, objective in objectives_of(config).items()
             }
             constants = jax.device_put(model.constants, replicated(mesh))
-            log = _StepLog(config, folder, writer, checkpoints, ledger)
+            log = _StepLog(config, folder, writer, checkpoints, ledger, model.unit)
             agreed_to_stop = StopAgreement(mesh)
             stall_watch = StallWatch(first, report_stall_after, give_up_after)
             profile = StepProfile(profile_steps, run_dir / "profile" if is_coordinator else None, first)
@@ -215,16 +216,14 @@ def pretrain(
         folder.close()
 
 
-def _in_words(model: ModelDefinition, mesh: Mesh, first: int) -> list[str]:
+def _in_words(model: Definition, mesh: Mesh, first: int) -> list[str]:
     """What the run is: its model, where it runs, and from which step."""
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.abstract_params))
-    slices = model.layout.slices
-    features = ", ".join(f"{slices[name][1] - slices[name][0]:,} {name}" for name in model.config.modalities.in_use())
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     steps = model.config.train.num_steps
     return [
-        f"{parameters:,} parameters; features: {features}; {', '.join(model.config.objectives.weights())}",
+        f"{parameters:,} parameters; {model.reads_in_words()}; {', '.join(model.config.objectives.weights())}",
         f"{mesh.size} x {mesh.devices.flat[0].device_kind}{processes}, mesh {axes}",
         f"continuing from step {first} of {steps}" if first else f"starting at step 0 of {steps}",
     ]
@@ -236,18 +235,19 @@ class _StepLog:
 
     def __init__(
         self,
-        config: ExperimentConfig,
+        config: Experiment,
         folder: RunFolder,
         writer: MetricsWriter,
         checkpoints: RunCheckpoints,
         ledger: GoodputLedger,
+        unit: str = "cells",
     ):
-        self._config, self._folder, self._writer = config, folder, writer
+        self._config, self._unit, self._folder, self._writer = config, unit, folder, writer
         self._checkpoints, self._ledger = checkpoints, ledger
-        self._waiting: tuple[int, str, Any, CellBatch] | None = None
+        self._waiting: tuple[int, str, Any, Any] | None = None
         self._sums, self._data_seconds, self._since = MetricSums(), 0.0, time.perf_counter()
 
-    def timed(self, batches: Iterator[tuple[int, CellBatch]]) -> Iterator[tuple[int, CellBatch]]:
+    def timed(self, batches: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
         """The same batches, with the time spent waiting for them counted."""
         while True:
             before = time.perf_counter()
@@ -258,7 +258,7 @@ class _StepLog:
                 return
             yield item
 
-    def dispatched(self, step: int, objective: str, metrics: Any, batch: CellBatch) -> None:
+    def dispatched(self, step: int, objective: str, metrics: Any, batch: Any) -> None:
         """Takes the metrics of `step`, which the device may still compute, and reads those of the step before."""
         self.read_all()
         self._waiting = (step, objective, metrics, batch)
@@ -306,7 +306,7 @@ class _StepLog:
             {
                 "step": step,
                 **self._sums.row(),
-                "cells_per_second": steps * self._config.data.global_batch_size / seconds,
+                f"{self._unit}_per_second": steps * self._config.data.global_batch_size / seconds,
                 "step_seconds": seconds / steps,
                 "data_wait_fraction": min(1.0, self._data_seconds / seconds),
             }
@@ -314,7 +314,7 @@ class _StepLog:
         self._ledger.note(step)
         self._sums, self._data_seconds, self._since = MetricSums(), 0.0, now
 
-    def _not_finite(self, step: int, objective: str, values: dict[str, float], batch: CellBatch) -> TrainingError:
+    def _not_finite(self, step: int, objective: str, values: dict[str, float], batch: Any) -> TrainingError:
         with self._ledger.spending("save"):
             self._checkpoints.wait()  # one that is under way is of a good step
             steps = self._checkpoints.steps()

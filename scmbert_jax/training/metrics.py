@@ -10,7 +10,8 @@ A row of metrics.jsonl, and the same numbers in TensorBoard and where --log-to s
     learning_rate            of the last step
     OBJECTIVE/steps          how many of the steps were of this objective
     OBJECTIVE/loss, OBJECTIVE/METRIC, ..._weight     sum over the steps / sum of their weights, and that sum
-    cells_per_second, step_seconds (mean), data_wait_fraction (fraction of the time spent waiting for data)
+    cells_per_second, step_seconds (mean), data_wait_fraction (fraction of the time spent waiting for data); of DNA
+                             sequences_per_second
 
 and rows of evaluations, validation/... (validation.py).
 """
@@ -23,7 +24,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scmbert_jax.config import ExperimentConfig, flat_fields
+from scmbert_jax.config import flat_fields
+from scmbert_jax.dna_config import Experiment
 from scmbert_jax.errors import TrainingError
 from scmbert_jax.training.run_folder import RunFolder
 from scmbert_jax.training.trackers import Tracker
@@ -79,7 +81,7 @@ class MetricsWriter:
     def __init__(
         self,
         folder: RunFolder,
-        config: ExperimentConfig,
+        config: Experiment,
         first_step: int,
         show_progress: bool = True,
         about: Sequence[str] = (),
@@ -179,10 +181,9 @@ def _line(row: dict[str, Any]) -> str:
     losses = {name.removesuffix("/loss"): value for name, value in row.items() if name.endswith("/loss")}
     each = f" ({', '.join(f'{name} {value:.4f}' for name, value in losses.items())})" if len(losses) > 1 else ""
     loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
-    return (
-        f"loss {loss}{each}  {row['cells_per_second']:.0f} cells/s  {row['step_seconds'] * 1e3:.0f} ms/step  "
-        f"data wait {row['data_wait_fraction']:.0%}"
-    )
+    name = next(name for name in row if name.endswith("_per_second"))
+    speed = f"{row[name]:.0f} {name.removesuffix('_per_second')}/s  {row['step_seconds'] * 1e3:.0f} ms/step"
+    return f"loss {loss}{each}  {speed}  data wait {row['data_wait_fraction']:.0%}"
 
 
 class _TerminalProgress:

@@ -11,17 +11,23 @@ tell at once is written down here: the numbers of the step, and the batch itself
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental.multihost_utils import sync_global_devices
 
-from scmbert_jax.batch import CellBatch
+from scmbert_jax.batch import CellBatch, GenomeBatch
 from scmbert_jax.errors import TrainingError
 
 
 def keep_nonfinite_step(
-    run_dir: Path, step: int, objective: str, metrics: dict[str, float], batch: CellBatch, last_checkpoint: int | None
+    run_dir: Path,
+    step: int,
+    objective: str,
+    metrics: dict[str, float],
+    batch: CellBatch | GenomeBatch,
+    last_checkpoint: int | None,
 ) -> Path:
     """Writes the record of a step; every process for its own rows. Returns the folder.
 
@@ -35,7 +41,7 @@ def keep_nonfinite_step(
     """
     folder = run_dir / "nonfinite"
     arrays = batch_arrays(batch)
-    record = {
+    record: dict[str, Any] = {
         "step": step,
         "batch_of_step": step - 1,
         "objective": objective,
@@ -43,7 +49,7 @@ def keep_nonfinite_step(
         "metrics": {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()},
         "not_finite_in_the_batch": [name for name, array in arrays.items() if not np.isfinite(array).all()],
         "largest_in_the_batch": {name: float(np.max(array, initial=0)) for name, array in arrays.items()},
-        "cell_index": np.asarray(batch.cell_index).tolist(),
+        **{name: arrays[name].tolist() for name in ("cell_index", "region") if name in arrays},
     }
     try:
         folder.mkdir(exist_ok=True)
@@ -58,8 +64,10 @@ def keep_nonfinite_step(
     return folder
 
 
-def batch_arrays(batch: CellBatch) -> dict[str, np.ndarray]:
+def batch_arrays(batch: CellBatch | GenomeBatch) -> dict[str, np.ndarray]:
     """The fields of a batch by name, such as `rna.counts`."""
+    if isinstance(batch, GenomeBatch):
+        return {name: np.asarray(array) for name, array in batch._asdict().items() if array is not None}
     arrays = {
         f"{modality}.{field}": np.asarray(array)
         for modality, tokens in batch.modalities.items()

@@ -6,11 +6,11 @@ import jax
 import optax
 import optax.contrib
 
-from scmbert_jax.config import ExperimentConfig
-from scmbert_jax.scmbert import ModelDefinition
+from scmbert_jax.dna_config import Experiment
+from scmbert_jax.models.definition import Definition
 
 
-def learning_rate_schedule(config: ExperimentConfig) -> optax.Schedule:
+def learning_rate_schedule(config: Experiment) -> optax.Schedule:
     """step -> learning rate: linear from 0 to the peak, then cosine to its final fraction at `train.num_steps`."""
     optimizer, num_steps = config.optimizer, config.train.num_steps
     warmup = min(optimizer.warmup_steps, num_steps)
@@ -32,7 +32,7 @@ def decay_mask(roles: dict[str, Any]) -> dict[str, Any]:
 _MUON_RMS = 0.2
 
 
-def muon_dimensions(model: ModelDefinition) -> dict[str, Any]:
+def muon_dimensions(model: Definition) -> dict[str, Any]:
     """`MuonDimensionNumbers` for the matrices of encoder and decoder layers; None for all that AdamW trains.
 
     Those are embeddings, heads, norms and biases (Jordan et al. 2024 leave them to AdamW for their sparse or one-
@@ -51,7 +51,7 @@ def muon_dimensions(model: ModelDefinition) -> dict[str, Any]:
     return jax.tree.map(dimensions, model.roles, model.logical_axes)
 
 
-def make_optimizer(config: ExperimentConfig, model: ModelDefinition) -> optax.GradientTransformation:
+def make_optimizer(config: Experiment, model: Definition) -> optax.GradientTransformation:
     """The optimizer of a run; its state mirrors the parameters, so it is sharded as they are."""
     of_name = {"adamw": _adamw, "muon": _muon}
     return optax.chain(
@@ -59,7 +59,7 @@ def make_optimizer(config: ExperimentConfig, model: ModelDefinition) -> optax.Gr
     )
 
 
-def _adamw(config: ExperimentConfig, model: ModelDefinition) -> optax.GradientTransformation:
+def _adamw(config: Experiment, model: Definition) -> optax.GradientTransformation:
     optimizer, decayed = config.optimizer, decay_mask(model.roles)
 
     def mask(params: Any) -> Any:
@@ -76,7 +76,7 @@ def _adamw(config: ExperimentConfig, model: ModelDefinition) -> optax.GradientTr
     )
 
 
-def _muon(config: ExperimentConfig, model: ModelDefinition) -> optax.GradientTransformation:
+def _muon(config: Experiment, model: Definition) -> optax.GradientTransformation:
     dimensions = muon_dimensions(model)
     by_adamw = jax.tree.map(lambda own: own is None, dimensions, is_leaf=_is_dimensions)
     muon = optax.contrib.muon(

@@ -3,7 +3,7 @@
 config.json               the whole resolved configuration, of the newest start
 provenance.json           versions, git commit, hardware, corpora and how cells are drawn from them, their fingerprint,
                           feature-space hash, information, command; the fields that changed since (continuation.py)
-feature_space.parquet     the features of the model's table
+feature_space.parquet     the features of the model's table; of DNA, genome_layout.npz in place of this and the next
 feature_statistics.npz    what each of them is like by itself: where the model starts
 region_embeddings.npz     the embeddings of its regions (`model.region_embeddings`)
 network.npz               the edges of its networks (`model.networks`), and what was drawn of them
@@ -35,7 +35,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from scmbert_jax.config import ExperimentConfig, load_config, to_dict
+from scmbert_jax.config import to_dict
+from scmbert_jax.dna_config import DnaExperiment, Experiment, load_any_config
 from scmbert_jax.errors import CheckpointError, ConfigError, RunInProgress, TrainingError
 from scmbert_jax.outputs import check_run_folder
 from scmbert_jax.plain_text import without_secrets
@@ -101,7 +102,7 @@ class RunFolder:
     def __init__(
         self,
         path: Path,
-        config: ExperimentConfig,
+        config: Experiment,
         data: DataIdentity,
         is_coordinator: bool = True,
         init_from: Mapping[str, Any] | None = None,
@@ -134,7 +135,7 @@ class RunFolder:
             self.close()
             raise
 
-    def _start_or_continue(self, config: ExperimentConfig, data: DataIdentity) -> None:
+    def _start_or_continue(self, config: Experiment, data: DataIdentity) -> None:
         path = self.path
         if (path / "config.json").exists():
             self._check_same_run(config, data)
@@ -157,8 +158,14 @@ class RunFolder:
         # Last, and whole: a folder without it was never started.
         write_whole(path / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
 
-    def _check_same_run(self, config: ExperimentConfig, data: DataIdentity) -> None:
-        self._there = load_config(self.path / "config.json")
+    def _check_same_run(self, config: Experiment, data: DataIdentity) -> None:
+        self._there = load_any_config(self.path / "config.json")
+        if type(self._there) is not type(config):
+            there, now = (_kind(own) for own in (self._there, config))
+            raise ConfigError(
+                f"{self.path}: this run folder is of a run on {there}, the experiment is one on {now}. Use another run "
+                "folder."
+            )
         changes(self.path, self._there, config)
         provenance = read_provenance(self.path)
         self._check_same_beginning(provenance.get("init_from"))
@@ -313,7 +320,11 @@ def _in_words(description: dict[str, Any] | None) -> str:
         return "what an earlier version did not record"
     options = [f"{name} {json.dumps(value)}" for name, value in description["options"].items()]
     corpora = ", ".join(corpus["path"] for corpus in description["corpora"])
-    return f"{corpora} ({', '.join(options) or 'all cells, by size'})"
+    return f"{corpora} ({', '.join(options) or description.get('drawn', 'all cells, by size')})"
+
+
+def _kind(config: Experiment) -> str:
+    return "DNA" if isinstance(config, DnaExperiment) else "cells"
 
 
 def locked(path: Path) -> TextIO:

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from scmbert_jax.models.definition import Definition
 from scmbert_jax.parallel.mesh import replicated, sharding
 from scmbert_jax.random_keys import init_key
-from scmbert_jax.scmbert import ModelDefinition
 
 
 class TrainState(NamedTuple):
@@ -20,7 +20,7 @@ class TrainState(NamedTuple):
     step: Any
 
 
-def param_shardings(model: ModelDefinition, mesh: Mesh) -> dict[str, Any]:
+def param_shardings(model: Definition, mesh: Mesh) -> dict[str, Any]:
     """One `NamedSharding` per parameter. Raises `ConfigError` naming a parameter whose size does not divide."""
 
     def one(path: tuple, param: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> NamedSharding:
@@ -29,7 +29,7 @@ def param_shardings(model: ModelDefinition, mesh: Mesh) -> dict[str, Any]:
     return jax.tree_util.tree_map_with_path(one, model.abstract_params, model.logical_axes)
 
 
-def abstract_state(model: ModelDefinition, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(model: Definition, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The `TrainState` as `jax.ShapeDtypeStruct`s with shardings; the optimizer's moments lie as their parameters."""
     shardings = param_shardings(model, mesh)
 
@@ -62,7 +62,7 @@ def _keys(path: tuple) -> tuple[Any, ...]:
     return tuple(part.key for part in path if isinstance(part, jax.tree_util.DictKey))
 
 
-def initial_state(model: ModelDefinition, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def initial_state(model: Definition, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Random parameters of `config.seed` and a fresh optimizer, made in place on the devices of `mesh`.
 
     threefry numbers do not depend on the sharding, so every mesh starts from the same parameters.
@@ -76,10 +76,10 @@ def initial_state(model: ModelDefinition, optimizer: optax.GradientTransformatio
     return jax.jit(create, out_shardings=where)()
 
 
-def initial_params(model: ModelDefinition, mesh: Mesh) -> Any:
+def initial_params(model: Definition, mesh: Mesh) -> Any:
     """Those of `initial_state`, without an optimizer."""
     return jax.jit(lambda: _initial_params(model), out_shardings=param_shardings(model, mesh))()
 
 
-def _initial_params(model: ModelDefinition) -> Any:
+def _initial_params(model: Definition) -> Any:
     return model.init(init_key(model.config.seed))

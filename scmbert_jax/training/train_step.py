@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from scmbert_jax.objectives.base import LossSum, Objective
+from scmbert_jax.models.definition import Definition
+from scmbert_jax.objectives.base import AnyObjective, LossSum
 from scmbert_jax.parallel.table_rows import whole
 from scmbert_jax.random_keys import KeyPurpose, key_for, step_key
-from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.length_groups import at_needed_width, by_length, row_widths
 from scmbert_jax.training.optimizer import learning_rate_schedule
 from scmbert_jax.training.train_state import TrainState
@@ -31,8 +31,8 @@ def split_microbatches(batch: Any, number: int) -> Any:
 
 
 def sum_of_gradients(
-    model: ModelDefinition,
-    objective: Objective,
+    model: Definition,
+    objective: AnyObjective,
     num_microbatches: int,
     params: Any,
     constants: Any,
@@ -79,8 +79,8 @@ def sum_of_gradients(
 
 
 def sum_of_losses(
-    model: ModelDefinition,
-    objective: Objective,
+    model: Definition,
+    objective: AnyObjective,
     num_microbatches: int,
     params: Any,
     constants: Any,
@@ -100,7 +100,7 @@ def sum_of_losses(
 
 
 def make_train_step(
-    model: ModelDefinition, objective: Objective, optimizer: optax.GradientTransformation
+    model: Definition, objective: AnyObjective, optimizer: optax.GradientTransformation
 ) -> StepFunction:
     """The pure step; the loop jits it with the state donated.
 

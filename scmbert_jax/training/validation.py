@@ -24,10 +24,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from scmbert_jax.config import ExperimentConfig, ValidationConfig
+from scmbert_jax.config import ValidationConfig
+from scmbert_jax.dna_config import Experiment
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.parallel.multihost import from_process_zero, on_any_process
-from scmbert_jax.scmbert import ModelDefinition
 from scmbert_jax.training.run_folder import RunFolder, write_whole
 
 BEST = "best.json"
@@ -45,7 +45,7 @@ class Evaluator(Protocol):
         Args:
           step: optimizer steps that were done.
           params: as the run's state holds them, on its mesh; not to be donated.
-          constants: `ModelDefinition.constants`, on the mesh.
+          constants: `Definition.constants`, on the mesh.
         """
         ...
 
@@ -60,7 +60,7 @@ class Validation:
     """
 
     identity: str
-    make: Callable[[ModelDefinition, Mesh], Mapping[str, Evaluator]]
+    make: Callable[[Any, Mesh], Mapping[str, Evaluator]]
 
 
 class Best(NamedTuple):
@@ -88,7 +88,7 @@ class ValidationRun:
 
     def __init__(
         self,
-        config: ExperimentConfig,
+        config: Experiment,
         evaluators: Mapping[str, Evaluator],
         identity: str,
         folder: RunFolder,
@@ -216,7 +216,7 @@ def _is_out_of_patience(values: Sequence[tuple[int, float]], config: ValidationC
     return bool(config.patience) and best is not None and len(values) - 1 - values.index(best) >= config.patience
 
 
-def stopped_early(run_dir: Path, config: ExperimentConfig) -> int | None:
+def stopped_early(run_dir: Path, config: Experiment) -> int | None:
     """The step at which `validation.patience` ended a run; None: it continues to its last step."""
     path = run_dir / "metrics.jsonl"
     if not config.validation.patience or not path.exists():

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from data_pipelines.genome.bases import UNKNOWN
 from data_pipelines.genome.kmer_tokens import masked_kmers
 from data_pipelines.genome.tokens import MASK, SPECIAL, UNK
 from scmbert_jax.config import ModelConfig
@@ -119,6 +120,15 @@ def kmer_weights(one_hot: jax.Array, k: int) -> jax.Array:
     return reduce(lambda x, y: (x[..., :, None] * y[..., None, :]).reshape(*x.shape[:2], -1), parts)
 
 
+def kmer_ids(codes: jax.Array, k: int) -> jax.Array:
+    """int32 [B, L - k + 1]: as `KmerTokeniser.tokens`, but for padding, which is `UNK`. codes: uint8 [B, L]."""
+    total = codes.shape[1] - k + 1
+    parts = [codes[:, place : place + total].astype(jnp.int32) for place in range(k)]
+    number = reduce(lambda ids, bases: ids * 4 + bases, parts)
+    unknown = reduce(jnp.logical_or, [bases > 3 for bases in parts])
+    return jnp.where(unknown, UNK, number + len(SPECIAL))
+
+
 class SequenceEncoder(nnx.Module):
     """DNA sequences of at most `sequence.most_bases` bases -> states of their tokens.
 
@@ -176,7 +186,10 @@ class SequenceEncoder(nnx.Module):
             states, pooled = self._encode(x, sizes)
             return EncodedSequences(states, pooled, sizes)
         turned = None if hidden is None else mirrored(hidden, lengths)
-        y = self._tokens(reverse_complement(one_hot, lengths), lengths, turned, None)
+        other = reverse_complement(one_hot, lengths)
+        if ids is not None:
+            ids = kmer_ids(jnp.where(other.any(-1), other.argmax(-1), UNKNOWN), self.config.kmer)
+        y = self._tokens(other, lengths, turned, ids)
         if self.opposite is not None:
             across = self.opposite[...].astype(x.dtype)
             x, y = x + linear(mirrored(y, sizes), across), y + linear(mirrored(x, sizes), across)
