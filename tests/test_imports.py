@@ -211,6 +211,7 @@ def test_data_pipelines_know_only_what_stands_below_both_packages_and_never_jax(
                 "batch",
                 "errors",
                 "feature_layout",
+                "genome_layout",
                 "modalities",
                 "outputs",
                 "plain_text",
