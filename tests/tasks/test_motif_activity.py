@@ -5,10 +5,14 @@ import pytest
 import scipy.sparse as sp
 from sklearn.metrics import roc_auc_score
 
+from data_pipelines.genome.bases import decode, one_hot
 from data_pipelines.genome.region_matrix import RegionMatrix
 from data_pipelines.genome.windows import Windows
 from data_pipelines.synthetic.accessibility import planted_accessibility
 from scmbert_jax.errors import InputError
+from scmbert_jax.regulation.fit import FitOptions, fit_regulatory
+from scmbert_jax.regulation.labelled import LabelledSequences, Task
+from scmbert_jax.sequences.changes import marginalise
 from scmbert_jax.tasks.motif_activity import accessibility_elsewhere, motif_activities
 from scmbert_jax.tasks.motif_matrix import motif_matrix
 
@@ -48,6 +52,20 @@ def test_active_regulators_are_found_from_sequence(planted, scores, log_odds):
     wrong = RegionMatrix(scores.regions[rows], scores.columns, scores.values, "a matrix under wrong names")
     by_chance = motif_activities(wrong, log_odds).activity
     assert roc_auc_score((planted.activity > 0).ravel(), by_chance.ravel()) < 0.65
+
+
+def test_a_regulatory_model_that_is_asked_of_each_motif_finds_them_too(planted, log_odds):
+    """Fitted to sequences alone, then each motif's best sequence is put into random ones (`marginalise`)."""
+    values = log_odds.values.toarray().astype(np.float32)
+    lengths, task = np.full(len(values), planted.codes.shape[1], np.int32), Task("values", tuple(log_odds.columns))
+    labelled = LabelledSequences(planted.codes, lengths, values, task, chromosome=planted.regions.chromosome)
+    model = fit_regulatory(labelled, FitOptions(linear=("motifs",), network=None), motifs=planted.motifs)
+    backgrounds = one_hot(np.random.default_rng(0).integers(0, 4, (8, 200)).astype(np.uint8))
+    best = [decode(counts.argmax(axis=1).astype(np.uint8)) for counts in planted.motifs.counts]
+    effects = np.stack([marginalise(model.f, motif, backgrounds).effect.mean(axis=0) for motif in best])  # [M, K]
+    assert np.corrcoef(effects.ravel(), planted.activity.ravel())[0, 1] > 0.8
+    for kind in range(6):
+        assert set(np.argsort(-effects[:, kind])[:5]) == set(np.flatnonzero(planted.activity[:, kind] > 0))
 
 
 def test_a_new_cell_type_is_predicted_better_than_by_the_mean_of_the_others(planted, scores, log_odds):
