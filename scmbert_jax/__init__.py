@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from scmbert_jax.interpretation.explain import explain as explain
     from scmbert_jax.parallel.processes import Processes as Processes
     from scmbert_jax.pretraining import pretrain as pretrain
+    from scmbert_jax.regulation.fit import fit_regulatory as fit_regulatory
+    from scmbert_jax.regulation.model_folder import load_regulatory as load_regulatory
     from scmbert_jax.tasks.model import Model as Model
     from scmbert_jax.tasks.model import export as export
     from scmbert_jax.tasks.model import load as load
@@ -39,6 +41,8 @@ _HOMES = {
     "fit_annotator": "scmbert_jax.annotation.annotate",
     "integrate": "scmbert_jax.integration.integrate",
     "explain": "scmbert_jax.interpretation.explain",
+    "fit_regulatory": "scmbert_jax.regulation.fit",
+    "load_regulatory": "scmbert_jax.regulation.model_folder",
     "load_experiment": "scmbert_jax.experiment_files",
     "BuildOptions": "data_pipelines.build.options",
     "CellSelection": "data_pipelines.cells.cell_selection",

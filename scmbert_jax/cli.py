@@ -52,6 +52,13 @@ from scmbert_jax.commands.networks import NetworksInfer
 from scmbert_jax.commands.number_limits import check_numbers
 from scmbert_jax.commands.perturb import Perturb
 from scmbert_jax.commands.plan import MakePlan
+from scmbert_jax.commands.regulate import (
+    RegulateAttribute,
+    RegulateEmbedRegions,
+    RegulateFit,
+    RegulatePredict,
+    RegulateScoreVariants,
+)
 from scmbert_jax.commands.train import Export, Pretrain
 from scmbert_jax.commands.use import Embed, Translate
 from scmbert_jax.compiled_programs import keep_compiled_programs
@@ -85,6 +92,13 @@ VERBS: dict[str, Any] = {
     "explain": Explain,
     "perturb": Perturb,
     "networks": {"infer": NetworksInfer},
+    "regulate": {
+        "fit": RegulateFit,
+        "predict": RegulatePredict,
+        "score-variants": RegulateScoreVariants,
+        "embed-regions": RegulateEmbedRegions,
+        "attribute": RegulateAttribute,
+    },
     "evaluate": {
         "pretraining": EvaluatePretraining,
         "probe": EvaluateProbe,

@@ -95,6 +95,13 @@ REGULATORY = FolderKind(
     re.compile(r"regulatory\.json|regulatory\.npz|REGULATORY_CARD\.md"),
     CheckpointError,
 )
+ATTRIBUTIONS = FolderKind(
+    "a folder of attributions",
+    "attributions.json",
+    frozenset({"format_version", "model", "method"}),
+    re.compile(r"attributions\.json|ohe\.npz|shap\.npz|sequences\.csv"),
+    ConfigError,
+)
 EXPLANATION = FolderKind(
     "an explanation",
     "explanation.json",
@@ -102,7 +109,7 @@ EXPLANATION = FolderKind(
     re.compile(r"explanation\.json|attributions\.parquet|markers\.csv|deletion\.csv|sanity\.csv|report\.html"),
     ConfigError,
 )
-_PUBLISHED = (CORPUS, MODEL, RUN, ANNOTATOR, ANNOTATION_SCORES, EXPLANATION, REGULATORY)
+_PUBLISHED = (CORPUS, MODEL, RUN, ANNOTATOR, ANNOTATION_SCORES, EXPLANATION, REGULATORY, ATTRIBUTIONS)
 
 
 def check_output_file(

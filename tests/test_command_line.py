@@ -32,6 +32,7 @@ VERBS = [
     *("corpus gene-embeddings", "corpus genome", "pretrain", "plan", "export", "import", "export-torch"),
     *("embed", "translate", "match", "label-transfer", "pseudo-pairs", "integrate"),
     *("annotate fit", "annotate predict", "annotate once", "explain", "perturb", "networks infer"),
+    *("regulate fit", "regulate predict", "regulate score-variants", "regulate embed-regions", "regulate attribute"),
     *("evaluate pretraining", "evaluate probe", "evaluate annotation", "evaluate translation", "evaluate matching"),
     *("evaluate integration", "evaluate networks", "evaluate regulatory", "evaluate ladder"),
     *("bench step", "bench padding", "bench objectives", "bench build", "bench input", "bench storage", "bench favor"),

@@ -1,6 +1,6 @@
 """Fits a regulatory model: linear parts, then networks, then how much each has to say, all of it chosen on dev."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipelines.genome.motifs import MotifSet
 from scmbert_jax.errors import ConfigError, InputError, require
-from scmbert_jax.regulation.labelled import LabelledSequences, in_another, padded, strand_free_keys
+from scmbert_jax.regulation.labelled import Kind, LabelledSequences, in_another, padded, strand_free_keys
 from scmbert_jax.regulation.linear_part import (
     LinearDefinition,
     LinearKind,
@@ -17,8 +17,8 @@ from scmbert_jax.regulation.linear_part import (
     matrix_of,
     scanner_of,
 )
-from scmbert_jax.regulation.model import RegulatoryModel, combine
-from scmbert_jax.regulation.network import NetworkDefinition, NetworkOptions
+from scmbert_jax.regulation.model import Combination, RegulatoryModel, combine
+from scmbert_jax.regulation.network import MOTIF_NETWORK, NetworkDefinition, NetworkOptions
 from scmbert_jax.regulation.network_training import Start, fit_network
 from scmbert_jax.regulation.scores import Interval, scores
 from scmbert_jax.regulation.stem_motifs import chosen_motifs, motif_filters
@@ -35,8 +35,9 @@ KMERS = ((4, 5, 6), (4, 5, 6, 7))  # sizes that are tried, each on one strand an
 class FitOptions:
     """Attributes:
     linear: kinds of linear parts; `motifs` where there are motifs, `bases` where all sequences are as long.
-    network: None: no network.
-    members: networks that differ by their seeds, and are averaged.
+    motif_network: of motif scores alone, where there are motifs; None: none.
+    network: with a sequence encoder; None: none.
+    members: networks of each kind, that differ by their seeds, and are averaged.
     balance: 0: classes have say by their sequences; 1: all equally.
     duplicates: of sequences (or reverse complements) of train that are in dev or test, too: "keep", or "drop" them
       from train. They are counted in either case.
@@ -44,6 +45,7 @@ class FitOptions:
     """
 
     linear: tuple[LinearKind, ...] = ("kmers", "bases", "motifs")
+    motif_network: NetworkOptions | None = MOTIF_NETWORK
     network: NetworkOptions | None = field(default_factory=NetworkOptions)
     members: int = 1
     balance: float = 0.0
@@ -55,7 +57,7 @@ class FitOptions:
         require(0 <= self.balance <= 1, "balance", self.balance, "0 (as they are) to 1 (all classes equal)")
         for name in self.linear:
             require(name in get_args(LinearKind), "linear", name, f"some of {', '.join(get_args(LinearKind))}")
-        if not self.linear and self.network is None:
+        if not self.linear and self.network is None and self.motif_network is None:
             raise ConfigError("neither a linear part nor a network: nothing would be fitted")
 
 
@@ -92,25 +94,28 @@ def fit_regulatory(
     mean, scale = _scale(train)
     targets = (_standardised(train, mean, scale), _standardised(dev, mean, scale))
     scanner = None if motifs is None else scanner_of(motifs)
-    log_odds = [] if motifs is None else motifs.log_odds()
-    parts, outputs = [], []
+    known, reads = {}, LinearDefinition("motifs", scanner=scanner)
+    if scanner is not None:
+        known[reads] = matrix_of(reads, train.codes), matrix_of(reads, dev.codes)
+    fitted = _Fitted()
     for candidates in _linear_candidates(options, train, dev, scanner):
-        part = fit_linear_part(candidates, train, dev, targets, options.balance)
-        parts.append(part)
-        outputs.append(
-            (matrix_of(part.definition, dev.codes) @ part.params["weight"] + part.params["bias"]).astype(np.float32)
-        )
+        part = fit_linear_part(candidates, train, dev, targets, options.balance, known)
+        own = part.definition
+        on_dev = (known[own][1] if own in known else matrix_of(own, dev.codes)) @ part.params["weight"] + part.params[
+            "bias"
+        ]
         said(f"{part.info['name']}: dev loss {part.info['dev_loss']:.4f} (C {part.info['c']:g})")
-    groups = list(range(len(parts)))
-    of_linear = combine(train.task.kind, outputs, targets[1], mean, scale, groups) if parts else None
-    if options.network is not None:
-        found = _networks(
-            options, train, dev, targets, scanner, log_odds, pretrained, _reads_both(parts), progress, said
+        fitted.add([(part, on_dev.astype(np.float32))])
+    if not fitted.parts and options.network is None and (options.motif_network is None or scanner is None):
+        raise ConfigError(
+            "nothing can be fitted: a part of motifs needs a motif file, one of bases sequences of a length"
         )
-        parts += [part for part, _ in found]
-        outputs += [own for _, own in found]
-        groups += [len(groups)] * len(found)
-    combination = combine(train.task.kind, outputs, targets[1], mean, scale, groups)
+    numbers = (train.task.kind, targets[1], mean, scale)
+    of_linear = fitted.combined(*numbers) if fitted.parts else None
+    both, scanned = _reads_both(fitted.parts), known.get(reads)
+    for found in _networks(options, train, dev, targets, motifs, scanned, pretrained, both, progress, said):
+        fitted.add(found)
+    combination = fitted.combined(*numbers)
     info: dict[str, Any] = {
         "data": train.where,
         "sequences": {"train": len(train), "dev": len(dev)} | ({"test": len(test)} if test else {}),
@@ -118,7 +123,7 @@ def fit_regulatory(
         "options": asdict(options),
         "pretrained": None if pretrained is None else ("frozen" if pretrained.frozen else "fine-tuned"),
     }
-    model = RegulatoryModel(train.task, length, tuple(parts), combination, of_linear, motifs, info)
+    model = RegulatoryModel(train.task, length, tuple(fitted.parts), combination, of_linear, motifs, info)
     info["scores"] = {
         name: scored(model, own, options.seed) for name, own in (("dev", dev), ("test", test)) if own is not None
     }
@@ -146,6 +151,24 @@ def _filled(data: LabelledSequences, length: int) -> LabelledSequences:
 
 def _standardised(data: LabelledSequences, mean: Array, scale: Array) -> Array:
     return (data.targets - mean) / scale if data.task.kind == "values" else data.targets
+
+
+class _Fitted:
+    """Parts, their outputs on dev, and which of them are members of the same."""
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+        self.outputs: list[Array] = []
+        self.groups: list[int] = []
+
+    def add(self, members: list[tuple[Part, Array]]) -> None:
+        self.groups += [len(self.groups)] * len(members)
+        for part, outputs in members:
+            self.parts.append(part)
+            self.outputs.append(outputs)
+
+    def combined(self, kind: Kind, targets: Array, mean: Array, scale: Array) -> Combination:
+        return combine(kind, self.outputs, targets, mean, scale, self.groups)
 
 
 class _Said:
@@ -281,42 +304,61 @@ def _networks(
     options: FitOptions,
     train: LabelledSequences,
     dev: LabelledSequences,
-    targets: tuple[Array, ...],
-    scanner: MotifScanner | None,
-    log_odds: list[Array],
+    targets: tuple[Array, Array],
+    motifs: MotifSet | None,
+    motif_scores: tuple[Array, Array] | None,
     pretrained: Start | None,
     both: bool,
     progress: Callable[[int, int], None] | None,
     said: _Said,
-) -> list[tuple[Part, Array]]:
-    own = options.network
-    assert own is not None
+) -> Iterator[list[tuple[Part, Array]]]:
+    """Members of each kind of network, and their outputs on dev."""
+    scanner = None if motifs is None else scanner_of(motifs)
+    filters = _filters(options, train, motifs, motif_scores)
+    for own in (options.motif_network if scanner is not None else None, options.network):
+        if own is None:
+            continue
+        definition = _definition(own, train, scanner, pretrained, both)
+        given = (definition, own, train, dev, targets, motif_scores if definition.scanner is not None else None)
+        begin = (pretrained, filters) if own.encoder is not None else (None, None)
+        found = []
+        for seed in range(options.seed, options.seed + options.members):
+            part, on_dev = fit_network(*given, seed, options.balance, *begin, progress)
+            loss, steps = part.info["dev_loss"], part.info["steps"]
+            said(f"{part.info['name']}, seed {seed}: dev loss {loss:.4f} after {steps:,} steps")
+            found.append((part, on_dev))
+        yield found
+
+
+def _definition(
+    own: NetworkOptions,
+    train: LabelledSequences,
+    scanner: MotifScanner | None,
+    pretrained: Start | None,
+    both: bool,
+) -> NetworkDefinition:
     with_motifs = scanner if own.motif_dim else None
-    definition = NetworkDefinition(
+    keeps = pretrained is not None and own.encoder is not None
+    return NetworkDefinition(
         own.encoder,
-        own.sequence if pretrained is not None else replace(own.sequence, most_bases=train.codes.shape[1]),
+        own.sequence if keeps else replace(own.sequence, most_bases=train.codes.shape[1]),
         own.hidden,
         own.motif_dim if with_motifs is not None else 0,
         train.task.num_outputs,
         both if own.strands == "auto" else own.strands == "both",
         with_motifs,
     )
-    motifs = None
-    if with_motifs is not None:
-        reads = LinearDefinition("motifs", scanner=with_motifs)
-        motifs = (matrix_of(reads, train.codes), matrix_of(reads, dev.codes))
-    filters, stem = None, own.sequence
-    if scanner is not None and log_odds and own.motif_filters and stem.tokens == "bases" and stem.stem_layers:
-        best = scanner(train.codes, summaries=("log_mean_exp",))["log_mean_exp"] if motifs is None else motifs[0]
-        chosen = chosen_motifs(best[:, -scanner.num_motifs :], train, stem.stem_channels)
-        filters = motif_filters([log_odds[place] for place in chosen], stem.stem_kernel)
-    found = []
-    for member in range(options.members):
-        seed = options.seed + member
-        args = (definition, own, train, dev, (targets[0], targets[1]), motifs, seed)
-        part, outputs = fit_network(*args, options.balance, pretrained, filters, progress)
-        said(
-            f"{part.info['name']}, seed {seed}: dev loss {part.info['dev_loss']:.4f} after {part.info['steps']:,} steps"
-        )
-        found.append((part, outputs))
-    return found
+
+
+def _filters(
+    options: FitOptions, train: LabelledSequences, motifs: MotifSet | None, motif_scores: tuple[Array, Array] | None
+) -> Array | None:
+    """float32 [width, 4, m]: motifs that are chosen for the labels, as filters of the stem; None: random ones."""
+    own = options.network
+    if own is None or motifs is None or motif_scores is None or not own.motif_filters:
+        return None
+    if own.encoder is None or own.sequence.tokens != "bases" or not own.sequence.stem_layers:
+        return None
+    chosen = chosen_motifs(motif_scores[0][:, -len(motifs) :], train, own.sequence.stem_channels)
+    log_odds = motifs.log_odds()
+    return motif_filters([log_odds[place] for place in chosen], own.sequence.stem_kernel)

@@ -147,7 +147,7 @@ def fit_linear_part(
     dev: LabelledSequences,
     targets: tuple[Array, Array],
     balance: float = 0.0,
-    grid: tuple[float, ...] = C_GRID,
+    known: dict[LinearDefinition, tuple[Any, Any]] | None = None,
 ) -> Part:
     """The candidate and the C with the least loss on dev, fitted to all of `train`.
 
@@ -155,7 +155,7 @@ def fit_linear_part(
       candidates: at least one.
       targets: those of train and dev, float32 [N, T]; of values standardised.
       balance: see `row_weights`.
-      grid: of C, strongest first.
+      known: what `matrix_of` gives of train and dev, where it has been computed.
     """
     chosen: tuple[float, LinearDefinition, float] | None = None
     few = np.unique(np.linspace(0, len(train) - 1, min(_MOST_TO_CHOOSE_BY, len(train))).astype(np.int64))
@@ -163,11 +163,11 @@ def fit_linear_part(
     kind = train.task.kind
     tried = {}
     for definition in candidates:
-        features = matrix_of(definition, train.codes[few])
+        features, of_dev = _matrices(definition, train.codes, dev.codes, few, known or {})
         scale = _Scale.of(features)
-        x, x_dev = scale(features), scale(matrix_of(definition, dev.codes))
+        x, x_dev = scale(features), scale(of_dev)
         theta, least = None, np.inf
-        for c in grid:
+        for c in C_GRID:
             theta = _fit(kind, x, targets[0][few], weights[few], c, train.task.num_outputs, theta)
             outputs = x_dev @ theta[:-1] + theta[-1]
             loss = float(np.mean(np.asarray(row_losses(kind, jnp.asarray(outputs), jnp.asarray(targets[1])))))
@@ -179,11 +179,20 @@ def fit_linear_part(
             least = loss
     assert chosen is not None
     loss, definition, c = chosen
-    features = matrix_of(definition, train.codes)
+    features = matrix_of(definition, train.codes) if not known or definition not in known else known[definition][0]
     scale = _Scale.of(features)
     theta = _fit(kind, scale(features), targets[0], weights, c, train.task.num_outputs, None)
     info = {"name": definition.name(), "c": c, "dev_loss": loss, "tried": tried}
     return Part(definition, scale.undone(theta), info)
+
+
+def _matrices(
+    definition: LinearDefinition, codes: Array, of_dev: Array, few: Array, known: dict[LinearDefinition, Any]
+) -> tuple[Any, Any]:
+    """Features of some rows of train, and of dev."""
+    if definition in known:
+        return known[definition][0][few], known[definition][1]
+    return matrix_of(definition, codes[few]), matrix_of(definition, of_dev)
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def _stored(definition: LinearDefinition | NetworkDefinition) -> dict[str, Any]:
         for field in dataclasses.fields(definition)
         if field.name != "scanner"
     }
-    configs = {name: dataclasses.asdict(own.pop(name)) for name in ("encoder", "sequence") if name in own}
+    configs = {name: dataclasses.asdict(own.pop(name)) for name in ("encoder", "sequence") if own.get(name)}
     what = "linear" if isinstance(definition, LinearDefinition) else "network"
     return {"part": what, "reads_motifs": definition.scanner is not None, "definition": own | configs}
 
@@ -121,7 +121,8 @@ def _part(place: int, stored: dict[str, Any], arrays: dict[str, Array], scanner:
     mine = scanner if stored["reads_motifs"] else None
     if stored["part"] == "linear":
         return Part(LinearDefinition(**own, scanner=mine), numbers, stored["info"])
-    encoder, sequence = ModelConfig(**own.pop("encoder")), SequenceConfig(**own.pop("sequence"))
+    encoder, sequence = own.pop("encoder"), SequenceConfig(**own.pop("sequence"))
+    encoder = None if encoder is None else ModelConfig(**encoder)
     definition = NetworkDefinition(encoder, sequence, **own, scanner=mine)
     abstract = definition.abstract_params()
     leaves = []

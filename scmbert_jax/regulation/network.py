@@ -3,6 +3,8 @@
     one_hot [B, L, 4] -- SequenceEncoder --> states [B, S, D] -- maximum and mean over S --> [B, 2 D] --+
     motifs [B, 2 M] (scores of the sequence, in units of their deviation) -- linear, gelu ----> [B, E] --+--> [B, K]
 
+The motif branch may stand alone.
+
 Motif scores are those of both strands, so they are computed once for the training sequences, whichever strand is shown.
 """
 
@@ -36,7 +38,7 @@ class NetworkOptions:
 
     Attributes:
       encoder, sequence: of the sequence encoder (`sequence.most_bases` is that of the data); its strands are "given":
-        which are read, `strands` says.
+        which are read, `strands` says. Without an encoder (None) the motif branch stands alone.
       strands: both: half of the sequences that are trained on are turned, and what is predicted is the mean of both
         strands. given: neither. auto: what the k-mers of dev say.
       motif_dim: width of the motif branch; 0: none. It needs a motif file.
@@ -52,7 +54,7 @@ class NetworkOptions:
       fewest_steps: of a small data set, whatever its epochs.
     """
 
-    encoder: ModelConfig = ENCODER
+    encoder: ModelConfig | None = ENCODER
     sequence: SequenceConfig = field(default=SEQUENCE)
     strands: Literal["auto", "both", "given"] = "auto"
     motif_dim: int = 64
@@ -78,10 +80,17 @@ class NetworkOptions:
         require(self.shift >= 0 and self.motif_dim >= 0, "shift, motif_dim", (self.shift, self.motif_dim), "0 or more")
 
 
+# Of 1,510 scores of 755 motifs: .885 on tf/2 of GUE (AUROC, dev) after 9 s of one core, and .882 for the encoder alone
+# after 48 s; the logistic regression of the same scores .872.
+MOTIF_NETWORK = NetworkOptions(
+    encoder=None, motif_dim=128, batch_size=256, learning_rate=3e-3, weight_decay=0.3, epochs=8, patience=12
+)
+
+
 class NetworkShape(NamedTuple):
     """What the parameters of a network depend on; `num_motifs`: 2 M, or 0: no branch. Others as of `NetworkOptions`."""
 
-    encoder: ModelConfig
+    encoder: ModelConfig | None
     sequence: SequenceConfig
     hidden: int
     motif_dim: int
@@ -94,8 +103,11 @@ class RegulatoryNetwork(nnx.Module):
 
     def __init__(self, shape: NetworkShape, rngs: nnx.Rngs):
         hidden, motif_dim, num_motifs = shape.hidden, shape.motif_dim, shape.num_motifs
-        self.sequence = SequenceEncoder(shape.encoder, shape.sequence, rngs)
-        width = 2 * shape.encoder.embed_dim
+        width, outputs = 0, shape.num_outputs
+        self.sequence: Any = nnx.data(None)
+        if shape.encoder is not None:
+            self.sequence = SequenceEncoder(shape.encoder, shape.sequence, rngs)
+            width = 2 * shape.encoder.embed_dim
         self.motifs: Any = nnx.data(None)
         if num_motifs:
             self.motifs = weight(rngs, (num_motifs, motif_dim), num_motifs, (None, None))
@@ -104,8 +116,8 @@ class RegulatoryNetwork(nnx.Module):
         self.norm = LayerNorm(width)
         self.inner = weight(rngs, (width, hidden), width, (None, None))
         self.inner_bias = filled(0.0, (hidden,), (None,), "bias")
-        self.out = weight(rngs, (hidden, shape.num_outputs), 100 * hidden, (None, None))
-        self.out_bias = filled(0.0, (shape.num_outputs,), (None,), "bias")
+        self.out = weight(rngs, (hidden, outputs), 100 * hidden, (None, None))
+        self.out_bias = filled(0.0, (outputs,), (None,), "bias")
 
     def embedding(self, one_hot: jax.Array, lengths: jax.Array) -> jax.Array:
         """float32 [B, 2 D]: maximum and mean of the states of a sequence."""
@@ -115,6 +127,10 @@ class RegulatoryNetwork(nnx.Module):
         highest = jnp.where(real, states, -jnp.inf).max(1)
         mean = jnp.where(real, states, 0).sum(1) / jnp.maximum(found.lengths, 1)[:, None]
         return jnp.concatenate([jnp.where(found.lengths[:, None] > 0, highest, 0), mean], axis=1)
+
+    def of_motifs(self, motifs: jax.Array) -> jax.Array:
+        """float32 [B, E]."""
+        return jax.nn.gelu(linear(motifs, self.motifs[...]) + self.motif_bias[...][None])
 
     def __call__(
         self,
@@ -126,10 +142,10 @@ class RegulatoryNetwork(nnx.Module):
     ) -> jax.Array:
         """float32 [B, K]; `key` and `dropout` (of the head, of motifs) while it is trained."""
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        x = self.embedding(one_hot, lengths)
-        if self.motifs is not None and motifs is not None:
-            shown = dropped(motifs, dropout[1], keys[0])
-            x = jnp.concatenate([x, jax.nn.gelu(linear(shown, self.motifs[...]) + self.motif_bias[...][None])], axis=1)
+        parts = [] if self.sequence is None else [self.embedding(one_hot, lengths)]
+        if motifs is not None:
+            parts.append(self.of_motifs(dropped(motifs, dropout[1], keys[0])))
+        x = jnp.concatenate(parts, axis=1)
         x = dropped(self.norm(x), dropout[0], keys[1])
         x = dropped(jax.nn.gelu(linear(x, self.inner[...]) + self.inner_bias[...][None]), dropout[0], keys[2])
         return linear(x, self.out[...]) + self.out_bias[...][None]
@@ -159,7 +175,7 @@ class NetworkDefinition:
       scanner: None: no motif branch.
     """
 
-    encoder: ModelConfig
+    encoder: ModelConfig | None
     sequence: SequenceConfig
     hidden: int
     motif_dim: int
@@ -194,6 +210,8 @@ class NetworkDefinition:
     def rates(self, of_encoder: float) -> Any:
         """Factors of the learning rate: `of_encoder` for the sequence encoder, else 1; nested dict of float32."""
         ones = jax.tree.map(lambda own: jnp.ones(own.shape), self.abstract_params())
+        if self.encoder is None:
+            return ones
         return {**ones, "sequence": jax.tree.map(lambda own: own * of_encoder, ones["sequence"])}
 
     def ravelled(self, network: Any) -> jax.Array:
@@ -221,12 +239,16 @@ class NetworkDefinition:
         network, lengths = self.merge(params["network"]), real_lengths(one_hot)
         scaled = None if motifs is None else (motifs - params["mean"][None]) / params["scale"][None]
         found = network(one_hot, lengths, scaled)
-        if not self.both:
+        if not self.both or self.encoder is None:
             return found
         return (found + network(reverse_complement(one_hot, lengths), lengths, scaled)) / 2
 
     def embedding(self, params: Any, one_hot: jax.Array) -> jax.Array:
-        """float32 [N, 2 D]: what the sequence encoder says; the mean of both strands where it reads both."""
+        """float32 [N, 2 D]: what the sequence encoder says; the mean of both strands where it reads both. Without an
+        encoder [N, E], what the motif branch says."""
+        if self.encoder is None:
+            scaled = (motif_features(self.scanner, one_hot) - params["mean"][None]) / params["scale"][None]
+            return self.merge(params["network"]).of_motifs(scaled)
         network, lengths = self.merge(params["network"]), real_lengths(one_hot)
         found = network.embedding(one_hot, lengths)
         if not self.both:
@@ -234,6 +256,8 @@ class NetworkDefinition:
         return (found + network.embedding(reverse_complement(one_hot, lengths), lengths)) / 2
 
     def name(self) -> str:
+        if self.encoder is None:
+            return "network of motifs"
         return "network" + (", both strands" if self.both else "") + (", motifs" if self.scanner is not None else "")
 
 

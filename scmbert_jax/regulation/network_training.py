@@ -171,7 +171,7 @@ def _step(trainer: _Trainer, state: Any, constants: _Constants, shown: Shown, ke
     if options.shift:
         one_hot = _moved(one_hot, jax.random.randint(moved, (len(one_hot),), -options.shift, options.shift + 1))
     lengths = real_lengths(one_hot)
-    if definition.both:
+    if definition.both and definition.encoder is not None:
         turned = jax.random.bernoulli(strand, 0.5, (len(one_hot), 1, 1))
         one_hot = jnp.where(turned, reverse_complement(one_hot, lengths), one_hot)
     motifs, scale = None, constants.motifs

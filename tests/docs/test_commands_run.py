@@ -11,6 +11,7 @@ import mudata
 import numpy as np
 import pytest
 from conftest import REPOSITORY, scmbert_ok
+from planted_genome import write_planted_genome
 from test_pages import commands_in
 
 from data_pipelines.readers.example_reader import example_path
@@ -105,6 +106,7 @@ def files(tmp_path, monkeypatch) -> Path:
     (tmp_path / "studies").mkdir()
     for name, cells in parts.items():
         cells.copy().write_h5ad(tmp_path / f"{name}.h5ad")
+    write_planted_genome(tmp_path)
     mosaic.update()
     mosaic.write_h5mu(tmp_path / "cells.h5mu")
     monkeypatch.chdir(tmp_path)

@@ -13,7 +13,7 @@ from scmbert_jax.regulation.fit import FitOptions, fit_regulatory, split_off
 from scmbert_jax.regulation.labelled import LabelledSequences, Task
 from scmbert_jax.regulation.linear_part import LinearDefinition, matrix_of
 from scmbert_jax.regulation.model_folder import load_regulatory, save_regulatory
-from scmbert_jax.regulation.network import ENCODER, SEQUENCE, NetworkOptions
+from scmbert_jax.regulation.network import ENCODER, MOTIF_NETWORK, SEQUENCE, NetworkOptions
 from scmbert_jax.sequences.gradients import integrated_gradients
 from scmbert_jax.sequences.kmer_counts import kmer_counts
 from scmbert_jax.sequences.mutagenesis import mutagenesis
@@ -29,7 +29,9 @@ NETWORK = NetworkOptions(
     patience=1,
     fewest_steps=60,
 )
-OPTIONS = FitOptions(network=NETWORK, linear=("kmers", "motifs"))
+OF_MOTIFS = replace(MOTIF_NETWORK, motif_dim=8, batch_size=32, epochs=2, fewest_steps=60)
+OPTIONS = FitOptions(network=NETWORK, motif_network=OF_MOTIFS, linear=("kmers", "motifs"))
+LINEAR = FitOptions(network=None, motif_network=None)
 
 
 def planted(number: int, seed: int) -> LabelledSequences:
@@ -82,7 +84,8 @@ def test_f_is_the_model_and_every_operation_reads_it(model):
 
 
 def test_a_network_of_both_strands_says_the_same_of_the_other_strand(model):
-    (network,) = model.networks
+    of_motifs, network = model.networks
+    assert of_motifs.definition.encoder is None
     assert network.definition.both
     alone = replace(model, parts=(network,), combination=replace(model.combination, weights=np.ones(1, np.float32)))
     codes = planted(8, 4).codes
@@ -92,8 +95,12 @@ def test_a_network_of_both_strands_says_the_same_of_the_other_strand(model):
 def test_the_same_seed_gives_the_same_model_and_another_one_another(model):
     again = fit_regulatory(planted(240, 0), OPTIONS, dev=planted(80, 1), motifs=motif_set())
     assert again.name == model.name
-    other = fit_regulatory(planted(240, 0), replace(OPTIONS, seed=1), dev=planted(80, 1), motifs=motif_set())
-    assert other.name != model.name
+    quick = replace(OPTIONS, network=None)
+    one, other = (
+        fit_regulatory(planted(240, 0), replace(quick, seed=seed), dev=planted(80, 1), motifs=motif_set())
+        for seed in (0, 1)
+    )
+    assert other.name != one.name
 
 
 def test_a_stored_model_gives_what_it_gave_and_a_damaged_one_is_refused_by_name(model, tmp_path):
@@ -134,7 +141,7 @@ def test_values_are_predicted_in_their_own_units():
     values = np.concatenate([500 + 100 * data.targets, 1 - data.targets], axis=1)
     values[3, 0] = np.nan
     numbers = replace(data, targets=values.astype(np.float32), task=Task("values", ("high", "low")))
-    model = fit_regulatory(numbers, FitOptions(network=None, linear=("motifs",)), motifs=motif_set())
+    model = fit_regulatory(numbers, replace(LINEAR, linear=("motifs",)), motifs=motif_set())
     found = model.outputs(data.codes)
     assert abs(found[:, 0].mean() - 550) < 10
     assert np.corrcoef(found[:, 0], data.targets[:, 0])[0, 1] > 0.8
@@ -145,7 +152,7 @@ def test_classes_and_several_labels_are_learned():
     data = planted(240, 8)
     codes, third = data.codes.copy(), np.arange(240) % 3 == 0
     codes[third, 5:12] = encode("CCAATGG")
-    options = FitOptions(network=None, linear=("motifs",))
+    options = replace(LINEAR, linear=("motifs",))
     labels = np.stack([data.targets[:, 0], third], 1).astype(np.float32)
     several = replace(data, codes=codes, targets=labels, task=Task("labels", ("a", "b")))
     of_labels = fit_regulatory(several, options, motifs=motif_set())
@@ -158,7 +165,7 @@ def test_classes_and_several_labels_are_learned():
 
 
 def test_what_cannot_be_fitted_is_refused():
-    data, linear = planted(60, 9), FitOptions(network=None)
+    data, linear = planted(60, 9), LINEAR
     with pytest.raises(InputError, match=r"all .* are 'yes'; expected at least two classes"):
         fit_regulatory(replace(data, targets=np.ones((60, 1), np.float32)), linear)
     with pytest.raises(InputError, match="give all parts the same labels"):
@@ -168,7 +175,7 @@ def test_what_cannot_be_fitted_is_refused():
     with pytest.raises(InputError, match="target 2 of sequence 0"):
         replace(data, targets=np.full((60, 1), 2, np.float32))
     with pytest.raises(ConfigError, match="nothing would be fitted"):
-        FitOptions(linear=(), network=None)
+        replace(LINEAR, linear=())
     with pytest.raises(InputError, match="too few to choose by"):
         fit_regulatory(data.take(np.arange(10)), linear)
 
