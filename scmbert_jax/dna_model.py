@@ -14,7 +14,13 @@ from scmbert_jax.genome_layout import GenomeLayout
 from scmbert_jax.models.definition import Definition
 from scmbert_jax.models.dna.fusion import Fusion
 from scmbert_jax.models.dna.region_encoder import make_region_encoder
-from scmbert_jax.models.dna.sequence_encoder import EncodedSequences, SequenceEncoder, kmer_ids
+from scmbert_jax.models.dna.sequence_encoder import (
+    EncodedSequences,
+    SequenceEncoder,
+    base_logits,
+    bases_of_kmers,
+    kmer_ids,
+)
 from scmbert_jax.models.parameters import Constant
 from scmbert_jax.objectives.mixture import DNA_OBJECTIVES
 from scmbert_jax.random_keys import KeyPurpose, key_for
@@ -81,6 +87,31 @@ class DnaModel(nnx.Module):
         """The sequences alone. hidden: bool [B, L], bases that must not be seen; None: none."""
         ids = kmer_ids(batch.codes, self.config.sequence.kmer) if self.config.sequence.tokens == "kmers" else None
         return self.sequence(jax.nn.one_hot(batch.codes, 4), batch.lengths, hidden, ids)  # N, code 4, is four zeros
+
+    def base_log_probabilities(self, one_hot: jax.Array, lengths: jax.Array, hidden: jax.Array) -> jax.Array:
+        """float32 [B, L, 4]: log-probabilities of A, C, G, T at each base, of a model trained by `masked_sequence`.
+
+        They are what the model says of bases that it was not shown; of `kmers` the mean over the tokens that cover a
+        base. No region around the sequence is read, as where a sequence stands alone.
+
+        Args:
+          one_hot: float [B, L, 4].
+          lengths: int32 [B].
+          hidden: bool [B, L], bases that must not be seen.
+        """
+        ids = None
+        if self.config.sequence.tokens == "kmers":  # looked up: as products of one-hot, 6-mers take 4,096 numbers each
+            ids = kmer_ids(jnp.where(one_hot.any(-1), one_hot.argmax(-1), 4), self.config.sequence.kmer)
+        encoded = self.sequence(one_hot, lengths, hidden, ids)
+        if self.config.objectives.masked_sequence.with_regions:
+            shape = len(lengths), self.config.regions.num_regions
+            nothing = jnp.zeros((*shape, self.config.model.embed_dim), encoded.states.dtype)
+            absent = jnp.zeros(shape, bool)
+            encoded = self.fused(encoded, RegionStates(nothing, absent, nothing[:, 0], None, None)).encoded
+        width = one_hot.shape[1]
+        if self.config.sequence.tokens == "bases":
+            return jax.nn.log_softmax(base_logits(encoded, lengths, width, self.sequence_head))
+        return bases_of_kmers(self.sequence_head(encoded.states), self.config.sequence.kmer, width)
 
     def drawn_cell_types(self, keys: jax.Array) -> jax.Array:
         """int32 [B]: a cell type for each row's key [B], all alike likely."""

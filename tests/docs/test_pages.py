@@ -21,7 +21,6 @@ import scmbert_jax
 from scmbert_jax import cli
 from scmbert_jax.commands.plan import MakePlan
 from scmbert_jax.commands.train import Pretrain
-from scmbert_jax.config import ExperimentConfig
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.experiment_files import experiment_names, load_any_experiment
 
@@ -80,7 +79,7 @@ def parse(arguments: list[str]) -> None:
         verb = cli._parse(arguments)
         if isinstance(verb, Pretrain | MakePlan):
             default = load_any_experiment(verb.experiment)
-            tyro.cli(ExperimentConfig, default=default, args=["--help"] if "--help" in arguments else verb.overrides)
+            tyro.cli(type(default), default=default, args=["--help"] if "--help" in arguments else verb.overrides)
     except SystemExit as stop:  # after help, or a refusal
         if stop.code != 0:
             raise ConfigError(f"scmbert {shlex.join(arguments)} is refused") from stop

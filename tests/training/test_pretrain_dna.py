@@ -7,6 +7,7 @@ import signal
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import scmbert, scmbert_ok
@@ -112,6 +113,11 @@ def test_a_model_folder_opens_again_as_what_was_trained(run, tmp_path):
     one_hot = jax.nn.one_hot(batch.codes, 4)
     np.testing.assert_allclose(opened.sequence_encoder(one_hot, batch.lengths).pooled, states, atol=1e-5)
     assert np.abs(np.asarray(opened.untrained(1).model().encode(batch).pooled - states)).max() > 0.01
+    hidden = jnp.zeros(batch.codes.shape, bool).at[:, 3].set(True)
+    told = opened.model().base_log_probabilities(one_hot, batch.lengths, hidden)
+    changed = opened.model().base_log_probabilities(one_hot.at[:, 3].set(0.25), batch.lengths, hidden)
+    np.testing.assert_array_equal(told, changed)
+    assert np.exp(np.asarray(told)).sum(-1)[:, 3].max() < 1.001
     card = (tmp_path / "model" / "MODEL_CARD.md").read_text()
     for told in ("masked_sequence, motif_occurrence", "32 train, 8 validation, 8 test", "chr7", "tokens `kmers`"):
         assert told in card

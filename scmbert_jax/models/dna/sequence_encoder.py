@@ -254,3 +254,17 @@ def base_logits(
         return own
     other = of_strand(mirrored(encoded.opposite, encoded.lengths))
     return own + reverse_complement(other, lengths)
+
+
+def bases_of_kmers(logits: jax.Array, k: int, width: int) -> jax.Array:
+    """float32 [B, L, 4], L = `width`: log-probabilities of each base, the mean over the k-mers that cover it, out of
+    logits [B, L - k + 1, 4^k]; not normalised where they disagree. Bases that no k-mer covers: log 1/4."""
+    number, total = logits.shape[:2]
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(number, total, *(4,) * k)
+    sums, counts = jnp.zeros((number, width, 4)), jnp.zeros(width)
+    for place in range(k):
+        others = tuple(2 + axis for axis in range(k) if axis != place)
+        sums = sums.at[:, place : place + total].add(jax.nn.logsumexp(log_p, axis=others))
+        counts = counts.at[place : place + total].add(1)
+    mean = sums / jnp.maximum(counts, 1)[None, :, None]
+    return jnp.where(counts[None, :, None] > 0, mean, -jnp.log(4.0))

@@ -11,7 +11,7 @@ from data_pipelines.genome.kmer_tokens import KmerTokeniser
 from scmbert_jax.config import ModelConfig
 from scmbert_jax.dna_config import SequenceConfig
 from scmbert_jax.errors import ConfigError
-from scmbert_jax.models.dna.sequence_encoder import SequenceEncoder, base_logits
+from scmbert_jax.models.dna.sequence_encoder import SequenceEncoder, base_logits, bases_of_kmers
 
 MODEL = ModelConfig(embed_dim=8, num_layers=1, num_heads=2, head_dim=4, mlp_dim=16)
 BASES = SequenceConfig(most_bases=24, stem_layers=2, stem_channels=6, stem_kernel=5, stem_pool=3)
@@ -147,3 +147,15 @@ def test_what_does_not_fit_is_refused():
     ):
         with pytest.raises(ConfigError, match=named):
             SequenceEncoder(MODEL, dataclasses.replace(BASES, **change), nnx.Rngs(0))
+
+
+def test_bases_of_kmers_are_the_marginals_of_those_that_cover_them():
+    sure = np.full((1, 3, 16), -50.0, np.float32)  # of ACGT: AC, CG, GT
+    for place, number in enumerate((0 * 4 + 1, 1 * 4 + 2, 2 * 4 + 3)):
+        sure[0, place, number] = 0.0
+    found = np.exp(np.asarray(bases_of_kmers(jnp.asarray(sure), 2, 5)))
+    np.testing.assert_allclose(found[0, :4], np.eye(4), atol=1e-5)
+    np.testing.assert_allclose(found[0, 4], 0.25)  # behind the last k-mer
+    even = np.zeros((1, 1, 16), np.float32)
+    even[0, 0, 4:8] = np.log(3.0)  # C first: 3 of 6 parts
+    np.testing.assert_allclose(np.exp(np.asarray(bases_of_kmers(jnp.asarray(even), 2, 2)))[0, 0, 1], 0.5, rtol=1e-5)
