@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scmbert_jax.regulation.fit import FitOptions
     from scmbert_jax.regulation.labelled import LabelledSequences
     from scmbert_jax.regulation.model import RegulatoryModel
+    from scmbert_jax.regulation.network_training import Start
     from scmbert_jax.regulation.read import Reading
 
 RegulatoryFolder = Annotated[Path, tyro.conf.arg(metavar="REGULATORY_DIR")]
@@ -84,6 +85,10 @@ class RegulateFit:
     """A network with a sequence encoder."""
     motif_network: bool = True
     """A network of motif scores alone, where there is --motifs."""
+    pretrained: Annotated[Path | None, tyro.conf.arg(metavar="MODEL_DIR")] = None
+    """Model of DNA (scmbert export): its sequence encoder begins the network, which is then fine-tuned."""
+    frozen: bool = False
+    """The pre-trained encoder stays as it is; only what reads it is fitted."""
     members: int = 1
     """Networks of each kind, of different seeds, that are averaged."""
     epochs: int | None = None
@@ -105,9 +110,9 @@ class RegulateFit:
         from scmbert_jax.regulation.fit import fit_regulatory
         from scmbert_jax.regulation.model_folder import save_regulatory
 
-        inputs = [self.file, self.dev, self.test, self.matrix, self.motifs, self.read.fasta]
+        inputs = [self.file, self.dev, self.test, self.matrix, self.motifs, self.pretrained, self.read.fasta]
         check_output_folder(self.output, REGULATORY, inputs, self.overwrite)
-        options = self._options()
+        options, start = self._options()
         parts = self._parts()
         motifs = None if self.motifs is None else read_motifs(self.motifs)
         model = fit_regulatory(
@@ -116,6 +121,7 @@ class RegulateFit:
             dev=parts.get("dev"),
             test=parts.get("test"),
             motifs=motifs,
+            pretrained=start,
             progress=progress("fit"),
             say=say,
         )
@@ -155,7 +161,7 @@ class RegulateFit:
             return None
         return SealedChromosomes(dev, test)
 
-    def _options(self) -> "FitOptions":
+    def _options(self) -> "tuple[FitOptions, Start | None]":
         from scmbert_jax.regulation.fit import FitOptions
         from scmbert_jax.regulation.network import MOTIF_NETWORK, NetworkOptions
 
@@ -163,15 +169,25 @@ class RegulateFit:
         given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
         if "none" in self.linear and len(self.linear) > 1:
             raise ConfigError(f"--linear {' '.join(self.linear)}: none, or some of kmers, bases, motifs.")
-        return FitOptions(
+        network, start = NetworkOptions(**given) if self.network else None, None
+        if self.frozen and self.pretrained is None:
+            raise ConfigError("--frozen: is of --pretrained MODEL_DIR, which is not given.")
+        if self.pretrained is not None:
+            if network is None:
+                raise ConfigError("--pretrained: begins the network, which --no-network leaves out.")
+            from scmbert_jax.regulation.pretrained_encoder import pretrained_network
+
+            network, start = pretrained_network(self.pretrained, network, self.frozen)
+        options = FitOptions(
             linear=tuple(kind for kind in self.linear if kind != "none"),
-            network=NetworkOptions(**given) if self.network else None,
+            network=network,
             motif_network=replace(MOTIF_NETWORK, **given) if self.motif_network else None,
             members=self.members,
             balance=self.balance,
             duplicates=self.duplicates,
             seed=self.seed,
         )
+        return options, start
 
 
 @dataclass(frozen=True)
@@ -258,7 +274,7 @@ class RegulateScoreVariants:
 
 @dataclass(frozen=True)
 class RegulateEmbedRegions:
-    """Embed regions: what the networks of a regulatory model say of their sequence.
+    """Embed regions: what a regulatory or a pre-trained model of DNA says of their sequence.
 
     The .npz is a table of region embeddings, as --region-embeddings of embed and translate reads it.
 
@@ -266,7 +282,7 @@ class RegulateEmbedRegions:
     """
 
     model_dir: tyro.conf.Positional[RegulatoryFolder]
-    """Written by scmbert regulate fit."""
+    """Written by scmbert regulate fit, or by scmbert export of a run on DNA."""
     file: tyro.conf.Positional[SequencesFile]
     """Regions: BED, narrowPeak, .csv or .tsv with a header."""
     output: Output
@@ -278,13 +294,14 @@ class RegulateEmbedRegions:
 
     def run(self) -> int:
         from scmbert_jax.regulation.ask import embedded
+        from scmbert_jax.regulation.pretrained_encoder import embedder_of
         from scmbert_jax.regulation.write import check_embeddings, write_embeddings
 
         check_embeddings(self.output, [self.model_dir, self.file, self.read.fasta], self.overwrite)
         if self.read.fasta is None:
             raise ConfigError("regions are places of a genome: give --fasta.")
-        model = _model(self.model_dir)
-        ids, vectors = embedded(model, _asked(self.file, self.read, model.length), self.batch_size)
+        embed, length = embedder_of(self.model_dir, self.batch_size)
+        ids, vectors = embedded(embed, _asked(self.file, self.read, length))
         write_embeddings(self.output, ids, vectors)
         show(f"{self.output}: {vectors.shape[1]:,} numbers for each of {len(ids):,} regions")
         return 0

@@ -1,6 +1,6 @@
 """What a regulatory model is asked: predictions, effects of variants, embeddings of regions, attributions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -209,8 +209,11 @@ def _joined(keys: pd.DataFrame, columns: dict[str, Any]) -> pd.DataFrame:
     return pd.concat([keys.reset_index(drop=True), pd.DataFrame(columns)], axis=1)
 
 
-def embedded(model: RegulatoryModel, asked: Asked, batch_size: int = 256) -> tuple[Array, Array]:
+def embedded(embed: Callable[[Array], Array], asked: Asked) -> tuple[Array, Array]:
     """(ids str [n], vectors float32 [n, W]) of regions, each once: what a feature space is given.
+
+    Args:
+      embed: codes uint8 [n, L] -> float32 [n, W] (`pretrained_encoder.embedder_of`).
 
     Raises InputError: sequences without regions; a region twice.
     """
@@ -220,7 +223,7 @@ def embedded(model: RegulatoryModel, asked: Asked, batch_size: int = 256) -> tup
     if len(np.unique(ids)) < len(ids):
         unique, counts = np.unique(ids, return_counts=True)
         raise InputError(f"region {unique[counts > 1][0]} is there twice ({int((counts > 1).sum()):,} are); remove one")
-    return ids, model.embed(asked.codes, batch_size)
+    return ids, embed(asked.codes)
 
 
 def counted_in_words(left_out: dict[str, int]) -> Sequence[str]:

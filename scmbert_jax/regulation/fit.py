@@ -339,6 +339,11 @@ def _definition(
 ) -> NetworkDefinition:
     with_motifs = scanner if own.motif_dim else None
     keeps = pretrained is not None and own.encoder is not None
+    if keeps and train.codes.shape[1] > own.sequence.most_bases:
+        raise ConfigError(
+            f"{train.where}: sequences of up to {train.codes.shape[1]:,} bases; the pre-trained encoder reads "
+            f"{own.sequence.most_bases:,} (sequence.most_bases): cut windows of that (--width)"
+        )
     return NetworkDefinition(
         own.encoder,
         own.sequence if keeps else replace(own.sequence, most_bases=train.codes.shape[1]),
