@@ -11,6 +11,8 @@ from scmbert_jax.commands.terminal import Json, Overwrite, Report, listed, print
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.plain_text import say
 
+_WIDTH = 201  # bases around a variant that a model reads
+
 
 @dataclass(frozen=True)
 class EvaluateRegulatory:
@@ -32,7 +34,11 @@ class EvaluateRegulatory:
     ours: bool = False
     """Also fit what scmbert regulate fit makes, and its linear parts alone: minutes for each set and seed."""
     arms: bool = False
-    """Also fit the encoder from nothing and as it was drawn, and one-hot."""
+    """Also fit the encoder with other beginnings: as it was drawn, from nothing, and, of --model, pre-trained."""
+    model: Path | None = None
+    """A model of DNA (scmbert export): its arms, and what it says of bases that are hidden from it."""
+    shuffled_model: Path | None = None
+    """The control of --model: the same, pre-trained on shuffled sequences. For --arms."""
     labels: tuple[float, ...] = (1.0,)
     """Fractions of the labels that learn."""
     folds: int = 10
@@ -61,10 +67,12 @@ class EvaluateRegulatory:
 
     def run(self) -> int:
         from data_pipelines.genome.motif_files import read_motifs
-        from scmbert_jax.evaluation.regulatory.arms import arms, ours
+        from scmbert_jax.evaluation.regulatory.arms import ours
+        from scmbert_jax.evaluation.regulatory.dna_models import arms_of, effect_of, likelihood_of
         from scmbert_jax.evaluation.regulatory.saturation import read_elements
         from scmbert_jax.evaluation.regulatory.suite import Sealed, Zoo, evaluate_regulatory, write_regulatory_report
         from scmbert_jax.evaluation.regulatory.tasks import read_task
+        from scmbert_jax.pretrained_dna import open_dna_model
 
         require_positive(num_seeds=self.num_seeds)
         optional = (self.motifs, self.genome, self.variants, self.conservation)
@@ -75,11 +83,23 @@ class EvaluateRegulatory:
             raise ConfigError("--genome, --regions and --sealed belong together: give all three, or none.")
         if self.conservation is not None and self.variants is None:
             raise ConfigError("--conservation is a baseline of --variants: other sequences have no place in a genome.")
+        if self.shuffled_model is not None and self.model is None:
+            raise ConfigError("--shuffled-model is the control of a --model: give that, too.")
+        if self.model is not None and not (self.arms or self.genome is not None or self.variants is not None):
+            raise ConfigError("--model is judged by --arms, by --variants, or by --genome with its regions: give one.")
         motifs = None if self.motifs is None else read_motifs(self.motifs)
+        model, shuffled = (None if own is None else open_dna_model(own) for own in (self.model, self.shuffled_model))
+        zero_shot = model is not None and (self.genome is not None or self.variants is not None)
+        zoo = Zoo(
+            [*(ours(motifs) if self.ours else ()), *(arms_of(model, shuffled) if self.arms else ())],
+            {f"model: {self.model}": likelihood_of(model)} if model is not None and zero_shot else {},
+            {f"model: {self.model}": effect_of(model, _WIDTH)} if model is not None and zero_shot else {},
+            _WIDTH,
+        )
         found = evaluate_regulatory(
             [read_task(path, self.folds) for path in self.tasks],
             motifs=motifs,
-            zoo=Zoo(methods=[*(ours(motifs) if self.ours else ()), *(arms() if self.arms else ())]),
+            zoo=zoo,
             skip=listed(self.skip),
             fractions=self.labels,
             num_seeds=self.num_seeds,

@@ -101,4 +101,5 @@ def _random_encoder(options: NetworkOptions, split: Split, seed: int) -> Any:
 
 def _of_model(model: RegulatoryModel, split: Split) -> Fitted:
     dev, test = (model.probabilities(part.codes).astype(np.float64) for part in (split.dev, split.test))
-    return Fitted(dev, test, model.num_parameters, model.name)
+    parts = dict.fromkeys(part.definition.name() for part in model.parts)
+    return Fitted(dev, test, model.num_parameters, "; ".join(parts))

@@ -142,6 +142,8 @@ def test_the_verb_prints_writes_and_refuses(elements, tmp_path, rng):
         ((), "nothing to judge"),
         (("--genome", "genome.fa"), "belong together"),
         (("--conservation", "x.bw"), "baseline of --variants"),
+        (("--shuffled-model", "shuffled"), "control of a --model"),
+        (("--model", "mine"), "is judged by --arms"),
     ],
 )
 def test_the_verb_refuses_what_does_not_fit_together(options, said):
