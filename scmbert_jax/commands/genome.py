@@ -1,6 +1,6 @@
 """The verb that makes a corpus of DNA: corpus genome."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -97,7 +97,8 @@ class CorpusGenome:
         return 0
 
     def _refuse_what_needs_places(self) -> None:
-        needs = ("width", "regulators", "accessibility", "group_by", "assembly")
-        given = [f"--{name.replace('_', '-')}" for name in needs if getattr(self, name) is not None]
+        read = ("fasta", "intervals", "output", "motifs", "summary", "overwrite")
+        needs = [own for own in fields(self) if own.name not in read and getattr(self, own.name) != own.default]
+        given = [f"--{own.name.replace('_', '-')}" for own in needs]
         if given:
             raise ConfigError(f"{', '.join(given)}: of regions; give REGIONS, or leave it out.")

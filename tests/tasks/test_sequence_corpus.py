@@ -81,6 +81,7 @@ def test_what_does_not_fit_is_refused_by_its_name(files):
         corpus_of_regions(genome, regions, accessibility=files / "few.csv")
     with pytest.raises(ConfigError, match=r"--group-by kind: .*few\.csv has no cells"):
         corpus_of_regions(genome, regions, accessibility=files / "few.csv", group_by="kind")
-    ran = scmbert("corpus", "genome", genome, "-o", files / "x.npz", "--width", "20")
+    of_regions = ("--width", "20", "--edges", "pad", "--test-chromosomes", "chr2")
+    ran = scmbert("corpus", "genome", genome, "-o", files / "x.npz", *of_regions)
     assert ran.code == 4
-    assert "--width: of regions" in ran.err
+    assert "--width, --edges, --test-chromosomes: of regions" in ran.err
