@@ -55,7 +55,7 @@ class TrainingData(DataIdentity, Protocol):
         ...
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[tuple[int, Any]]:
-        """(step, this process's rows of its `Any` or `GenomeBatch`), a pure function of (seed, step)."""
+        """(step, this process's rows of its `CellBatch` or `GenomeBatch`), a pure function of (seed, step)."""
         ...
 
 
