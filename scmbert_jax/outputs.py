@@ -60,7 +60,8 @@ RUN = FolderKind(
     frozenset({"corpus_fingerprint", "feature_space_hash"}),
     re.compile(
         r"config\.json|provenance\.json|feature_space\.parquet|feature_statistics\.npz|metrics\.jsonl|goodput\.jsonl"
-        r"|genome_layout\.npz|trained_cells\.npz|network\.npz|lock|tensorboard|trackers|checkpoints|set_aside|nonfinite|profile|.*\.partial"
+        r"|genome_layout\.npz|region_embeddings\.npz|trained_cells\.npz|network\.npz|lock|tensorboard|trackers"
+        r"|checkpoints|set_aside|nonfinite|profile|.*\.partial"
     ),
     CheckpointError,
 )
@@ -70,7 +71,7 @@ MODEL = FolderKind(
     frozenset({"format_version", "step", "provenance"}),
     re.compile(
         r"model\.json|config\.json|feature_space\.parquet|feature_statistics\.npz|trained_cells\.npz|network\.npz"
-        r"|genome_layout\.npz|weights|MODEL_CARD\.md|digests\.json"
+        r"|genome_layout\.npz|region_embeddings\.npz|weights|MODEL_CARD\.md|digests\.json"
     ),
     CheckpointError,
 )

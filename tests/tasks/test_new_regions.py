@@ -14,9 +14,10 @@ from conftest import scmbert, shaken
 import scmbert_jax
 from data_pipelines.corpus.corpus import open_corpus
 from data_pipelines.features.feature_embeddings import save_feature_embeddings
-from data_pipelines.genome.region_embeddings import RegionEmbeddings, read_region_embeddings
+from data_pipelines.genome.region_embeddings import REGION_EMBEDDINGS, RegionEmbeddings, read_region_embeddings
 from data_pipelines.synthetic.cells import synthetic_cells
 from scmbert_jax.errors import CheckpointError, InputError
+from scmbert_jax.outputs import MODEL, RUN, foreign_names
 from scmbert_jax.random_keys import init_key
 from scmbert_jax.run_regions import run_region_vectors
 from scmbert_jax.scmbert import ModelDefinition
@@ -221,6 +222,11 @@ def test_a_run_goes_on_with_its_own_copy_and_with_no_other_table(folder, young, 
     save_feature_embeddings(gone, regions, embeddings + 1)
     with pytest.raises(CheckpointError, match="started with other embeddings of its regions"):
         vectors(gone)
+
+
+def test_run_and_model_folders_know_the_embeddings_as_their_own(folder, young):
+    assert foreign_names(folder / "run", RUN) == foreign_names(folder / "model", MODEL) == []
+    assert (folder / "model" / REGION_EMBEDDINGS).is_file()
 
 
 def test_projection_is_trained_and_a_learned_row_only_where_it_is_asked_for(young, embeddings):
