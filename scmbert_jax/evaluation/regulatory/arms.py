@@ -80,7 +80,7 @@ def ours(motifs: MotifSet | None, options: FitOptions | None = None) -> list[Bas
     def linear(split: Split, seed: int) -> Fitted:
         return split.fitted[OURS_LINEAR]
 
-    return [Baseline(OURS, whole, seeded=True), Baseline(OURS_LINEAR, linear, seeded=True)]
+    return [Baseline(OURS, whole, seeded=True), Baseline(OURS_LINEAR, linear, seeded=True, of=(OURS,))]
 
 
 def _arm(name: str, options: FitOptions, start: Callable[[Split, int], Start] | None = None) -> Baseline:

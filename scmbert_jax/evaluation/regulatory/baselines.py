@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from data_pipelines.genome.motifs import MotifSet
+from scmbert_jax.errors import ConfigError
 from scmbert_jax.evaluation.regulatory.small_cnn import fit_small_cnn
 from scmbert_jax.evaluation.regulatory.words import column_scales, placed_words, word_counts
 from scmbert_jax.regulation.labelled import LabelledSequences
@@ -82,12 +83,14 @@ class Fitted(NamedTuple):
 
 @dataclass(frozen=True)
 class Baseline:
-    """A row. `fit(split, seed)`; `seeded`: other seeds give other figures; `needs`: "motifs" or nothing."""
+    """A row. `fit(split, seed)`; `seeded`: other seeds give other figures; `needs`: "motifs" or nothing; `of`: names of
+    methods above whose fits it is made of."""
 
     name: str
     fit: Callable[[Split, int], Fitted]
     seeded: bool = False
     needs: str = ""
+    of: tuple[str, ...] = ()
 
 
 def scanner_of(motifs: MotifSet | None) -> MotifScanner | None:
@@ -200,7 +203,7 @@ def _mean_of(names: Sequence[str]) -> Callable[[Split, int], Fitted]:
     """The mean of the probabilities of baselines that stand above."""
 
     def fit(split: Split, seed: int = 0) -> Fitted:
-        own = [split.fitted[name] for name in names if name in split.fitted]
+        own = [split.fitted[name] for name in names]
         number = sum(part.num_parameters for part in own)
         return Fitted(_mean(own, "dev"), _mean(own, "test"), number, f"{len(own)} models")
 
@@ -210,6 +213,8 @@ def _mean_of(names: Sequence[str]) -> Callable[[Split, int], Fitted]:
 def _best_mean(split: Split, seed: int = 0) -> Fitted:
     """The mean of those baselines that make it better on dev, added one after the other, perhaps twice (Caruana)."""
     labels, names = split.labels[1], [name for name in (KMERS, PLACES, MOTIFS, CONCATENATED) if name in split.fitted]
+    if not names:
+        raise ConfigError(f"{BEST_MEAN!r} has nothing to average: --skip it, too, or skip fewer of the others")
     own: list[Fitted] = []
     least = np.inf
     while len(own) < 6:
@@ -235,7 +240,7 @@ BASELINES = (
     Baseline(ONE_HOT, _placed((1,))),
     Baseline(PLACES, _placed((1, 2, 3))),
     Baseline(MOTIFS, _motifs, needs="motifs"),
-    Baseline(K_AND_M, _mean_of((KMERS, MOTIFS)), needs="motifs"),
+    Baseline(K_AND_M, _mean_of((KMERS, MOTIFS)), needs="motifs", of=(KMERS, MOTIFS)),
     Baseline(CONCATENATED, _concatenated, needs="motifs"),
     Baseline(BEST_MEAN, _best_mean),
     Baseline(CNN, _cnn, seeded=True),

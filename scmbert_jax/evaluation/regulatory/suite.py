@@ -21,7 +21,7 @@ from scmbert_jax.evaluation.regulatory.pictures import pictures_of
 from scmbert_jax.evaluation.regulatory.result import NO_CONSERVATION, RegulatoryReport
 from scmbert_jax.evaluation.regulatory.saturation import Element
 from scmbert_jax.evaluation.regulatory.tasks import SequenceTask
-from scmbert_jax.evaluation.regulatory.variant_effects import Effects, Variants, variant_rows
+from scmbert_jax.evaluation.regulatory.variant_effects import FEWEST_LOCI, Effects, Variants, variant_rows
 from scmbert_jax.evaluation.regulatory.zero_shot import PairScore, element_pairs, motif_pairs, score_pairs
 from scmbert_jax.evaluation.report.report import write_report
 
@@ -113,15 +113,9 @@ def evaluate_regulatory(
             "nothing to judge: give sets of sequences, --genome with --regions and --sealed, or --variants"
         )
     zoo = zoo or Zoo()
-    methods = [*BASELINES, *zoo.methods]
-    names = [method.name for method in methods]
-    if unknown := [name for name in skip if name not in names]:
-        raise ConfigError(f"--skip {', '.join(map(repr, unknown))}: there are {', '.join(map(repr, names))}.")
-    chosen = [method for method in methods if method.name not in skip]
-    missing = {
-        method.name: "needs --motifs" for method in chosen if method.needs == "motifs" and motifs is None and tasks
-    }
-    chosen = [method for method in chosen if method.name not in missing]
+    chosen, missing = _methods(zoo, skip, motifs)
+    if not tasks:
+        missing = {}
     notes = list(_NOTES) if tasks else []
     rows = []
     scanner = scanner_of(motifs)
@@ -136,7 +130,10 @@ def evaluate_regulatory(
     variants = []
     if elements:
         track = None if conservation is None else conservation_of(elements, conservation)
-        variants = variant_rows(Variants(elements, motifs, track), zoo.effects, zoo.width, say)
+        measured = Variants(elements, motifs, track)
+        variants = variant_rows(measured, zoo.effects, zoo.width, say)
+        if measured.num_loci < FEWEST_LOCI:
+            missing["learned from other loci"] = f"needs elements of {FEWEST_LOCI} loci, there are {measured.num_loci}"
         notes.append(_VARIANT_NOTE)
         notes.append(
             f"Variants: {NO_CONSERVATION} (no track was given)." if track is None else f"Track: {conservation}."
@@ -153,6 +150,27 @@ def evaluate_regulatory(
         tuple(notes),
     )
     return found if not pictures else pictures_of(found)
+
+
+def _methods(zoo: Zoo, skip: Sequence[str], motifs: MotifSet | None) -> tuple[list[Baseline], dict[str, str]]:
+    """(those that have a row, name -> why another has none). Raises ConfigError: `skip` names none of them."""
+    methods = [*BASELINES, *zoo.methods]
+    names = [method.name for method in methods]
+    if unknown := [name for name in skip if name not in names]:
+        raise ConfigError(f"--skip {', '.join(map(repr, unknown))}: there are {', '.join(map(repr, names))}.")
+    chosen: dict[str, Baseline] = {}
+    missing: dict[str, str] = {}
+    for method in methods:
+        if method.name in skip:
+            continue
+        lacking = [name for name in method.of if name not in chosen]
+        if method.needs == "motifs" and motifs is None:
+            missing[method.name] = "needs --motifs"
+        elif lacking:
+            missing[method.name] = f"is made of {', '.join(lacking)}, which has no row"
+        else:
+            chosen[method.name] = method
+    return [*chosen.values()], missing
 
 
 def _pair_rows(

@@ -32,6 +32,7 @@ WIDTH = 61  # bases around a variant that motifs and words are looked for in; th
 _P_VALUE = 1e-4  # of a motif's hit
 _PENALTIES = (300.0, 3e3, 1e5)  # of ridge regressions; chosen for each locus by the correlations of the others
 _LEAST_SCORE = -30.0
+FEWEST_LOCI = 3  # one that is judged, and two between which a penalty is chosen
 
 
 @dataclass
@@ -56,6 +57,10 @@ class Variants:
     def locus(self) -> Array:
         """int64 [n]."""
         return loci(self.elements)[self.element]
+
+    @property
+    def num_loci(self) -> int:
+        return int(self.locus.max()) + 1
 
     @cached_property
     def windows(self) -> tuple[Array, Array]:
@@ -88,7 +93,8 @@ class Variants:
 def variant_rows(
     variants: Variants, effects: Mapping[str, Effects], width: int, say: Callable[[str], None]
 ) -> list[VariantRow]:
-    """Rows of the zero-shot scores, of `effects` (models), and of what is learned from other loci.
+    """Rows of the zero-shot scores, of `effects` (models), and, of `FEWEST_LOCI` or more, of what is learned from other
+    loci.
 
     Args:
       effects: name -> a function of windows of `width` bases, the variant at width // 2, N beyond the element.
@@ -101,7 +107,8 @@ def variant_rows(
         parts = [effect(*own.windows(width)) for own in variants.elements]
         found.append(_row(variants, name, NOTHING, np.concatenate(parts)))
     learned: dict[str, Array] = {}
-    for name, columns in _columns(variants).items():
+    inputs = _columns(variants) if variants.num_loci >= FEWEST_LOCI else {}
+    for name, columns in inputs.items():
         say(f"variants: {name}, from other loci")
         learned[name] = _from_other_loci(variants, columns)
         found.append(_row(variants, name, OTHER_LOCI, learned[name]))
@@ -166,9 +173,7 @@ def _from_other_loci(variants: Variants, columns: Any) -> Array:
     The penalty of a locus is the one by which the other loci are predicted best.
     """
     loci_of_rows = variants.locus
-    there = [np.flatnonzero(loci_of_rows == locus) for locus in range(loci_of_rows.max() + 1)]
-    if len(there) < 3:
-        return np.zeros(len(loci_of_rows))  # nothing to choose by
+    there = [np.flatnonzero(loci_of_rows == locus) for locus in range(variants.num_loci)]
     found = np.zeros((len(_PENALTIES), len(loci_of_rows)))
     with threadpool_limits(1):  # threads cost more than they give where other work runs beside
         predict = _by_columns if columns.shape[0] > columns.shape[1] else _by_rows

@@ -68,6 +68,13 @@ def test_a_site_anywhere_is_found_by_words_and_by_its_motif_and_not_by_places(si
     assert row.num_parameters == 2 + 1
 
 
+def test_a_mean_has_no_row_where_one_of_its_parts_has_none(sites):
+    others = [method.name for method in BASELINES if method.name not in (KMERS, K_AND_M)]
+    found = evaluate_regulatory([read_task(sites)], motifs=motif_set(SITE), skip=others)
+    assert {row.method for row in found.sequences} == {KMERS}
+    assert found.missing == {K_AND_M: f"is made of {MOTIFS}, which has no row"}
+
+
 def test_what_depends_on_a_pair_of_neighbours_is_found_by_pairs_at_places(tmp_path, rng):
     def same(codes):
         codes[:, 21] = codes[:, 20]

@@ -84,6 +84,12 @@ def test_a_model_of_variants_and_a_track_have_rows(elements, monkeypatch):
     assert found.missing == {"motif difference": "needs --motifs"}
 
 
+def test_two_loci_teach_nothing_and_the_report_says_so(elements):
+    found = evaluate_regulatory(elements=read_elements(elements[0])[:2])
+    assert {row.learned_from for row in found.variants} == {NOTHING}
+    assert found.missing["learned from other loci"] == "needs elements of 3 loci, there are 2"
+
+
 BAD_ELEMENTS = {
     "another base": (
         lambda t: t.assign(Ref=["ACGT"["TGCA".index(r)] if n == 1 else r for n, r in enumerate(t.Ref)]),
