@@ -10,7 +10,7 @@ import numpy as np
 from data_pipelines.genome.bases import reverse_complement
 from data_pipelines.genome.motifs import MotifSet
 from scmbert_jax.errors import InputError
-from scmbert_jax.evaluation.regulatory.words import words_of
+from scmbert_jax.sequences.kmer_counts import kmer_places
 from scmbert_jax.sequences.motif_scanner import MotifScanner
 
 Array = np.ndarray
@@ -38,7 +38,7 @@ def markov_score(training: Array, order: int) -> Score:
     table = np.log((counts + _ADDED / 4) / (counts.sum(1, keepdims=True) + _ADDED)).ravel()
 
     def score(codes: Array) -> Array:
-        ids, whole = words_of(codes, order + 1)
+        ids, whole = kmer_places(codes, order + 1)
         return np.where(whole, table[ids], 0.0).sum(1) / np.maximum(whole.sum(1), 1)
 
     return score
@@ -74,5 +74,5 @@ def simple_scores(training: Array, motifs: MotifSet | None) -> Mapping[str, Scor
 
 def _counts(codes: Array, order: int) -> Array:
     """float64 [4^order, 4]: how often each base follows each word."""
-    ids, whole = words_of(codes, order + 1)
+    ids, whole = kmer_places(codes, order + 1)
     return np.bincount(ids[whole], minlength=4 ** (order + 1)).reshape(-1, 4).astype(np.float64)

@@ -8,12 +8,13 @@ import numpy as np
 import scipy.sparse as sp
 
 from data_pipelines.genome.bases import UNKNOWN
+from scmbert_jax.sequences.kmer_counts import kmer_places
 
 Array = np.ndarray
 Columns = Any  # scipy CSR; the stubs know no common type
 
 COUNTS: Mapping[str, Callable[[Columns], Columns]] = MappingProxyType(
-    {"counts": lambda counts: counts, "log": lambda counts: counts.log1p(), "presence": lambda counts: counts.sign()}
+    {"counts": lambda counts: counts, "log": lambda counts: counts.log1p()}
 )
 _LEAST_VARIANCE = 1e-4  # of a column; the rarest words would be blown up
 
@@ -25,10 +26,10 @@ def word_counts(codes: Array, k: int, count: str = "log") -> Columns:
 
     Args:
       codes: uint8 [N, L] (`bases`).
-      count: of `COUNTS`: counts, log(1 + count), or whether it occurs.
+      count: of `COUNTS`: counts, or log(1 + count).
     """
-    ids, whole = words_of(codes, k)
-    turned, _ = words_of(np.where(codes == UNKNOWN, UNKNOWN, 3 - codes).astype(np.uint8)[:, ::-1], k)
+    ids, whole = kmer_places(codes, k)
+    turned, _ = kmer_places(np.where(codes == UNKNOWN, UNKNOWN, 3 - codes).astype(np.uint8)[:, ::-1], k)
     found = _columns(np.minimum(ids, turned[:, ::-1]), whole, 4**k)
     return COUNTS[count](found)
 
@@ -41,7 +42,7 @@ def placed_words(codes: Array, longest: int = 1) -> Columns:
     """
     parts = []
     for k in range(1, longest + 1):
-        ids, whole = words_of(codes, k)
+        ids, whole = kmer_places(codes, k)
         parts.append(_columns(ids + np.arange(ids.shape[1]) * 4**k, whole, ids.shape[1] * 4**k))
     return sp.hstack(parts, format="csr")
 
@@ -55,17 +56,6 @@ def column_scales(train: Columns) -> Array:
     mean = np.asarray(train.mean(0)).ravel()
     variance = np.asarray(train.multiply(train).mean(0)).ravel() - mean**2
     return np.where(variance > 0, np.maximum(variance, _LEAST_VARIANCE) ** -0.25, 0.0)
-
-
-def words_of(codes: Array, k: int) -> tuple[Array, Array]:
-    """int64 [N, P] the number of the word of k bases at each place, P = L - k + 1, and bool [N, P]: without an N."""
-    places = max(codes.shape[1] - k + 1, 0)
-    ids, whole = np.zeros((len(codes), places), np.int64), np.ones((len(codes), places), bool)
-    for place in range(k):
-        bases = codes[:, place : place + places]
-        ids = ids * 4 + np.minimum(bases, 3)
-        whole &= bases < UNKNOWN
-    return ids, whole
 
 
 def _columns(ids: Array, whole: Array, number: int) -> Columns:

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom, wilcoxon
+from scipy.stats import wilcoxon
 
-from data_pipelines.genome.bases import UNKNOWN, reverse_complement
+from data_pipelines.genome.bases import reverse_complement
 from data_pipelines.genome.motifs import MotifSet
 from data_pipelines.genome.shuffled import shuffle_dinucleotides
 from scmbert_jax.errors import InputError
@@ -144,13 +144,3 @@ def _inserted(background: Array, letters: Array) -> Array:
     found, start = background.copy(), (len(background) - len(letters)) // 2
     found[start : start + len(letters)] = letters
     return found
-
-
-def least_for_95(number: int) -> float:
-    """The accuracy that a coin reaches in 2.5% of tries, of so many independent pairs."""
-    return float(binom.isf(0.025, number, 0.5) + 1) / number
-
-
-def without_unknown(codes: Array, most: float = 0.0) -> Array:
-    """bool [N]: at most this fraction of a window is N."""
-    return (codes == UNKNOWN).mean(1) <= most

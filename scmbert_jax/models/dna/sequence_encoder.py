@@ -29,6 +29,7 @@ from scmbert_jax.models.layers import LayerNorm, linear
 from scmbert_jax.models.parameters import filled, parameter, weight
 from scmbert_jax.models.token_sequence import rows_of_lengths
 from scmbert_jax.parallel.mesh import constrain
+from scmbert_jax.sequences.kmer_counts import words
 
 
 class EncodedSequences(NamedTuple):
@@ -108,16 +109,6 @@ class Stem(nnx.Module):
             x = jnp.pad(jnp.where(real, x, 0), ((0, 0), (0, missing), (0, 0)))
             x = x.reshape(len(x), -1, self.pool * x.shape[-1])
         return linear(x, self.project[...].astype(x.dtype))
-
-
-def kmer_weights(one_hot: jax.Array, k: int) -> jax.Array:
-    """float [B, L - k + 1, 4^k]: products of the bases of every k-mer, in the order of `KmerTokeniser`'s vocabulary.
-
-    A single 1 where all bases are known; nothing where one is N.
-    """
-    total = one_hot.shape[1] - k + 1
-    parts = [one_hot[:, place : place + total] for place in range(k)]
-    return reduce(lambda x, y: (x[..., :, None] * y[..., None, :]).reshape(*x.shape[:2], -1), parts)
 
 
 def kmer_ids(codes: jax.Array, k: int) -> jax.Array:
@@ -218,7 +209,7 @@ class SequenceEncoder(nnx.Module):
             return table[ids if masked is None else jnp.where(masked, MASK, ids)]
         if self.config.tokens == "bpe":
             raise ConfigError("sequence.tokens is bpe: its tokens are made on the host; give their ids")
-        weights = kmer_weights(one_hot, self.config.kmer)
+        weights = words(one_hot, self.config.kmer)  # a single 1 where all bases are known; nothing where one is N
         unknown = (1 - weights.sum(-1))[..., None]
         rows = linear(weights, table[len(SPECIAL) :]) + unknown * table[UNK][None, None]
         return rows if masked is None else jnp.where(masked[..., None], table[MASK][None, None], rows)
