@@ -193,9 +193,11 @@ def targets_of(
     if len(columns) > 1:
         raise InputError(f"{where}: {len(columns)} columns of labels; a task of the kind {kind} has one")
     text = np.char.strip(np.asarray(columns[0], dtype=str))
-    if (text == "").any():
-        row = int(np.argmax(text == ""))
-        raise InputError(f"{where}, column {names[0]}: row {row + 1:,} has no label; remove such rows")
+    if (missing := _empty(text)).any():
+        row = int(np.argmax(missing))
+        raise InputError(
+            f"{where}, column {names[0]}: row {row + 1:,} has no label ({str(text[row])!r}); remove such rows"
+        )
     classes = sorted(set(text.tolist()), key=_by_number) if task is None else list(task.names)
     if unknown := sorted(set(text.tolist()) - set(classes)):
         raise InputError(f"{where}, column {names[0]}: label {unknown[0]!r}, which the training part has not")

@@ -120,6 +120,7 @@ def test_a_matrix_of_cell_types_is_joined_by_region_whatever_its_order(place):
         ("letters.csv", "sequence,label\nACGTXX,1\nACGT,0\n", "with letters that are no bases"),
         ("one_label.csv", "sequence,label\nACGT,1\nACGA,1\n", "expected at least two classes"),
         ("no_label.csv", "sequence,label\nACGT,1\nACGA,\n", "row 2 has no label"),
+        ("na_label.csv", "sequence,label\nACGT,1\nACGA,0\nACGC,NA\n", "row 3 has no label ('NA')"),
         ("parts.csv", "sequence,label,split\nACGT,1,train\nACGA,0,final\n", "'final'; expected train"),
         ("twice.csv", "sequence,Sequence,label\nACGT,ACGT,1\n", "is there twice"),
     ],
