@@ -59,7 +59,8 @@ def test_a_regulatory_model_that_is_asked_of_each_motif_finds_them_too(planted, 
     values = log_odds.values.toarray().astype(np.float32)
     lengths, task = np.full(len(values), planted.codes.shape[1], np.int32), Task("values", tuple(log_odds.columns))
     labelled = LabelledSequences(planted.codes, lengths, values, task, chromosome=planted.regions.chromosome)
-    model = fit_regulatory(labelled, FitOptions(linear=("motifs",), network=None), motifs=planted.motifs)
+    options = FitOptions(linear=("motifs",), network=None, motif_network=None)
+    model = fit_regulatory(labelled, options, motifs=planted.motifs)
     backgrounds = one_hot(np.random.default_rng(0).integers(0, 4, (8, 200)).astype(np.uint8))
     best = [decode(counts.argmax(axis=1).astype(np.uint8)) for counts in planted.motifs.counts]
     effects = np.stack([marginalise(model.f, motif, backgrounds).effect.mean(axis=0) for motif in best])  # [M, K]
