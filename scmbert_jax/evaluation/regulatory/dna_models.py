@@ -5,25 +5,24 @@ likelihood   the mean of log p(base) over all bases, each hidden once, every 7th
 effect       log p(alternate) - log p(reference) at the hidden variant. A deletion puts no base there: it counts as one
              that is as likely as any other, log 1/4
 
-A k-mer model says of one hidden base what each of the k tokens that cover it says, given the other bases of that token;
-these are averaged, and normalised.
+A model that also reads the regions around a sequence reads none here (`DnaModel.base_log_probabilities`).
 """
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.genome.bases import UNKNOWN
-from data_pipelines.genome.tokens import SPECIAL
+from scmbert_jax.dna_model import DnaDefinition
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.evaluation.regulatory.arms import Pretrained, arms
 from scmbert_jax.evaluation.regulatory.baselines import Baseline
 from scmbert_jax.evaluation.regulatory.likelihoods import Score
 from scmbert_jax.evaluation.regulatory.variant_effects import Effects
-from scmbert_jax.models.dna.sequence_encoder import base_logits, kmer_ids
 from scmbert_jax.pretrained_dna import DnaPretrained
 from scmbert_jax.regulation.network import NetworkOptions
 
@@ -49,15 +48,10 @@ def arms_of(model: DnaPretrained | None, shuffled: DnaPretrained | None) -> list
 
 
 def check_likelihood(model: DnaPretrained) -> None:
-    """Raises ConfigError for a model that has no likelihood of a sequence alone."""
-    where, objectives = model.folder or "the model", model.config.objectives
-    if "masked_sequence" not in objectives.weights():
+    """Raises ConfigError for a model that does not say how likely a base is."""
+    if "masked_sequence" not in model.config.objectives.weights():
+        where = model.folder or "the model"
         raise ConfigError(f"{where}: not trained with masked_sequence, so it does not say how likely a base is")
-    if objectives.masked_sequence.with_regions:
-        raise ConfigError(
-            f"{where}: predicts bases from the regions around, which sequences alone do not have; train one with "
-            "objectives.masked_sequence.with_regions False"
-        )
 
 
 def likelihood_of(model: DnaPretrained) -> Score:
@@ -91,7 +85,8 @@ def effect_of(model: DnaPretrained, width: int) -> Effects:
         found = _log_probabilities(model, once, hidden)[:, middle][back]  # [n, 4]
         own = found[np.arange(len(reference)), reference[:, middle]]
         differs = reference != alternate  # a deletion moves what is behind it, too
-        substituted = differs[:, middle] & (differs.sum(1) == 1)
+        # At the end of an element a deletion brings in N.
+        substituted = differs[:, middle] & (differs.sum(1) == 1) & (alternate[:, middle] < UNKNOWN)
         other = found[np.arange(len(reference)), np.minimum(alternate[:, middle], 3)]
         return np.where(substituted, other, np.log(0.25)) - own
 
@@ -113,32 +108,10 @@ def _log_probabilities(model: DnaPretrained, codes: Array, hidden: Array) -> Arr
 
 
 @partial(jax.jit, static_argnums=0)
-def _of_bases(definition: object, params: object, constants: object, codes: jax.Array, hidden: jax.Array) -> jax.Array:
-    model = definition.merge(params, constants)  # type: ignore[attr-defined]
+def _of_bases(definition: DnaDefinition, params: Any, constants: Any, codes: jax.Array, hidden: jax.Array) -> jax.Array:
     length = codes.shape[1]
     last = length - jnp.argmax((codes < UNKNOWN)[:, ::-1], axis=1)
     lengths = jnp.where((codes < UNKNOWN).any(1), last, length).astype(jnp.int32)
-    sequence = model.config.sequence
-    ids = kmer_ids(codes, sequence.kmer) if sequence.tokens == "kmers" else None
-    encoded = model.sequence(jax.nn.one_hot(codes, 4), lengths, hidden, ids)
-    if sequence.tokens == "bases":
-        return jax.nn.log_softmax(base_logits(encoded, lengths, length, model.sequence_head))
-    return _bases_of_kmers(model.sequence_head(encoded.states), codes, encoded.lengths, sequence.kmer)
-
-
-def _bases_of_kmers(logits: jax.Array, codes: jax.Array, tokens: jax.Array, k: int) -> jax.Array:
-    """float32 [B, L, 4] of logits [B, S, 4^k]: the mean over the tokens that cover a base and have no N,
-    normalised; 1/4 each where there is no such token."""
-    number = kmer_ids(codes, k) - len(SPECIAL)  # [B, S]
-    there = (number >= 0) & (jnp.arange(number.shape[1])[None] < tokens[:, None])
-    total = jnp.zeros((*codes.shape, 4))
-    covered = jnp.zeros(codes.shape)
-    for place in range(k):
-        weight = 4 ** (k - 1 - place)
-        own = codes[:, place : place + number.shape[1]].astype(jnp.int32)
-        changed = (number - own * weight)[..., None] + jnp.arange(4)[None, None] * weight  # [B, S, 4]
-        said = jax.nn.log_softmax(jnp.take_along_axis(logits, jnp.maximum(changed, 0), axis=2))
-        stop = place + number.shape[1]
-        total = total.at[:, place:stop].add(jnp.where(there[..., None], said, 0))
-        covered = covered.at[:, place:stop].add(there)
-    return jax.nn.log_softmax(total / jnp.maximum(covered, 1)[..., None])
+    model = definition.merge(params, constants)
+    # k-mers that disagree about a base leave its probabilities with another sum.
+    return jax.nn.log_softmax(model.base_log_probabilities(jax.nn.one_hot(codes, 4), lengths, hidden))

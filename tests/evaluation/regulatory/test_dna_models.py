@@ -85,15 +85,16 @@ def test_an_effect_is_the_ratio_of_the_alleles_and_a_deletion_knows_no_base(code
     np.testing.assert_allclose(found, said[np.arange(5), alternate[:, 10]] - own, atol=1e-5)
     deleted = np.concatenate([codes[:, :10], codes[:, 11:], codes[:, :1]], axis=1)
     np.testing.assert_allclose(effect_of(model, 21)(codes, deleted), np.log(0.25) - own, atol=1e-5)
+    at_the_end = [np.where(np.arange(21) > end, 4, codes).astype(np.uint8) for end in (10, 9)]  # the last base of it
+    said = _log_probabilities(model, at_the_end[0], hidden)[:, 10]
+    own = said[np.arange(5), codes[:, 10]]
+    np.testing.assert_allclose(effect_of(model, 21)(*at_the_end), np.log(0.25) - own, atol=1e-5)
 
 
-def test_models_without_a_likelihood_of_a_sequence_alone_are_refused(codes):
+def test_models_without_a_likelihood_are_refused(codes):
     model = model_of(CONFIG)
     with pytest.raises(ConfigError, match="reads 30"):
         likelihood_of(model)(random_codes(np.random.default_rng(0), 2, 31))
-    regions = replace(CONFIG, objectives=DnaObjectivesConfig(MaskedSequenceConfig(with_regions=True)))
-    with pytest.raises(ConfigError, match="with_regions False"):
-        check_likelihood(replace(model, config=regions))
     no_masks = DnaObjectivesConfig(MaskedSequenceConfig(weight=0.0), motif_occurrence=MotifOccurrenceConfig(weight=1.0))
     with pytest.raises(ConfigError, match="not trained with masked_sequence"):
         check_likelihood(replace(model, config=replace(CONFIG, objectives=no_masks)))
