@@ -27,7 +27,7 @@ from scmbert_jax.objectives.sequence_region.config import (
     MotifOccurrenceConfig,
 )
 from scmbert_jax.objectives.sequence_region.matching import comparable, hard_negatives
-from scmbert_jax.random_keys import row_keys, step_key
+from scmbert_jax.random_keys import init_key, row_keys, step_key
 from scmbert_jax.training.train_step import sum_of_gradients
 
 CONFIG = DnaExperiment(
@@ -45,6 +45,14 @@ CONFIG = DnaExperiment(
 CORPUS = small_genome()
 LAYOUT = layout_of(CORPUS, 0.5)
 KEY = step_key(0, 3)
+# Sums of losses and of weights of the batch of step 0 with the key of step 3. Others say that training goes another way
+# than before; where that is meant (another loss, other draws), say so in the CHANGELOG.
+GOLDEN = {
+    "masked_sequence": (91.0359, 60.0),
+    "masked_regions": (42.56090, 23.0),
+    "matching": (75.31480, 32.0),
+    "motif_occurrence": (5.449119, 8.0),
+}
 NAMES = ("masked_sequence", "masked_regions", "matching", "motif_occurrence")
 
 
@@ -52,7 +60,7 @@ NAMES = ("masked_sequence", "masked_regions", "matching", "motif_occurrence")
 def trained():
     """(definition, parameters, batch, name -> jitted sums and gradients of (params, batch))."""
     model = DnaDefinition(CONFIG, LAYOUT)
-    params = jax.jit(model.init)(jax.random.key(0))
+    params = jax.jit(model.init)(init_key(CONFIG.seed))
     batch = GenomeReader(CORPUS, seed=0, global_batch_size=8, num_neighbours=3).batch_at(0)
 
     def compiled(objective, parts):
@@ -64,6 +72,7 @@ def trained():
     return model, params, batch, steps
 
 
+@pytest.mark.slow
 def test_every_task_has_a_finite_loss_and_trains_what_it_reads(trained):
     _, params, batch, steps = trained
     reads = {
@@ -74,14 +83,14 @@ def test_every_task_has_a_finite_loss_and_trains_what_it_reads(trained):
     }
     for name, step in steps.items():
         sums, gradients = step(params, batch)
-        assert float(sums.weight) > 0
-        assert np.isfinite(float(sums.total))
+        np.testing.assert_allclose((sums.total, sums.weight), GOLDEN[name], rtol=2e-5)  # float32, other processors
         assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(gradients))
         sizes = {part: [np.abs(leaf).max() for leaf in jax.tree.leaves(own)] for part, own in gradients.items()}
         trains = {part for part, own in sizes.items() if max(own, default=0) > 0}
         assert trains == reads[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["masked_sequence", "masked_regions", "motif_occurrence"])
 def test_losses_are_sums_whatever_the_microbatches(trained, name):
     _, params, batch, steps = trained
@@ -100,6 +109,7 @@ def padding():
     return batch_of(CORPUS, np.full(8, -1), np.zeros(8, int), np.zeros(8, bool), 3)
 
 
+@pytest.mark.slow
 def test_padding_weighs_nothing_in_any_task(trained):
     _, params, _, steps = trained
     for name in NAMES:
@@ -188,12 +198,13 @@ def test_a_hard_negative_is_another_region_and_the_likelier_the_more_alike():
     assert 10 < counts[0][1, 0] < 35  # one of three
 
 
+@pytest.mark.slow
 def test_every_task_can_be_learned(trained):
     """A few steps on one batch: the loss of every task falls."""
     _, params, batch, steps = trained
     for name in NAMES:
         own, losses = params, []
-        for _ in range(10):
+        for _ in range(6):
             sums, gradients = steps[name](own, batch)
             losses.append(float(sums.total / sums.weight))
             own = jax.tree.map(lambda p, g: p - 0.03 * g / sums.weight, own, gradients)  # noqa: B023

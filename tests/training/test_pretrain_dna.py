@@ -66,6 +66,7 @@ def rows_of(folder):
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_is_needed_to_repeat_it(run):
     assert (run.step, run.interrupted) == (6, False)
     there = load_any_config(run.folder / "config.json")
@@ -80,6 +81,7 @@ def test_a_run_leaves_what_is_needed_to_repeat_it(run):
     assert metrics["validation/loss/masked_sequence/loss"].notna().sum() == 2  # at step 4, and at the end
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_bit_for_bit(run, corpus, tmp_path, monkeypatch):
     plain, told = GenomeReader.batch_at, []
 
@@ -101,6 +103,7 @@ def test_a_killed_run_continues_bit_for_bit(run, corpus, tmp_path, monkeypatch):
     assert losses[0][6] == losses[1][6]
 
 
+@pytest.mark.slow
 def test_a_model_folder_opens_again_as_what_was_trained(run, tmp_path):
     exported = run.export(tmp_path / "model")
     opened = open_dna_model(tmp_path / "model")
@@ -129,6 +132,7 @@ def test_a_model_folder_opens_again_as_what_was_trained(run, tmp_path):
         open_dna_model(tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_another_corpus_or_another_experiment_does_not_continue_a_run(run, tmp_path):
     there = tmp_path / "run"
     shutil.copytree(run.folder, there)
@@ -140,6 +144,7 @@ def test_another_corpus_or_another_experiment_does_not_continue_a_run(run, tmp_p
         pretrain(CONFIG, tmp_path / "same.npz", there, changes={"sequence.kmer": 4}, progress=False)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_by_its_name(run, corpus, pbmc_corpus, tmp_path):
     def refused(message, experiment=CONFIG, data=corpus, **options):
         with pytest.raises(ConfigError, match=message):
