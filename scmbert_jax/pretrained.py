@@ -30,7 +30,7 @@ from data_pipelines.genome.region_embeddings import REGION_EMBEDDINGS, read_regi
 from data_pipelines.networks.model_network import NETWORK, load_network
 from data_pipelines.statistics.feature_statistics import load_statistics
 from scmbert_jax.config import ExperimentConfig, load_config, to_dict
-from scmbert_jax.dna_config import Experiment
+from scmbert_jax.dna_config import DnaExperiment, Experiment, load_any_config
 from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.feature_layout import NUM_COMPONENTS
 from scmbert_jax.folder_digests import read_document, write_document
@@ -167,7 +167,10 @@ def export_model(
     if not (run_dir / "config.json").exists():
         raise CheckpointError(f"{run_dir}: not a run folder (no config.json in it).")
     check_output_folder(model_dir, MODEL, (), overwrite)
-    config = with_attention(load_config(run_dir / "config.json"), attention)
+    there = load_any_config(run_dir / "config.json")
+    if isinstance(there, DnaExperiment):
+        raise CheckpointError(f"{run_dir}: a run on DNA, not on cells; scmbert export or Run.export writes its model.")
+    config = with_attention(there, attention)
     provenance = read_provenance(run_dir)
     space, definition = read_features(run_dir, config, provenance["covariates"], provenance["feature_space_hash"])
     params, chosen, note = exported_params(run_dir, config, definition, step, best=best, unfinished=unfinished)

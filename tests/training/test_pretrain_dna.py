@@ -21,7 +21,7 @@ from scmbert_jax.errors import CheckpointError, ConfigError
 from scmbert_jax.experiment_files import load_any_experiment
 from scmbert_jax.objectives.sequence_region.config import MaskedSequenceConfig, MotifOccurrenceConfig
 from scmbert_jax.parallel.mesh import make_mesh
-from scmbert_jax.pretrained import load_model
+from scmbert_jax.pretrained import export_model, load_model
 from scmbert_jax.pretrained_dna import export_dna_model, open_dna_model
 from scmbert_jax.pretraining import pretrain
 from scmbert_jax.training import loop
@@ -126,6 +126,8 @@ def test_a_model_folder_opens_again_as_what_was_trained(run, tmp_path):
         assert told in card
     with pytest.raises(CheckpointError, match="a model of DNA, not of cells"):
         load_model(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="a run on DNA, not on cells"):
+        export_model(run.folder, tmp_path / "of_cells")
     layout = tmp_path / "model" / "genome_layout.npz"
     layout.write_bytes(layout.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"genome_layout\.npz: is not what was written"):

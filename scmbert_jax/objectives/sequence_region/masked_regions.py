@@ -20,7 +20,7 @@ class MaskedRegions(DnaObjective):
     accessibility alone is hidden counts `accessibility_weight`.
     """
 
-    used_by = "`scmbert regulate embed-regions`: states of regions, and their accessibility in a cell type."
+    used_by = "`open_dna_model(MODEL_DIR).model().read_regions`: states of regions, in a cell type."
 
     def __init__(self, config: DnaExperiment):
         self.config = config.objectives.masked_regions
