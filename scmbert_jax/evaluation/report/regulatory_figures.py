@@ -76,5 +76,5 @@ def correlations_of_elements(methods: Mapping[str, Mapping[str, float]], alt: st
         axes.set(xlabel="Spearman's correlation with measured effects", ylim=(-0.7, len(elements) - 0.3))
         axes.grid(axis="y", color=INK, alpha=0.12, lw=0.6)
         axes.tick_params(axis="y", length=0)
-        figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
+        figure.legend(loc="outside lower left", frameon=False, fontsize=9)
         return svg_element(figure, alt)
