@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from data_pipelines.genome.motifs import MotifSet
 from scmbert_jax.errors import ConfigError
 from scmbert_jax.evaluation.regulatory.small_cnn import fit_small_cnn
 from scmbert_jax.evaluation.regulatory.words import column_scales, placed_words, word_counts
@@ -91,10 +90,6 @@ class Baseline:
     seeded: bool = False
     needs: str = ""
     of: tuple[str, ...] = ()
-
-
-def scanner_of(motifs: MotifSet | None) -> MotifScanner | None:
-    return None if motifs is None else MotifScanner(motifs.log_odds())
 
 
 def log_loss(probabilities: Array, labels: Array) -> float:

@@ -14,7 +14,7 @@ from data_pipelines.genome.interval_table import intervals_of, read_intervals
 from data_pipelines.genome.motifs import MotifSet
 from data_pipelines.genome.windows import Windows, cut_windows
 from scmbert_jax.errors import ConfigError, InputError
-from scmbert_jax.evaluation.regulatory.baselines import BASELINES, Baseline, scanner_of
+from scmbert_jax.evaluation.regulatory.baselines import BASELINES, Baseline
 from scmbert_jax.evaluation.regulatory.labelled import score_task, sizes_of
 from scmbert_jax.evaluation.regulatory.likelihoods import Score, simple_scores
 from scmbert_jax.evaluation.regulatory.pictures import pictures_of
@@ -24,6 +24,7 @@ from scmbert_jax.evaluation.regulatory.tasks import SequenceTask
 from scmbert_jax.evaluation.regulatory.variant_effects import FEWEST_LOCI, Effects, Variants, variant_rows
 from scmbert_jax.evaluation.regulatory.zero_shot import PairScore, element_pairs, motif_pairs, score_pairs
 from scmbert_jax.evaluation.report.report import write_report
+from scmbert_jax.regulation.linear_part import scanner_of
 
 Array = np.ndarray
 Say = Callable[[str], None]
@@ -118,7 +119,7 @@ def evaluate_regulatory(
         missing = {}
     notes = list(_NOTES) if tasks else []
     rows = []
-    scanner = scanner_of(motifs)
+    scanner = None if motifs is None else scanner_of(motifs)
     for task in tasks:
         rows += score_task(task, chosen, scanner, fractions=fractions, num_seeds=num_seeds, say=say)
     if tasks:

@@ -19,13 +19,13 @@ from scmbert_jax.evaluation.regulatory.baselines import (
     MOTIFS,
     ONE_HOT,
     PLACES,
-    scanner_of,
     word_inputs,
 )
 from scmbert_jax.evaluation.regulatory.labelled import part_of, score_task, sizes_of
 from scmbert_jax.evaluation.regulatory.suite import evaluate_regulatory
 from scmbert_jax.evaluation.regulatory.tasks import read_task
 from scmbert_jax.evaluation.regulatory.words import placed_words, word_counts
+from scmbert_jax.regulation.linear_part import scanner_of
 
 METHODS = {method.name: method for method in BASELINES}
 
