@@ -103,7 +103,11 @@ def check_lengths(lengths: Mapping[str, int], assembly: str, where: str) -> None
         raise InputError(
             f"{where}: {name} has {lengths[name]:,} bases, of {assembly} it would have {known[own[name]]:,} "
             f"({len(wrong):,} of {len(lengths):,} sequences differ). "
-            + (f"It is of {' or '.join(others)}" if others else "It is of no assembly known here, or a part of one")
+            + (
+                f"It is of {' or '.join(others)}"
+                if others
+                else "It is of no assembly known here, or a part of one: name none"
+            )
         )
 
 

@@ -69,7 +69,8 @@ class GenomeCorpus:
             if name not in sealed and ucsc_name(name) in known:
                 raise InputError(
                     f"the parts name chromosome {known[ucsc_name(name)]!r}, the corpus calls it {name!r}: give "
-                    "SealedChromosomes the names of the corpus, or read all files with ucsc_names=True"
+                    "SealedChromosomes the names of the corpus, or read all files with ucsc_names=True "
+                    "(--ucsc-names)"
                 )
 
     def __len__(self) -> int:

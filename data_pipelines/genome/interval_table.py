@@ -186,8 +186,8 @@ def names_remedy(names: np.ndarray, fasta: Fasta) -> str:
         if name not in fasta.lengths and ucsc_name(name) in of_fasta:
             of_it = next(other for other in fasta.lengths if ucsc_name(other) == ucsc_name(name))
             return (
-                f"The FASTA file has {of_it!r} for what is {name!r} here: give ucsc_names=True to both, or write one "
-                "of them again."
+                f"The FASTA file has {of_it!r} for what is {name!r} here: give ucsc_names=True to both "
+                "(--ucsc-names), or write one of them again."
             )
     return ""
 

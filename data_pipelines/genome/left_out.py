@@ -51,7 +51,9 @@ class LeftOut:
                 raise InputError(f"{self.where}: it has no rows; mend the file, or the filter that chose them")
             nothing = number >= self.total
             left = "nothing is left" if nothing else f"at most {most:.1%} may be left out"
-            usual = "Mend the file" + ("." if nothing else ", or raise most_left_out if that many are expected.")
+            usual = "Mend the file."
+            if not nothing:
+                usual = "Mend the file, or raise most_left_out (--most-left-out) if that many are expected."
             raise InputError(
                 f"{self.where}: {number:,} of {self.total:,} rows cannot be used ({found}): {left}. {remedy or usual}"
             )

@@ -149,7 +149,8 @@ def _usable(table: VariantTable, fasta: Fasta | None, keep_repeated: bool, left_
         again[np.unique(labels, return_index=True)[1]] = False
         if (kept & again).any():
             remedy = (
-                "Where a variant may be there several times, give keep_repeated=True; else remove what repeats one."
+                "Where a variant may be there several times, give keep_repeated=True (--keep-repeated); else remove "
+                "what repeats one."
             )
         kept = left_out.drop(kept, again, "that repeat one", labels)
     if fasta is None:

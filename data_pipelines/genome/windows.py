@@ -94,7 +94,8 @@ def cut_windows(
     unknown = (codes == UNKNOWN).sum(1) - (codes.shape[1] - sizes)
     clear = left_out.drop(np.ones(len(rows), bool), unknown > most_unknown * sizes, "with too many N", labels[rows])
     beyond = any("beyond" in reason for reason in left_out.counts)
-    left_out.refuse(most_left_out, 'Take edges="pad" (N beyond the ends), or raise most_left_out.' if beyond else "")
+    remedy = 'Take edges="pad" (N beyond the ends), narrower windows, or raise most_left_out (--most-left-out).'
+    left_out.refuse(most_left_out, remedy if beyond else "")
     rows, codes, sizes = rows[clear], codes[clear], sizes[clear].astype(np.int32)
     if use_strand:
         turned = table.strand[rows] == "-"

@@ -52,6 +52,8 @@ class CorpusGenome:
     """Do not train; the run is judged by them."""
     test_chromosomes: tuple[str, ...] = ("chr8", "chr9")
     """Neither train nor choose."""
+    most_left_out: float = 0.01
+    """Fraction of the regions that may be unusable; they are counted."""
     overwrite: Overwrite = False
 
     def run(self) -> int:
@@ -83,6 +85,7 @@ class CorpusGenome:
                 accessibility=self.accessibility,
                 group_by=self.group_by,
                 chromosomes=parts,
+                most_left_out=self.most_left_out,
             )
         corpus.save(self.output)
         rows = {part: len(corpus.chromosomes.rows(corpus.chromosome, part)) for part in get_args(Part)}

@@ -13,6 +13,7 @@ from data_pipelines.genome.fasta import Fasta
 from data_pipelines.genome.genome_corpus import GenomeCorpus, genome_corpus
 from data_pipelines.genome.interval import Interval
 from data_pipelines.genome.interval_table import IntervalTable, intervals_of, read_intervals
+from data_pipelines.genome.left_out import MOST_LEFT_OUT
 from data_pipelines.genome.motif_files import read_motifs
 from data_pipelines.genome.region_matrix import RegionMatrix, read_region_matrix
 from data_pipelines.genome.sealed_chromosomes import USUAL_PARTS, SealedChromosomes
@@ -41,6 +42,7 @@ def corpus_of_regions(
     accessibility: str | Path | None = None,
     group_by: str | None = None,
     chromosomes: SealedChromosomes = USUAL_PARTS,
+    most_left_out: float = MOST_LEFT_OUT,
 ) -> tuple[GenomeCorpus, dict[str, int]]:
     """The windows of intervals of a genome, with their matrices.
 
@@ -53,6 +55,7 @@ def corpus_of_regions(
       accessibility: a stored matrix of regions by cell types, or an .h5ad of cells.
       group_by: of an .h5ad of cells: the column of obs whose values are the cell types; accessibility is their mean.
       chromosomes: which of them train, choose and test.
+      most_left_out: fraction of the intervals that may be unusable, and of the others that may have no window.
 
     Returns:
       (the corpus; reason -> intervals that were left out).
@@ -64,9 +67,9 @@ def corpus_of_regions(
     if regulators is not None and motifs is not None:
         raise ConfigError("--regulators and --motifs are both given; a corpus has one matrix of regulators.")
     genome = Fasta(fasta, assembly, ucsc_names)
-    table = read_intervals(intervals, genome, ucsc_names=ucsc_names)
+    table = read_intervals(intervals, genome, ucsc_names=ucsc_names, most_left_out=most_left_out)
     _check_size(table, width, str(intervals))
-    windows = cut_windows(genome, table, width, around=around, edges=edges)
+    windows = cut_windows(genome, table, width, around=around, edges=edges, most_left_out=most_left_out)
     matrix = _regulators(table, windows, regulators, motifs, summary)
     cells = None if accessibility is None else _accessibility(Path(accessibility), group_by)
     if cells is None and group_by is not None:

@@ -85,3 +85,19 @@ def test_what_does_not_fit_is_refused_by_its_name(files):
     ran = scmbert("corpus", "genome", genome, "-o", files / "x.npz", *of_regions)
     assert ran.code == 4
     assert "--width, --edges, --test-chromosomes: of regions" in ran.err
+
+
+def test_what_a_refusal_tells_one_to_give_can_be_given(files):
+    (files / "beyond.bed").write_text((files / "regions.bed").read_text() + "chr1\t90\t140\n")
+    given = ("corpus", "genome", files / "genome.fa", files / "beyond.bed", "-o", files / "y.npz")
+    refused = scmbert(*given)
+    assert refused.code == 2
+    assert "beyond the end of their chromosome, e.g. chr1:90-140" in refused.err
+    assert "raise most_left_out (--most-left-out)" in refused.err
+    told = scmbert_ok(*given, "--most-left-out", "0.3")
+    assert "left out: 1 beyond the end" in told
+    assert len(open_genome_corpus(files / "y.npz")) == 4
+    (files / "numbers.bed").write_text((files / "regions.bed").read_text().replace("chr", ""))
+    given = ("corpus", "genome", files / "genome.fa", files / "numbers.bed", "-o", files / "z.npz")
+    assert "ucsc_names=True to both (--ucsc-names)" in scmbert(*given).err
+    scmbert_ok(*given, "--ucsc-names")
