@@ -149,7 +149,6 @@ class RegulateFit:
                 continue
             if name in found:
                 raise ConfigError(f"--{name} {path}: {self.file} has a part {name} already; give one of the two.")
-            reading = replace(reading, chromosomes=None, split="")
             (found[name],) = parts_of(path, found["train"].task).values()
         return found
 

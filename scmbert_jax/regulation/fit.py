@@ -17,6 +17,7 @@ from scmbert_jax.regulation.linear_part import (
     matrix_of,
     scanner_of,
 )
+from scmbert_jax.regulation.losses import weights_as_in
 from scmbert_jax.regulation.model import Combination, RegulatoryModel, combine
 from scmbert_jax.regulation.network import MOTIF_NETWORK, NetworkDefinition, NetworkOptions
 from scmbert_jax.regulation.network_training import Start, fit_network
@@ -110,7 +111,7 @@ def fit_regulatory(
         raise ConfigError(
             "nothing can be fitted: a part of motifs needs a motif file, one of bases sequences of a length"
         )
-    numbers = (train.task.kind, targets[1], mean, scale)
+    numbers = (train.task.kind, targets[1], mean, scale, weights_as_in(dev, train))
     of_linear = fitted.combined(*numbers) if fitted.parts else None
     both, scanned = _reads_both(fitted.parts), known.get(reads)
     for found in _networks(options, train, dev, targets, motifs, scanned, pretrained, both, progress, said):
@@ -167,8 +168,8 @@ class _Fitted:
             self.parts.append(part)
             self.outputs.append(outputs)
 
-    def combined(self, kind: Kind, targets: Array, mean: Array, scale: Array) -> Combination:
-        return combine(kind, self.outputs, targets, mean, scale, self.groups)
+    def combined(self, kind: Kind, targets: Array, mean: Array, scale: Array, weights: Array) -> Combination:
+        return combine(kind, self.outputs, targets, mean, scale, self.groups, weights)
 
 
 class _Said:

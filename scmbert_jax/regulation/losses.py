@@ -37,6 +37,18 @@ def probabilities(task: Task, outputs: np.ndarray) -> np.ndarray:
     return np.concatenate([1 - found, found], axis=1) if task.kind == "binary" else found
 
 
+def weights_as_in(data: LabelledSequences, other: LabelledSequences) -> np.ndarray:
+    """float32 [N], of mean 1: with these, the classes of `data` have the proportions that they have in `other`; 1 for
+    labels and values."""
+    if data.task.kind not in ("binary", "classes"):
+        return np.ones(len(data), np.float32)
+    number = len(data.task.names)
+    own, wanted = (np.bincount(each.targets[:, 0].astype(np.int64), minlength=number) for each in (data, other))
+    ratios = (wanted / len(other)) / np.maximum(own / len(data), 1e-9)
+    weights = ratios[data.targets[:, 0].astype(np.int64)]
+    return (weights / weights.mean()).astype(np.float32)
+
+
 def row_weights(data: LabelledSequences, balance: float) -> np.ndarray:
     """float32 [N], of mean 1: in proportion to (sequences of the same class) ** -balance; 1 for labels and values."""
     if data.task.kind not in ("binary", "classes") or not balance:

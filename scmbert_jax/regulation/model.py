@@ -121,8 +121,11 @@ class RegulatoryModel:
 
     @property
     def num_parameters(self) -> int:
-        """Numbers that were fitted."""
-        fitted = [part.params.get("network", part.params) for part in self.parts]
+        """Numbers that were fitted; a frozen encoder was not."""
+        fitted = [dict(part.params.get("network", part.params)) for part in self.parts]
+        if self.info.get("pretrained") == "frozen":
+            for own in fitted:
+                own.pop("sequence", None)
         return int(sum(np.size(leaf) for leaf in jax.tree.leaves([fitted, self.combination.arrays])))
 
     @property
@@ -172,7 +175,13 @@ def _embedded(definition: NetworkDefinition, params: Any, codes: jax.Array) -> j
 
 
 def combine(
-    kind: Kind, outputs: Sequence[Array], targets: Array, mean: Array, scale: Array, groups: Sequence[int]
+    kind: Kind,
+    outputs: Sequence[Array],
+    targets: Array,
+    mean: Array,
+    scale: Array,
+    groups: Sequence[int],
+    row_weights: Array | None = None,
 ) -> Combination:
     """Weights of parts and a bias that have the least loss on dev, pulled to equal weights by one sequence's worth.
 
@@ -180,6 +189,8 @@ def combine(
       outputs: P of float32 [m, K], on dev.
       targets: float32 [m, T]; of values standardised.
       mean, scale: float32 [K], of the values.
+      row_weights: float32 [m], of mean 1: dev may have other proportions of classes than train, which the bias must not
+        learn; None: all equal.
       groups: [P], parts of one group have the same weight: members of a network differ by their seed alone.
     """
     each, names = jnp.asarray(np.stack(outputs)), np.unique(groups)
@@ -187,12 +198,13 @@ def combine(
     member /= member.sum(0, keepdims=True)
     bare = {"mean": jnp.zeros(len(mean)), "scale": jnp.ones(len(mean))}
     equal = np.full(len(names), 1 / len(names), np.float32)
+    of_rows = jnp.ones(len(targets)) if row_weights is None else jnp.asarray(row_weights, jnp.float32)
 
     @jax.jit
     def loss(theta: jax.Array) -> tuple[jax.Array, jax.Array]:
         def value(theta: jax.Array) -> jax.Array:
             numbers = {"weights": member @ theta[: len(names)], "bias": theta[len(names) :], **bare}
-            losses = row_losses(kind, combined(kind, each, numbers), jnp.asarray(targets))
+            losses = of_rows * row_losses(kind, combined(kind, each, numbers), jnp.asarray(targets))
             pull = ((theta[: len(names)] - equal) ** 2).sum() + (theta[len(names) :] ** 2).sum()
             return losses.mean() + pull / len(targets)
 

@@ -184,9 +184,10 @@ def regulatory_card(model: RegulatoryModel) -> str:
     for part, of_part in info.get("scores", {}).items():
         names = list(next(iter(of_part.values()), {}))
         rows = [[markdown(who), *(_shown(found.get(name)) for name in names)] for who, found in of_part.items()]
-        sections.append(
-            f"### {part} ({info['sequences'].get(part, 0):,} sequences)\n\n" + markdown_table(["", *names], rows)
-        )
+        chose = ", by which everything was chosen" if part == "dev" else ""
+        number = f"{info['sequences'].get(part, 0):,} sequences"
+        chose = ", by which everything was chosen: too good" if part == "dev" else ""
+        sections.append(f"### {part} ({number}{chose})\n\n" + markdown_table(["", *names], rows))
     parts = "\n".join(
         f"- {part.definition.name()}, weight {weight:.3f}"
         for part, weight in zip(model.parts, model.combination.weights.tolist(), strict=True)

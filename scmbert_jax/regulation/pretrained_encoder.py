@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scmbert_jax.dna_config import SequenceConfig
@@ -38,8 +39,8 @@ def pretrained_network(folder: Path, options: NetworkOptions, frozen: bool) -> t
 
 
 def embedder_of(folder: Path, batch_size: int) -> tuple[Callable[[Array], Array], int]:
-    """(codes uint8 [N, L] -> float32 [N, W], L) of a regulatory model, or of one that was pre-trained on DNA: what its
-    sequence encoder says of the whole sequence, the mean of both strands.
+    """(codes uint8 [N, L] -> float32 [N, W], L) of a regulatory model, or of one that was pre-trained on DNA: the mean
+    of the states of its sequence encoder, over both strands.
 
     Raises CheckpointError: neither, or damaged.
     """
@@ -78,7 +79,14 @@ def _read_from_one_hot(folder: Path, sequence: SequenceConfig) -> SequenceConfig
 def _pooled(definition: DnaDefinition, params: Any, constants: Any, codes: jax.Array) -> jax.Array:
     encoder, one_hot = definition.merge(params, constants).sequence, jax.nn.one_hot(codes, 4)
     lengths = real_lengths(one_hot)
-    found = encoder(one_hot, lengths).pooled
-    if encoder.config.strands != "given":
-        return found  # of both already
-    return (found + encoder(reverse_complement(one_hot, lengths), lengths).pooled) / 2
+    found = encoder(one_hot, lengths)
+    other = found.opposite
+    if other is None:
+        other = encoder(reverse_complement(one_hot, lengths), lengths).states
+    return (_mean_state(found.states, found.lengths) + _mean_state(other, found.lengths)) / 2
+
+
+def _mean_state(states: jax.Array, lengths: jax.Array) -> jax.Array:
+    """float32 [N, D] of states [N, S, D]. `[CLS]` is no vector of a sequence where no objective has read it."""
+    real = (jnp.arange(states.shape[1])[None] < lengths[:, None])[..., None]
+    return jnp.where(real, states.astype(jnp.float32), 0).sum(1) / jnp.maximum(lengths, 1)[:, None]

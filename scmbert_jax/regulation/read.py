@@ -107,7 +107,10 @@ def read_table(path: str | Path, reading: Reading) -> Sequences:
 
 
 def read_labelled_table(path: str | Path, reading: Reading, task: Task | None = None) -> Parts:
-    """Part -> its sequences ("train" alone where the table has no column of parts). `task`: what the labels must be."""
+    """Part -> its sequences; "train" alone where the table has no column of parts.
+
+    `task`: what the labels must be; the table is then one part, whatever else it says.
+    """
     found = read_table(path, reading)
     assert found.table is not None
     frame = found.table.iloc[found.rows]
@@ -125,12 +128,7 @@ def read_labelled_table(path: str | Path, reading: Reading, task: Task | None = 
         None if chromosome is None else frame[chromosome].to_numpy(str),
         str(path),
     )
-    split = reading.split.strip().lower() or next((name for name in COLUMNS["split"] if name in frame), "")
-    if split and split not in frame:
-        raise InputError(f"{path}: no column {split!r} (--split-column); there are {', '.join(frame.columns[:8])}")
-    if split:
-        return _by_names(data, frame[split].to_numpy(str), split)
-    return _by_chromosome(data, reading)
+    return {"train": data} if task is not None else _in_parts(data, frame, reading)
 
 
 def read_labelled_regions(
@@ -141,14 +139,15 @@ def read_labelled_regions(
     Raises InputError: what `read_intervals`, `cut_windows` and `RegionMatrix.joined` refuse; no labels.
     """
     table, windows = read_windows(path, fasta, reading)
-    ids = table.ids[windows.rows]
+    ids, frame = table.ids[windows.rows], pd.DataFrame(index=range(len(windows.rows)))
+    if is_table(path):
+        whole = _frame(path)
+        frame = whole.iloc[_rows_of(path, table, reading.ucsc_names)[windows.rows]]
     if matrix is not None:
         targets, own_task = _of_matrix(read_region_matrix(matrix), ids, reading, task)
     elif is_table(path):
-        frame = _frame(path)
         columns = _label_columns(path, frame, reading)
-        rows = _rows_of(path, table, reading.ucsc_names)[windows.rows]
-        values = [frame[name].to_numpy(str)[rows] for name in columns]
+        values = [frame[name].to_numpy(str) for name in columns]
         targets, own_task = targets_of(values, columns, reading.task, str(path), task)
     else:
         raise InputError(
@@ -156,7 +155,7 @@ def read_labelled_regions(
         )
     chromosome = table.chromosome[windows.rows]
     data = LabelledSequences(windows.codes, windows.lengths, targets, own_task, ids, chromosome, str(path))
-    return _by_chromosome(data, reading)
+    return {"train": data} if task is not None else _in_parts(data, frame, reading)
 
 
 def read_windows(path: str | Path, fasta: Fasta, reading: Reading) -> tuple[IntervalTable, Windows]:
@@ -274,6 +273,22 @@ def _remedy_of_letters(texts: list[str], kept: Array, column: str) -> str:
         return ""
     row = int(np.argmin(kept))
     return f"Sequences are letters ACGTN; column {column} has {texts[row][:30]!r}. Mend the file, or choose a column."
+
+
+def _in_parts(data: LabelledSequences, frame: pd.DataFrame, reading: Reading) -> Parts:
+    """By the column of parts of their table, or by chromosome. Chromosomes that were asked for come first."""
+    split = reading.split.strip().lower()
+    if split and split not in frame:
+        raise InputError(
+            f"{data.where}: no column {split!r} (--split-column); there are {', '.join(frame.columns[:8])}"
+        )
+    if split and reading.chromosomes is not None:
+        raise ConfigError(f"{data.where}: parts by column {split!r} and by chromosome; give one of the two")
+    if reading.chromosomes is None:
+        split = split or next((name for name in COLUMNS["split"] if name in frame), "")
+    if split:
+        return _by_names(data, frame[split].to_numpy(str), split)
+    return _by_chromosome(data, reading)
 
 
 def _by_names(data: LabelledSequences, names: Array, column: str) -> Parts:

@@ -173,7 +173,10 @@ def _slopes(function: SequenceFunction, one_hot: jax.Array) -> tuple[jax.Array, 
     if found.ndim == 1:
         return found, pull(jnp.ones_like(found))[0]
     towards = jnp.eye(found.shape[1], dtype=found.dtype)
-    return found, jax.vmap(lambda row: pull(jnp.broadcast_to(row, found.shape))[0], out_axes=-1)(towards)
+    # One output after the other, not at once: memory does not grow with K. And batched, the gradient of our encoder was
+    # NaN at XLA's low optimisation level, which tests have.
+    slopes = jax.lax.map(lambda row: pull(jnp.broadcast_to(row[None], found.shape))[0], towards)
+    return found, jnp.moveaxis(slopes, 0, -1)
 
 
 @jax.jit

@@ -47,7 +47,7 @@ def labelled() -> LabelledSequences:
 
 def test_a_frozen_encoder_stays_and_one_that_is_fine_tuned_moves(pretrained, folder):
     options = NetworkOptions(hidden=8, motif_dim=0, epochs=1, fewest_steps=20, batch_size=16, strands="given")
-    moved = {}
+    moved, numbers = {}, {}
     for frozen in (True, False):
         network, start = pretrained_network(folder, options, frozen)
         model = fit_regulatory(labelled(), FitOptions(linear=(), network=network), pretrained=start)
@@ -55,6 +55,8 @@ def test_a_frozen_encoder_stays_and_one_that_is_fine_tuned_moves(pretrained, fol
         differ = jax.tree.map(lambda own, first: float(np.abs(own - first).max()), found, pretrained.params["sequence"])
         moved[frozen] = max(jax.tree.leaves(differ))
         assert model.info["pretrained"] == ("frozen" if frozen else "fine-tuned")
+        numbers[frozen] = model.num_parameters
+    assert numbers[False] - numbers[True] == sum(leaf.size for leaf in jax.tree.leaves(pretrained.params["sequence"]))
     assert moved[True] < 1e-6
     assert moved[False] > 1e-4
 

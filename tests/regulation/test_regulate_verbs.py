@@ -10,6 +10,7 @@ from planted_genome import JASPAR, MOTIF, write_planted_genome
 
 from data_pipelines.features.feature_embeddings import save_feature_embeddings
 from data_pipelines.genome.bases import decode, encode
+from scmbert_jax.errors import InputError
 from scmbert_jax.regulation.model_folder import load_regulatory
 from scmbert_jax.regulation.read import Reading, read_labelled_table
 
@@ -170,6 +171,17 @@ def test_options_that_do_not_fit_are_refused(place, tmp_path):
     (tmp_path / "cut.jaspar").write_text(JASPAR.rsplit("\n", 1)[0])
     done = scmbert(*fit, "--motifs", tmp_path / "cut.jaspar")
     assert "cut.jaspar, line 1" in done.err
+
+
+def test_parts_are_those_of_a_column_and_a_file_of_its_own_is_one_part(tmp_path):
+    table = pd.DataFrame({"seq": ["ACGT", "ACGA", "CCGA"], "y": [0, 1, 1], "split": ["train", "train", "dev"]})
+    table.to_csv(tmp_path / "table.csv", index=False)
+    parts = read_labelled_table(tmp_path / "table.csv", Reading())
+    assert {name: len(part) for name, part in parts.items()} == {"train": 2, "dev": 1}
+    of_train = parts["train"].task
+    assert len(read_labelled_table(tmp_path / "table.csv", Reading(), of_train)["train"]) == 3
+    with pytest.raises(InputError, match="no column 'parts'"):
+        read_labelled_table(tmp_path / "table.csv", Reading(split="parts"))
 
 
 def test_labels_say_what_task_they_are(tmp_path):

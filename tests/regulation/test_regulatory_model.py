@@ -12,6 +12,8 @@ from scmbert_jax.errors import CheckpointError, ConfigError, InputError
 from scmbert_jax.regulation.fit import FitOptions, fit_regulatory, split_off
 from scmbert_jax.regulation.labelled import LabelledSequences, Task
 from scmbert_jax.regulation.linear_part import LinearDefinition, matrix_of
+from scmbert_jax.regulation.losses import weights_as_in
+from scmbert_jax.regulation.model import combine
 from scmbert_jax.regulation.model_folder import load_regulatory, save_regulatory
 from scmbert_jax.regulation.network import ENCODER, MOTIF_NETWORK, SEQUENCE, NetworkOptions
 from scmbert_jax.sequences.gradients import integrated_gradients
@@ -78,8 +80,7 @@ def test_f_is_the_model_and_every_operation_reads_it(model):
     planted_once[0, 10:16] = encode(MOTIF)
     changed = np.abs(mutagenesis(model.f, one_hot(planted_once)).importance()[0, :, 0])
     assert changed[10:16].mean() > 3 * np.delete(changed, slice(10, 16)).mean()
-    alone = model.linear_alone().f
-    explained = integrated_gradients(alone, one_hot(data.codes), "uniform", steps=16, most_incomplete=0.5)
+    explained = integrated_gradients(model.f, one_hot(data.codes), "uniform", steps=16, most_incomplete=0.5)
     assert np.isfinite(explained.hypothetical).all()
 
 
@@ -162,6 +163,16 @@ def test_classes_and_several_labels_are_learned():
     of_classes = fit_regulatory(one_of, options, motifs=motif_set())
     assert of_classes.info["scores"]["dev"]["model"]["mcc"].value > 0.6
     np.testing.assert_allclose(of_classes.outputs(codes).sum(1), 0, atol=1e-4)
+
+
+def test_a_dev_with_other_proportions_teaches_no_bias():
+    outputs = [np.zeros((40, 1), np.float32)]
+    targets = (np.arange(40) < 8)[:, None].astype(np.float32)
+    dev, train = planted(40, 1), planted(40, 2)
+    weights = weights_as_in(replace(dev, targets=targets), train)
+    none, one = np.zeros(1, np.float32), np.ones(1, np.float32)
+    assert combine("binary", outputs, targets, none, one, [0]).bias[0] < -1
+    assert abs(combine("binary", outputs, targets, none, one, [0], weights).bias[0]) < 0.01
 
 
 def test_what_cannot_be_fitted_is_refused():
