@@ -22,7 +22,7 @@ from scmbert_jax.objectives.sequence_region.config import (
 
 
 def config(size: str = "base") -> DnaExperiment:
-    """`base`: DNABERT's shape at a fourth of its depth and half of its width; `tiny`: seconds on a laptop."""
+    """`base`: DNABERT's shape at a fourth of its depth and half of its width; `tiny`: for tests."""
     sizes = {"base": _base, "tiny": _tiny}
     if size not in sizes:
         there = ", ".join(f"genebert:{name}" for name in sizes)

@@ -65,13 +65,13 @@ class CorpusGenome:
             raise ConfigError(f"{self.output}: expected a name that ends in .npz.")
         read = [self.fasta, self.intervals, self.regulators, self.motifs, self.accessibility]
         check_output_file(self.output, [path for path in read if path is not None], self.overwrite)
-        left_out: dict[str, int] = {}
+        told: list[str] = []
         if self.intervals is None:
             self._refuse_what_needs_places()
             corpus = corpus_of_sequences(self.fasta, motifs=self.motifs, summary=self.summary)
         else:
             parts = SealedChromosomes(listed(self.validation_chromosomes), listed(self.test_chromosomes))
-            corpus, left_out = corpus_of_regions(
+            corpus, told = corpus_of_regions(
                 self.fasta,
                 self.intervals,
                 width=self.width,
@@ -95,8 +95,19 @@ class CorpusGenome:
             if matrix is not None:
                 filled = matrix.values.nnz / max(1, matrix.values.shape[0] * matrix.values.shape[1])
                 show(f"{name}: {len(matrix.columns):,} columns of {matrix.where}, {filled:.1%} of the values not 0")
-        for reason, number in left_out.items():
-            show(f"left out: {number:,} {reason}")
+        told += [
+            f"note: no sequence is of the part {part}; {remedy}"
+            for part, remedy in (
+                (
+                    "train",
+                    "no model can be trained on them: give other --validation-chromosomes and --test-chromosomes",
+                ),
+                ("validation", "a run is not judged: --validation-chromosomes says which chromosomes do that"),
+            )
+            if not rows[part]
+        ]
+        for line in told:
+            show(line)
         return 0
 
     def _refuse_what_needs_places(self) -> None:

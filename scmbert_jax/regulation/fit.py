@@ -34,15 +34,17 @@ KMERS = ((4, 5, 6), (4, 5, 6, 7))  # sizes that are tried, each on one strand an
 
 @dataclass(frozen=True)
 class FitOptions:
-    """Attributes:
-    linear: kinds of linear parts; `motifs` where there are motifs, `bases` where all sequences are as long.
-    motif_network: of motif scores alone, where there are motifs; None: none.
-    network: with a sequence encoder; None: none.
-    members: networks of each kind, that differ by their seeds, and are averaged.
-    balance: 0: classes have say by their sequences; 1: all equally.
-    duplicates: of sequences (or reverse complements) of train that are in dev or test, too: "keep", or "drop" them
-      from train. They are counted in either case.
-    seed: of the first network (the next has the next seed), and of what is split off.
+    """What is fitted, and how.
+
+    Attributes:
+      linear: kinds of linear parts; `motifs` where there are motifs, `bases` where all sequences are as long.
+      motif_network: of motif scores alone, where there are motifs; None: none.
+      network: with a sequence encoder; None: none.
+      members: networks of each kind, that differ by their seeds, and are averaged.
+      balance: 0: classes have say by their sequences; 1: all equally.
+      duplicates: of sequences (or reverse complements) of train that are in dev or test, too: "keep", or "drop" them
+        from train. They are counted in either case.
+      seed: of the first network (the next has the next seed), and of what is split off.
     """
 
     linear: tuple[LinearKind, ...] = ("kmers", "bases", "motifs")

@@ -43,7 +43,7 @@ def corpus_of_regions(
     group_by: str | None = None,
     chromosomes: SealedChromosomes = USUAL_PARTS,
     most_left_out: float = MOST_LEFT_OUT,
-) -> tuple[GenomeCorpus, dict[str, int]]:
+) -> tuple[GenomeCorpus, list[str]]:
     """The windows of intervals of a genome, with their matrices.
 
     Args:
@@ -58,7 +58,7 @@ def corpus_of_regions(
       most_left_out: fraction of the intervals that may be unusable, and of the others that may have no window.
 
     Returns:
-      (the corpus; reason -> intervals that were left out).
+      (the corpus; what is to be told: intervals left out, by reason; those that overlap or are not sorted).
 
     Raises:
       InputError: files that cannot be used (the readers say why); a matrix that lacks a region.
@@ -75,7 +75,10 @@ def corpus_of_regions(
     if cells is None and group_by is not None:
         raise ConfigError("--group-by is of --accessibility, which is not given.")
     corpus = genome_corpus(table, windows, chromosomes, assembly or "", matrix, cells)
-    return corpus, {**table.left_out, **windows.left_out}
+    left_out = {**table.left_out, **windows.left_out}
+    told = [f"left out: {number:,} {reason}" for reason, number in left_out.items()]
+    found = {"share a base with another one": table.overlapping, "begin before the one ahead of them": table.unsorted}
+    return corpus, told + [f"note: {number:,} intervals {what}; kept" for what, number in found.items() if number]
 
 
 def corpus_of_sequences(

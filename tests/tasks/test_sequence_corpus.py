@@ -101,3 +101,11 @@ def test_what_a_refusal_tells_one_to_give_can_be_given(files):
     given = ("corpus", "genome", files / "genome.fa", files / "numbers.bed", "-o", files / "z.npz")
     assert "ucsc_names=True to both (--ucsc-names)" in scmbert(*given).err
     scmbert_ok(*given, "--ucsc-names")
+
+
+def test_what_is_odd_about_regions_is_told(files):
+    (files / "regions.bed").write_text("chr1\t50\t90\nchr1\t0\t60\n")
+    said = scmbert_ok("corpus", "genome", files / "genome.fa", files / "regions.bed", "-o", files / "c.npz")
+    assert "note: 2 intervals share a base with another one; kept" in said
+    assert "note: 1 intervals begin before the one ahead of them; kept" in said
+    assert "no sequence is of the part validation" in said
