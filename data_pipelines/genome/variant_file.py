@@ -102,6 +102,8 @@ def read_variants(
 
     Raises InputError: damaged; more than that; nothing left; another build, or several.
     """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
     columns, contigs, build = _read_table(Path(path)) if is_table(path) else _read_vcf(Path(path))
     refuse_another_assembly(path, fasta, build)
     columns = _of_assembly(path, columns, assembly, fasta)

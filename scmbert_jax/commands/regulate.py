@@ -140,8 +140,8 @@ class RegulateFit:
 
         def parts_of(path: Path, task: Any = None) -> "dict[str, LabelledSequences]":
             if fasta is None:
-                return read_labelled_table(path, reading, task)
-            return read_labelled_regions(path, fasta, reading, self.matrix, task)
+                return read_labelled_table(path, reading, task, say)
+            return read_labelled_regions(path, fasta, reading, self.matrix, task, say)
 
         found = parts_of(self.file)
         for name, path in (("dev", self.dev), ("test", self.test)):
@@ -158,6 +158,8 @@ class RegulateFit:
         dev, test = listed(self.dev_chromosomes), listed(self.test_chromosomes)
         if not dev and not test:
             return None
+        if not dev or not test:
+            raise ConfigError("--dev-chromosomes and --test-chromosomes go together: give both, or neither.")
         return SealedChromosomes(dev, test)
 
     def _options(self) -> "tuple[FitOptions, Start | None]":
@@ -243,7 +245,8 @@ class RegulateScoreVariants:
     overwrite: Overwrite = False
 
     def run(self) -> int:
-        from scmbert_jax.regulation.ask import counted_in_words, score_variants
+        from scmbert_jax.regulation.ask import score_variants
+        from scmbert_jax.regulation.read import counted_in_words
         from scmbert_jax.regulation.write import check_table, left_out_path, write_left_out, write_table
 
         inputs = [self.regulatory_dir, self.file, self.read.fasta]
@@ -394,7 +397,8 @@ def _model(folder: Path) -> "RegulatoryModel":
 
 
 def _asked(path: Path, given: GenomeArguments, length: int) -> "Asked":
-    from scmbert_jax.regulation.ask import counted_in_words, sequences_of
+    from scmbert_jax.regulation.ask import sequences_of
+    from scmbert_jax.regulation.read import counted_in_words
 
     reading = replace_reading(given, None)
     if given.fasta is not None and given.width is None:

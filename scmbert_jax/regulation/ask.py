@@ -1,6 +1,6 @@
 """What a regulatory model is asked: predictions, effects of variants, embeddings of regions, attributions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.regulation.labelled import padded
 from scmbert_jax.regulation.losses import probabilities
 from scmbert_jax.regulation.model import RegulatoryModel
-from scmbert_jax.regulation.read import Reading, read_table, read_windows
+from scmbert_jax.regulation.read import Reading, left_out_of, read_table, read_windows
 from scmbert_jax.sequences.changes import variant_effects
 from scmbert_jax.sequences.gradients import integrated_gradients, saliency
 from scmbert_jax.sequences.mutagenesis import mutagenesis
@@ -58,9 +58,8 @@ def sequences_of(path: str | Path, reading: Reading, length: int, fasta: Fasta |
     table, windows = read_windows(path, fasta, reading)
     rows = windows.rows
     places = {"chromosome": table.chromosome[rows], "start": table.start[rows], "end": table.end[rows]}
-    counted = {reason: table.left_out.get(reason, 0) + windows.left_out.get(reason, 0)
-               for reason in {**table.left_out, **windows.left_out}}  # fmt: skip
-    return Asked(padded(windows.codes, length), pd.DataFrame({"region": table.ids[rows], **places}), counted)
+    keys = pd.DataFrame({"region": table.ids[rows], **places})
+    return Asked(padded(windows.codes, length), keys, left_out_of(table, windows))
 
 
 def predicted(model: RegulatoryModel, asked: Asked, batch_size: int = 512) -> pd.DataFrame:
@@ -224,8 +223,3 @@ def embedded(embed: Callable[[Array], Array], asked: Asked) -> tuple[Array, Arra
         unique, counts = np.unique(ids, return_counts=True)
         raise InputError(f"region {unique[counts > 1][0]} is there twice ({int((counts > 1).sum()):,} are); remove one")
     return ids, embed(asked.codes)
-
-
-def counted_in_words(left_out: dict[str, int]) -> Sequence[str]:
-    """A line for each reason."""
-    return [f"left out: {number:,} {reason}" for reason, number in left_out.items() if number]

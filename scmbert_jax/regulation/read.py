@@ -5,7 +5,7 @@ regions    BED, narrowPeak or a table, and a FASTA file; labels from a column of
            regions by cell types, joined by the regions' ids ("chr1:100-200", 0-based half-open)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -41,6 +41,7 @@ _PARTS = {"train": "train", "training": "train", "dev": "dev", "valid": "dev", "
     "test": "test"
 }
 Parts = dict[str, LabelledSequences]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,17 @@ def read_table(path: str | Path, reading: Reading) -> Sequences:
     return Sequences(filled, lengths, keys, rows, left_out.counts, frame)
 
 
-def read_labelled_table(path: str | Path, reading: Reading, task: Task | None = None) -> Parts:
+def read_labelled_table(
+    path: str | Path, reading: Reading, task: Task | None = None, say: Say = lambda line: None
+) -> Parts:
     """Part -> its sequences; "train" alone where the table has no column of parts.
 
-    `task`: what the labels must be; the table is then one part, whatever else it says.
+    Args:
+      task: what the labels must be; the table is then one part, whatever else it says.
+      say: told how many rows were left out, and why.
     """
     found = read_table(path, reading)
+    _tell(say, path, found.left_out)
     assert found.table is not None
     frame = found.table.iloc[found.rows]
     columns = _label_columns(path, frame, reading)
@@ -132,19 +138,28 @@ def read_labelled_table(path: str | Path, reading: Reading, task: Task | None = 
 
 
 def read_labelled_regions(
-    path: str | Path, fasta: Fasta, reading: Reading, matrix: str | Path | None = None, task: Task | None = None
+    path: str | Path,
+    fasta: Fasta,
+    reading: Reading,
+    matrix: str | Path | None = None,
+    task: Task | None = None,
+    say: Say = lambda line: None,
 ) -> Parts:
     """Part -> sequences of regions, labelled by a column of their table, or by a matrix of regions by cell types.
+
+    Regions that the matrix lacks (`reading.most_left_out` of them at most) are not measured: their labels are nan.
+    `say` is told how many there are, and how many regions were left out, and why.
 
     Raises InputError: what `read_intervals`, `cut_windows` and `RegionMatrix.joined` refuse; no labels.
     """
     table, windows = read_windows(path, fasta, reading)
+    _tell(say, path, left_out_of(table, windows))
     ids, frame = table.ids[windows.rows], pd.DataFrame(index=range(len(windows.rows)))
     if is_table(path):
         whole = _frame(path)
         frame = whole.iloc[_rows_of(path, table, reading.ucsc_names)[windows.rows]]
     if matrix is not None:
-        targets, own_task = _of_matrix(read_region_matrix(matrix), ids, reading, task)
+        targets, own_task = _of_matrix(read_region_matrix(matrix), ids, reading, task, say)
     elif is_table(path):
         columns = _label_columns(path, frame, reading)
         values = [frame[name].to_numpy(str) for name in columns]
@@ -241,7 +256,7 @@ def _frame(path: str | Path) -> pd.DataFrame:
         raw = raw.astype(object).where(raw.notna(), "").astype(str)
         return raw.rename(columns=lambda name: str(name).strip().lower())
     if not is_table(path):
-        raise InputError(f"{path}: expected a table: .csv, .tsv (plain or .gz) or .parquet")
+        raise InputError(f"{path}: expected a table: .csv, .tsv (plain or .gz) or .parquet; regions need --fasta")
     return read_header_table(path, {}, ())[0]
 
 
@@ -318,12 +333,14 @@ def _by_chromosome(data: LabelledSequences, reading: Reading) -> Parts:
     return found
 
 
-def _of_matrix(matrix: RegionMatrix, ids: Array, reading: Reading, task: Task | None) -> tuple[Array, Task]:
+def _of_matrix(matrix: RegionMatrix, ids: Array, reading: Reading, task: Task | None, say: Say) -> tuple[Array, Task]:
     columns = list(reading.labels) or None
-    values, _ = matrix.joined(ids, columns, reading.most_left_out)
+    values, known = matrix.joined(ids, columns, reading.most_left_out)
+    if not known.all():
+        say(f"{matrix.where}: {int((~known).sum()):,} regions are not in it: their labels are not measured")
     names = tuple(columns or matrix.columns.tolist())
-    dense = values.toarray().astype(np.float32)
-    kind: Kind = "labels" if np.isin(dense, (0, 1)).all() else "values"
+    dense = np.where(known[:, None], values.toarray(), np.nan).astype(np.float32)
+    kind: Kind = "labels" if np.isin(dense[known], (0, 1)).all() else "values"
     kind = kind if reading.task == "auto" else reading.task
     if kind not in ("labels", "values"):
         raise ConfigError(f"{matrix.where}: a matrix gives labels or values, not {kind}")
@@ -331,6 +348,22 @@ def _of_matrix(matrix: RegionMatrix, ids: Array, reading: Reading, task: Task | 
     if task is not None and found != task:
         raise InputError(f"{matrix.where}: {kind} of {', '.join(names[:5])}; expected {', '.join(task.names[:5])}")
     return dense, found
+
+
+def left_out_of(table: IntervalTable, windows: Windows) -> dict[str, int]:
+    """Reason -> regions that were not taken, of the file and of the windows."""
+    reasons = {**table.left_out, **windows.left_out}
+    return {reason: table.left_out.get(reason, 0) + windows.left_out.get(reason, 0) for reason in reasons}
+
+
+def counted_in_words(left_out: Mapping[str, int]) -> list[str]:
+    """A line for each reason."""
+    return [f"left out: {number:,} {reason}" for reason, number in left_out.items() if number]
+
+
+def _tell(say: Say, path: str | Path, left_out: Mapping[str, int]) -> None:
+    for line in counted_in_words(left_out):
+        say(f"{path}: {line}")
 
 
 def _rows_of(path: str | Path, table: IntervalTable, ucsc_names: bool) -> Array:

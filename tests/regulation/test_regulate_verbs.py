@@ -10,9 +10,11 @@ from planted_genome import JASPAR, MOTIF, write_planted_genome
 
 from data_pipelines.features.feature_embeddings import save_feature_embeddings
 from data_pipelines.genome.bases import decode, encode
+from data_pipelines.genome.fasta import Fasta
+from data_pipelines.genome.region_matrix import RegionMatrix, read_region_matrix, write_region_matrix
 from scmbert_jax.errors import InputError
 from scmbert_jax.regulation.model_folder import load_regulatory
-from scmbert_jax.regulation.read import Reading, read_labelled_table
+from scmbert_jax.regulation.read import Reading, read_labelled_regions, read_labelled_table
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +163,7 @@ def test_options_that_do_not_fit_are_refused(place, tmp_path):
     for options, message in (
         (("--linear", "none", "kmers"), "none, or some of"),
         (("--matrix", folder / "genome.fa"), "give --fasta"),
-        (("--dev-chromosomes", "chr1"), "at least one for validation and one for test"),
+        (("--dev-chromosomes", "chr1"), "give both, or neither"),
         (("--dev-chromosomes", "chr1", "--test-chromosomes", "chr8"), "no sequence is on a chromosome of test"),
         (("--linear", "motifs", "--no-network"), "needs a motif file"),
     ):
@@ -198,3 +200,21 @@ def test_labels_say_what_task_they_are(tmp_path):
     assert several.task.kind == "labels"
     assert np.isnan(several.targets[1, 1])
     assert task({"y": [0, 1, 2]}, task="values").targets[:, 0].tolist() == [0, 1, 2]
+
+
+def test_what_a_matrix_and_a_file_lack_is_told_and_is_no_measured_zero(place, tmp_path):
+    folder, _, _ = place
+    matrix = read_region_matrix(folder / "accessibility.npz")
+    few = RegionMatrix(matrix.regions[3:], matrix.columns, matrix.values[3:])
+    write_region_matrix(few, tmp_path / "few.npz")
+    beyond = (folder / "peaks.bed").read_text() + "chr1\t99999\t100039\n"
+    (tmp_path / "peaks.bed").write_text(beyond)
+    said: list[str] = []
+    genome = Fasta(folder / "genome.fa")
+    found = read_labelled_regions(tmp_path / "peaks.bed", genome, Reading(), tmp_path / "few.npz", say=said.append)
+    data = found["train"]
+    assert data.task.kind == "labels"
+    assert np.isnan(data.targets).all(1).sum() == 3
+    assert not np.isnan(data.targets[np.isin(data.keys, few.regions)]).any()
+    assert any("left out: 1 beyond the end of their chromosome" in line for line in said)
+    assert any("few.npz: 3 regions are not in it" in line for line in said)
