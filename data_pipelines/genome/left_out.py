@@ -1,5 +1,7 @@
 """Rows of a file that cannot be used: counted by reason, shown by an example, and refused where they are too many."""
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,3 +59,16 @@ class LeftOut:
             raise InputError(
                 f"{self.where}: {number:,} of {self.total:,} rows cannot be used ({found}): {left}. {remedy or usual}"
             )
+
+
+def added_up(*counts: Mapping[str, int]) -> dict[str, int]:
+    """Reason -> rows, of several steps that left rows out."""
+    total: Counter[str] = Counter()
+    for own in counts:
+        total.update(own)
+    return dict(total)
+
+
+def counted_in_words(counts: Mapping[str, int]) -> list[str]:
+    """A line for each reason."""
+    return [f"left out: {number:,} {reason}" for reason, number in counts.items() if number]

@@ -245,8 +245,8 @@ class RegulateScoreVariants:
     overwrite: Overwrite = False
 
     def run(self) -> int:
+        from data_pipelines.genome.left_out import counted_in_words
         from scmbert_jax.regulation.ask import score_variants
-        from scmbert_jax.regulation.read import counted_in_words
         from scmbert_jax.regulation.write import check_table, left_out_path, write_left_out, write_table
 
         inputs = [self.regulatory_dir, self.file, self.read.fasta]
@@ -397,8 +397,8 @@ def _model(folder: Path) -> "RegulatoryModel":
 
 
 def _asked(path: Path, given: GenomeArguments, length: int) -> "Asked":
+    from data_pipelines.genome.left_out import counted_in_words
     from scmbert_jax.regulation.ask import sequences_of
-    from scmbert_jax.regulation.read import counted_in_words
 
     reading = replace_reading(given, None)
     if given.fasta is not None and given.width is None:

@@ -10,14 +10,14 @@ import pandas as pd
 
 from data_pipelines.genome.bases import one_hot
 from data_pipelines.genome.fasta import Fasta
-from data_pipelines.genome.left_out import LeftOut
+from data_pipelines.genome.left_out import LeftOut, added_up
 from data_pipelines.genome.variant_file import VariantTable, read_variants
 from data_pipelines.genome.variant_windows import variant_windows
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.regulation.labelled import padded
 from scmbert_jax.regulation.losses import probabilities
 from scmbert_jax.regulation.model import RegulatoryModel
-from scmbert_jax.regulation.read import Reading, left_out_of, read_table, read_windows
+from scmbert_jax.regulation.read import Reading, read_table, read_windows
 from scmbert_jax.sequences.changes import variant_effects
 from scmbert_jax.sequences.gradients import integrated_gradients, saliency
 from scmbert_jax.sequences.mutagenesis import mutagenesis
@@ -59,7 +59,7 @@ def sequences_of(path: str | Path, reading: Reading, length: int, fasta: Fasta |
     rows = windows.rows
     places = {"chromosome": table.chromosome[rows], "start": table.start[rows], "end": table.end[rows]}
     keys = pd.DataFrame({"region": table.ids[rows], **places})
-    return Asked(padded(windows.codes, length), keys, left_out_of(table, windows))
+    return Asked(padded(windows.codes, length), keys, added_up(table.left_out, windows.left_out))
 
 
 def predicted(model: RegulatoryModel, asked: Asked, batch_size: int = 512) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from data_pipelines.genome.fasta import Fasta
 from data_pipelines.genome.header_table import is_table, read_header_table, whole_numbers
 from data_pipelines.genome.interval_table import COLUMNS as INTERVAL_COLUMNS
 from data_pipelines.genome.interval_table import IntervalTable, read_intervals
-from data_pipelines.genome.left_out import MOST_LEFT_OUT, LeftOut
+from data_pipelines.genome.left_out import MOST_LEFT_OUT, LeftOut, added_up, counted_in_words
 from data_pipelines.genome.region_matrix import RegionMatrix, read_region_matrix
 from data_pipelines.genome.sealed_chromosomes import SealedChromosomes
 from data_pipelines.genome.windows import Windows, cut_windows
@@ -153,7 +153,7 @@ def read_labelled_regions(
     Raises InputError: what `read_intervals`, `cut_windows` and `RegionMatrix.joined` refuse; no labels.
     """
     table, windows = read_windows(path, fasta, reading)
-    _tell(say, path, left_out_of(table, windows))
+    _tell(say, path, added_up(table.left_out, windows.left_out))
     ids, frame = table.ids[windows.rows], pd.DataFrame(index=range(len(windows.rows)))
     if is_table(path):
         whole = _frame(path)
@@ -348,17 +348,6 @@ def _of_matrix(matrix: RegionMatrix, ids: Array, reading: Reading, task: Task | 
     if task is not None and found != task:
         raise InputError(f"{matrix.where}: {kind} of {', '.join(names[:5])}; expected {', '.join(task.names[:5])}")
     return dense, found
-
-
-def left_out_of(table: IntervalTable, windows: Windows) -> dict[str, int]:
-    """Reason -> regions that were not taken, of the file and of the windows."""
-    reasons = {**table.left_out, **windows.left_out}
-    return {reason: table.left_out.get(reason, 0) + windows.left_out.get(reason, 0) for reason in reasons}
-
-
-def counted_in_words(left_out: Mapping[str, int]) -> list[str]:
-    """A line for each reason."""
-    return [f"left out: {number:,} {reason}" for reason, number in left_out.items() if number]
 
 
 def _tell(say: Say, path: str | Path, left_out: Mapping[str, int]) -> None:

@@ -13,7 +13,7 @@ from data_pipelines.genome.fasta import Fasta
 from data_pipelines.genome.genome_corpus import GenomeCorpus, genome_corpus
 from data_pipelines.genome.interval import Interval
 from data_pipelines.genome.interval_table import IntervalTable, intervals_of, read_intervals
-from data_pipelines.genome.left_out import MOST_LEFT_OUT
+from data_pipelines.genome.left_out import MOST_LEFT_OUT, added_up, counted_in_words
 from data_pipelines.genome.motif_files import read_motifs
 from data_pipelines.genome.region_matrix import RegionMatrix, read_region_matrix
 from data_pipelines.genome.sealed_chromosomes import USUAL_PARTS, SealedChromosomes
@@ -75,8 +75,7 @@ def corpus_of_regions(
     if cells is None and group_by is not None:
         raise ConfigError("--group-by is of --accessibility, which is not given.")
     corpus = genome_corpus(table, windows, chromosomes, assembly or "", matrix, cells)
-    left_out = {**table.left_out, **windows.left_out}
-    told = [f"left out: {number:,} {reason}" for reason, number in left_out.items()]
+    told = counted_in_words(added_up(table.left_out, windows.left_out))
     found = {"share a base with another one": table.overlapping, "begin before the one ahead of them": table.unsorted}
     return corpus, told + [f"note: {number:,} intervals {what}; kept" for what, number in found.items() if number]
 
