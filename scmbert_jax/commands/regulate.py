@@ -79,7 +79,7 @@ class RegulateFit:
     """Chromosomes that the model is scored on."""
     task: Literal["auto", "binary", "classes", "labels", "values"] = "auto"
     """What labels are: one of two, one of several, several at once (0 or 1), or numbers."""
-    linear: tuple[Literal["kmers", "bases", "motifs", "none"], ...] = ("kmers", "bases", "motifs")
+    linear: tuple[Literal["kmers", "gapped", "bases", "motifs", "none"], ...] = ("kmers", "gapped", "bases", "motifs")
     """Linear parts; none: none."""
     network: bool = True
     """A network with a sequence encoder."""
@@ -169,7 +169,7 @@ class RegulateFit:
         changes = {"epochs": self.epochs, "learning_rate": self.learning_rate}
         given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
         if "none" in self.linear and len(self.linear) > 1:
-            raise ConfigError(f"--linear {' '.join(self.linear)}: none, or some of kmers, bases, motifs.")
+            raise ConfigError(f"--linear {' '.join(self.linear)}: none, or some of kmers, gapped, bases, motifs.")
         network, start = NetworkOptions(**given) if self.network else None, None
         if self.frozen and self.pretrained is None:
             raise ConfigError("--frozen: is of --pretrained MODEL_DIR, which is not given.")

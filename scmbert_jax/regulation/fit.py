@@ -30,6 +30,8 @@ Array = np.ndarray
 _DEV_FRACTION = 0.1
 _FEWEST_OF_DEV = 8
 KMERS = ((4, 5, 6), (4, 5, 6, 7))  # sizes that are tried, each on one strand and on both
+GAPPED = (8, 6)  # six of eight neighbours
+_LONGEST_TRIPLES = 1000  # bases of sequences for which triples at their places are tried: 64 numbers for each
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class FitOptions:
       seed: of the first network (the next has the next seed), and of what is split off.
     """
 
-    linear: tuple[LinearKind, ...] = ("kmers", "bases", "motifs")
+    linear: tuple[LinearKind, ...] = ("kmers", "gapped", "bases", "motifs")
     motif_network: NetworkOptions | None = MOTIF_NETWORK
     network: NetworkOptions | None = field(default_factory=NetworkOptions)
     members: int = 1
@@ -102,13 +104,10 @@ def fit_regulatory(
         known[reads] = matrix_of(reads, train.codes), matrix_of(reads, dev.codes)
     fitted = _Fitted()
     for candidates in _linear_candidates(options, train, dev, scanner):
-        part = fit_linear_part(candidates, train, dev, targets, options.balance, known)
-        own = part.definition
-        on_dev = (known[own][1] if own in known else matrix_of(own, dev.codes)) @ part.params["weight"] + part.params[
-            "bias"
-        ]
-        said(f"{part.info['name']}: dev loss {part.info['dev_loss']:.4f} (C {part.info['c']:g})")
-        fitted.add([(part, on_dev.astype(np.float32))])
+        part, on_dev = fit_linear_part(candidates, train, dev, targets, options.balance, known)
+        few = f", fitted to {part.info['sequences']:,} sequences" if part.info["sequences"] < len(train) else ""
+        said(f"{part.info['name']}: dev loss {part.info['dev_loss']:.4f} (C {part.info['c']:g}){few}")
+        fitted.add([(part, on_dev)])
     if not fitted.parts and options.network is None and (options.motif_network is None or scanner is None):
         raise ConfigError(
             "nothing can be fitted: a part of motifs needs a motif file, one of bases sequences of a length"
@@ -289,9 +288,11 @@ def _linear_candidates(
     """For each linear part what it may be."""
     lengths = np.concatenate([train.lengths, dev.lengths])
     one_length = bool((lengths == train.codes.shape[1]).all())
+    placed = ((1,), (1, 2), (1, 2, 3)) if train.codes.shape[1] <= _LONGEST_TRIPLES else ((1,), (1, 2))
     found: dict[LinearKind, list[LinearDefinition]] = {
         "kmers": [LinearDefinition("kmers", sizes, both) for sizes in KMERS for both in (True, False)],
-        "bases": [LinearDefinition("bases", (size,)) for size in (1, 2)] if one_length else [],
+        "gapped": [LinearDefinition("gapped", GAPPED, both) for both in (True, False)],
+        "bases": [LinearDefinition("bases", sizes) for sizes in placed] if one_length else [],
         "motifs": [LinearDefinition("motifs", scanner=scanner)] if scanner is not None else [],
     }
     return [found[kind] for kind in dict.fromkeys(options.linear) if found[kind]]

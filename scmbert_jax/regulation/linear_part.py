@@ -1,7 +1,8 @@
 """The linear path of a regulatory model: logistic regression (of values: ridge) on what a sequence is made of.
 
     kmers     log(1 + count) of the k-mers of some lengths, of one strand or of both
-    bases     which base, or which pair of neighbours, stands at which position: of sequences of one length
+    gapped    log(1 + count) of six of eight neighbours, whatever the other two are, of one strand or of both
+    bases     which base, pair and triple of neighbours stands at which position: of sequences of one length
     motifs    how well each motif fits: its best score, and log2 of the mean likelihood ratio
 
 Fitted by L-BFGS to mean loss + |W|^2 / (2 C n); what is chosen (k, strands, C) has the least loss on dev. Every
@@ -21,15 +22,19 @@ from scipy.optimize import minimize
 from data_pipelines.genome.motifs import MotifSet
 from scmbert_jax.regulation.labelled import Kind, LabelledSequences
 from scmbert_jax.regulation.losses import row_losses, row_weights
+from scmbert_jax.sequences.gapped_kmers import gap_patterns, gapped_counts, gapped_matrix
 from scmbert_jax.sequences.kmer_counts import kmer_counts, kmer_places, reverse_complements, words
 from scmbert_jax.sequences.motif_scanner import MotifScanner, Summary
 
 Array = np.ndarray
-LinearKind = Literal["kmers", "bases", "motifs"]
+LinearKind = Literal["kmers", "gapped", "bases", "motifs"]
 
 C_GRID = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 # Sequences by which C and k are chosen; then the chosen part is fitted to all.
 _MOST_TO_CHOOSE_BY = 10_000
+_MOST_COUNTED = (
+    200_000_000  # words of sequences that are fitted to: a sparse matrix of them takes 8 bytes for each, twice
+)
 _SUMMARIES: tuple[Summary, ...] = ("max", "log_mean_exp")
 _LEAST_SCORE = -30.0  # bits, of a motif that is longer than the sequence
 
@@ -40,8 +45,8 @@ class LinearDefinition:
 
     Attributes:
       kind: see above.
-      sizes: bases of the k-mers; of `bases` 1 or 2, one of them.
-      both: k-mers are counted on both strands, those of a pair as one. A part of motifs always reads both.
+      sizes: bases of the k-mers, or of the words at a position; of `gapped` the window, and how many of it are read.
+      both: words are counted on both strands, those of a pair as one. A part of motifs always reads both.
       scanner: of the motifs.
     """
 
@@ -54,8 +59,10 @@ class LinearDefinition:
         """float32 [N, F] of one_hot [N, L, 4]."""
         if self.kind == "kmers":
             return jnp.concatenate([jnp.log1p(self._counts(one_hot, k)) for k in self.sizes], axis=1)
+        if self.kind == "gapped":
+            return jnp.log1p(gapped_counts(one_hot, *self.sizes, self.both))
         if self.kind == "bases":
-            return words(one_hot, self.sizes[0]).reshape(len(one_hot), -1)
+            return jnp.concatenate([words(one_hot, k).reshape(len(one_hot), -1) for k in self.sizes], axis=1)
         return motif_features(self.scanner, one_hot)
 
     def _counts(self, one_hot: jax.Array, k: int) -> jax.Array:
@@ -73,7 +80,14 @@ class LinearDefinition:
     def name(self) -> str:
         if self.kind == "motifs":
             return "motifs"
-        return f"{self.kind} of {', '.join(map(str, self.sizes))}" + (", both strands" if self.both else "")
+        sizes = f"{self.sizes[1]} of {self.sizes[0]}" if self.kind == "gapped" else ", ".join(map(str, self.sizes))
+        return f"{self.kind} of {sizes}" + (", both strands" if self.both else "")
+
+    def words_of(self, length: int) -> int:
+        """About how many entries a row of `matrix_of` has, of sequences of this length; of motifs 0."""
+        if self.kind == "gapped":
+            return length * len(gap_patterns(*self.sizes))
+        return length * len(self.sizes)
 
 
 @dataclass(frozen=True)
@@ -115,11 +129,16 @@ def matrix_of(definition: LinearDefinition, codes: Array) -> Any:
         return np.maximum(np.concatenate([found[name] for name in _SUMMARIES], axis=1), _LEAST_SCORE)
     if definition.kind == "kmers":
         return sp.hstack([_counted(codes, k, definition.both) for k in definition.sizes], format="csr")
-    size = definition.sizes[0]
-    places, known = kmer_places(codes, size)
+    if definition.kind == "gapped":
+        return gapped_matrix(codes, *definition.sizes, definition.both).log1p()
+    return sp.hstack([_placed(codes, k) for k in definition.sizes], format="csr")
+
+
+def _placed(codes: Array, k: int) -> sp.csr_array:
+    places, known = kmer_places(codes, k)
     rows, positions = np.nonzero(known)
-    columns = positions * 4**size + places[known]
-    shape = (len(codes), places.shape[1] * 4**size)
+    columns = positions * 4**k + places[known]
+    shape = (len(codes), places.shape[1] * 4**k)
     return sp.csr_array((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)
 
 
@@ -148,8 +167,10 @@ def fit_linear_part(
     targets: tuple[Array, Array],
     balance: float = 0.0,
     known: dict[LinearDefinition, tuple[Any, Any]] | None = None,
-) -> Part:
-    """The candidate and the C with the least loss on dev, fitted to all of `train`.
+) -> tuple[Part, Array]:
+    """(the candidate with the C that has the least loss on dev, fitted to `train`; its outputs [m, K] there).
+
+    It is fitted to all of `train`, or to as many sequences, evenly spaced, as have `_MOST_COUNTED` words.
 
     Args:
       candidates: at least one.
@@ -157,13 +178,15 @@ def fit_linear_part(
       balance: see `row_weights`.
       known: what `matrix_of` gives of train and dev, where it has been computed.
     """
-    chosen: tuple[float, LinearDefinition, float] | None = None
-    few = np.unique(np.linspace(0, len(train) - 1, min(_MOST_TO_CHOOSE_BY, len(train))).astype(np.int64))
+    known = known or {}
+    chosen: tuple[float, LinearDefinition, float, Any] | None = None
+    few = _evenly(len(train), _MOST_TO_CHOOSE_BY)
     weights = row_weights(train, balance)
     kind = train.task.kind
     tried = {}
     for definition in candidates:
-        features, of_dev = _matrices(definition, train.codes, dev.codes, few, known or {})
+        features = known[definition][0][few] if definition in known else matrix_of(definition, train.codes[few])
+        of_dev = known[definition][1] if definition in known else matrix_of(definition, dev.codes)
         scale = _Scale.of(features)
         x, x_dev = scale(features), scale(of_dev)
         theta, least = None, np.inf
@@ -173,26 +196,23 @@ def fit_linear_part(
             loss = float(np.mean(np.asarray(row_losses(kind, jnp.asarray(outputs), jnp.asarray(targets[1])))))
             tried[f"{definition.name()}, C {c:g}"] = loss
             if chosen is None or loss < chosen[0]:
-                chosen = (loss, definition, c)
+                chosen = (loss, definition, c, of_dev)
             if loss > least:
                 break  # weaker penalties only get worse
             least = loss
     assert chosen is not None
-    loss, definition, c = chosen
-    features = matrix_of(definition, train.codes) if not known or definition not in known else known[definition][0]
+    loss, definition, c, of_dev = chosen
+    rows = _evenly(len(train), _MOST_COUNTED // max(definition.words_of(train.codes.shape[1]), 1))
+    features = known[definition][0] if definition in known else matrix_of(definition, train.codes[rows])
     scale = _Scale.of(features)
-    theta = _fit(kind, scale(features), targets[0], weights, c, train.task.num_outputs, None)
-    info = {"name": definition.name(), "c": c, "dev_loss": loss, "tried": tried}
-    return Part(definition, scale.undone(theta), info)
+    fitted = scale.undone(_fit(kind, scale(features), targets[0][rows], weights[rows], c, train.task.num_outputs, None))
+    info = {"name": definition.name(), "c": c, "dev_loss": loss, "tried": tried, "sequences": len(rows)}
+    return Part(definition, fitted, info), np.asarray(of_dev @ fitted["weight"] + fitted["bias"], np.float32)
 
 
-def _matrices(
-    definition: LinearDefinition, codes: Array, of_dev: Array, few: Array, known: dict[LinearDefinition, Any]
-) -> tuple[Any, Any]:
-    """Features of some rows of train, and of dev."""
-    if definition in known:
-        return known[definition][0][few], known[definition][1]
-    return matrix_of(definition, codes[few]), matrix_of(definition, of_dev)
+def _evenly(number: int, most: int) -> Array:
+    """int64: at most `most` of `number` places, evenly spaced."""
+    return np.unique(np.linspace(0, number - 1, max(min(most, number), 1)).astype(np.int64))
 
 
 @dataclass(frozen=True)

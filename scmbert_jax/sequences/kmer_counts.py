@@ -5,6 +5,8 @@ The indicator of a k-mer at a position is a product of k one-hot values. A table
 4^(k/2)] for each sequence.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,9 +44,14 @@ def reverse_complements(k: int) -> np.ndarray:
 def kmer_places(codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """(int64 [N, L - k + 1], the number of the k-mer that begins at each position, as `words` orders them; bool, it has
     no N) of codes uint8 [N, L], on the host."""
-    total = max(codes.shape[1] - k + 1, 0)
+    return places_of_words(codes, range(k))
+
+
+def places_of_words(codes: np.ndarray, pattern: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The same of the bases at these places, in rising order, behind each position."""
+    total = max(codes.shape[1] - pattern[-1], 0)
     found, known = np.zeros((len(codes), total), np.int64), np.ones((len(codes), total), bool)
-    for place in range(k):
+    for place in pattern:
         bases = codes[:, place : place + total]
         found = found * 4 + np.minimum(bases, 3)
         known &= bases < 4

@@ -121,7 +121,15 @@ def test_a_stored_model_gives_what_it_gave_and_a_damaged_one_is_refused_by_name(
         load_regulatory(tmp_path / "model")
 
 
-@pytest.mark.parametrize("definition", [LinearDefinition("kmers", (3, 4), True), LinearDefinition("bases", (2,))])
+@pytest.mark.parametrize(
+    "definition",
+    [
+        LinearDefinition("kmers", (3, 4), True),
+        LinearDefinition("gapped", (5, 3), True),
+        LinearDefinition("gapped", (6, 4)),
+        LinearDefinition("bases", (1, 2)),
+    ],
+)
 def test_features_on_the_host_are_those_of_one_hot(definition):
     codes = planted(5, 6).codes
     codes[0, 7], codes[1, 30:] = 4, 4
