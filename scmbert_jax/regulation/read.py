@@ -1,6 +1,7 @@
 """Reads labelled sequences: tables of sequences and labels, or regions of a genome with labels or a matrix.
 
-table      .csv, .tsv (plain or gzip), .parquet: a column of sequences, of labels, perhaps of parts and chromosomes
+table      .csv, .tsv (plain or gzip), .parquet: a column of sequences, of labels, perhaps of parts and chromosomes;
+           .data as UCI has its splice junctions: class, name, sequence, no header
 regions    BED, narrowPeak or a table, and a FASTA file; labels from a column of the table, or from a matrix of
            regions by cell types, joined by the regions' ids ("chr1:100-200", 0-based half-open)
 """
@@ -15,7 +16,7 @@ import pandas as pd
 
 from data_pipelines.features.genome_assembly import ucsc_name
 from data_pipelines.files.parquet_file import read_parquet_frame
-from data_pipelines.genome.bases import UNKNOWN, encode
+from data_pipelines.genome.bases import MOST_FOREIGN, UNKNOWN, encode
 from data_pipelines.genome.fasta import Fasta
 from data_pipelines.genome.header_table import is_table, read_header_table, whole_numbers
 from data_pipelines.genome.interval_table import COLUMNS as INTERVAL_COLUMNS
@@ -53,6 +54,7 @@ class Reading:
       task: "auto" says it by the labels: text or few whole numbers are classes (two: binary), several columns of 0 and
         1 labels, other numbers values.
       most_left_out: fraction of the rows that may be unusable.
+      most_foreign: of a sequence's letters, the fraction that may stand for several bases; they are N.
       ucsc_names: chromosomes are called as UCSC calls them.
       assembly: of the FASTA file.
       width: bases of a window; None: the interval as it is. around: its middle, or the summit.
@@ -64,6 +66,7 @@ class Reading:
     split: str = ""
     task: Kind | Literal["auto"] = "auto"
     most_left_out: float = MOST_LEFT_OUT
+    most_foreign: float = MOST_FOREIGN
     ucsc_names: bool = False
     assembly: str | None = None
     width: int | None = None
@@ -91,7 +94,7 @@ def read_table(path: str | Path, reading: Reading) -> Sequences:
     texts = frame[column].str.strip().tolist()
     left_out = LeftOut(str(path), len(texts))
     labels = np.array([f"line {row + 2:,}" for row in range(len(texts))], dtype=str)
-    codes: list[Array | None] = [_encoded(text) for text in texts]
+    codes: list[Array | None] = [_encoded(text, reading.most_foreign) for text in texts]
     kept = left_out.drop(np.ones(len(texts), bool), np.array([not text for text in texts], bool), "empty", labels)
     bad = np.array([own is None for own in codes], bool)
     kept = left_out.drop(kept, bad, "with letters that are no bases", labels)
@@ -255,9 +258,23 @@ def _frame(path: str | Path) -> pd.DataFrame:
             ) from error
         raw = raw.astype(object).where(raw.notna(), "").astype(str)
         return raw.rename(columns=lambda name: str(name).strip().lower())
+    if str(path).lower().endswith((".data", ".data.gz")):
+        return _uci_frame(path)
     if not is_table(path):
         raise InputError(f"{path}: expected a table: .csv, .tsv (plain or .gz) or .parquet; regions need --fasta")
     return read_header_table(path, {}, ())[0]
+
+
+def _uci_frame(path: str | Path) -> pd.DataFrame:
+    columns = ["label", "name", "sequence", "more"]
+    try:
+        raw = pd.read_csv(path, names=columns, dtype=str, keep_default_na=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected lines of class, name, sequence") from error
+    raw = raw.fillna("").apply(lambda column: column.str.strip())
+    if (bad := ((raw.sequence == "") | (raw.more != "")).to_numpy()).any():
+        raise InputError(f"{path}, row {int(np.argmax(bad)) + 1:,}: expected class, name, sequence")
+    return raw[columns[:3]]
 
 
 def _column(path: str | Path, frame: pd.DataFrame, given: str, role: str) -> str:
@@ -276,9 +293,9 @@ def _label_columns(path: str | Path, frame: pd.DataFrame, reading: Reading) -> l
     return [_column(path, frame, name, "label") for name in reading.labels]
 
 
-def _encoded(text: str) -> Array | None:
+def _encoded(text: str, most_foreign: float) -> Array | None:
     try:
-        return encode(text) if text else np.zeros(0, np.uint8)
+        return encode(text, most_foreign) if text else np.zeros(0, np.uint8)
     except InputError:
         return None
 

@@ -1,7 +1,8 @@
 """Counts of k bases within a window, whatever stands between them, as a function of one-hot sequences.
 
 A pattern says which of the window's places are read: (0, 1, 2, 5, 6, 7) of 8 are two triples, two bases apart. As
-features of a linear model they are those of gkm-SVM (Ghandi et al. 2014): a site of a regulator is rarely 8 exact bases.
+features of a linear model they are those of gkm-SVM (Ghandi et al. 2014): the site of a regulator is rarely one exact
+word.
 """
 
 from functools import cache

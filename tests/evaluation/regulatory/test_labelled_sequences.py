@@ -147,6 +147,26 @@ def test_a_table_is_cut_into_folds_that_each_test_once(tmp_path, rng):
     assert next(row for row in rows if row.metric == "accuracy").mean > 80
 
 
+def test_a_table_with_a_column_of_parts_is_split_by_it(sites, tmp_path):
+    parts = {part: pd.read_csv(sites / f"{part}.csv.gz") for part in ("train", "dev", "test")}
+    whole = pd.concat([own.assign(split=part) for part, own in parts.items()])
+    whole.to_csv(tmp_path / "whole.csv", index=False)
+    (split,) = read_task(tmp_path / "whole.csv").splits
+    (expected,) = read_task(sites).splits
+    for part in ("train", "dev", "test"):
+        np.testing.assert_array_equal(getattr(split, part).codes, getattr(expected, part).codes)
+    whole[whole.split != "test"].to_csv(tmp_path / "few.csv", index=False)
+    with pytest.raises(InputError, match="its column of parts has no test"):
+        read_task(tmp_path / "few.csv")
+
+
+@pytest.mark.parametrize("lines", ["EI, a, ACGT\nIE, b\n", "EI, a, ACGT\nIE, b, ACGT, x\n"])
+def test_splice_junctions_with_other_columns_are_refused_by_row(lines, tmp_path):
+    (tmp_path / "splice.data").write_text(lines)
+    with pytest.raises(InputError, match="row 2: expected class, name, sequence"):
+        read_task(tmp_path / "splice.data")
+
+
 def test_what_learns_does_not_choose(sites):
     train, dev = (pd.read_csv(sites / f"{part}.csv.gz") for part in ("train", "dev"))
     dev.loc[:9, "sequence"] = [decode(reverse_complement(encode(text))) for text in train.sequence[:10]]
@@ -161,10 +181,10 @@ def test_what_learns_does_not_choose(sites):
 
 BAD_SETS = {
     "no dev": ({"train": "sequence,label\nACGT,1\n"}, r"no dev.csv in it"),
-    "a column": ({"train": "dna,answer\nACGT,1\n"}, r"label: label, class"),
-    "a letter": ({"train": "sequence,label\nACGT,1\nAC-T,0\n"}, r"train.csv, line 3: letter 3 is '-'"),
-    "no label": ({"train": "sequence,label\nACGT,1\nACGT,\n"}, r"line 3: no label"),
-    "one class": (dict.fromkeys(("train", "dev", "test"), "sequence,label\nACGT,1\n"), r"every label is '1'"),
+    "a column": ({"train": "dna,answer\nACGT,1\n"}, r"expected label or labels or class"),
+    "a letter": ({"train": "sequence,label\nACGT,1\nAC-T,0\n"}, r"letters that are no bases, e.g. line 3.*'AC-T'"),
+    "no label": ({"train": "sequence,label\nACGT,1\nACGT,\n"}, r"row 2 has no label"),
+    "one class": (dict.fromkeys(("train", "dev", "test"), "sequence,label\nACGT,1\n"), r"all labels are '1'"),
     "a rare class": ({"train": "sequence,label\n" + "ACGT,1\n" * 9 + "ACGA,0\n"}, r"1 sequences of class 0"),
     "empty": ({"train": "sequence,label\n"}, r"has no rows"),
 }
