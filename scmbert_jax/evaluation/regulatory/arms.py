@@ -87,12 +87,7 @@ def _arm(name: str, options: FitOptions, start: Callable[[Split, int], Start] | 
     def fit(split: Split, seed: int) -> Fitted:
         own = None if start is None else start(split, seed)
         model = fit_regulatory(split.train, replace(options, seed=seed), dev=split.dev, pretrained=own)
-        fitted = _of_model(model, split)
-        if own is None or not own.frozen:
-            return fitted
-        # An encoder that stays as it is was not fitted.
-        frozen = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(own.encoder))
-        return fitted._replace(num_parameters=fitted.num_parameters - frozen)
+        return _of_model(model, split)
 
     return Baseline(name, fit, seeded=options.network is not None)
 

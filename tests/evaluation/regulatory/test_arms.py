@@ -88,6 +88,8 @@ def test_arms_are_fitted(task):
     rows = score_task(task, arms(pretrained(1), pretrained(2)), None, num_seeds=1)
     assert {row.method for row in rows} == {ONE_HOT, RANDOM, SCRATCH, FROZEN, TUNED, SHUFFLED}
     assert all(np.isfinite(row.mean) for row in rows)
+    fitted = {row.method: row.num_parameters for row in rows}
+    assert 0 < fitted[FROZEN] == fitted[RANDOM] < fitted[TUNED] == fitted[SCRATCH]
 
 
 @pytest.mark.nightly  # compiles a training
