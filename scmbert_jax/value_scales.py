@@ -3,16 +3,10 @@
     log1p        log1p(count / library_size * target_sum)                           RNA
     root         sqrt(1000 * count / library_size)                                  RNA, of cell types
     clr          log1p(count / g), g the cell's geometric mean of count + 1         protein
-    tf_idf       log1p(1e4 * tf * (cells / cells with the region open))             ATAC, in a model
-    tf_log_idf   log1p(1e4 * tf * log1p(cells / cells with the region open))        ATAC, of a set of cells by itself
+    root_idf     sqrt(1000 * [count > 0] / library_size) * log1p(1 / detection)     ATAC
 
 Each is 0 for a count of 0, so that whoever holds sparse counts changes the stored ones alone. All arguments are of any
 shapes that broadcast; `xp` is numpy or jax.numpy. A size below 1, of a cell without counts, counts as 1.
-
-Two TF-IDFs, because a model and a baseline know different things. A model sees some of a cell's regions, and how often
-each is open among the first cells of its run: tf is per count of the cell, idf the plain ratio, as in Signac. A
-baseline sees all regions of all its cells: tf is per open region, and idf is the logarithm of Cusanovich et al., by
-which regions that are open in few cells weigh less than by the ratio. Scores on one scale are not scores on the other.
 """
 
 from typing import Any
@@ -47,29 +41,23 @@ def clr_values(counts: Any, mean_log_count: Any, xp: Any = np) -> Any:
     return xp.log1p(counts * xp.exp(-mean_log_count))
 
 
-def tf_idf_values(counts: Any, library_size: Any, detection: Any, xp: Any = np) -> Any:
-    """log1p(1e4 * [count > 0] / library_size / detection), `detection` the fraction of cells with the region open.
+def root_idf_values(counts: Any, library_size: Any, detection: Any, xp: Any = np) -> Any:
+    """sqrt(1000 * [count > 0] / library_size) * log1p(1 / detection).
 
-    log(TF x IDF) of Stuart et al. 2019 (`RunTFIDF` of Signac, method 1), of open and closed instead of counts.
-    """
-    return xp.log1p(1e4 * xp.where(counts > 0, 1.0, 0.0) / xp.maximum(library_size, 1.0) / xp.maximum(detection, 1e-4))
-
-
-def tf_log_idf_values(counts: Any, num_open: Any, cells_per_open: Any, xp: Any = np) -> Any:
-    """log1p(1e4 * [count > 0] / num_open * log1p(cells_per_open)).
-
-    TF x log(1 + 1 / fraction of cells with the region open) of Cusanovich et al. 2015, on the scale log1p(1e4 x) of
-    `tf_idf_values`.
+    `root_values` of open and closed, times the inverse document frequency of Cusanovich et al. 2015. With all regions
+    of a cell as open regions its length is nearly the same in every cell, as of TF-IDF that is divided by its length:
+    what tells types apart is which regions are open, not how many. log(TF x IDF), as Signac takes it, keeps the number.
 
     Args:
-      num_open: open regions of the cell.
-      cells_per_open: number of cells / cells with the region open.
+      library_size: counts, or open regions, of the cell.
+      detection: fraction of the cells with the region open.
     """
-    return xp.log1p(1e4 * xp.where(counts > 0, 1.0, 0.0) / xp.maximum(num_open, 1.0) * xp.log1p(cells_per_open))
+    frequency = xp.log1p(1.0 / xp.maximum(detection, 1e-4))
+    return root_values(xp.where(counts > 0, 1.0, 0.0), library_size, xp) * frequency
 
 
 def linear_values(modality: str, counts: Any, library_size: Any, mean_log_count: Any, typical: Any, xp: Any) -> Any:
-    """Values in which principal components are taken: `log1p_values`, `clr_values` or `tf_idf_values`.
+    """Values in which principal components are taken: `log1p_values`, `clr_values` or `root_idf_values`.
 
     Args:
       counts, library_size, mean_log_count: of the tokens, any shape; see `ModalityTokens`.
@@ -79,7 +67,7 @@ def linear_values(modality: str, counts: Any, library_size: Any, mean_log_count:
         return log1p_values(counts, library_size, typical, xp)
     if modality == "protein":
         return clr_values(counts, mean_log_count, xp)
-    return tf_idf_values(counts, library_size, typical, xp)
+    return root_idf_values(counts, library_size, typical, xp)
 
 
 def expression_bins(relative: Any, num_bins: int, xp: Any = np) -> Any:

@@ -1,9 +1,9 @@
 """The representation of `--method pca`: principal components of the labelled cells, no model.
 
 Counts become log1p of counts per 10,000, square roots of fractions, or ranks within the cell (RNA), CLR (protein) or
-TF-log-IDF (ATAC), with what the labelled cells say of depth and of rare regions. Each modality's scores are brought to
-one scale, never each component (a scale per component gives noise the say of what tells types apart), and stand side by
-side. What was not measured has its mean.
+roots times IDF (ATAC), with what the labelled cells say of depth and of rare regions. Each modality's scores are
+brought to one scale, never each component (a scale per component gives noise the say of what tells types apart), and
+stand side by side. What was not measured has its mean.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from data_pipelines.statistics.principal_components import principal_components
 from scmbert_jax.errors import InputError
 from scmbert_jax.feature_layout import NUM_COMPONENTS
 from scmbert_jax.tasks.model_cells import cells_in_features, check_coverage, coverage_of
-from scmbert_jax.value_scales import clr_values, log1p_values, root_values, tf_log_idf_values
+from scmbert_jax.value_scales import clr_values, log1p_values, root_idf_values, root_values
 
 Array = np.ndarray
 
@@ -238,8 +238,7 @@ def values_of_counts(modality: str, counts: sp.csr_matrix, measured: Array, know
         mean_log = np.asarray(counts.log1p().sum(1)).ravel() / max(int(measured.sum()), 1)
         data = clr_values(counts.data, np.repeat(mean_log, number))
     elif modality == "atac":
-        cells_per_open = 1 / np.maximum(known.detection[counts.indices], 1e-4)
-        data = tf_log_idf_values(counts.data, np.repeat(number / part, number), cells_per_open)
+        data = root_idf_values(counts.data, np.repeat(number / part, number), known.detection[counts.indices])
     else:
         totals = np.asarray(counts.sum(1)).ravel() / part
         library_size = np.repeat(totals, number)

@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA, TruncatedSVD
 
 from scmbert_jax.errors import InputError
 from scmbert_jax.modalities import TABLE
-from scmbert_jax.tasks.normalisation import centred_log_ratio, log1p_cp10k, root_of_depth, tf_log_idf
+from scmbert_jax.tasks.normalisation import centred_log_ratio, log1p_cp10k, root_idf, root_of_depth
 
 Array = np.ndarray
 
@@ -22,7 +22,7 @@ _COVARIANCE_FEATURES = 2000
 # The row of a model without its transformer (`PretrainedModel.linear_path_alone`), beside that of the model.
 LINEAR_PATH_ALONE = "linear path alone"
 
-NORMALISATIONS = {"rna": log1p_cp10k, "protein": centred_log_ratio, "atac": tf_log_idf}
+NORMALISATIONS = {"rna": log1p_cp10k, "protein": centred_log_ratio, "atac": root_idf}
 WITH_ROOTS = {**NORMALISATIONS, "rna": root_of_depth}
 
 
@@ -31,7 +31,7 @@ def pca_embedding(counts: Any, modality: str, embed_dim: int, seed: int = 0, *, 
 
     Args:
       counts: raw counts, dense or scipy sparse [n cells, f features]; never densified.
-      modality: "rna" (log1p CP10k), "protein" (CLR per cell) or "atac" (TF-log-IDF).
+      modality: "rna" (log1p CP10k), "protein" (CLR per cell) or "atac" (roots x IDF).
       embed_dim: the wanted number of dimensions, usually the model's.
       seed: starting vector of the Lanczos iterations (their result hardly depends on it).
       roots: RNA as square roots of fractions of the cell instead (`root_values`).

@@ -20,11 +20,11 @@ from data_pipelines.readers.open_dataset import open_dataset
 from data_pipelines.readers.whole_counts import by_feature
 from scmbert_jax.errors import ConfigError, InputError
 from scmbert_jax.modalities import TABLE
-from scmbert_jax.tasks.normalisation import centred_log_ratio, log1p_of_depth, tf_log_idf
+from scmbert_jax.tasks.normalisation import centred_log_ratio, log1p_of_depth, root_idf
 
 Array = np.ndarray
 
-_NORMALISATIONS = {"rna": log1p_of_depth, "protein": centred_log_ratio, "atac": tf_log_idf}
+_NORMALISATIONS = {"rna": log1p_of_depth, "protein": centred_log_ratio, "atac": root_idf}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ModalityCells:
 
     @cached_property
     def values(self) -> sp.csr_matrix:
-        """float64 CSR [n, F]: log1p of depth-free counts (RNA), CLR (protein) or TF-log-IDF (ATAC) of these cells."""
+        """float64 CSR [n, F]: log1p of depth-free counts (RNA), CLR (protein) or roots x IDF (ATAC) of these cells."""
         return _NORMALISATIONS[self.modality](self.counts.astype(np.float64))
 
     def take(self, rows: Array) -> "ModalityCells":

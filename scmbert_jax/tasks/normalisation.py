@@ -6,7 +6,7 @@ Every one of them keeps zeros zero, so that sparse counts stay sparse.
 import numpy as np
 import scipy.sparse as sp
 
-from scmbert_jax.value_scales import clr_values, log1p_values, root_values, tf_log_idf_values
+from scmbert_jax.value_scales import clr_values, log1p_values, root_idf_values, root_values
 
 Array = np.ndarray
 
@@ -41,13 +41,12 @@ def centred_log_ratio(counts: sp.csr_matrix) -> sp.csr_matrix:
     return _with_values(counts, clr_values(counts.data, _of_cells(log_mean, counts)))
 
 
-def tf_log_idf(counts: sp.csr_matrix) -> sp.csr_matrix:
-    """`tf_log_idf_values` of these cells; regions open in no cell stay zero."""
+def root_idf(counts: sp.csr_matrix) -> sp.csr_matrix:
+    """`root_idf_values` of these cells' open regions; regions open in no cell stay zero."""
     binary = (counts > 0).astype(np.float64).tocsr()
     num_open = np.asarray(binary.sum(1)).ravel()
-    cells_open = np.asarray(binary.sum(0)).ravel()
-    cells_per_open = (binary.shape[0] / np.maximum(cells_open, 1.0))[binary.indices]
-    return _with_values(binary, tf_log_idf_values(binary.data, _of_cells(num_open, binary), cells_per_open))
+    detection = np.asarray(binary.mean(0)).ravel()[binary.indices]
+    return _with_values(binary, root_idf_values(binary.data, _of_cells(num_open, binary), detection))
 
 
 def _of_cells(values: Array, counts: sp.csr_matrix) -> Array:

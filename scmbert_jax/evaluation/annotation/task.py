@@ -37,7 +37,7 @@ class CellValues:
         return {}
 
     def values(self, roots: bool = False) -> sp.csr_matrix:
-        """float32 CSR [n, sum of F]: log1p CP10k or roots (RNA), CLR (protein) and TF-log-IDF (ATAC) side by side."""
+        """float32 CSR [n, sum of F]: log1p CP10k or roots (RNA), CLR (protein) and roots x IDF (ATAC) side by side."""
         if roots not in self._values:
             of = WITH_ROOTS if roots else NORMALISATIONS
             parts = [of[name](counts.astype(np.float64)) for name, counts in self.counts.items()]

@@ -18,7 +18,7 @@ from scmbert_jax.evaluation.data.measured_cells import FeatureColumns, MeasuredC
 from scmbert_jax.evaluation.data.splits import Fold, subsample_training_cells
 from scmbert_jax.evaluation.data.value_scale import ValueScale
 from scmbert_jax.modalities import TABLE
-from scmbert_jax.tasks.normalisation import tf_log_idf
+from scmbert_jax.tasks.normalisation import root_idf
 
 Array = np.ndarray
 
@@ -101,9 +101,9 @@ class TranslationFold:
 
     @cached_property
     def source_inputs(self) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-        """Normalised sources CSR [n, S], [m, S]: log1p, CLR, or (ATAC) TF-log-IDF over all of these cells."""
+        """Normalised sources CSR [n, S], [m, S]: log1p, CLR, or (ATAC) roots x IDF over all of these cells."""
         if self.source == "atac":
-            both = tf_log_idf(sp.vstack([self.train_source, self.test_source], format="csr"))
+            both = root_idf(sp.vstack([self.train_source, self.test_source], format="csr"))
             return both[: self.num_train], both[self.num_train :]
         return self.source_scale.values(self.train_source), self.source_scale.values(self.test_source)
 
