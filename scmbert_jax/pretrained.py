@@ -130,7 +130,8 @@ def read_features(
             f"feature space {expected_hash[:12]}...: the rows of the feature table would mean other features."
         )
     path, linear_path = folder / "feature_statistics.npz", config.model.linear_path
-    statistics = load_statistics(path, space.num_features, linear_path=linear_path)
+    regions = "atac" in space.modalities
+    statistics = load_statistics(path, space.num_features, linear_path=linear_path, regions=regions)
     layout = replace(space.layout({name: len(values) for name, values in covariates.items()}), statistics=statistics)
     if config.model.networks:
         layout = load_network(folder, layout)

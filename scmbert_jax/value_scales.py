@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+ATAC_VALUES = "root_idf"  # by which stored loadings say of what values they are
+
 
 def relative_expression(counts: Any, library_size: Any, target_sum: Any, xp: Any = np) -> Any:
     """count / library_size * target_sum; 0 where the library is empty. CP10K for target_sum = 1e4."""

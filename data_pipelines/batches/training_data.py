@@ -93,7 +93,8 @@ class MixtureData:
     def _make_statistics(self, layout: FeatureLayout) -> FeatureStatistics:
         if self._started_run is not None and _is_of_the_same_data(self._started_run, self.fingerprint):
             path = self._started_run / _STATISTICS_FILE
-            return load_statistics(path, layout.num_features, linear_path=self._linear_path)
+            regions = "atac" in self._reader.mixture.joined.feature_space.modalities
+            return load_statistics(path, layout.num_features, linear_path=self._linear_path, regions=regions)
         whole = self._reader.of_all_processes()
         return feature_statistics(
             _first_batches(whole),

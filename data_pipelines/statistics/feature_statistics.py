@@ -35,7 +35,7 @@ from scmbert_jax.feature_layout import (
     LinearStatistics,
 )
 from scmbert_jax.modalities import MODALITIES
-from scmbert_jax.value_scales import clr_values, linear_values, log1p_values
+from scmbert_jax.value_scales import ATAC_VALUES, clr_values, linear_values, log1p_values
 
 MAX_TOKENS = 1_000_000
 # log of the negative binomial's inverse dispersion: the values among which the likelihood chooses.
@@ -189,15 +189,16 @@ def from_arrays(arrays: Mapping[str, np.ndarray], linear_path: bool) -> FeatureS
 def save_statistics(statistics: FeatureStatistics, path: Path) -> None:
     """Writes an .npz."""
     arrays: dict[str, Any] = as_arrays(statistics)
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, **arrays, atac_values=np.array(ATAC_VALUES))
 
 
-def load_statistics(path: Path, num_features: int, *, linear_path: bool) -> FeatureStatistics:
+def load_statistics(path: Path, num_features: int, *, linear_path: bool, regions: bool = False) -> FeatureStatistics:
     """Raises `InputError` when the file is missing, damaged, of another number of features, or, for a model with a
-    linear path, without its part."""
+    linear path, without its part, or, where some features are `regions`, of another scale of their values."""
     try:
         with open_arrays(path) as arrays:
             statistics = from_arrays(arrays, linear_path)
+            atac_values = str(arrays["atac_values"]) if "atac_values" in arrays else "log(TF x IDF)"
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{path}: cannot be read as feature statistics ({error}); make its folder again.") from error
     of_features = [getattr(statistics, name) for name in _FIELDS_OF_FEATURES]
@@ -206,6 +207,11 @@ def load_statistics(path: Path, num_features: int, *, linear_path: bool) -> Feat
     if any(len(array) != num_features for array in of_features):
         raise InputError(
             f"{path}: is of {len(statistics.fraction)} features, expected {num_features}; files were mixed."
+        )
+    if linear_path and regions and atac_values != ATAC_VALUES:
+        raise InputError(
+            f"{path}: ATAC counts became {atac_values}; in this program they become {ATAC_VALUES}, so that the same "
+            "numbers would mean something else. Train the model again, or use it with the program that made it."
         )
     return statistics
 

@@ -24,7 +24,7 @@ from data_pipelines.statistics.principal_components import principal_components
 from scmbert_jax.errors import InputError
 from scmbert_jax.feature_layout import NUM_COMPONENTS
 from scmbert_jax.tasks.model_cells import cells_in_features, check_coverage, coverage_of
-from scmbert_jax.value_scales import clr_values, log1p_values, root_idf_values, root_values
+from scmbert_jax.value_scales import ATAC_VALUES, clr_values, log1p_values, root_idf_values, root_values
 
 Array = np.ndarray
 
@@ -54,7 +54,7 @@ class ModalityPca:
       mean: float64 [F] of the values; loadings: float32 [F, d].
       scale: of the scores of the labelled cells: their mean variance is its square.
       values: of RNA: "log1p", "roots" (`root_values`), or "ranks" (`rank_values`, less their mean over the measured
-        features of a cell).
+        features of a cell). Of ATAC `ATAC_VALUES`, so that folders of before are told.
     """
 
     fraction: Array
@@ -137,6 +137,8 @@ class Pca:
             )
             for name in space.modalities
         }
+        if "atac" in parts and parts["atac"].values != ATAC_VALUES:
+            raise ValueError(f"its ATAC values are of an earlier version; this program takes {ATAC_VALUES}")
         return cls(space, parts)
 
 
@@ -172,7 +174,7 @@ def fit_pca(space: FeatureSpace, cells: MappedCells, num_components: int | None 
             chunks,
             cells.overlaps[name],
             num_components or USUAL_COMPONENTS[name],
-            values if name == "rna" else "log1p",
+            values if name == "rna" else ATAC_VALUES if name == "atac" else "log1p",
             cells.report.path,
         )
         for name in cells.overlaps

@@ -308,6 +308,12 @@ def test_statistics_are_saved_and_refused_where_they_do_not_fit(tmp_path):
     with pytest.raises(InputError, match=r"s\.npz: cannot be read .*loadings"):
         load_statistics(tmp_path / "s.npz", 3, linear_path=True)
     save_statistics(found, tmp_path / "s.npz")
+    assert load_statistics(tmp_path / "s.npz", 3, linear_path=True, regions=True) is not None
+    earlier = {name: array for name, array in np.load(tmp_path / "s.npz").items() if name != "atac_values"}
+    np.savez(tmp_path / "earlier.npz", **earlier)
+    load_statistics(tmp_path / "earlier.npz", 3, linear_path=True)
+    with pytest.raises(InputError, match=r"earlier\.npz: ATAC counts became log\(TF x IDF\).*Train the model again"):
+        load_statistics(tmp_path / "earlier.npz", 3, linear_path=True, regions=True)
     with pytest.raises(InputError, match="is of 3 features, expected 4"):
         load_statistics(tmp_path / "s.npz", 4, linear_path=True)
     (tmp_path / "s.npz").write_bytes(b"PK nothing")
