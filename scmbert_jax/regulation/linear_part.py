@@ -60,7 +60,8 @@ class LinearDefinition:
         if self.kind == "kmers":
             return jnp.concatenate([jnp.log1p(self._counts(one_hot, k)) for k in self.sizes], axis=1)
         if self.kind == "gapped":
-            return jnp.log1p(gapped_counts(one_hot, *self.sizes, self.both))
+            window, k = self.sizes
+            return jnp.log1p(gapped_counts(one_hot, window, k, self.both))
         if self.kind == "bases":
             return jnp.concatenate([words(one_hot, k).reshape(len(one_hot), -1) for k in self.sizes], axis=1)
         return motif_features(self.scanner, one_hot)
@@ -130,7 +131,8 @@ def matrix_of(definition: LinearDefinition, codes: Array) -> Any:
     if definition.kind == "kmers":
         return sp.hstack([_counted(codes, k, definition.both) for k in definition.sizes], format="csr")
     if definition.kind == "gapped":
-        return gapped_matrix(codes, *definition.sizes, definition.both).log1p()
+        window, k = definition.sizes
+        return gapped_matrix(codes, window, k, definition.both).log1p()
     return sp.hstack([_placed(codes, k) for k in definition.sizes], format="csr")
 
 
