@@ -62,7 +62,7 @@ def test_the_atac_baseline_does_not_hold_depth():
     regions = np.where(groups[:, None] == (np.arange(400) < 200), 1.4, 0.6)
     x = (rng.random((300, 400)) < depth * regions).astype(int)
     lsi = baselines.pca_embedding(x, "atac", 5)
-    # log1p of TF-IDF leaves a little depth everywhere; the first kept component must be the groups.
+    # Roots leave a little depth everywhere; the first kept component must be the groups.
     assert abs(np.corrcoef(lsi[:, 0], groups)[0, 1]) > 0.9
     assert abs(np.corrcoef(lsi[:, 0], depth[:, 0])[0, 1]) < 0.3
 
