@@ -3,16 +3,12 @@ from itertools import combinations
 import jax
 import numpy as np
 
-from data_pipelines.genome.bases import encode
+from data_pipelines.genome.bases import encode, reverse_complement
 from scmbert_jax.sequences.gapped_kmers import gap_patterns, gapped_counts, gapped_matrix
 
 
 def sequences(count: int = 4, length: int = 30) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 5, (count, length)).astype(np.uint8)
-
-
-def reverse_complement(codes: np.ndarray) -> np.ndarray:
-    return np.where(codes < 4, 3 - codes, 4)[:, ::-1].astype(np.uint8)
 
 
 def test_every_word_at_every_pattern_is_counted_as_by_hand():
